@@ -1,0 +1,158 @@
+"""The protocol every backend meets, and the one place that chooses one.
+
+Shapes use T for the tokens of a step, S for its sequences, H and G for query and key-value
+heads, D for head_dim. A backend's result for a token never depends on the other tokens of the
+step: sums that decide it run in an order fixed by the token's own sizes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from bitwatt_kernels.packing import TernaryWeight
+
+__all__ = ["BLOCK_SIZE", "Activation", "Backend", "QuantizedActivations", "StepLayout"]
+
+BLOCK_SIZE = 16  # tokens a KV-cache block holds
+
+Activation = Literal["relu2", "silu"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedActivations:
+    """Activations quantized per token to int8: x ≈ codes / scales.
+
+    codes   [T, in_features] int8 in [-128, 127]
+    scales  [T] float32, 127 / clamp(max|x|, 1e-5)
+    sums    [T] int32, Σ codes over in_features: undoes the +1 of the weights' codes
+    """
+
+    codes: Tensor
+    scales: Tensor
+    sums: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """Which tokens of a step belong to which sequence, and where their keys and values live.
+
+    The tokens of a sequence are neighbours and in order; a sequence's last query token is its
+    last token so far. Padding sequences of a bucketed batch have context_lens 0 and slots -1.
+
+    positions      [T] int64, index of each token in its sequence
+    slots          [T] int64, block · BLOCK_SIZE + offset of each token's key and value
+    query_starts   [S + 1] int32, first token of each sequence
+    context_lens   [S] int32, tokens of each sequence up to and with this step
+    block_tables   [S, max_blocks] int32, blocks of each sequence; entries past its length unread
+    max_query_len  most tokens one sequence brings to the step
+    max_context_len  most tokens one sequence attends to
+    """
+
+    positions: Tensor
+    slots: Tensor
+    query_starts: Tensor
+    context_lens: Tensor
+    block_tables: Tensor
+    max_query_len: int
+    max_context_len: int
+
+
+class Backend(Protocol):
+    """One arithmetic on one device. Methods are named alike in every backend, test and bench.
+
+    Activations are bfloat16, float16 or float32 and contiguous, and every result is in x's
+    dtype unless said otherwise. Sums are taken in float32 or wider and rounded once.
+    """
+
+    name: str
+    device: torch.device
+
+    def prepare_ternary(self, weight: TernaryWeight) -> object:
+        """Return the weight in the form this backend's ternary_linear reads fastest, on device."""
+        ...
+
+    def prepare_head(self, weight: Tensor) -> object:
+        """Return [vocab_size, hidden_size] in the form this backend's head reads, on device."""
+        ...
+
+    def nbytes(self, prepared: object) -> int:
+        """Return the bytes of memory a prepared weight holds."""
+        ...
+
+    def quantize(self, x: Tensor) -> QuantizedActivations:
+        """Return x [T, K] quantized per token, rounding half to even."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x / sqrt(mean x² + eps) · weight, per token, [T, K]."""
+        ...
+
+    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
+        """Return quantize(rms_norm(x)) with no rounding in between, [T, K]."""
+        ...
+
+    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """Return f(gate) · up for gate_up [T, 2 · F] = gate ‖ up; f is relu² or SiLU. [T, F]"""
+        ...
+
+    def gated_activation_quantize(
+        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+    ) -> QuantizedActivations:
+        """Return f(gate) · up, RMS-normed by weight unless None, quantized; float32 throughout."""
+        ...
+
+    def ternary_linear(
+        self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Return float32(x.codes · Wᵀ) / x.scales · weight scales (+ bias) (+ residual).
+
+        Accumulates in int32 and rounds once to dtype: bitwise the same for every T.
+        weight    what prepare_ternary returned
+        residual  [T, out_features] in dtype, or None
+        Returns   [T, out_features] dtype
+        """
+        ...
+
+    def dense_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        """Return x · weightᵀ (+ bias) (+ residual), the 16-bit baseline's matmul.
+
+        x         [T, in_features], in weight's dtype
+        weight    [out_features, in_features]
+        residual  [T, out_features], or None
+        """
+        ...
+
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        rope: Tensor,
+        kv_cache: Tensor,
+        layout: StepLayout,
+        num_heads: int,
+    ) -> Tensor:
+        """Rotate queries and keys, write keys and values to the cache, return the queries.
+
+        qkv       [T, (H + 2 · G) · D], queries ‖ keys ‖ values
+        rope      [max_model_len, D] float32, cos ‖ sin of the D/2 frequencies; half-split pairs
+        kv_cache  [2, num_blocks, G, BLOCK_SIZE, D], keys then values
+        Returns   [T, H, D]
+        """
+        ...
+
+    def attention(
+        self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float
+    ) -> Tensor:
+        """Return causal softmax(q · kᵀ · scale) · v over each sequence's cached tokens.
+
+        queries  [T, H, D]; head h reads key-value head h // (H / G)
+        Returns  [T, H · D]
+        """
+        ...
+
+    def head(self, x: Tensor, weight: object) -> Tensor:
+        """Return logits [T, vocab_size] float32 of x [T, hidden_size]."""
+        ...

@@ -1,0 +1,106 @@
+"""The one definition of the packed ternary layout: two bits a weight, plane-split.
+
+A row of K weights in {-1, 0, +1} becomes K/4 bytes of codes {0, 1, 2} (weight + 1). Byte j
+holds the codes of k = j, j + K/4, j + 2·K/4 and j + 3·K/4 in its bits 0-1, 2-3, 4-5 and 6-7,
+so that one shift and one mask turn consecutive bytes into consecutive weights of one plane.
+Code 3 never occurs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitwatt_kernels.errors import DtypeError, ShapeError
+
+__all__ = ["IN_FEATURES_MULTIPLE", "TernaryWeight", "pack", "unpack"]
+
+IN_FEATURES_MULTIPLE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TernaryWeight:
+    """A packed ternary matrix with one float32 scale a row: W[n, k] = (code - 1) · scales[n].
+
+    codes   [out_features, in_features // 4] uint8, this module's layout
+    scales  [out_features] float32; equal along a matrix, distinct where matrices are fused
+    bias    [out_features] float32, or None
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes.dtype != torch.uint8 or self.codes.dim() != 2:
+            raise DtypeError(
+                f"codes are {self.codes.dtype} {list(self.codes.shape)}; "
+                "expected uint8 [out_features, in_features // 4]"
+            )
+        for name, vector in (("scales", self.scales), ("bias", self.bias)):
+            if vector is None:
+                continue
+            if vector.dtype != torch.float32:
+                raise DtypeError(f"{name} are {vector.dtype}; expected torch.float32")
+            if vector.shape != (self.out_features,):
+                raise ShapeError(
+                    f"{name} have shape {list(vector.shape)}; expected [{self.out_features}]"
+                )
+
+    @property
+    def out_features(self) -> int:
+        return self.codes.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.codes.shape[1] * 4
+
+    @classmethod
+    def concatenate(cls, weights: "list[TernaryWeight]") -> "TernaryWeight":
+        """Return the weights stacked along out_features, each row keeping its own scale."""
+        biases = [w.bias for w in weights]
+        if all(b is None for b in biases):
+            bias = None
+        else:
+            bias = torch.cat(
+                [torch.zeros_like(w.scales) if w.bias is None else w.bias for w in weights]
+            )
+        return cls(
+            torch.cat([w.codes for w in weights]), torch.cat([w.scales for w in weights]), bias
+        )
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Return the codes of a ternary matrix.
+
+    weight   [out_features, in_features] int8 in {-1, 0, 1}
+    Returns  [out_features, in_features // 4] uint8
+    Raises   ShapeError if in_features is not a positive multiple of 64,
+             DtypeError if weight is not int8, ValueError on any other value
+    """
+    if weight.dtype != torch.int8:
+        raise DtypeError(f"weight is {weight.dtype}; expected torch.int8")
+    if weight.dim() != 2 or weight.shape[1] == 0 or weight.shape[1] % IN_FEATURES_MULTIPLE:
+        raise ShapeError(
+            f"weight has shape {list(weight.shape)}; expected [out_features, in_features] "
+            f"with in_features a multiple of {IN_FEATURES_MULTIPLE}"
+        )
+    if weight.numel() and (int(weight.min()) < -1 or int(weight.max()) > 1):
+        raise ValueError(
+            f"weight has values from {int(weight.min())} to {int(weight.max())}; "
+            "a ternary weight is -1, 0 or 1"
+        )
+    planes = (weight + 1).to(torch.uint8).view(weight.shape[0], 4, -1)
+    return planes[:, 0] | planes[:, 1] << 2 | planes[:, 2] << 4 | planes[:, 3] << 6
+
+
+def unpack(codes: Tensor) -> Tensor:
+    """Return the ternary matrix that `pack` packed.
+
+    codes    [out_features, in_features // 4] uint8
+    Returns  [out_features, in_features] int8 in {-1, 0, 1}
+    """
+    if codes.dtype != torch.uint8:
+        raise DtypeError(f"codes are {codes.dtype}; expected torch.uint8")
+    planes = [(codes >> shift & 3).to(torch.int8) - 1 for shift in (0, 2, 4, 6)]
+    return torch.cat(planes, dim=1)

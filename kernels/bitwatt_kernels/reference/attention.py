@@ -1,0 +1,78 @@
+"""Rotary embedding and causal attention over a paged KV cache, in plain torch."""
+
+import torch
+from torch import Tensor
+
+from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+
+__all__ = ["attention", "gather_keys_values", "rope_and_cache", "rope_table"]
+
+
+def rope_table(max_model_len: int, head_dim: int, theta: float) -> Tensor:
+    """Return cos ‖ sin of position · theta^(-2i / head_dim), [max_model_len, head_dim] float32.
+
+    Source  arXiv:2104.09864, with the pairs (i, i + head_dim / 2)
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    angles = torch.arange(max_model_len, dtype=torch.float32)[:, None] / theta**exponents
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rope_and_cache(
+    qkv: Tensor, rope: Tensor, kv_cache: Tensor, layout: StepLayout, num_heads: int
+) -> Tensor:
+    """Rotate queries and keys, write keys and values to the cache, return queries [T, H, D].
+
+    Tokens whose slot is -1 are padding and write nothing. Shapes as in Backend.rope_and_cache.
+    """
+    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    q, k, v = qkv.view(qkv.shape[0], -1, head_dim).split(
+        [num_heads, num_kv_heads, num_kv_heads], dim=1
+    )
+    cos, sin = rope[layout.positions][:, None].chunk(2, dim=-1)  # [T, 1, D / 2]
+
+    def rotate(x: Tensor) -> Tensor:
+        a, b = x.float().chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+    written = layout.slots >= 0
+    slots = layout.slots[written]
+    block, offset = slots // BLOCK_SIZE, slots % BLOCK_SIZE
+    kv_cache[0, block, :, offset] = rotate(k)[written].to(kv_cache.dtype)
+    kv_cache[1, block, :, offset] = v[written].to(kv_cache.dtype)
+    return rotate(q).to(qkv.dtype)
+
+
+def gather_keys_values(kv_cache: Tensor, blocks: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return the first num_tokens keys and values of a sequence, each [G, num_tokens, D].
+
+    blocks  [>= ceil(num_tokens / BLOCK_SIZE)] int32, the sequence's blocks
+    """
+    used = blocks[: -(-num_tokens // BLOCK_SIZE)].long()
+    pages = kv_cache[:, used].transpose(1, 2)  # [2, G, blocks, BLOCK_SIZE, D]
+    keys, values = pages.flatten(2, 3)[:, :, :num_tokens]
+    return keys, values
+
+
+def attention(queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float) -> Tensor:
+    """Return causal softmax(q · kᵀ · scale) · v, [T, H · D]; shapes as in Backend.attention.
+
+    Sums run in float64 and are rounded once: whatever their order, it is below the last bit
+    of a 16-bit result, so that batching and chunking don't show.
+    """
+    out = torch.zeros_like(queries)
+    group = queries.shape[1] // kv_cache.shape[2]
+    starts = layout.query_starts.tolist()
+    for i, num_tokens in enumerate(layout.context_lens.tolist()):
+        first, last = starts[i], starts[i + 1]
+        if num_tokens == 0 or first == last:
+            continue
+        keys, values = gather_keys_values(kv_cache, layout.block_tables[i], num_tokens)
+        q = queries[first:last].transpose(0, 1).double()  # [H, queries, D]
+        k = keys.double().repeat_interleave(group, dim=0)  # [H, num_tokens, D]
+        v = values.double().repeat_interleave(group, dim=0)
+        scores = q @ k.transpose(1, 2) * scale  # [H, queries, num_tokens]
+        seen = torch.arange(num_tokens, device=q.device) <= layout.positions[first:last, None]
+        probabilities = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+        out[first:last] = (probabilities @ v).transpose(0, 1).to(out.dtype)
+    return out.flatten(1)
