@@ -6,14 +6,24 @@ step: sums that decide it run in an order fixed by the token's own sizes.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from importlib import import_module
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.packing import TernaryWeight
 
-__all__ = ["BLOCK_SIZE", "Activation", "Backend", "QuantizedActivations", "StepLayout"]
+__all__ = [
+    "BLOCK_SIZE",
+    "Activation",
+    "Backend",
+    "BackendChoice",
+    "QuantizedActivations",
+    "StepLayout",
+    "choose_backend",
+]
 
 BLOCK_SIZE = 16  # tokens a KV-cache block holds
 
@@ -68,6 +78,7 @@ class Backend(Protocol):
 
     name: str
     device: torch.device
+    batch_invariant: bool
 
     def prepare_ternary(self, weight: TernaryWeight) -> object:
         """Return the weight in the form this backend's ternary_linear reads fastest, on device."""
@@ -156,3 +167,50 @@ class Backend(Protocol):
     def head(self, x: Tensor, weight: object) -> Tensor:
         """Return logits [T, vocab_size] float32 of x [T, hidden_size]."""
         ...
+
+
+# A backend's module and class; the class is called with (device, batch_invariant=...) and raises
+# BackendError with the reason where it cannot run.
+_BACKENDS = {
+    "reference": ("bitwatt_kernels.reference", "ReferenceBackend"),
+    "torch": ("bitwatt_kernels.cpu.torch_backend", "TorchBackend"),
+}
+
+# By device type, the fastest first. The reference is chosen by name only.
+_PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cpu": ("torch",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """The backend that runs, and why each faster one was passed over."""
+
+    backend: Backend
+    passed_over: dict[str, str]
+
+
+def choose_backend(
+    device: torch.device, name: str | None = None, *, batch_invariant: bool = True
+) -> BackendChoice:
+    """Return the named backend, or the fastest one that runs on device.
+
+    batch_invariant  a token's 16-bit matmuls and attention must not depend on its batch either;
+                     False lets the 16-bit baseline use the fastest kernels its library has
+    Raises  BackendError if no candidate can run, with the reason of each
+    """
+    if name is not None and name not in _BACKENDS:
+        raise BackendError(f"backend {name!r} is unknown; there are {', '.join(_BACKENDS)}")
+    candidates = (name,) if name else _PREFERENCE.get(device.type, ())
+    passed_over: dict[str, str] = {}
+    for candidate in candidates:
+        module, class_name = _BACKENDS[candidate]
+        try:
+            factory = getattr(import_module(module), class_name)
+            backend = cast(Backend, factory(device, batch_invariant=batch_invariant))
+        except BackendError as error:
+            passed_over[candidate] = str(error)
+            continue
+        return BackendChoice(backend, passed_over)
+    reasons = "; ".join(f"{k}: {v}" for k, v in passed_over.items()) or "none is written for it"
+    raise BackendError(f"no backend runs on {device}: {reasons}")

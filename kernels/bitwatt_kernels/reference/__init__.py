@@ -20,8 +20,9 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, batch_invariant: bool = True) -> None:
         self.device = device
+        self.batch_invariant = batch_invariant  # always so
 
     def prepare_ternary(self, weight: TernaryWeight) -> TernaryWeight:
         bias = None if weight.bias is None else weight.bias.to(self.device)

@@ -25,10 +25,10 @@ def rope_and_cache(
 
     Tokens whose slot is -1 are padding and write nothing. Shapes as in Backend.rope_and_cache.
     """
-    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
-    q, k, v = qkv.view(qkv.shape[0], -1, head_dim).split(
-        [num_heads, num_kv_heads, num_kv_heads], dim=1
-    )
+    head_dim = kv_cache.shape[4]
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    q = heads[:, :num_heads]
+    k, v = heads[:, num_heads:].chunk(2, dim=1)
     cos, sin = rope[layout.positions][:, None].chunk(2, dim=-1)  # [T, 1, D / 2]
 
     def rotate(x: Tensor) -> Tensor:
