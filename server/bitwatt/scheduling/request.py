@@ -1,0 +1,82 @@
+"""A generation request: what was asked for, and how far it has come."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+__all__ = ["FinishReason", "Request", "SamplingParams"]
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"  # an end-of-sequence or stop token, or the caller's stop string
+    LENGTH = "length"  # max_tokens or the model's context
+    ABORT = "abort"  # the caller went away
+    ERROR = "error"  # the engine could not go on; the output carries a message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn. Values are validated where they enter, not here.
+
+    temperature          0 is greedy
+    top_k                0 keeps every token
+    seed                 with the token's position, keys the generator: same seed, same tokens
+    logprobs             how many top log-probabilities to return a token; None returns none
+    stop_token_ids       end the request and are part of no text; the model's own included
+    min_tokens           before so many tokens no stop token is drawn
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """A request inside the engine, changed by the scheduler alone.
+
+    tokens        prompt, then every token sampled and committed
+    num_planned   tokens whose keys and values are computed once all planned steps have run
+    num_pending   tokens that planned steps will sample and that are not committed yet
+    row           index of the runner's per-request buffers while running, else None
+    blocks        KV-cache blocks, in order
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    priority: int = 0  # lower is sooner
+    cache_salt: str = ""
+    arrival_s: float = 0.0
+    tokens: list[int] = field(init=False)
+    num_planned: int = 0
+    num_pending: int = 0
+    row: int | None = None
+    blocks: list[int] = field(default_factory=list)
+    block_hashes: list[int] = field(default_factory=list)  # of full blocks of known tokens
+    num_cached_tokens: int = 0  # prompt tokens first found in the prefix cache
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - len(self.prompt_token_ids)
+
+    @property
+    def max_len(self) -> int:
+        """Tokens of the request when it has all it may have."""
+        return len(self.prompt_token_ids) + self.sampling.max_tokens
