@@ -1,0 +1,129 @@
+"""Launch configurations as data: one JSON file a GPU in tuned/, read once and never searched."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from bitwatt_kernels.errors import BackendError
+
+__all__ = ["AttentionConfig", "DenseConfig", "LinearConfig", "TunedConfigs", "gpu_slug", "load"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConfig:
+    """How ternary_linear is launched for up to max_tokens tokens; no choice changes its result.
+
+    max_tokens      tokens this entry serves, or None for any number
+    block_out       output features of a tile
+    block_tokens    tokens of a tile
+    block_bytes     packed bytes of a row read in one step of the loop: 4 · block_bytes weights
+    num_splits      programs that share a tile's reduction, or None to fill the GPU
+    split_planes    keep the planes masked in place apart, in two accumulators: fewer
+                    instructions, twice the accumulator registers
+    """
+
+    max_tokens: int | None
+    block_out: int
+    block_tokens: int
+    block_bytes: int
+    num_warps: int
+    num_stages: int
+    num_splits: int | None = None
+    split_planes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """How attention is launched. split_tokens and block_context fix the order of its sums.
+
+    split_tokens   context tokens reduced together before splits are merged
+    block_context  context tokens a step of the loop reads; divides split_tokens
+    block_rows     rows (tokens of a step times heads of a group) of a tile
+    """
+
+    split_tokens: int = 256
+    block_context: int = 64
+    block_rows: int = 64
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class DenseConfig:
+    """How the fixed-order 16-bit matmul and the int8 head are launched for up to max_tokens."""
+
+    max_tokens: int | None
+    block_out: int
+    block_tokens: int
+    block_in: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunedConfigs:
+    """Every launch configuration of one GPU model.
+
+    gpu      name as the driver gives it, or "default"
+    source   where the figures come from, in words
+    pdl      launch kernels with programmatic dependent launch (compute capability 9.0 and later)
+    linear   by rising max_tokens, the last one open
+    shapes   overrides of linear by "out_features x in_features", such as "2560x6912"
+    """
+
+    gpu: str
+    source: str
+    pdl: bool
+    linear: tuple[LinearConfig, ...]
+    dense: tuple[DenseConfig, ...]
+    attention: AttentionConfig
+    shapes: dict[str, tuple[LinearConfig, ...]] = field(default_factory=dict)
+
+    def for_linear(self, num_tokens: int, out_features: int, in_features: int) -> LinearConfig:
+        """Return the entry of the shape, or else of every shape, that serves num_tokens."""
+        regimes = self.shapes.get(f"{out_features}x{in_features}", self.linear)
+        return next(c for c in regimes if c.max_tokens is None or num_tokens <= c.max_tokens)
+
+    def for_dense(self, num_tokens: int) -> DenseConfig:
+        """Return the entry that serves num_tokens."""
+        return next(c for c in self.dense if c.max_tokens is None or num_tokens <= c.max_tokens)
+
+    def to_json(self) -> str:
+        """Return the text of this GPU's file in tuned/."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "TunedConfigs":
+        """Return what to_json wrote. Raises BackendError if no entry serves every token count."""
+        data: dict[str, Any] = json.loads(text)
+        data["linear"] = tuple(LinearConfig(**c) for c in data["linear"])
+        data["dense"] = tuple(DenseConfig(**c) for c in data["dense"])
+        data["attention"] = AttentionConfig(**data["attention"])
+        data["shapes"] = {
+            shape: tuple(LinearConfig(**c) for c in regimes)
+            for shape, regimes in data["shapes"].items()
+        }
+        configs = cls(**data)
+        limits = [[c.max_tokens for c in regimes] for regimes in configs.shapes.values()]
+        limits += [[c.max_tokens for c in configs.linear], [c.max_tokens for c in configs.dense]]
+        if any(not serves or serves[-1] is not None for serves in limits):
+            raise BackendError(
+                f"launch configurations of {configs.gpu!r} don't serve every number of tokens: "
+                "the last entry of a list must have max_tokens null"
+            )
+        return configs
+
+
+def gpu_slug(gpu: str) -> str:
+    """Return the file name, without suffix, of a GPU's launch configurations."""
+    return "-".join(gpu.lower().replace("/", " ").split())
+
+
+def load(gpu: str) -> TunedConfigs:
+    """Return the launch configurations tuned for a GPU model, or the default ones."""
+    folder = files("bitwatt_kernels") / "tuned"
+    tuned = folder / f"{gpu_slug(gpu)}.json"
+    return TunedConfigs.from_json(
+        (tuned if tuned.is_file() else folder / "default.json").read_text()
+    )

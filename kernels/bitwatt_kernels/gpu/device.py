@@ -1,0 +1,64 @@
+"""The GPU that kernels are launched on: what it can do, and the scratch they share."""
+
+import torch
+from torch import Tensor
+
+from bitwatt_kernels.errors import BackendError
+from bitwatt_kernels.gpu.configs import TunedConfigs, load
+from bitwatt_kernels.gpu.interpreter import INTERPRETED
+
+__all__ = ["MAX_SPLIT_TILES", "Gpu"]
+
+MIN_CAPABILITY = (8, 0)  # int8 and bfloat16 tensor cores, and copies that bypass registers
+PDL_CAPABILITY = (9, 0)
+MAX_SPLIT_TILES = 16384
+
+
+class Gpu:
+    """One device with its launch configurations. Use it from one CUDA stream at a time.
+
+    The counters are zero between launches: the last program of a split tile sets its own back.
+    """
+
+    def __init__(self, device: torch.device, configs: TunedConfigs | None = None) -> None:
+        """Raises BackendError if Triton's kernels can't run on device."""
+        self.device = device
+        if INTERPRETED:
+            if device.type != "cpu":
+                raise BackendError(f"Triton's interpreter runs on cpu, not on {device}")
+            self.name, self.num_multiprocessors, self.capability = "interpreter", 4, MIN_CAPABILITY
+        else:
+            if device.type != "cuda":
+                raise BackendError(
+                    f"Triton kernels need an NVIDIA GPU, not {device} "
+                    "(TRITON_INTERPRET=1 runs them slowly on cpu, to check them)"
+                )
+            if not torch.cuda.is_available() or torch.version.cuda is None:
+                raise BackendError("torch sees no NVIDIA GPU")
+            properties = torch.cuda.get_device_properties(device)
+            self.name = properties.name
+            self.num_multiprocessors = properties.multi_processor_count
+            self.capability = (properties.major, properties.minor)
+            if self.capability < MIN_CAPABILITY:
+                raise BackendError(
+                    f"{self.name} has compute capability {properties.major}.{properties.minor}; "
+                    "these kernels need 8.0 (Ampere) or later"
+                )
+        self.configs = load(self.name) if configs is None else configs
+        self.counters: Tensor = torch.zeros(MAX_SPLIT_TILES, dtype=torch.int32, device=device)
+
+    @property
+    def pdl(self) -> bool:
+        """Whether kernels are launched with programmatic dependent launch."""
+        return self.configs.pdl and self.capability >= PDL_CAPABILITY and not INTERPRETED
+
+    def launch_options(self, num_warps: int, num_stages: int = 1) -> dict[str, object]:
+        """Return Triton's launch options. No fused multiply-adds: results round as written."""
+        options: dict[str, object] = {
+            "num_warps": num_warps,
+            "num_stages": num_stages,
+            "enable_fp_fusion": False,
+        }
+        if self.pdl:
+            options["launch_pdl"] = True
+        return options

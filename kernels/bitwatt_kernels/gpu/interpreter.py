@@ -1,0 +1,65 @@
+"""Whether kernels run in Triton's interpreter, and bfloat16 that rounds there as a GPU does."""
+
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+
+__all__ = ["INTERPRETED"]
+
+# Read when the kernels are defined: that is when @triton.jit chooses its form.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+def _bfloat16_to_float32(bits: Any) -> Any:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _float32_to_bfloat16(values: Any) -> Any:
+    bits = values.view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def _teach_bfloat16() -> None:
+    """Give the interpreter bfloat16 casts that round half to even and dots that aren't integer.
+
+    Triton 3.6 and 3.7 keep bfloat16 as uint16, truncate on the way down and multiply the bit
+    patterns in tl.dot.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    plain_cast = InterpreterBuilder.cast_impl
+    plain_fp_to_fp = InterpreterBuilder.create_fp_to_fp
+    plain_dot = InterpreterBuilder.create_dot
+
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+        source, target = src.dtype.scalar, dst_type.scalar
+        if source == target or tl.bfloat16 not in (source, target):
+            return plain_cast(self, src, dst_type)
+        if source == tl.bfloat16:
+            wide = TensorHandle(_bfloat16_to_float32(src.data), tl.float32)
+            return wide if target == tl.float32 else plain_cast(self, wide, dst_type)
+        wide = src if source == tl.float32 else plain_cast(self, src, tl.float32)
+        values = np.ascontiguousarray(wide.data, dtype=np.float32)
+        return TensorHandle(_float32_to_bfloat16(values), tl.bfloat16)
+
+    def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
+        if tl.bfloat16 in (src.dtype.scalar, dst_type.scalar):
+            return cast_impl(self, src, dst_type)
+        return plain_fp_to_fp(self, src, dst_type, rounding_mode)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *precision: Any) -> Any:
+        a, b = (
+            cast_impl(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)
+        )
+        return plain_dot(self, a, b, d, *precision)
+
+    InterpreterBuilder.cast_impl = cast_impl
+    InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
+    InterpreterBuilder.create_dot = create_dot
+
+
+if INTERPRETED:
+    _teach_bfloat16()

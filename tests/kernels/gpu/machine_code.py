@@ -1,0 +1,99 @@
+"""Compile a Triton kernel for a GPU that isn't here, and read what the machine would run."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+__all__ = ["SHARED_MEMORY_BYTES", "MachineCode", "compile_for"]
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+# Most a thread block can have: CUDA C++ Programming Guide, technical specifications.
+SHARED_MEMORY_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+_POINTERS = {"int8": "*i8", "uint8": "*u8", "int32": "*i32", "int64": "*i64", "float32": "*fp32"}
+_POINTERS |= {"bfloat16": "*bf16", "float16": "*fp16"}
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """A compiled kernel: its instructions in order, as (address, text)."""
+
+    instructions: list[tuple[int, str]]
+    shared_bytes: int
+
+    def count(self, pattern: str) -> int:
+        """Return how many instructions match a regular expression."""
+        return sum(bool(re.search(pattern, text)) for _, text in self.instructions)
+
+    def main_loop(self, pattern: str) -> list[str]:
+        """Return the innermost loop with the most instructions that match pattern."""
+        loops = []
+        for address, text in self.instructions:
+            target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+            if target and int(target[1], 16) < address:
+                start = int(target[1], 16)
+                loops.append([t for a, t in self.instructions if start <= a <= address])
+        return max(
+            loops, key=lambda loop: (sum(bool(re.search(pattern, t)) for t in loop), -len(loop))
+        )
+
+    @property
+    def spills(self) -> int:
+        """Instructions that move registers to and from local memory."""
+        return self.count(r"\b(STL|LDL)\b")
+
+
+@cache
+def _disassemble(cubin: bytes) -> list[tuple[int, str]]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        listing = subprocess.run(
+            [CUOBJDUMP, "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return [
+        (int(address, 16), text.strip())
+        for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]+);", listing)
+    ]
+
+
+def compile_for(
+    capability: int,
+    kernel: Any,
+    arguments: Mapping[str, str],
+    constants: Mapping[str, Any],
+    *,
+    num_warps: int,
+    num_stages: int = 1,
+    unaligned: frozenset[str] = frozenset(),
+) -> MachineCode:
+    """Return kernel's machine code for a compute capability such as 90.
+
+    arguments  "int8" and so on for pointers, "i32" or "fp32" for scalars, by name
+    unaligned  arguments that are not multiples of 16, or of 16 bytes
+    """
+    signature = {
+        name: "constexpr" if name in constants else _POINTERS.get(arguments[name], arguments[name])
+        for name in kernel.arg_names
+    }
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if name not in constants and name not in unaligned and signature[name] != "fp32"
+    }
+    compiled = triton.compile(
+        ASTSource(kernel, signature, dict(constants), attributes),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False},
+    )
+    return MachineCode(_disassemble(compiled.asm["cubin"]), compiled.metadata.shared)

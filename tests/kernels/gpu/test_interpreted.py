@@ -1,0 +1,21 @@
+"""Every kernel equals the reference in Triton's interpreter, on a machine without a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OPS = Path(__file__).parent / "ops"
+
+
+@pytest.mark.parametrize("module", sorted(path.name for path in OPS.glob("test_*.py")))
+def test_kernels_equal_the_reference_in_the_interpreter(module: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(OPS / module)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

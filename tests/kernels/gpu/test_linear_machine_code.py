@@ -1,0 +1,120 @@
+"""What the compiler makes of ternary_linear, read from the machine code: no GPU needed."""
+
+import re
+
+import pytest
+from bitwatt_kernels.gpu.configs import LinearConfig, load
+from bitwatt_kernels.gpu.linear import ternary_linear_kernel
+
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
+
+ARGUMENTS = {
+    "x_ptr": "int8",
+    "x_scales_ptr": "float32",
+    "x_sums_ptr": "int32",
+    "w_ptr": "uint8",
+    "w_scales_ptr": "float32",
+    "bias_ptr": "float32",
+    "residual_ptr": "bfloat16",
+    "y_ptr": "bfloat16",
+    "partials_ptr": "int32",
+    "counters_ptr": "int32",
+    "num_tokens": "i32",
+    "out_features": "i32",
+    "row_bytes": "i32",
+    "num_splits": "i32",
+}
+CONFIGS = load("default").linear
+# Instructions a weight, above which an H200 couldn't stream weights at its bandwidth is about
+# 1.7; these are what the layout and the unpacking are for.
+MOST_INSTRUCTIONS_PER_WEIGHT = {8: 0.8, 16: 1.1, 32: 1.1, 64: 1.1, 128: 1.5}
+
+
+def compile_linear(
+    config: LinearConfig,
+    capability: int,
+    *,
+    has_tail: bool = False,
+    is_split: bool = True,
+    has_residual: bool = True,
+    has_bias: bool = False,
+    pdl: bool = False,
+) -> MachineCode:
+    constants = {
+        "BLOCK_OUT": config.block_out,
+        "BLOCK_TOKENS": config.block_tokens,
+        "BLOCK_BYTES": config.block_bytes,
+        "GROUP_TOKENS": 8,
+        "SPLIT_PLANES": config.split_planes,
+        "IS_SPLIT": is_split,
+        "HAS_TAIL": has_tail,
+        "HAS_BIAS": has_bias,
+        "HAS_RESIDUAL": has_residual,
+        "INLINE_ASM": True,
+        "PDL": pdl,
+    }
+    return compile_for(
+        capability,
+        ternary_linear_kernel,
+        ARGUMENTS,
+        constants,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        unaligned=frozenset({"num_tokens", "num_splits"}),
+    )
+
+
+def instructions_per_weight(code: MachineCode, config: LinearConfig) -> float:
+    weights_per_thread = config.block_out * config.block_bytes * 4 / (32 * config.num_warps)
+    return len(code.main_loop("MMA")) / weights_per_thread
+
+
+def name(config: LinearConfig) -> str:
+    return f"tokens-{config.block_tokens}"
+
+
+def assert_sound(code: MachineCode, config: LinearConfig, capability: int) -> None:
+    assert code.spills == 0
+    assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
+    hopper = capability == 90 and config.block_tokens >= 16
+    assert code.count(r"\bIGMMA\b" if hopper else r"\bIMMA\b")
+    assert code.count(r"\bLDGSTS\.E.*\.128\b")
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
+    config: LinearConfig, capability: int
+) -> None:
+    code = compile_linear(config, capability)
+    per_weight = instructions_per_weight(code, config)
+    print(f"sm_{capability}, {name(config)}: {per_weight:.2f} instructions a weight")
+    assert_sound(code, config, capability)
+    if capability == 90:
+        assert per_weight <= MOST_INSTRUCTIONS_PER_WEIGHT[config.block_tokens]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name)
+def test_a_tail_of_the_row_costs_no_spills_and_no_narrow_loads(config: LinearConfig) -> None:
+    code = compile_linear(config, 90, has_tail=True)
+    per_weight = instructions_per_weight(code, config)
+    print(f"sm_90, {name(config)}, tail: {per_weight:.2f} instructions a weight")
+    assert_sound(code, config, 90)
+    assert per_weight <= MOST_INSTRUCTIONS_PER_WEIGHT[config.block_tokens]
+
+
+def test_every_epilogue_compiles() -> None:
+    for is_split in (False, True):
+        code = compile_linear(
+            CONFIGS[0], 90, is_split=is_split, has_bias=True, has_residual=not is_split
+        )
+        assert code.spills == 0
+
+
+def test_programmatic_dependent_launch_prefetches_weights_before_it_waits() -> None:
+    code = compile_linear(CONFIGS[0], 90, pdl=True)
+    order = [
+        next(i for i, (_, text) in enumerate(code.instructions) if re.search(pattern, text))
+        for pattern in (r"\bCCTL", r"\bACQBULK\b", r"\bIMMA\b", r"\bPREEXIT\b")
+    ]
+    assert order == sorted(order)
