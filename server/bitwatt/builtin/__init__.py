@@ -1,0 +1,14 @@
+"""The embedded pair: a small ternary model and the 16-bit model trained on the same tokens.
+
+Both folders are in Hugging Face format, with a README.md that says how they were made.
+"""
+
+from pathlib import Path
+
+__all__ = ["FP16", "TERNARY"]
+
+TERNARY = Path(__file__).parent / "ternary"
+"""Folder of the ternary model, packed to 2 bits a weight."""
+
+FP16 = Path(__file__).parent / "fp16"
+"""Folder of its quality twin, a LLaMA-style model in bfloat16."""

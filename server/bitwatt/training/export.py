@@ -1,0 +1,107 @@
+"""A trained run in the files that Hugging Face reads: packed 2-bit BitNet, or a bfloat16 LLaMA."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from bitwatt.training.model import LanguageModel, ModelConfig
+from bitwatt.training.ternary import BitLinear, ternary_codes, weight_scale
+from bitwatt.training.tokenizer import BOS, EOS, EOT, save_tokenizer, token_id
+
+
+def export(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer.
+
+    Embeddings and norms are rounded to bfloat16, and so is every weight of a LLaMA. A ternary
+    linear becomes its codes and its scale, exactly: the scale stays in float32.
+    """
+    save_tokenizer(tokenizer, folder)
+    tensors = {
+        name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, BitLinear):
+            codes = ternary_codes(module.weight.detach())
+            tensors[f"{name}.weight"] = pack(codes)
+            tensors[f"{name}.weight_scale"] = weight_scale(module.weight.detach()).reshape(1)
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    stop_ids = [token_id(tokenizer, EOS), token_id(tokenizer, EOT)]
+    bos_id = token_id(tokenizer, BOS)
+    _write_json(folder / "config.json", _config(model.config, bos_id, stop_ids[0]))
+    _write_json(
+        folder / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": stop_ids}
+    )
+
+
+@torch.no_grad()
+def round_as_exported(model: LanguageModel) -> None:
+    """Round in place the parameters that `export` rounds, so that evaluation is of what it writes.
+
+    A ternary linear keeps its masters, whose codes and scale are exported as they are.
+    """
+    masters = {id(module.weight) for module in model.modules() if isinstance(module, BitLinear)}
+    for parameter in model.parameters():
+        if id(parameter) not in masters:
+            parameter.copy_(parameter.to(torch.bfloat16))
+
+
+def pack(codes: torch.Tensor) -> torch.Tensor:
+    """Return codes −1, 0, 1 [out, in] as uint8 [out / 4, in], in Hugging Face's BitNet layout.
+
+    Byte [i, j] holds at bits 2k and 2k + 1 the code of row k · out / 4 + i, plus one.
+    Raises ValueError if `out` isn't a multiple of 4.
+    """
+    if codes.shape[0] % 4:
+        raise ValueError(f"{codes.shape[0]} rows don't fill bytes of four codes each")
+    planes = (codes + 1).to(torch.uint8).chunk(4)
+    packed = planes[0]
+    for position, plane in enumerate(planes[1:], start=1):
+        packed = packed | plane << 2 * position
+    return packed.contiguous()
+
+
+def _config(config: ModelConfig, bos_id: int, eos_id: int) -> dict[str, object]:
+    shared: dict[str, object] = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "head_dim": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+    if config.architecture == "llama":
+        return shared | {
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_act": "silu",
+            "mlp_bias": False,
+            "model_type": "llama",
+        }
+    return shared | {
+        "architectures": ["BitNetForCausalLM"],
+        "hidden_act": "relu2",
+        "model_type": "bitnet",
+        "quantization_config": {
+            "linear_class": "autobitlinear",
+            "quant_method": "bitnet",
+            "quantization_mode": "offline",
+        },
+    }
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
