@@ -41,6 +41,14 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
 
+    @property
+    def has_penalties(self) -> bool:
+        return (
+            self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or self.repetition_penalty != 1
+        )
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Request:
@@ -51,6 +59,8 @@ class Request:
     num_pending   tokens that planned steps will sample and that are not committed yet
     row           index of the runner's per-request buffers while running, else None
     blocks        KV-cache blocks, in order
+    prefixes      identities of the prefixes that end with each full block, from the prefix cache
+    num_cached_tokens  prompt tokens found in the prefix cache when it was first admitted
     """
 
     request_id: str
@@ -58,15 +68,13 @@ class Request:
     sampling: SamplingParams
     priority: int = 0  # lower is sooner
     cache_salt: str = ""
-    arrival_s: float = 0.0
     tokens: list[int] = field(init=False)
     num_planned: int = 0
     num_pending: int = 0
     row: int | None = None
     blocks: list[int] = field(default_factory=list)
-    block_hashes: list[int] = field(default_factory=list)  # of full blocks of known tokens
-    num_cached_tokens: int = 0  # prompt tokens first found in the prefix cache
-    num_preemptions: int = 0
+    prefixes: list[int] = field(default_factory=list)
+    num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,146 @@
+"""Builds an engine from its configuration: model, KV cache, scheduler, runner."""
+
+import platform
+import time
+from pathlib import Path
+
+import torch
+from bitwatt_kernels.backend import BLOCK_SIZE, BackendChoice, choose_backend
+
+from bitwatt.engine.core import EngineCore
+from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
+from bitwatt.errors import EngineError
+from bitwatt.model import load_model
+from bitwatt.model.config import ModelConfig
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.runner import ModelRunner
+from bitwatt.model.transformer import Transformer
+from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.scheduler import Scheduler
+
+__all__ = ["build_engine"]
+
+_DEFAULT_CPU_KV_CACHE_BYTES = 1 << 30
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
+    """Return a core ready to step, and what it says of itself.
+
+    Raises  EngineError, CheckpointError or KernelError with the reason and the knob
+    """
+    started = time.monotonic()
+    device = torch.device(config.device)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    choice = choose_backend(
+        device,
+        config.backend,
+        batch_invariant=config.batch_invariant or config.weights == "ternary",
+    )
+    model = load_model(
+        Path(config.model_path),
+        weights="ternary" if config.weights == "ternary" else "fp16",
+        backend=choice.backend,
+        dtype=_dtype(config.dtype),
+        max_model_len=config.max_model_len,
+        head_bits=config.head_bits,
+    )
+    max_model_len = model.config.max_model_len
+    kv_cache = _make_kv_cache(config, model, max_model_len)
+    max_num_batched_tokens = max(config.max_num_batched_tokens, config.max_num_seqs)
+    scheduler = Scheduler(
+        BlockAllocator(kv_cache.num_blocks, BLOCK_SIZE, prefix_caching=config.prefix_caching),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+    )
+    runner = ModelRunner(
+        model,
+        kv_cache,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+    )
+    info = _describe(config, choice, model, kv_cache, time.monotonic() - started)
+    return EngineCore(scheduler, runner), info
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise EngineError(f"dtype {name!r} is unknown; there are {', '.join(_DTYPES)} (--dtype)")
+    return _DTYPES[name]
+
+
+def _make_kv_cache(config: EngineConfig, model: Transformer, max_model_len: int) -> KVCache:
+    bytes_per_block = KVCache.bytes_per_block(model.config, model.dtype)
+    most = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)  # all sequences at full length
+    num_blocks = min(most, _kv_cache_bytes(config, model) // bytes_per_block)
+    if num_blocks * BLOCK_SIZE < max_model_len:
+        raise EngineError(
+            f"the KV cache holds {num_blocks * BLOCK_SIZE} tokens; one sequence may have "
+            f"{max_model_len}: raise --kv-cache-bytes "
+            f"(a token takes {bytes_per_block // BLOCK_SIZE} bytes) or lower --max-model-len"
+        )
+    return KVCache(model.config, num_blocks, model.dtype, model.backend.device)
+
+
+def _kv_cache_bytes(config: EngineConfig, model: Transformer) -> int:
+    if config.kv_cache_bytes is not None:
+        return config.kv_cache_bytes
+    if model.backend.device.type != "cuda":
+        return _DEFAULT_CPU_KV_CACHE_BYTES
+    free, total = torch.cuda.mem_get_info(model.backend.device)
+    workspace = _workspace_bytes(model.config, config.max_num_batched_tokens)
+    return max(0, int(total * config.gpu_memory_utilization) - (total - free) - workspace)
+
+
+def _workspace_bytes(config: ModelConfig, num_tokens: int) -> int:
+    """Return an upper bound of what a step's activations take: float32, none reused."""
+    widest = max(
+        2 * config.intermediate_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    )
+    return 4 * (num_tokens * (4 * config.hidden_size + 3 * widest) + 4 * 256 * config.vocab_size)
+
+
+def _describe(
+    config: EngineConfig,
+    choice: BackendChoice,
+    model: Transformer,
+    kv_cache: KVCache,
+    load_s: float,
+) -> EngineInfo:
+    device = choice.backend.device
+    is_cuda = device.type == "cuda"
+    memory = model.memory()
+    num_tokens = kv_cache.num_blocks * BLOCK_SIZE
+    notices = [
+        f"backend {name} was passed over: {reason}" for name, reason in choice.passed_over.items()
+    ]
+    notices.append(
+        f"KV cache: {kv_cache.nbytes / 2**20:.0f} MiB, {num_tokens} tokens, "
+        f"{num_tokens / model.config.max_model_len:.1f} sequences of {model.config.max_model_len}"
+    )
+    return EngineInfo(
+        weights=config.weights,
+        backend=choice.backend.name,
+        device=str(device),
+        device_name=torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
+        dtype=config.dtype,
+        num_parameters=memory.num_parameters,
+        vocab_size=model.config.vocab_size,
+        max_model_len=model.config.max_model_len,
+        eos_token_ids=list(model.config.eos_token_ids),
+        num_blocks=kv_cache.num_blocks,
+        block_size=BLOCK_SIZE,
+        max_num_seqs=config.max_num_seqs,
+        memory=MemoryUse(
+            packed_weights_bytes=memory.packed_weights_bytes,
+            embedding_bytes=memory.embedding_bytes,
+            other_weights_bytes=memory.other_weights_bytes,
+            kv_cache_bytes=kv_cache.nbytes,
+            device_total_bytes=torch.cuda.mem_get_info(device)[1] if is_cuda else None,
+        ),
+        notices=notices,
+        load_s=load_s,
+    )

@@ -1,0 +1,189 @@
+"""The step loop: plan, launch, commit. One step runs on the device while the next is planned."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitwatt.engine.messages import EngineStats, Submit, TokenLogprobs, TokenOutput
+from bitwatt.model.runner import Runner, StepResult, StepResultHandle
+from bitwatt.scheduling.request import FinishReason, Request
+from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
+
+__all__ = ["EngineCore"]
+
+
+@dataclass(slots=True)
+class _Times:
+    """Monotonic seconds of a request's turning points."""
+
+    submitted: float
+    admitted: float | None = None
+    first_token: float | None = None
+
+
+@dataclass(slots=True)
+class _InFlight:
+    plan: Plan
+    handle: StepResultHandle
+
+
+class EngineCore:
+    """A scheduler and a runner, advanced by step(). Single-threaded; knows no sockets.
+
+    Every submitted request ends in exactly one output with a finish_reason.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._clock = clock
+        self._times: dict[str, _Times] = {}
+        self._in_flight: _InFlight | None = None
+        self._num_steps = 0
+        self._busy_s = 0.0
+        self._last_commit = 0.0
+        self._step_tokens = 0
+        self._step_s = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work or self._in_flight is not None
+
+    def submit(self, message: Submit) -> TokenOutput | None:
+        """Queue a request; returns its only output if it can never run."""
+        request = Request(
+            request_id=message.request_id,
+            prompt_token_ids=message.prompt_token_ids,
+            sampling=message.sampling,
+            priority=message.priority,
+            cache_salt=message.cache_salt,
+        )
+        try:
+            self._scheduler.add(request)
+        except RequestTooLongError as error:
+            return TokenOutput(
+                request_id=request.request_id,
+                token_ids=[],
+                finish_reason=FinishReason.ERROR,
+                error=str(error),
+            )
+        self._times[request.request_id] = _Times(self._clock())
+        return None
+
+    def abort(self, request_ids: list[str]) -> list[TokenOutput]:
+        """End requests; ids that have already ended are passed over."""
+        outputs = []
+        for request_id in request_ids:
+            request = self._scheduler.abort(request_id)
+            if request is not None:
+                outputs.append(self._output(request, [], [], FinishReason.ABORT))
+        return outputs
+
+    def step(self) -> list[TokenOutput]:
+        """Plan and launch a step, then wait for the one before it and return what that brought."""
+        plan = self._scheduler.plan()
+        launched = None
+        if plan.chunks:
+            now = self._clock()
+            if self._in_flight is None:
+                self._last_commit = now
+            for chunk in plan.chunks:
+                if chunk.is_admission:
+                    times = self._times[chunk.request.request_id]
+                    times.admitted = times.admitted or now
+            launched = _InFlight(plan, self._runner.launch(plan))
+        done, self._in_flight = self._in_flight, launched
+        return self._commit(done) if done is not None else []
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a block, a row or a request is lost; for idle moments."""
+        self._scheduler.check_integrity()
+
+    def stats(self, rss_anon_bytes: int | None = None) -> EngineStats:
+        """Return gauges now and counters since the start."""
+        scheduler, counters = self._scheduler, self._scheduler.counters
+        return EngineStats(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_blocks_used=scheduler.blocks.num_used,
+            num_blocks=scheduler.blocks.num_blocks,
+            num_prompt_tokens=counters.num_prompt_tokens,
+            num_generation_tokens=counters.num_generation_tokens,
+            num_preemptions=counters.num_preemptions,
+            num_prefix_cache_queries=counters.num_prefix_cache_queries,
+            num_prefix_cache_hits=counters.num_prefix_cache_hits,
+            num_steps=self._num_steps,
+            step_tokens=self._step_tokens,
+            step_s=self._step_s,
+            busy_s=self._busy_s,
+            rss_anon_bytes=rss_anon_bytes,
+        )
+
+    def close(self) -> None:
+        """Release the runner; the core is not used again."""
+        self._runner.close()
+
+    def _commit(self, done: _InFlight) -> list[TokenOutput]:
+        result = done.handle.wait()
+        now = self._clock()
+        self._step_s = now - self._last_commit
+        self._step_tokens = done.plan.num_tokens
+        self._busy_s += self._step_s
+        self._last_commit = now
+        self._num_steps += 1
+        return self._outputs(done.plan, result, now)
+
+    def _outputs(self, plan: Plan, result: StepResult, now: float) -> list[TokenOutput]:
+        drawn = [chunk.request.request_id for chunk in plan.chunks if chunk.samples]
+        logprobs = dict(zip(drawn, result.logprobs, strict=True))
+        outputs = []
+        for committed in self._scheduler.commit(plan, result.tokens):
+            request = committed.request
+            times = self._times[request.request_id]
+            times.first_token = times.first_token or now
+            row = logprobs[request.request_id]
+            outputs.append(
+                self._output(
+                    request,
+                    [committed.token],
+                    [] if row is None else [TokenLogprobs(*row)],
+                    committed.finish_reason,
+                )
+            )
+        return outputs
+
+    def _output(
+        self,
+        request: Request,
+        token_ids: list[int],
+        logprobs: list[TokenLogprobs],
+        finish_reason: FinishReason | None,
+    ) -> TokenOutput:
+        cached = request.num_cached_tokens or 0
+        if finish_reason is None:
+            return TokenOutput(
+                request_id=request.request_id,
+                token_ids=token_ids,
+                logprobs=logprobs,
+                num_cached_tokens=cached,
+            )
+        times = self._times.pop(request.request_id)
+        now = self._clock()
+        admitted = times.admitted or now
+        first_token = times.first_token or now
+        return TokenOutput(
+            request_id=request.request_id,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish_reason=finish_reason,
+            num_cached_tokens=cached,
+            queue_s=admitted - times.submitted,
+            prefill_s=first_token - admitted,
+            decode_s=now - first_token,
+        )

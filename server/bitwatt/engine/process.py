@@ -1,0 +1,128 @@
+"""An engine process: `python -m bitwatt.engine.process ADDRESS`, started by EngineClient.
+
+Connects to the API process's socket, takes its configuration as the first message, loads the
+model, and steps while there is work. Ends with its parent.
+"""
+
+import gc
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import zmq
+from bitwatt_kernels.errors import KernelError
+
+from bitwatt.engine.build import build_engine
+from bitwatt.engine.core import EngineCore
+from bitwatt.engine.messages import (
+    Abort,
+    EngineConfig,
+    EngineMessage,
+    EngineStats,
+    Failed,
+    Ready,
+    StepOutputs,
+    Submit,
+    TokenOutput,
+    decode_to_engine,
+    encode,
+)
+from bitwatt.errors import BitwattError
+
+__all__ = ["HEARTBEAT_S", "main", "rss_anon_bytes"]
+
+HEARTBEAT_S = 0.5
+
+
+class _Loop:
+    """Moves messages between the socket and the core until the parent is gone."""
+
+    def __init__(self, socket: zmq.Socket[bytes], core: EngineCore) -> None:
+        self._socket = socket
+        self._core = core
+        self._parent = os.getppid()
+        self._rss_anon_bytes: int | None = None
+        self._rss_read_at = 0.0
+
+    def run(self) -> None:
+        was_busy = False
+        while os.getppid() == self._parent:
+            is_busy = self._core.has_work
+            if was_busy and not is_busy:
+                self._core.check_integrity()
+            was_busy = is_busy
+            outputs = self._receive(timeout_s=0 if is_busy else HEARTBEAT_S)
+            if self._core.has_work:
+                outputs += self._core.step()
+            self._send(StepOutputs(outputs=outputs, stats=self._stats()))
+
+    def _receive(self, timeout_s: float) -> list[TokenOutput]:
+        outputs: list[TokenOutput] = []
+        if not self._socket.poll(int(timeout_s * 1000)):
+            return outputs
+        while True:
+            try:
+                message = decode_to_engine(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return outputs
+            match message:
+                case Submit():
+                    refused = self._core.submit(message)
+                    if refused is not None:
+                        outputs.append(refused)
+                case Abort(request_ids):
+                    outputs += self._core.abort(request_ids)
+                case EngineConfig():
+                    raise RuntimeError("the engine is configured once")
+
+    def _send(self, message: EngineMessage) -> None:
+        self._socket.send(encode(message))
+
+    def _stats(self) -> EngineStats:
+        now = time.monotonic()
+        if now - self._rss_read_at > HEARTBEAT_S:
+            self._rss_read_at = now
+            self._rss_anon_bytes = rss_anon_bytes()
+        return self._core.stats(rss_anon_bytes=self._rss_anon_bytes)
+
+
+def rss_anon_bytes() -> int | None:
+    """Return this process's anonymous resident memory, or None where the system doesn't tell."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def main() -> None:
+    """Run the engine at the socket address given as the only argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        socket.set_hwm(0)
+        socket.linger = 1000
+        socket.connect(sys.argv[1])
+        config = decode_to_engine(socket.recv())
+        if not isinstance(config, EngineConfig):
+            raise TypeError(f"the first message is a {type(config).__name__}")
+        try:
+            core, info = build_engine(config)
+        except (BitwattError, KernelError) as error:
+            socket.send(encode(Failed(str(error))))
+            return
+        gc.collect()
+        gc.freeze()
+        socket.send(encode(Ready(info)))
+        try:
+            _Loop(socket, core).run()
+        finally:
+            core.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Turns a plan into a forward pass: stages its tokens, runs the model, draws the next tokens.
+
+launch() returns before the device is done, so that the host can plan the next step meanwhile;
+steps run in the order they were launched. A pending token, sampled by a step the host has not
+seen the end of, is fed from the device's own copy.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from torch import Tensor
+
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.sampler import Sampled, Sampler, SamplingRow
+from bitwatt.model.transformer import Transformer
+from bitwatt.scheduling.scheduler import Chunk, Plan
+
+__all__ = ["ModelRunner", "Runner", "StepResult", "StepResultHandle", "TokenLogprobsRow"]
+
+TokenLogprobsRow = tuple[float, list[tuple[int, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step drew, one entry a sampling chunk; logprobs is None where not asked for."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobsRow | None]
+
+
+class StepResultHandle(Protocol):
+    """A step under way."""
+
+    def wait(self) -> StepResult:
+        """Return the result once the device is done; raises what the step raised."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs plans in order. The engine's core needs nothing else of a model."""
+
+    def launch(self, plan: Plan) -> StepResultHandle:
+        """Start the plan's step behind those launched before; at most two may be under way."""
+        ...
+
+    def close(self) -> None:
+        """Release threads and device memory."""
+        ...
+
+
+class _Staging:
+    """Host buffers of one step, reused every other step: the device may still read the last."""
+
+    def __init__(self, max_num_seqs: int, max_num_tokens: int, max_blocks: int) -> None:
+        self.token_ids = np.zeros(max_num_tokens, dtype=np.int64)
+        self.positions = np.zeros(max_num_tokens, dtype=np.int64)
+        self.slots = np.zeros(max_num_tokens, dtype=np.int64)
+        self.query_starts = np.zeros(max_num_seqs + 1, dtype=np.int32)
+        self.context_lens = np.zeros(max_num_seqs, dtype=np.int32)
+        self.block_tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Penalized:
+    """A request that begins, or resumes, to run and whose token counts matter."""
+
+    row: int
+    prompt: list[int]
+    outputs: list[int]
+
+    @classmethod
+    def of(cls, chunk: Chunk) -> "_Penalized":
+        prompt = chunk.request.prompt_token_ids
+        return cls(chunk.row, prompt, chunk.request.tokens[len(prompt) :])
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One staged step, host tensors until the device takes them."""
+
+    token_ids: Tensor
+    layout: StepLayout
+    logit_tokens: Tensor  # [R] int64, index of each sampling chunk's last token
+    pending_tokens: Tensor  # [P] int64, index of each token the device must fill in
+    pending_rows: Tensor  # [P] int64
+    sampling_rows: list[SamplingRow]
+    penalized: list[_Penalized]
+
+
+class _Handle:
+    def __init__(self, future: Future[StepResult]) -> None:
+        self._future = future
+
+    def wait(self) -> StepResult:
+        return self._future.result()
+
+
+class _DeviceHandle:
+    def __init__(self, collect: Callable[[], StepResult]) -> None:
+        self._collect = collect
+
+    def wait(self) -> StepResult:
+        return self._collect()
+
+
+class ModelRunner:
+    """Runs a transformer over its own paged KV cache.
+
+    Not thread-safe; one launch at a time. On a CPU the step runs in a thread of its own, on a
+    GPU it is queued on the stream.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        kv_cache: KVCache,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+        self._device = model.backend.device
+        max_blocks = -(-max_model_len // BLOCK_SIZE)
+        self._tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)  # by row
+        self._staging = [
+            _Staging(max_num_seqs, max_num_batched_tokens, max_blocks) for _ in range(2)
+        ]
+        self._sampler = Sampler(max_num_seqs, model.config.vocab_size, self._device)
+        self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
+        self._thread = (
+            ThreadPoolExecutor(1, thread_name_prefix="device")
+            if self._device.type == "cpu"
+            else None
+        )
+
+    def launch(self, plan: Plan) -> StepResultHandle:
+        step = self._stage(plan)
+        if self._thread is not None:
+            return _Handle(self._thread.submit(lambda: self._execute(step)()))
+        return _DeviceHandle(self._execute(step))
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _stage(self, plan: Plan) -> _Step:
+        self._staging.reverse()
+        staging = self._staging[0]
+        chunks = plan.chunks
+        sampling_rows: list[SamplingRow] = []
+        logit_tokens: list[int] = []
+        pending: list[tuple[int, int]] = []
+        t = 0
+        for i, chunk in enumerate(chunks):
+            request, row, start, n = chunk.request, chunk.row, chunk.start, chunk.num_tokens
+            table = self._tables[row]
+            if chunk.new_blocks:
+                first = chunk.first_new_block
+                table[first : first + len(chunk.new_blocks)] = chunk.new_blocks
+            known = n - chunk.is_pending
+            if n == 1:
+                staging.positions[t] = start
+                staging.slots[t] = table[start // BLOCK_SIZE] * BLOCK_SIZE + start % BLOCK_SIZE
+                if known:
+                    staging.token_ids[t] = request.tokens[start]
+            else:
+                positions = np.arange(start, start + n)
+                staging.positions[t : t + n] = positions
+                blocks = table[positions // BLOCK_SIZE].astype(np.int64)
+                staging.slots[t : t + n] = blocks * BLOCK_SIZE + positions % BLOCK_SIZE
+                staging.token_ids[t : t + known] = request.tokens[start : start + known]
+            staging.context_lens[i] = start + n
+            staging.query_starts[i + 1] = t + n
+            if chunk.is_pending:
+                pending.append((t + n - 1, row))
+            if chunk.samples:
+                logit_tokens.append(t + n - 1)
+                num_outputs = chunk.position - len(request.prompt_token_ids)
+                sampling_rows.append(
+                    SamplingRow(row, chunk.position, num_outputs, request.sampling)
+                )
+            t += n
+        num_seqs = len(chunks)
+        max_context_len = int(staging.context_lens[:num_seqs].max())
+        max_blocks = -(-max_context_len // BLOCK_SIZE)
+        rows = [chunk.row for chunk in chunks]
+        staging.block_tables[:num_seqs, :max_blocks] = self._tables[rows, :max_blocks]
+        layout = StepLayout(
+            positions=torch.from_numpy(staging.positions[:t]),
+            slots=torch.from_numpy(staging.slots[:t]),
+            query_starts=torch.from_numpy(staging.query_starts[: num_seqs + 1]),
+            context_lens=torch.from_numpy(staging.context_lens[:num_seqs]),
+            block_tables=torch.from_numpy(staging.block_tables[:num_seqs, :max_blocks]),
+            max_query_len=max(chunk.num_tokens for chunk in chunks),
+            max_context_len=max_context_len,
+        )
+        return _Step(
+            torch.from_numpy(staging.token_ids[:t]),
+            layout,
+            torch.tensor(logit_tokens, dtype=torch.int64),
+            torch.tensor([p[0] for p in pending], dtype=torch.int64),
+            torch.tensor([p[1] for p in pending], dtype=torch.int64),
+            sampling_rows,
+            [
+                _Penalized.of(chunk)
+                for chunk in chunks
+                if chunk.is_admission and chunk.request.sampling.has_penalties
+            ],
+        )
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+    @torch.inference_mode()
+    def _execute(self, step: _Step) -> Callable[[], StepResult]:
+        """Queue the step on the device; the returned call waits for it and fetches the result."""
+        layout = step.layout
+        layout = replace(
+            layout,
+            positions=self._to_device(layout.positions),
+            slots=self._to_device(layout.slots),
+            query_starts=self._to_device(layout.query_starts),
+            context_lens=self._to_device(layout.context_lens),
+            block_tables=self._to_device(layout.block_tables),
+        )
+        token_ids = self._to_device(step.token_ids)
+        if len(step.pending_rows):
+            rows = self._to_device(step.pending_rows)
+            token_ids[self._to_device(step.pending_tokens)] = self._last_tokens[rows]
+        for begin in step.penalized:
+            self._sampler.begin(begin.row, begin.prompt, begin.outputs)
+        logit_tokens = self._to_device(step.logit_tokens)
+        logits = self._model.forward(token_ids, layout, self._kv_cache, logit_tokens)
+        rows_drawn = [row.row for row in step.sampling_rows]
+        if not rows_drawn:
+            return lambda: StepResult([], [])
+        sampled = self._sampler.sample(logits, step.sampling_rows)
+        self._last_tokens[torch.tensor(rows_drawn, device=self._device)] = sampled.tokens
+        return lambda: _collect(sampled, step.sampling_rows)
+
+
+def _collect(sampled: Sampled, rows: Sequence[SamplingRow]) -> StepResult:
+    tokens = sampled.tokens.tolist()
+    batch = sampled.logprobs
+    if batch is None:
+        return StepResult(tokens, [None] * len(tokens))
+    chosen = batch.sampled.tolist()
+    values, ids = batch.top_values.tolist(), batch.top_tokens.tolist()
+    logprobs: list[TokenLogprobsRow | None] = []
+    for i, row in enumerate(rows):
+        k = row.sampling.logprobs
+        if k is None:
+            logprobs.append(None)
+        else:
+            top = list(zip(ids[i][:k], values[i][:k], strict=True))
+            logprobs.append((chosen[i], top))
+    return StepResult(tokens, logprobs)

@@ -1,0 +1,189 @@
+"""Draws the next tokens of a step in one batched pass on the device.
+
+A row's token depends on its logits, its settings and (seed, position) alone, never on the other
+rows: sums run along a row in the row's own order, and randomness comes from a counter-based
+generator, so that a request draws the same tokens alone, in a batch, or after preemption.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitwatt.scheduling.request import SamplingParams
+
+__all__ = ["LogprobsBatch", "Sampled", "Sampler", "SamplingRow", "counter_uniform"]
+
+_Uint64s = NDArray[np.uint64]
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: _Uint64s) -> _Uint64s:
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def counter_uniform(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
+    """Return one uniform number in [0, 1) for each (seed, position), float64.
+
+    Source  SplitMix64's output function (Steele, Lea and Flood, OOPSLA 2014), applied twice
+    """
+    seed = np.array([s % 2**64 for s in seeds], dtype=np.uint64)
+    position = np.array(positions, dtype=np.uint64)
+    bits = _mix(_mix(seed + _GOLDEN_GAMMA) + (position + np.uint64(1)) * _GOLDEN_GAMMA)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """One row of logits to draw from.
+
+    row       the request's row of the per-request state
+    position  of the token drawn
+    num_output_tokens  tokens drawn before it
+    """
+
+    row: int
+    position: int
+    num_output_tokens: int
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsBatch:
+    """Log-probabilities before temperature and filters: of the sampled token, and the top ones."""
+
+    sampled: Tensor  # [R] float32
+    top_values: Tensor  # [R, k] float32
+    top_tokens: Tensor  # [R, k] int64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The tokens drawn, still on the device."""
+
+    tokens: Tensor  # [R] int64
+    logprobs: LogprobsBatch | None
+
+
+class Sampler:
+    """Keeps the token counts that penalties need, one row a running request.
+
+    begin must precede the first draw of a request with penalties, again after preemption.
+    """
+
+    def __init__(self, max_num_seqs: int, vocab_size: int, device: torch.device) -> None:
+        self._max_num_seqs = max_num_seqs
+        self._vocab_size = vocab_size
+        self._device = device
+        self._counts: Tensor | None = None  # [max_num_seqs, vocab_size] int32, of outputs
+        self._in_prompt: Tensor | None = None  # [max_num_seqs, vocab_size] bool
+
+    def begin(self, row: int, prompt: Sequence[int], outputs: Sequence[int]) -> None:
+        """Set the row's counts for a request with penalties that begins, or resumes, to run."""
+        if self._counts is None or self._in_prompt is None:
+            shape = (self._max_num_seqs, self._vocab_size)
+            self._counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
+            self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
+        self._in_prompt[row] = False
+        self._in_prompt[row, torch.tensor(prompt, device=self._device)] = True
+        drawn = torch.tensor(outputs, dtype=torch.int64, device=self._device)
+        self._counts[row] = torch.bincount(drawn, minlength=self._vocab_size).int()
+
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+        """Return one token a row; counts it for the row's penalties.
+
+        logits  [R, vocab_size] float32; may be overwritten
+        """
+        num_logprobs = max(
+            (r.sampling.logprobs for r in rows if r.sampling.logprobs is not None), default=None
+        )
+        log_probabilities = None if num_logprobs is None else logits.log_softmax(dim=-1)
+        self._adjust(logits, rows)
+        tokens = logits.argmax(dim=-1)
+        drawn = [i for i, r in enumerate(rows) if r.sampling.temperature > 0]
+        if drawn:
+            index = torch.tensor(drawn, device=self._device)
+            tokens[index] = _draw(logits[index], [rows[i] for i in drawn])
+        self._count(tokens, rows)
+        logprobs = None
+        if log_probabilities is not None and num_logprobs is not None:
+            top = log_probabilities.topk(num_logprobs, dim=-1)
+            sampled = log_probabilities.gather(1, tokens[:, None])[:, 0]
+            logprobs = LogprobsBatch(sampled, top.values, top.indices)
+        return Sampled(tokens, logprobs)
+
+    def _adjust(self, logits: Tensor, rows: Sequence[SamplingRow]) -> None:
+        penalized = [i for i, r in enumerate(rows) if r.sampling.has_penalties]
+        if penalized:
+            self._penalize(logits, penalized, rows)
+        for i, r in enumerate(rows):
+            if r.sampling.logit_bias:
+                tokens = torch.tensor(list(r.sampling.logit_bias), device=self._device)
+                logits[i, tokens] += torch.tensor(
+                    list(r.sampling.logit_bias.values()), device=self._device
+                )
+            if r.num_output_tokens < r.sampling.min_tokens and r.sampling.stop_token_ids:
+                logits[i, torch.tensor(r.sampling.stop_token_ids, device=self._device)] = -torch.inf
+
+    def _penalize(self, logits: Tensor, index: list[int], rows: Sequence[SamplingRow]) -> None:
+        assert self._counts is not None
+        assert self._in_prompt is not None
+        state = torch.tensor([rows[i].row for i in index], device=self._device)
+        counts, in_prompt = self._counts[state], self._in_prompt[state]
+        repetition, frequency, presence = (
+            torch.tensor([getattr(rows[i].sampling, name) for i in index], device=self._device)
+            for name in ("repetition_penalty", "frequency_penalty", "presence_penalty")
+        )
+        where = torch.tensor(index, device=self._device)
+        x = logits[where]
+        factor = torch.where(x > 0, 1 / repetition[:, None], repetition[:, None])
+        x = torch.where((counts > 0) | in_prompt, x * factor, x)
+        x = x - frequency[:, None] * counts - presence[:, None] * (counts > 0)
+        logits[where] = x
+
+    def _count(self, tokens: Tensor, rows: Sequence[SamplingRow]) -> None:
+        if self._counts is None:
+            return
+        state = torch.tensor([r.row for r in rows], device=self._device)
+        self._counts[state, tokens] += 1
+
+
+def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Return a token a row, from the distribution that temperature and filters leave, [R]."""
+    device = logits.device
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+    # No filter renormalizes: a division that only some batches need would show in the last bit.
+    logits = logits / column([r.sampling.temperature for r in rows])
+    ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    weights = ordered.softmax(dim=-1)
+    if any(r.sampling.top_k for r in rows):
+        limit = column([r.sampling.top_k or logits.shape[-1] for r in rows])
+        rank = torch.arange(logits.shape[-1], device=device)
+        weights = weights.masked_fill(rank >= limit, 0.0)
+    if any(r.sampling.top_p < 1 for r in rows):
+        limit = column([r.sampling.top_p for r in rows])
+        cumulative = weights.double().cumsum(dim=-1)
+        before = cumulative - weights
+        beyond = (before >= limit * cumulative[:, -1:]) & (limit < 1)
+        beyond[:, 0] = False
+        weights = weights.masked_fill(beyond, 0.0)
+    if any(r.sampling.min_p for r in rows):
+        floor = column([r.sampling.min_p for r in rows]) * weights[:, :1]
+        weights = weights.masked_fill(weights < floor, 0.0)
+    cumulative = weights.double().cumsum(dim=-1)
+    uniform = counter_uniform([r.sampling.seed for r in rows], [r.position for r in rows])
+    target = torch.from_numpy(uniform).to(device)[:, None] * cumulative[:, -1:]
+    chosen = (cumulative <= target).sum(dim=-1, keepdim=True)
+    last = (weights > 0).sum(dim=-1, keepdim=True) - 1  # rounding may reach the total
+    return tokens.gather(1, torch.minimum(chosen, last))[:, 0]

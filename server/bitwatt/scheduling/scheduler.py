@@ -1,0 +1,332 @@
+"""The scheduler: which tokens of which requests the next step computes. No torch, no clock.
+
+There is no prefill phase and no decode phase. Every request has tokens, some of them computed;
+a step brings each closer to having all computed, running requests first, under one budget of
+tokens. Whoever has all its tokens computed samples the next one.
+
+Steps may overlap: plan() may be called while the step before still runs, because the device
+runs steps in order. The token a running step will sample is *pending*: it counts, but only the
+device knows it. Blocks are offered to the prefix cache when their computation is planned, for
+the same reason: whoever shares them reads after they were written, in the same step or later.
+"""
+
+import heapq
+from dataclasses import dataclass
+from itertools import count
+
+from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.request import FinishReason, Request
+
+__all__ = ["Chunk", "Committed", "Counters", "Plan", "RequestTooLongError", "Scheduler"]
+
+
+class RequestTooLongError(ValueError):
+    """The request can never fit; the message has the numbers and the knob."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Neighbouring tokens of one request in one step.
+
+    start           position of the first token
+    num_tokens      tokens computed; the last may be pending, known to the device alone
+    is_pending      whether it is
+    samples         whether the step draws the request's next token from its last token's logits
+    position        of the token drawn, with the seed the key of the generator
+    new_blocks      blocks added since the request's last chunk, from index first_new_block on
+    is_admission    the request's first chunk since it (again) began to run: its row is new
+    """
+
+    request: Request
+    row: int
+    start: int
+    num_tokens: int
+    is_pending: bool
+    samples: bool
+    position: int
+    first_new_block: int
+    new_blocks: list[int]
+    is_admission: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one step computes."""
+
+    chunks: list[Chunk]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A request's new token, and with its last one the reason it ended; stop tokens are given."""
+
+    request: Request
+    token: int
+    finish_reason: FinishReason | None
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start, in tokens unless named otherwise."""
+
+    num_prompt_tokens: int = 0
+    num_generation_tokens: int = 0
+    num_preemptions: int = 0  # requests
+    num_prefix_cache_queries: int = 0
+    num_prefix_cache_hits: int = 0
+
+
+class Scheduler:
+    """Admits, advances, preempts and ends requests.
+
+    Call order: add and abort at any time; plan, then commit of the same plan, at most one other
+    plan between the two. A request is in exactly one of waiting, running or finished.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockAllocator,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ) -> None:
+        assert max_num_seqs <= max_num_batched_tokens, "every running request advances in a step"
+        self.blocks = blocks
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.counters = Counters()
+        self._requests: dict[str, Request] = {}
+        self._order: dict[str, tuple[int, int]] = {}  # (priority, arrival), smaller first
+        self._arrivals = count()
+        self._waiting: list[tuple[tuple[int, int], Request]] = []  # a heap
+        self._num_waiting = 0  # the heap may hold aborted requests
+        self._running: list[Request] = []  # in order
+        self._free_rows = list(reversed(range(max_num_seqs)))
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return self._num_waiting
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises  RequestTooLongError if it could never run to its end
+        """
+        assert request.prompt_token_ids, "a prompt has at least one token"
+        assert request.sampling.max_tokens > 0, "a request asks for at least one token"
+        if request.max_len > self.max_model_len:
+            raise RequestTooLongError(
+                f"prompt has {len(request.prompt_token_ids)} tokens and max_tokens is "
+                f"{request.sampling.max_tokens}; together they may be {self.max_model_len} "
+                "(--max-model-len)"
+            )
+        num_blocks = self._num_blocks_for(request.max_len - 1)
+        if num_blocks > self.blocks.num_blocks:
+            raise RequestTooLongError(
+                f"the request needs {num_blocks} KV-cache blocks; there are "
+                f"{self.blocks.num_blocks} (--kv-cache-bytes)"
+            )
+        self._requests[request.request_id] = request
+        self._order[request.request_id] = (request.priority, next(self._arrivals))
+        self._wait(request)
+
+    def abort(self, request_id: str) -> Request | None:
+        """End a request at any moment; returns it, or None if it has already ended."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._finish(request, FinishReason.ABORT)
+        return request
+
+    def plan(self) -> Plan:
+        """Return the next step's work and count it as planned; empty if there is none."""
+        chunks: list[Chunk] = []
+        budget = self.max_num_batched_tokens
+        is_full = False
+        i = 0
+        while i < len(self._running) and budget:
+            request = self._running[i]
+            # A long prompt leaves each request behind it a token, so that none stalls for it.
+            num_behind = len(self._running) - i - 1
+            num_tokens = min(self._num_unplanned(request), max(1, budget - num_behind))
+            if num_tokens == 0:
+                i += 1
+                continue
+            while not self._can_hold(request, request.num_planned + num_tokens):
+                is_full = True
+                victim = self._running[-1]
+                self._preempt(victim)
+                if victim is request:
+                    break
+            else:
+                chunks.append(self._advance(request, num_tokens, is_admission=False))
+                budget -= num_tokens
+                i += 1
+        while budget and not is_full and len(self._running) < self.max_num_seqs:
+            chunk = self._admit(budget)
+            if chunk is None:
+                break
+            chunks.append(chunk)
+            budget -= chunk.num_tokens
+        return Plan(chunks, self.max_num_batched_tokens - budget)
+
+    def commit(self, plan: Plan, tokens: list[int]) -> list[Committed]:
+        """Take the tokens a step sampled, one a sampling chunk in the plan's order."""
+        committed: list[Committed] = []
+        sampled = iter(tokens)
+        for chunk in plan.chunks:
+            if not chunk.samples:
+                continue
+            token = next(sampled)
+            request = chunk.request
+            request.num_pending -= 1
+            if request.finish_reason is not None:
+                continue  # it ended while the step ran
+            request.tokens.append(token)
+            self.counters.num_generation_tokens += 1
+            reason = self._end(request, token)
+            if reason is not None:
+                self._finish(request, reason)
+            committed.append(Committed(request, token, reason))
+        return committed
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every request, row and block is accounted for."""
+        for request in self._requests.values():
+            assert request.finish_reason is None
+            assert (request.row is not None) == (request in self._running)
+            assert len(request.blocks) >= self._num_blocks_for(request.num_planned)
+        rows = [r.row for r in self._running if r.row is not None] + self._free_rows
+        assert sorted(rows) == list(range(self.max_num_seqs)), "a row is lost"
+        assert self._num_waiting + len(self._running) == len(self._requests)
+        self.blocks.check_integrity([r.blocks for r in self._requests.values()])
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.blocks.block_size)
+
+    def _num_unplanned(self, request: Request) -> int:
+        # The last token a request may have is never fed back.
+        target = min(len(request.tokens) + request.num_pending, request.max_len - 1)
+        return target - request.num_planned
+
+    def _can_hold(self, request: Request, num_tokens: int) -> bool:
+        missing = self._num_blocks_for(num_tokens) - len(request.blocks)
+        return missing <= self.blocks.num_free
+
+    def _advance(self, request: Request, num_tokens: int, *, is_admission: bool) -> Chunk:
+        assert request.row is not None
+        start = request.num_planned
+        first_new_block = 0 if is_admission else len(request.blocks)
+        while len(request.blocks) < self._num_blocks_for(start + num_tokens):
+            request.blocks.append(self.blocks.allocate())
+        request.num_planned = start + num_tokens
+        length = len(request.tokens) + request.num_pending
+        samples = request.num_planned == length
+        is_pending = request.num_planned > len(request.tokens)
+        if samples:
+            request.num_pending += 1
+        self._offer_full_blocks(request)
+        return Chunk(
+            request,
+            request.row,
+            start,
+            num_tokens,
+            is_pending,
+            samples,
+            length,
+            first_new_block,
+            request.blocks[first_new_block:],
+            is_admission,
+        )
+
+    def _offer_full_blocks(self, request: Request) -> None:
+        if not self.blocks.prefix_caching:
+            return
+        size = self.blocks.block_size
+        prefixes = request.prefixes
+        num_full = min(request.num_planned, len(request.tokens)) // size
+        while len(prefixes) < num_full:
+            i = len(prefixes)
+            before = prefixes[-1] if prefixes else request.cache_salt
+            content = tuple(request.tokens[i * size : (i + 1) * size])
+            prefixes.append(self.blocks.register(request.blocks[i], before, content))
+
+    def _admit(self, budget: int) -> Chunk | None:
+        while self._waiting and self._waiting[0][1].finish_reason is not None:
+            heapq.heappop(self._waiting)
+        if not self._waiting:
+            return None
+        request = self._waiting[0][1]
+        if request.num_pending:
+            return None  # preempted while a step runs: its next token is not known yet
+        shared, prefixes = self.blocks.match(request.tokens, request.cache_salt)
+        needed = self._num_blocks_for(len(request.tokens)) - len(shared)
+        if needed > self.blocks.num_free - sum(map(self.blocks.is_free, shared)):
+            return None
+        heapq.heappop(self._waiting)
+        self._num_waiting -= 1
+        for block in shared:
+            self.blocks.share(block)
+        request.blocks = shared
+        request.prefixes = prefixes
+        request.num_planned = len(shared) * self.blocks.block_size
+        request.row = self._free_rows.pop()
+        self._running.append(request)
+        self._running.sort(key=lambda r: self._order[r.request_id])
+        self._count_admission(request)
+        return self._advance(request, min(self._num_unplanned(request), budget), is_admission=True)
+
+    def _count_admission(self, request: Request) -> None:
+        if request.num_cached_tokens is not None:
+            return  # it was preempted: its prompt has been counted
+        request.num_cached_tokens = request.num_planned
+        self.counters.num_prompt_tokens += len(request.prompt_token_ids)
+        if self.blocks.prefix_caching:
+            self.counters.num_prefix_cache_queries += len(request.prompt_token_ids)
+            self.counters.num_prefix_cache_hits += request.num_planned
+
+    def _end(self, request: Request, token: int) -> FinishReason | None:
+        sampling = request.sampling
+        if token in sampling.stop_token_ids:
+            return FinishReason.STOP
+        if len(request.tokens) >= request.max_len:
+            return FinishReason.LENGTH
+        return None
+
+    def _wait(self, request: Request) -> None:
+        heapq.heappush(self._waiting, (self._order[request.request_id], request))
+        self._num_waiting += 1
+
+    def _stop_running(self, request: Request) -> None:
+        self._running.remove(request)
+        assert request.row is not None
+        self._free_rows.append(request.row)
+        request.row = None
+        self.blocks.free(request.blocks)
+        request.blocks = []
+        request.prefixes = []
+
+    def _preempt(self, request: Request) -> None:
+        self._stop_running(request)
+        request.num_planned = 0
+        self.counters.num_preemptions += 1
+        self._wait(request)
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        request.finish_reason = reason
+        if request.row is not None:
+            self._stop_running(request)
+        else:
+            self._num_waiting -= 1
+        del self._requests[request.request_id]
+        del self._order[request.request_id]

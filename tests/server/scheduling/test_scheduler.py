@@ -1,0 +1,298 @@
+"""The scheduler alone: invariants under random operations, and its rules one by one."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.request import FinishReason, Request, SamplingParams
+from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+BLOCK_SIZE = 4
+STOP_TOKEN = 7
+
+
+def make_scheduler(
+    *,
+    num_blocks: int = 16,
+    max_num_seqs: int = 4,
+    max_num_batched_tokens: int = 8,
+    max_model_len: int = 40,
+    prefix_caching: bool = True,
+) -> Scheduler:
+    blocks = BlockAllocator(num_blocks, BLOCK_SIZE, prefix_caching=prefix_caching)
+    return Scheduler(
+        blocks,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+    )
+
+
+def make_request(name: str, prompt: list[int], max_tokens: int = 4, priority: int = 0) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=(STOP_TOKEN,))
+    return Request(request_id=name, prompt_token_ids=prompt, sampling=sampling, priority=priority)
+
+
+def draw(request: Request, position: int) -> int:
+    """A token that depends on the request's own prompt and position alone."""
+    return (sum(request.prompt_token_ids) * 31 + position * 17) % 11
+
+
+def tokens_alone(request: Request) -> list[int]:
+    tokens: list[int] = []
+    while len(tokens) < request.sampling.max_tokens:
+        token = draw(request, len(request.prompt_token_ids) + len(tokens))
+        tokens.append(token)
+        if token in request.sampling.stop_token_ids:
+            break
+    return tokens
+
+
+@dataclass
+class Device:
+    """Runs plans in order and remembers what each block holds, as a KV cache would."""
+
+    scheduler: Scheduler
+    cells: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
+    rows: dict[int, list[int]] = field(default_factory=dict)
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    finished: dict[str, FinishReason] = field(default_factory=dict)
+    in_flight: tuple[Plan, list[int]] | None = None
+    num_computed: int = 0
+
+    def plan_and_run(self) -> Plan:
+        plan = self.scheduler.plan()
+        assert plan.num_tokens <= self.scheduler.max_num_batched_tokens
+        assert plan.num_tokens == sum(chunk.num_tokens for chunk in plan.chunks)
+        assert len({chunk.row for chunk in plan.chunks}) == len(plan.chunks)
+        self.num_computed += plan.num_tokens
+        sampled = []
+        for chunk in plan.chunks:
+            request = chunk.request
+            table = self.rows.setdefault(chunk.row, [])
+            del table[chunk.first_new_block :]
+            assert len(table) == chunk.first_new_block
+            table.extend(chunk.new_blocks)
+            for position in range(chunk.start, chunk.start + chunk.num_tokens):
+                cell = (table[position // BLOCK_SIZE], position % BLOCK_SIZE)
+                self.cells[cell] = (content_of(request, position), position)
+        for chunk in plan.chunks:
+            request = chunk.request
+            table = self.rows[chunk.row]
+            for position in range(chunk.start + chunk.num_tokens):
+                cell = (table[position // BLOCK_SIZE], position % BLOCK_SIZE)
+                assert self.cells[cell] == (content_of(request, position), position)
+            if chunk.samples:
+                sampled.append(draw(request, chunk.position))
+        self.commit()
+        if plan.chunks:
+            self.in_flight = (plan, sampled)
+        return plan
+
+    def commit(self) -> None:
+        if self.in_flight is None:
+            return
+        plan, sampled = self.in_flight
+        self.in_flight = None
+        for committed in self.scheduler.commit(plan, sampled):
+            name = committed.request.request_id
+            assert name not in self.finished
+            self.outputs.setdefault(name, []).append(committed.token)
+            if committed.finish_reason is not None:
+                self.finished[name] = committed.finish_reason
+
+    def run_to_end(self, max_steps: int = 2000) -> None:
+        for _ in range(max_steps):
+            if not self.scheduler.has_work and self.in_flight is None:
+                return
+            self.plan_and_run()
+        raise AssertionError("the scheduler makes no progress")
+
+
+def content_of(request: Request, position: int) -> str:
+    """What a cell must hold: all tokens up to and with its own."""
+    prompt = request.prompt_token_ids
+    tokens = prompt + [draw(request, p) for p in range(len(prompt), position + 1)]
+    return repr(tokens[: position + 1])
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("add"),
+            st.integers(0, 3),  # which shared prefix
+            st.integers(0, 12),  # tokens of it
+            st.integers(1, 12),  # tokens of its own
+            st.integers(1, 12),  # max_tokens
+            st.integers(0, 1),  # priority
+        ),
+        st.tuples(st.just("abort"), st.integers(0, 1000)),
+        st.tuples(st.just("step"), st.integers(1, 4)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(operations=OPERATIONS, num_blocks=st.integers(9, 24), prefix_caching=st.booleans())
+def test_random_operations_keep_every_invariant_and_every_requests_tokens(
+    operations: list[tuple], num_blocks: int, prefix_caching: bool
+) -> None:
+    scheduler = make_scheduler(
+        num_blocks=num_blocks, max_model_len=36, prefix_caching=prefix_caching
+    )
+    device = Device(scheduler)
+    requests: dict[str, Request] = {}
+    aborted: set[str] = set()
+    for operation in operations:
+        match operation:
+            case ("add", prefix, num_shared, num_own, max_tokens, priority):
+                name = str(len(requests))
+                prompt = [prefix * 100 + i for i in range(num_shared)]
+                prompt += [1000 * len(requests) + i for i in range(num_own)]
+                requests[name] = make_request(name, prompt, max_tokens, priority)
+                scheduler.add(requests[name])
+            case ("abort", which):
+                if requests:
+                    name = str(which % len(requests))
+                    if scheduler.abort(name) is not None:
+                        aborted.add(name)
+            case ("step", times):
+                for _ in range(times):
+                    device.plan_and_run()
+                    scheduler.check_integrity()
+        scheduler.check_integrity()
+    device.run_to_end()
+    scheduler.check_integrity()
+    assert scheduler.blocks.num_used == 0
+    assert scheduler.num_running == scheduler.num_waiting == 0
+    for name, request in requests.items():
+        expected = tokens_alone(request)
+        if name in aborted:
+            assert device.outputs.get(name, []) == expected[: len(device.outputs.get(name, []))]
+            assert name not in device.finished
+        else:
+            assert device.outputs[name] == expected
+            stopped = expected[-1] == STOP_TOKEN
+            assert device.finished[name] == (FinishReason.STOP if stopped else FinishReason.LENGTH)
+
+
+def test_preempted_request_resumes_with_the_same_tokens() -> None:
+    scheduler = make_scheduler(num_blocks=9, max_model_len=36)
+    device = Device(scheduler)
+    requests = [make_request(str(i), [50 + i] * 6, 20, stop_token_ids=()) for i in range(3)]
+    for request in requests:
+        scheduler.add(request)
+    device.run_to_end()
+    assert scheduler.counters.num_preemptions > 0
+    for request in requests:
+        assert device.outputs[request.request_id] == tokens_alone(request)
+
+
+def test_last_come_is_preempted_first() -> None:
+    scheduler = make_scheduler(num_blocks=9, max_model_len=36, prefix_caching=False)
+    device = Device(scheduler)
+    for i in range(3):
+        scheduler.add(make_request(str(i), [50 + i] * 6, 20, stop_token_ids=()))
+    for _ in range(20):
+        device.plan_and_run()
+        if scheduler.counters.num_preemptions:
+            break
+    assert scheduler.num_waiting == 1
+    assert "2" not in device.finished
+    device.run_to_end()
+    assert list(device.finished) == ["0", "1", "2"]
+
+
+def test_second_request_computes_only_what_the_first_did_not() -> None:
+    scheduler = make_scheduler(num_blocks=64, max_num_batched_tokens=64, max_model_len=128)
+    device = Device(scheduler)
+    shared = list(range(100, 132))
+    scheduler.add(make_request("first", [*shared, 1], max_tokens=1))
+    device.run_to_end()
+    assert device.num_computed == 33
+    scheduler.add(make_request("second", [*shared, 2, 3], max_tokens=1))
+    device.run_to_end()
+    assert device.num_computed == 33 + 2
+    assert scheduler.counters.num_prefix_cache_hits == 32
+
+
+def test_equal_prompts_of_one_step_share_their_blocks() -> None:
+    scheduler = make_scheduler(num_blocks=64, max_num_batched_tokens=64, max_model_len=128)
+    device = Device(scheduler)
+    prompt = list(range(100, 117))
+    for i in range(4):
+        scheduler.add(make_request(str(i), prompt, max_tokens=2))
+    plan = device.plan_and_run()
+    assert [chunk.num_tokens for chunk in plan.chunks] == [17, 1, 1, 1]
+    assert scheduler.blocks.num_used == 4 + 4
+
+
+def test_another_salt_shares_nothing() -> None:
+    scheduler = make_scheduler(num_blocks=64, max_num_batched_tokens=64, max_model_len=128)
+    device = Device(scheduler)
+    prompt = list(range(100, 117))
+    scheduler.add(make_request("a", prompt))
+    device.run_to_end()
+    other = make_request("b", prompt)
+    other.cache_salt = "another tenant"
+    scheduler.add(other)
+    assert device.plan_and_run().num_tokens == 17
+
+
+def test_long_prompt_is_computed_in_chunks_while_others_go_on_decoding() -> None:
+    scheduler = make_scheduler(num_blocks=32, max_num_batched_tokens=8, max_model_len=64)
+    device = Device(scheduler)
+    scheduler.add(make_request("short", [1, 2], max_tokens=10))
+    device.plan_and_run()
+    scheduler.add(make_request("long", list(range(20, 50)), max_tokens=2))
+    sizes = [[chunk.num_tokens for chunk in device.plan_and_run().chunks] for _ in range(4)]
+    assert sizes[:3] == [[1, 7], [1, 7], [1, 7]]
+
+
+def test_a_long_prompt_in_front_leaves_those_behind_their_token() -> None:
+    scheduler = make_scheduler(num_blocks=64, max_num_batched_tokens=8, max_model_len=64)
+    device = Device(scheduler)
+    long = make_request("long", list(range(20, 60)), max_tokens=2, priority=-1)
+    scheduler.add(make_request("short", [1, 2], max_tokens=10))
+    device.plan_and_run()
+    scheduler.add(long)
+    device.plan_and_run()
+    plan = device.plan_and_run()
+    assert {c.request.request_id: c.num_tokens for c in plan.chunks} == {"long": 7, "short": 1}
+
+
+def test_priority_goes_before_arrival() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    device = Device(scheduler)
+    scheduler.add(make_request("later", [1], priority=1))
+    scheduler.add(make_request("sooner", [2], priority=0))
+    device.run_to_end()
+    assert list(device.finished) == ["sooner", "later"]
+
+
+@pytest.mark.parametrize(("num_prompt", "max_tokens"), [(41, 1), (40, 1), (1, 40)])
+def test_request_longer_than_the_model_is_refused_with_the_numbers(
+    num_prompt: int, max_tokens: int
+) -> None:
+    scheduler = make_scheduler(max_model_len=40)
+    with pytest.raises(RequestTooLongError, match=f"{num_prompt} tokens.*--max-model-len"):
+        scheduler.add(make_request("x", [1] * num_prompt, max_tokens))
+    assert not scheduler.has_work
+
+
+def test_request_larger_than_the_cache_is_refused_with_the_numbers() -> None:
+    scheduler = make_scheduler(num_blocks=3, max_model_len=40)
+    with pytest.raises(RequestTooLongError, match="needs 5 KV-cache blocks; there are 3"):
+        scheduler.add(make_request("x", [1] * 10, 8))
+
+
+def test_aborting_twice_or_an_unknown_request_does_nothing() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request("x", [1]))
+    assert scheduler.abort("x") is not None
+    assert scheduler.abort("x") is None
+    assert scheduler.abort("y") is None
+    assert not scheduler.has_work
