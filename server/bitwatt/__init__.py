@@ -1,0 +1,27 @@
+"""bitwatt: an OpenAI-compatible server for ternary language models that measures what they save.
+
+from bitwatt import LLM, SamplingParams
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitwatt.llm import LLM as LLM
+    from bitwatt.scheduling.request import SamplingParams as SamplingParams
+
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # Imported when used: the API process needs neither, nor torch behind them.
+    if name == "LLM":
+        from bitwatt.llm import LLM
+
+        return LLM
+    if name == "SamplingParams":
+        from bitwatt.scheduling.request import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

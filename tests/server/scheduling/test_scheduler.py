@@ -30,8 +30,14 @@ def make_scheduler(
     )
 
 
-def make_request(name: str, prompt: list[int], max_tokens: int = 4, priority: int = 0) -> Request:
-    sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=(STOP_TOKEN,))
+def make_request(
+    name: str,
+    prompt: list[int],
+    max_tokens: int = 4,
+    priority: int = 0,
+    stop_token_ids: tuple[int, ...] = (STOP_TOKEN,),
+) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=stop_token_ids)
     return Request(request_id=name, prompt_token_ids=prompt, sampling=sampling, priority=priority)
 
 

@@ -1,0 +1,169 @@
+"""The sampler: each setting does what it says, and no row sees another."""
+
+import pytest
+import torch
+from bitwatt.model.sampler import Sampler, SamplingRow, counter_uniform
+from bitwatt.scheduling.request import SamplingParams
+
+VOCAB_SIZE = 50
+CPU = torch.device("cpu")
+
+
+def make_params(**settings: object) -> SamplingParams:
+    return SamplingParams(max_tokens=10, **settings)  # type: ignore[arg-type]
+
+
+def make_row(row: int = 0, position: int = 0, num_output_tokens: int = 0, **settings: object):
+    return SamplingRow(row, position, num_output_tokens, make_params(**settings))
+
+
+def make_logits(num_rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(num_rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def draw_many(logits: torch.Tensor, count: int = 4000, **settings: object) -> torch.Tensor:
+    """Counts of each token over `count` positions of one seed, [VOCAB_SIZE]."""
+    rows = [make_row(position=i, seed=1, **settings) for i in range(count)]
+    sampler = Sampler(1, VOCAB_SIZE, CPU)
+    tokens = sampler.sample(logits.expand(count, -1).clone(), rows).tokens
+    return torch.bincount(tokens, minlength=VOCAB_SIZE)
+
+
+def test_temperature_zero_takes_the_most_likely_token() -> None:
+    logits = make_logits(3)
+    sampled = Sampler(4, VOCAB_SIZE, CPU).sample(logits.clone(), [make_row(temperature=0.0)] * 3)
+    assert sampled.tokens.tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_frequencies_follow_the_softmax_at_the_temperature(temperature: float) -> None:
+    logits = make_logits(1)
+    frequencies = draw_many(logits, temperature=temperature) / 4000
+    expected = (logits[0] / temperature).softmax(-1)
+    # Three standard deviations of the largest binomial.
+    assert (frequencies - expected).abs().max() < 3 * 0.5 / 4000**0.5
+
+
+def test_top_k_leaves_k_tokens() -> None:
+    logits = make_logits(1)
+    drawn = draw_many(logits, top_k=3).nonzero()[:, 0]
+    assert set(drawn.tolist()) == set(logits[0].topk(3).indices.tolist())
+
+
+def test_top_p_leaves_the_smallest_set_that_reaches_p() -> None:
+    logits = torch.full((1, VOCAB_SIZE), -torch.inf)
+    logits[0, :4] = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert draw_many(logits, top_p=0.79).nonzero()[:, 0].tolist() == [0, 1]
+    assert draw_many(logits, top_p=0.81).nonzero()[:, 0].tolist() == [0, 1, 2]
+    assert draw_many(logits, top_p=1e-9).nonzero()[:, 0].tolist() == [0]
+
+
+def test_min_p_drops_what_is_less_likely_than_a_share_of_the_best() -> None:
+    logits = torch.full((1, VOCAB_SIZE), -torch.inf)
+    logits[0, :3] = torch.tensor([0.6, 0.31, 0.09]).log()
+    assert draw_many(logits, min_p=0.5).nonzero()[:, 0].tolist() == [0, 1]
+
+
+def test_same_seed_and_position_draw_the_same_token_in_any_batch() -> None:
+    kinds = [
+        {},
+        {"top_k": 5},
+        {"top_p": 0.7},
+        {"min_p": 0.1},
+        {"temperature": 0.0},
+        {"temperature": 0.3, "top_p": 0.95, "top_k": 20},
+        {"logit_bias": {3: 5.0}},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.5, "presence_penalty": 0.2},
+    ]
+    rows = [make_row(i, 10 + i, i, seed=i, **kinds[i % len(kinds)]) for i in range(32)]
+    logits = make_logits(32)
+
+    def draw(chosen: list[int]) -> list[int]:
+        sampler = Sampler(32, VOCAB_SIZE, CPU)
+        for i in chosen:
+            sampler.begin(i, prompt=[i, i + 1], outputs=[i + 2] * i)
+        return sampler.sample(logits[chosen].clone(), [rows[i] for i in chosen]).tokens.tolist()
+
+    together = draw(list(range(32)))
+    assert together == [draw([i])[0] for i in range(32)]
+    assert together[5:9] == draw([5, 6, 7, 8])
+
+
+def test_penalties_follow_their_formulas() -> None:
+    sampler = Sampler(2, VOCAB_SIZE, CPU)
+    sampler.begin(1, prompt=[4], outputs=[5, 5, 6])
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, 4:8] = torch.tensor([2.0, 4.0, -1.0, 3.0])
+    row = make_row(
+        1, temperature=0.0, repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5
+    )
+    sampled = sampler.sample(logits, [row])
+    # 4: 2/2; 5: 4/2 - 2·0.25 - 0.5; 6: -1·2 - 0.25 - 0.5; 7 was neither read nor written.
+    assert logits[0, 4:8].tolist() == [1.0, 1.0, -2.75, 3.0]
+    assert sampled.tokens.tolist() == [7]
+
+
+def test_drawn_tokens_count_for_the_next_penalty() -> None:
+    sampler = Sampler(1, VOCAB_SIZE, CPU)
+    sampler.begin(0, prompt=[1], outputs=[])
+    row = make_row(temperature=0.0, presence_penalty=1.5)
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, 9], logits[0, 8] = 3.0, 2.0
+    assert [int(sampler.sample(logits.clone(), [row]).tokens) for _ in range(2)] == [9, 8]
+
+
+def test_a_row_taken_over_forgets_the_request_before() -> None:
+    sampler = Sampler(1, VOCAB_SIZE, CPU)
+    sampler.begin(0, prompt=[1], outputs=[9] * 5)
+    sampler.begin(0, prompt=[1], outputs=[])
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, 9] = 1.0
+    row = make_row(temperature=0.0, frequency_penalty=1.0)
+    assert int(sampler.sample(logits, [row]).tokens) == 9
+
+
+def test_logit_bias_can_force_and_ban() -> None:
+    logits = make_logits(1)
+    best = int(logits.argmax())
+    forced = make_row(temperature=0.0, logit_bias={17: 100.0})
+    banned = make_row(temperature=0.0, logit_bias={best: -100.0})
+    tokens = Sampler(1, VOCAB_SIZE, CPU).sample(logits.repeat(2, 1), [forced, banned]).tokens
+    assert tokens[0] == 17
+    assert tokens[1] != best
+
+
+def test_no_stop_token_is_drawn_before_min_tokens() -> None:
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, 5] = 10.0
+    sampler = Sampler(1, VOCAB_SIZE, CPU)
+
+    def draw(num_output_tokens: int) -> int:
+        row = make_row(0, 0, num_output_tokens, temperature=0.0, min_tokens=2, stop_token_ids=(5,))
+        return int(sampler.sample(logits.clone(), [row]).tokens)
+
+    assert draw(1) != 5
+    assert draw(2) == 5
+
+
+def test_logprobs_are_those_of_the_model_before_any_setting() -> None:
+    logits = make_logits(2)
+    rows = [make_row(temperature=0.2, top_k=1, logprobs=3, logit_bias={2: 50.0}), make_row()]
+    sampled = Sampler(1, VOCAB_SIZE, CPU).sample(logits.clone(), rows)
+    expected = logits.log_softmax(-1)
+    assert sampled.tokens[0] == 2
+    assert sampled.logprobs is not None
+    torch.testing.assert_close(sampled.logprobs.sampled[0], expected[0, 2])
+    torch.testing.assert_close(sampled.logprobs.top_values[0], expected[0].topk(3).values)
+    assert sampled.logprobs.top_tokens[0].tolist() == expected[0].topk(3).indices.tolist()
+
+
+def test_counter_generator_is_uniform_and_its_streams_differ() -> None:
+    many = torch.from_numpy(counter_uniform([3] * 20000, range(20000)))
+    assert many.min() >= 0
+    assert many.max() < 1
+    assert abs(float(many.mean()) - 0.5) < 3 / 12**0.5 / 20000**0.5
+    lag = torch.corrcoef(torch.stack([many[:-1], many[1:]]))[0, 1]
+    assert abs(float(lag)) < 4 / 20000**0.5
+    streams = torch.from_numpy(counter_uniform(range(20000), [5] * 20000))
+    assert abs(float(streams.mean()) - 0.5) < 3 / 12**0.5 / 20000**0.5
+    assert counter_uniform([-1], [0]) != counter_uniform([1], [0])
