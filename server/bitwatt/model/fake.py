@@ -3,7 +3,7 @@
 import zlib
 from dataclasses import dataclass
 
-from bitwatt.model.runner import StepResult
+from bitwatt.model.step import StepResult
 from bitwatt.scheduling.request import Request
 from bitwatt.scheduling.scheduler import Plan
 

@@ -8,7 +8,6 @@ seen the end of, is fed from the device's own copy.
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,40 +16,11 @@ from torch import Tensor
 
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.sampler import Sampled, Sampler, SamplingRow
+from bitwatt.model.step import StepResult, StepResultHandle, TokenLogprobsRow
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.scheduler import Chunk, Plan
 
-__all__ = ["ModelRunner", "Runner", "StepResult", "StepResultHandle", "TokenLogprobsRow"]
-
-TokenLogprobsRow = tuple[float, list[tuple[int, float]]]
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step drew, one entry a sampling chunk; logprobs is None where not asked for."""
-
-    tokens: list[int]
-    logprobs: list[TokenLogprobsRow | None]
-
-
-class StepResultHandle(Protocol):
-    """A step under way."""
-
-    def wait(self) -> StepResult:
-        """Return the result once the device is done; raises what the step raised."""
-        ...
-
-
-class Runner(Protocol):
-    """Runs plans in order. The engine's core needs nothing else of a model."""
-
-    def launch(self, plan: Plan) -> StepResultHandle:
-        """Start the plan's step behind those launched before; at most two may be under way."""
-        ...
-
-    def close(self) -> None:
-        """Release threads and device memory."""
-        ...
+__all__ = ["ModelRunner"]
 
 
 class _Staging:

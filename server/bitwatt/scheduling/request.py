@@ -55,10 +55,11 @@ class Request:
     """A request inside the engine, changed by the scheduler alone.
 
     tokens        prompt, then every token sampled and committed
+    max_len       tokens of the request when it has all it may have
     num_planned   tokens whose keys and values are computed once all planned steps have run
     num_pending   tokens that planned steps will sample and that are not committed yet
     row           index of the runner's per-request buffers while running, else None
-    blocks        KV-cache blocks, in order
+    blocks        KV-cache blocks, in order; the runner knows the first num_sent_blocks
     prefixes      identities of the prefixes that end with each full block, from the prefix cache
     num_cached_tokens  prompt tokens found in the prefix cache when it was first admitted
     """
@@ -69,22 +70,16 @@ class Request:
     priority: int = 0  # lower is sooner
     cache_salt: str = ""
     tokens: list[int] = field(init=False)
+    max_len: int = field(init=False)
     num_planned: int = 0
     num_pending: int = 0
     row: int | None = None
     blocks: list[int] = field(default_factory=list)
+    num_sent_blocks: int = 0
     prefixes: list[int] = field(default_factory=list)
     num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt_token_ids)
-
-    @property
-    def num_output_tokens(self) -> int:
-        return len(self.tokens) - len(self.prompt_token_ids)
-
-    @property
-    def max_len(self) -> int:
-        """Tokens of the request when it has all it may have."""
-        return len(self.prompt_token_ids) + self.sampling.max_tokens
+        self.max_len = len(self.tokens) + self.sampling.max_tokens
