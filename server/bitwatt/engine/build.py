@@ -1,5 +1,6 @@
 """Builds an engine from its configuration: model, KV cache, scheduler, runner."""
 
+import json
 import platform
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
 from bitwatt.errors import EngineError
 from bitwatt.model import load_model
 from bitwatt.model.config import ModelConfig
+from bitwatt.model.fake import FakeRunner
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
@@ -29,6 +31,8 @@ def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
 
     Raises  EngineError, CheckpointError or KernelError with the reason and the knob
     """
+    if config.backend == "fake":
+        return _build_fake(config)
     started = time.monotonic()
     device = torch.device(config.device)
     if config.num_threads is not None:
@@ -48,22 +52,64 @@ def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     )
     max_model_len = model.config.max_model_len
     kv_cache = _make_kv_cache(config, model, max_model_len)
-    max_num_batched_tokens = max(config.max_num_batched_tokens, config.max_num_seqs)
-    scheduler = Scheduler(
-        BlockAllocator(kv_cache.num_blocks, BLOCK_SIZE, prefix_caching=config.prefix_caching),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=max_model_len,
-    )
+    scheduler = _make_scheduler(config, kv_cache.num_blocks, max_model_len)
     runner = ModelRunner(
         model,
         kv_cache,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=max_model_len,
     )
     info = _describe(config, choice, model, kv_cache, time.monotonic() - started)
     return EngineCore(scheduler, runner), info
+
+
+def _build_fake(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
+    """Return an engine that does everything but arithmetic, for a model folder's vocabulary."""
+    vocab_size = int(
+        json.loads((Path(config.model_path) / "config.json").read_text())["vocab_size"]
+    )
+    max_model_len = config.max_model_len or 4096
+    num_blocks = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
+    scheduler = _make_scheduler(config, num_blocks, max_model_len)
+    no_memory = MemoryUse(
+        packed_weights_bytes=0, embedding_bytes=0, other_weights_bytes=0, kv_cache_bytes=0
+    )
+    info = EngineInfo(
+        weights=config.weights,
+        backend="fake",
+        device="none",
+        device_name="none",
+        dtype="none",
+        num_parameters=0,
+        vocab_size=vocab_size,
+        max_model_len=max_model_len,
+        eos_token_ids=[],
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        max_num_seqs=config.max_num_seqs,
+        memory=no_memory,
+        notices=["the fake backend draws meaningless tokens"],
+    )
+    return EngineCore(scheduler, FakeRunner(vocab_size)), info
+
+
+def _make_scheduler(config: EngineConfig, num_blocks: int, max_model_len: int) -> Scheduler:
+    return Scheduler(
+        BlockAllocator(num_blocks, BLOCK_SIZE, prefix_caching=config.prefix_caching),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=_max_num_batched_tokens(config),
+        max_model_len=max_model_len,
+    )
+
+
+def _max_num_batched_tokens(config: EngineConfig) -> int:
+    if config.max_num_batched_tokens < config.max_num_seqs:
+        raise EngineError(
+            f"a step has {config.max_num_batched_tokens} tokens (--max-num-batched-tokens); "
+            f"every one of {config.max_num_seqs} running requests wants one (--max-num-seqs)"
+        )
+    return config.max_num_batched_tokens
 
 
 def _dtype(name: str) -> torch.dtype:

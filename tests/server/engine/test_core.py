@@ -1,0 +1,104 @@
+"""The step loop over a fake model: every request ends once, however it ends."""
+
+import random
+
+from bitwatt.engine.core import EngineCore
+from bitwatt.engine.messages import Submit, TokenOutput
+from bitwatt.model.fake import FakeRunner, fake_token
+from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.request import FinishReason, SamplingParams
+from bitwatt.scheduling.scheduler import Scheduler
+
+VOCAB_SIZE = 97
+
+
+def make_core(num_blocks: int = 64, max_num_seqs: int = 8, **limits: int) -> EngineCore:
+    scheduler = Scheduler(
+        BlockAllocator(num_blocks, 16),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=limits.get("max_num_batched_tokens", 32),
+        max_model_len=limits.get("max_model_len", 256),
+    )
+    return EngineCore(scheduler, FakeRunner(VOCAB_SIZE))
+
+
+def make_submit(name: str, prompt: list[int], max_tokens: int = 5, seed: int = 0) -> Submit:
+    sampling = SamplingParams(max_tokens=max_tokens, seed=seed)
+    return Submit(request_id=name, prompt_token_ids=prompt, sampling=sampling)
+
+
+def run(core: EngineCore) -> dict[str, list[TokenOutput]]:
+    outputs: dict[str, list[TokenOutput]] = {}
+    for _ in range(10_000):
+        if not core.has_work:
+            return outputs
+        for output in core.step():
+            outputs.setdefault(output.request_id, []).append(output)
+    raise AssertionError("the core makes no progress")
+
+
+def test_every_request_gets_its_own_tokens_and_one_end() -> None:
+    core = make_core(num_blocks=20)
+    chance = random.Random(0)
+    prompts = {str(i): [chance.randrange(VOCAB_SIZE) for _ in range(1 + i * 3)] for i in range(30)}
+    for name, prompt in prompts.items():
+        assert core.submit(make_submit(name, prompt, 7 + len(prompt) % 5, seed=3)) is None
+    outputs = run(core)
+    core.check_integrity()
+    assert outputs.keys() == prompts.keys()
+    for name, prompt in prompts.items():
+        tokens = [token for output in outputs[name] for token in output.token_ids]
+        positions = range(len(prompt), len(prompt) + 7 + len(prompt) % 5)
+        assert tokens == [fake_token(prompt, 3, position, VOCAB_SIZE) for position in positions]
+        assert [output.finish_reason for output in outputs[name][:-1]] == [None] * (len(tokens) - 1)
+        assert outputs[name][-1].finish_reason is FinishReason.LENGTH
+
+
+def test_abort_ends_a_request_once_at_any_moment() -> None:
+    for num_steps in range(8):
+        core = make_core()
+        core.submit(make_submit("x", [1] * 50, max_tokens=20))
+        for _ in range(num_steps):
+            core.step()
+        [last] = core.abort(["x", "x", "unknown"])
+        assert last.finish_reason is FinishReason.ABORT
+        assert "x" not in run(core)
+        core.check_integrity()
+        assert core.stats().num_blocks_used == 0
+
+
+def test_request_that_can_never_fit_is_answered_with_the_numbers() -> None:
+    core = make_core()
+    refused = core.submit(make_submit("x", [1] * 300))
+    assert refused is not None
+    assert refused.finish_reason is FinishReason.ERROR
+    assert "300" in (refused.error or "")
+    assert "--max-model-len" in (refused.error or "")
+    assert not core.has_work
+
+
+def test_last_output_splits_the_time_into_waiting_reading_and_writing() -> None:
+    now = iter(range(1000))
+    scheduler = Scheduler(
+        BlockAllocator(8, 16), max_num_seqs=1, max_num_batched_tokens=8, max_model_len=64
+    )
+    core = EngineCore(scheduler, FakeRunner(VOCAB_SIZE), clock=lambda: float(next(now)))
+    core.submit(make_submit("a", [1] * 20, max_tokens=3))
+    last = run(core)["a"][-1]
+    assert last.queue_s is not None
+    assert last.prefill_s is not None
+    assert last.decode_s is not None
+    assert min(last.queue_s, last.prefill_s, last.decode_s) > 0
+
+
+def test_counters_add_up() -> None:
+    core = make_core()
+    for i in range(4):
+        core.submit(make_submit(str(i), [5] * 33, max_tokens=6))
+    run(core)
+    stats = core.stats()
+    assert stats.num_prompt_tokens == 4 * 33
+    assert stats.num_generation_tokens == 4 * 6
+    assert stats.num_prefix_cache_queries == 4 * 33
+    assert stats.num_prefix_cache_hits == 3 * 32
+    assert stats.num_running == stats.num_waiting == stats.num_blocks_used == 0
