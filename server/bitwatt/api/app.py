@@ -1,0 +1,100 @@
+"""The application: models in, HTTP out."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from bitwatt import __version__
+from bitwatt.api import chat, completions, health, models, tokenize
+from bitwatt.api.errors import install_error_handlers
+from bitwatt.api.middleware import Gateway, LimitBody, RequireKey
+from bitwatt.api.served import Catalog, ServedModel
+from bitwatt.errors import EngineUnavailableError
+from bitwatt.settings import ServeSettings
+from bitwatt.telemetry.metrics import Metrics
+
+__all__ = ["create_app"]
+
+OPEN_PATHS = ("/health", "/ready")
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    served: Mapping[str, ServedModel],
+    settings: ServeSettings,
+    metrics: Metrics,
+    *,
+    on_start_failure: Callable[[str], None] | None = None,
+) -> FastAPI:
+    """Return the application over these models.
+
+    Its lifespan starts and stops the engines. on_start_failure is told the name of a model whose
+    engine can't start.
+    """
+    catalog = Catalog(served)
+
+    async def report_start(model: ServedModel) -> None:
+        try:
+            info = await model.engine.wait_ready()
+        except EngineUnavailableError as error:
+            logger.error("%s can't start: %s", model.name, error)
+            if on_start_failure is not None:
+                on_start_failure(model.name)
+            return
+        logger.info(
+            "%s is ready after %.1f s: %s weights, %s on %s (%s), context %d, %d KV-cache blocks",
+            model.name,
+            info.load_s,
+            info.weights,
+            info.backend,
+            info.device_name,
+            info.dtype,
+            info.max_model_len,
+            info.num_blocks,
+        )
+        for notice in info.notices:
+            logger.warning("%s: %s", model.name, notice)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engines = [model.engine for model in catalog.by_name.values()]
+        reports: list[asyncio.Task[None]] = []
+        try:
+            for model in catalog.by_name.values():
+                await model.engine.start()
+                reports.append(asyncio.create_task(report_start(model)))
+            yield
+        finally:
+            for report in reports:
+                report.cancel()
+            await asyncio.gather(*reports, return_exceptions=True)
+            await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
+            for model in catalog.by_name.values():
+                model.text.close()
+
+    open_paths = (*OPEN_PATHS, "/metrics") if settings.metrics_public else OPEN_PATHS
+    app = FastAPI(
+        title="bitwatt",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(Gateway, metrics=metrics),
+            Middleware(RequireKey, key_digests=settings.api_key, open_paths=open_paths),
+            Middleware(LimitBody, max_bytes=settings.max_body_bytes),
+        ],
+    )
+    app.state.catalog = catalog
+    app.state.settings = settings
+    app.state.metrics = metrics
+    install_error_handlers(app)
+    for resource in (models, completions, chat, tokenize, health):
+        app.include_router(resource.router)
+    return app

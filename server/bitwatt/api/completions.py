@@ -1,0 +1,172 @@
+"""POST /v1/completions."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from secrets import token_hex
+
+from fastapi import APIRouter, Request, Response
+from msgspec import UNSET
+
+from bitwatt.api.client_link import tied_to_client
+from bitwatt.api.generation import Delta, Generation, plan_generation
+from bitwatt.api.json_route import JsonRoute
+from bitwatt.api.responses import json_response
+from bitwatt.api.schemas.common import FinishReasonName, Shape
+from bitwatt.api.schemas.completions import (
+    Completion,
+    CompletionBody,
+    CompletionChoice,
+    CompletionLogprobs,
+    PromptItem,
+)
+from bitwatt.api.served import Models, ServedModel, SettingsOf
+from bitwatt.api.sse import EventStream, event
+from bitwatt.engine.messages import EngineInfo
+
+__all__ = ["router"]
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/v1/completions")
+async def create_completion(
+    body: CompletionBody, request: Request, models: Models, settings: SettingsOf
+) -> Response:
+    """Continue each prompt."""
+    model = models.find(body.model)
+    info = model.require_info()
+    async with tied_to_client(request.receive, timeout_s=settings.request_timeout):
+        prompts = [await _encode(prompt, model, info) for prompt in body.prompt]
+        response_id = f"cmpl-{token_hex(12)}"
+        generation = plan_generation(
+            body,
+            model,
+            info,
+            prompts,
+            response_id=response_id,
+            max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+            logprobs=body.logprobs,
+        )
+        echoes = await _echoes(body, model)
+        shape: Shape = {
+            "id": response_id,
+            "created": int(time.time()),
+            "model": model.name,
+        }
+        if not body.stream:
+            choices = await _collect(generation, echoes)
+            return json_response(Completion(**shape, choices=choices, usage=generation.usage))
+    return EventStream(
+        _events(generation, echoes, shape, include_usage=body.include_usage),
+        keep_alive_s=settings.keep_alive,
+        timeout_s=settings.request_timeout,
+    )
+
+
+async def _encode(prompt: PromptItem, model: ServedModel, info: EngineInfo) -> list[int]:
+    if isinstance(prompt, str):
+        return await model.text.encode(prompt, max_tokens=info.max_model_len)
+    return prompt
+
+
+async def _echoes(body: CompletionBody, model: ServedModel) -> list[str]:
+    """Return what each choice's text begins with."""
+    if not body.echo:
+        return [""] * (len(body.prompt) * (body.n or 1))
+    texts = [
+        prompt if isinstance(prompt, str) else await model.text.decode(prompt)
+        for prompt in body.prompt
+    ]
+    return [text for text in texts for _ in range(body.n or 1)]
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What a choice has so far."""
+
+    text: list[str]
+    logprobs: "_LogprobsWriter"
+    finish_reason: FinishReasonName | None = None
+    entries: CompletionLogprobs = field(default_factory=lambda: CompletionLogprobs([], [], [], []))
+
+
+class _LogprobsWriter:
+    """Puts one choice's log-probabilities as the completions API has them."""
+
+    def __init__(self, generation: Generation, index: int, offset: int) -> None:
+        submit = generation.submits[index]
+        self._wanted = submit.sampling.logprobs is not None
+        self._literal = generation.model.text.vocabulary.literal
+        self._offset = offset
+
+    def take(self, delta: Delta) -> CompletionLogprobs | None:
+        if not self._wanted:
+            return None
+        entries = CompletionLogprobs([], [], [], [])
+        for token_id, logprobs in zip(delta.token_ids, delta.logprobs, strict=True):
+            token = self._spell(token_id)
+            top = {self._spell(top_id): value for top_id, value in logprobs.top}
+            entries.tokens.append(token)
+            entries.token_logprobs.append(logprobs.sampled)
+            entries.top_logprobs.append(top | {token: logprobs.sampled})
+            entries.text_offset.append(self._offset)
+            self._offset += len(token)
+        return entries
+
+    def _spell(self, token_id: int) -> str:
+        return self._literal(token_id).decode("utf-8", "replace")
+
+
+async def _collect(generation: Generation, echoes: list[str]) -> list[CompletionChoice]:
+    choices = [
+        _Choice([echo], _LogprobsWriter(generation, index, len(echo)))
+        for index, echo in enumerate(echoes)
+    ]
+    wanted = False
+    async with aclosing(generation.stream()) as deltas:
+        async for delta in deltas:
+            choice = choices[delta.index]
+            choice.text.append(delta.text)
+            choice.finish_reason = delta.finish_reason
+            new = choice.logprobs.take(delta)
+            if new is not None:
+                wanted = True
+                choice.entries.tokens.extend(new.tokens)
+                choice.entries.token_logprobs.extend(new.token_logprobs)
+                choice.entries.top_logprobs.extend(new.top_logprobs)
+                choice.entries.text_offset.extend(new.text_offset)
+    return [
+        CompletionChoice(
+            index=index,
+            text="".join(choice.text),
+            logprobs=choice.entries if wanted else None,
+            finish_reason=choice.finish_reason,
+        )
+        for index, choice in enumerate(choices)
+    ]
+
+
+async def _events(
+    generation: Generation, echoes: list[str], shape: Shape, *, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    usage = None if include_usage else UNSET
+    writers = [_LogprobsWriter(generation, index, len(echo)) for index, echo in enumerate(echoes)]
+    async with aclosing(generation.stream()) as deltas:
+        async for delta in deltas:
+            index = delta.index
+            text = delta.text
+            if echoes[index]:
+                text, echoes[index] = echoes[index] + text, ""
+            choice = CompletionChoice(
+                index=index,
+                text=text,
+                logprobs=writers[index].take(delta),
+                finish_reason=delta.finish_reason,
+            )
+            yield event(Completion(**shape, choices=[choice], usage=usage))
+    if include_usage:
+        yield event(Completion(**shape, choices=[], usage=generation.usage))

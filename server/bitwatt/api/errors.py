@@ -1,0 +1,179 @@
+"""Errors as OpenAI's clients know them: one body, four fields, and a status they map."""
+
+import logging
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from bitwatt.api.schemas.common import shorten
+from bitwatt.errors import (
+    BitwattError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestFailedError,
+)
+
+__all__ = [
+    "ApiError",
+    "ClientDisconnectedError",
+    "RequestTimeoutError",
+    "describe",
+    "error_response",
+    "install_error_handlers",
+]
+
+MAX_MESSAGE_CHARS = 1000
+RETRY_AFTER_S = 1
+CLIENT_CLOSED_REQUEST = 499
+
+logger = logging.getLogger(__name__)
+
+
+class ClientDisconnectedError(BitwattError):
+    """The client went away; nobody reads an answer."""
+
+
+class RequestTimeoutError(BitwattError):
+    """The request took longer than --request-timeout."""
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every error, and the event that ends a stream that failed."""
+
+    error: ErrorDetail
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """An error, ready to be sent."""
+
+    status: int
+    body: ErrorBody
+    headers: dict[str, str] = {}
+
+    def encode(self) -> bytes:
+        """Return the body as JSON."""
+        return msgspec.json.encode(self.body)
+
+    def response(self) -> Response:
+        """Return the whole response."""
+        return Response(
+            self.encode(), self.status, headers=self.headers, media_type="application/json"
+        )
+
+
+def _error(
+    status: int,
+    message: str,
+    code: str | None,
+    *,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> ApiError:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    detail = ErrorDetail(message[:MAX_MESSAGE_CHARS], kind, param, code)
+    return ApiError(status, ErrorBody(detail), headers or {})
+
+
+def describe(error: Exception) -> ApiError:
+    """Return the error a caller sees; of one we did not foresee, nothing but that it happened."""
+    retry = {"Retry-After": str(RETRY_AFTER_S)}
+    match error:
+        case InvalidRequestError():
+            status = 404 if error.code == "model_not_found" else 400
+            return _error(status, str(error), error.code, param=error.param)
+        case QueueFullError():
+            return _error(503, str(error), "queue_full", headers=retry)
+        case EngineUnavailableError():
+            return _error(503, str(error), "engine_unavailable", headers=retry)
+        case RequestFailedError():
+            return _error(500, str(error), "request_failed")
+        case RequestTimeoutError():
+            return _error(504, str(error), "request_timeout")
+        case _:
+            return _error(
+                500, "the server failed; its log tells more under the request id", "internal_error"
+            )
+
+
+def error_response(
+    status: int, message: str, code: str | None, *, headers: dict[str, str] | None = None
+) -> Response:
+    """Return an error response."""
+    return _error(status, message, code, headers=headers).response()
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error of ours, of validation and of routing with the one body."""
+
+    async def on_error(_: Request, error: Exception) -> Response:
+        return describe(error).response()
+
+    async def on_disconnect(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    app.add_exception_handler(BitwattError, on_error)
+    app.add_exception_handler(ClientDisconnectedError, on_disconnect)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    param = _param(first["loc"])
+    message = str(first["msg"])
+    match first["type"]:
+        case "refused":
+            param = first["ctx"]["param"] or param
+        case "extra_forbidden":
+            message = f"unknown field {shorten(param)}"
+        case "missing":
+            message = f"{param} is required" if param else "a JSON body is required"
+        case _:
+            message = f"{param}: {message}, not {shorten(first['input'])}"
+    if param is not None and len(param) > 100:
+        param = param[:100] + "…"
+    return _error(400, message, None, param=param).response()
+
+
+def _param(loc: tuple[str | int, ...]) -> str | None:
+    """Return the field's path as clients write it: messages[0].content."""
+    path = ""
+    for part in loc[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{part}" if path else str(part)
+    return path or None
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    code: str | None
+    match error.status_code:
+        case 404:
+            code = "not_found"
+            message = f"no route {request.method} {shorten(request.url.path)}"
+        case 405:
+            message = f"{shorten(request.url.path)} does not take {request.method[:20]}"
+            code = "method_not_allowed"
+        case 413:
+            code, message = "request_too_large", str(error.detail)
+        case _:
+            code, message = None, str(error.detail)
+    return error_response(error.status_code, message, code, headers=headers)

@@ -1,0 +1,266 @@
+"""Runs the choices of one request: engine's tokens in, text out."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from secrets import randbits
+
+from bitwatt.api.schemas.common import (
+    FinishReasonName,
+    GenerationBody,
+    PromptTokensDetails,
+    Usage,
+)
+from bitwatt.api.served import ServedModel
+from bitwatt.engine.messages import EngineInfo, Submit, TokenLogprobs, TokenOutput
+from bitwatt.errors import InvalidRequestError, QueueFullError, RequestFailedError
+from bitwatt.scheduling.request import FinishReason
+from bitwatt.telemetry.metrics import RequestMetrics
+
+__all__ = ["Delta", "Generation", "plan_generation"]
+
+_SEEDS = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new of a choice: text that is certain, and its tokens where they were asked for.
+
+    token_ids, logprobs  empty unless the request asked for log-probabilities
+    finish_reason        with the choice's last delta
+    """
+
+    index: int
+    text: str
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprobs] = ()
+    finish_reason: FinishReasonName | None = None
+
+
+@dataclass(slots=True)
+class _Tally:
+    completion_tokens: int = 0
+    cached_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
+
+
+@dataclass(slots=True, kw_only=True)
+class Generation:
+    """The choices of one request, to be run once.
+
+    submits  one a choice: n to a prompt, prompt after prompt
+    """
+
+    model: ServedModel
+    submits: list[Submit]
+    stops: tuple[str, ...]
+    num_choices: int  # to a prompt
+    _tally: _Tally = field(default_factory=_Tally)
+
+    def stream(self) -> AsyncGenerator[Delta, None]:
+        """Yield what is new, in order for each choice. Closing it aborts what still runs.
+
+        Raises  QueueFullError, EngineUnavailableError, RequestFailedError
+        """
+        choices = [self._stream_choice(index) for index in range(len(self.submits))]
+        return choices[0] if len(choices) == 1 else _merge(choices)
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens used so far. A prompt counts once, however many choices it has."""
+        prompt_tokens = sum(
+            len(submit.prompt_token_ids) for submit in self.submits[:: self.num_choices]
+        )
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=self._tally.completion_tokens,
+            total_tokens=prompt_tokens + self._tally.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(sum(self._tally.cached_tokens.values())),
+        )
+
+    async def _stream_choice(self, index: int) -> AsyncGenerator[Delta, None]:
+        submit = self.submits[index]
+        model, tally = self.model, self._tally
+        text = model.text.output(self.stops)
+        metrics = RequestMetrics(model.metrics)
+        wants_logprobs = submit.sampling.logprobs is not None
+        waiting_ids: list[int] = []  # with their logprobs: tokens whose text is held back
+        waiting: list[TokenLogprobs] = []
+        output: TokenOutput | None = None
+        ended = "abort"
+        try:
+            async with aclosing(model.engine.submit(submit)) as outputs:
+                async for output in outputs:
+                    token_ids = output.token_ids
+                    tally.completion_tokens += len(token_ids)
+                    metrics.on_output(output)
+                    reason = output.finish_reason
+                    if reason is None:
+                        new = text.push(token_ids)
+                    else:
+                        _raise_if_failed(output)
+                        token_ids = _without_stop_token(submit, output)
+                        new = text.push(token_ids) + text.finish()
+                    finish: FinishReasonName | None = None
+                    if text.stopped or reason is FinishReason.STOP:
+                        finish = "stop"
+                    elif reason is FinishReason.LENGTH:
+                        finish = "length"
+                    if wants_logprobs:
+                        waiting_ids += token_ids
+                        waiting += output.logprobs[: len(token_ids)]
+                    if finish is None:
+                        if new:
+                            yield Delta(index, new, waiting_ids, waiting)
+                            if wants_logprobs:
+                                waiting_ids, waiting = [], []
+                        continue
+                    ended = finish
+                    cached, prompt = tally.cached_tokens, index // self.num_choices
+                    cached[prompt] = max(cached.get(prompt, 0), output.num_cached_tokens)
+                    yield Delta(index, new, waiting_ids, waiting, finish)
+                    return
+            raise RequestFailedError("the engine ended the request without an end")
+        except QueueFullError:
+            ended = "rejected"
+            model.metrics.on_rejected("queue_full")
+            raise
+        except RequestFailedError:
+            ended = "error"
+            raise
+        finally:
+            if ended != "rejected":
+                metrics.on_end(ended, len(submit.prompt_token_ids), output)
+
+
+def _raise_if_failed(output: TokenOutput) -> None:
+    if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+        raise RequestFailedError(output.error or "the engine gave the request up")
+
+
+def _without_stop_token(submit: Submit, output: TokenOutput) -> Sequence[int]:
+    """Return the tokens that are text: a stop token ends the text and is no part of it."""
+    token_ids = output.token_ids
+    if (
+        output.finish_reason is FinishReason.STOP
+        and token_ids
+        and token_ids[-1] in submit.sampling.stop_token_ids
+    ):
+        return token_ids[:-1]
+    return token_ids
+
+
+async def _merge(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+    """Yield what the streams bring, as it comes; the first error ends all of them."""
+    queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=2 * len(streams))
+
+    async def pump(stream: AsyncGenerator[Delta, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    await queue.put(delta)
+            await queue.put(None)
+        except Exception as error:
+            await queue.put(error)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    num_open = len(tasks)
+    try:
+        while num_open:
+            item = await queue.get()
+            if item is None:
+                num_open -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def plan_generation(
+    body: GenerationBody,
+    model: ServedModel,
+    info: EngineInfo,
+    prompts: Sequence[list[int]],
+    *,
+    response_id: str,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_param: str = "prompt",
+) -> Generation:
+    """Return the request's choices, checked against the model's limits.
+
+    max_tokens  None for all that the context leaves
+    logprobs    how many top log-probabilities a token, None for none
+    prompt_param  the field the prompts come from, for errors to name
+
+    Raises  InvalidRequestError
+    """
+    for prompt in prompts:
+        _check_prompt(prompt, info, max_tokens, prompt_param)
+    for field_name, token_ids in (
+        ("stop_token_ids", body.stop_token_ids or ()),
+        ("logit_bias", body.logit_bias),
+    ):
+        _check_token_ids(token_ids, info, field_name)
+    if body.min_tokens and max_tokens is not None and body.min_tokens > max_tokens:
+        raise InvalidRequestError(
+            f"min_tokens is {body.min_tokens}, more than max_tokens, {max_tokens}",
+            param="min_tokens",
+        )
+    seed = randbits(63) if body.seed is None else body.seed
+    num_choices = body.n or 1
+    submits: list[Submit] = []
+    for prompt in prompts:
+        room = info.max_model_len - len(prompt)
+        sampling = body.sampling(
+            max_tokens=room if max_tokens is None else max_tokens,
+            seed=0,
+            logprobs=logprobs,
+            eos_token_ids=info.eos_token_ids,
+        )
+        submits += [
+            Submit(
+                request_id=f"{response_id}-{len(submits) + choice}",
+                prompt_token_ids=prompt,
+                sampling=replace(sampling, seed=(seed + choice) % _SEEDS),
+                priority=body.priority or 0,
+                cache_salt=body.cache_salt or "",
+            )
+            for choice in range(num_choices)
+        ]
+    return Generation(model=model, submits=submits, stops=body.stop, num_choices=num_choices)
+
+
+def _check_prompt(prompt: list[int], info: EngineInfo, max_tokens: int | None, param: str) -> None:
+    if not prompt:
+        raise InvalidRequestError("prompt has no tokens; at least one is needed", param=param)
+    limit = info.max_model_len
+    if len(prompt) >= limit:
+        raise InvalidRequestError(
+            f"prompt has {len(prompt)} tokens; the limit is {limit}, with at least one to "
+            "generate (--max-model-len)",
+            param=param,
+            code="context_length_exceeded",
+        )
+    if max_tokens is not None and len(prompt) + max_tokens > limit:
+        raise InvalidRequestError(
+            f"prompt has {len(prompt)} tokens and max_tokens is {max_tokens}, together "
+            f"{len(prompt) + max_tokens}; the limit is {limit} (--max-model-len)",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+    _check_token_ids(prompt, info, param)
+
+
+def _check_token_ids(
+    token_ids: Sequence[int] | dict[int, float], info: EngineInfo, param: str
+) -> None:
+    highest = max(token_ids, default=0)
+    if highest >= info.vocab_size:
+        raise InvalidRequestError(
+            f"{param} has token id {highest}; the model has {info.vocab_size} tokens", param=param
+        )

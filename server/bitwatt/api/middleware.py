@@ -1,0 +1,152 @@
+"""What every request passes on its way in, outermost first: Gateway, RequireKey, LimitBody.
+
+All are plain ASGI: they hand `receive` and `send` through, so a client's going away is seen at
+once by whoever serves it.
+"""
+
+import hmac
+import logging
+import re
+import secrets
+from collections.abc import Collection
+from hashlib import sha256
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bitwatt.api.errors import describe, error_response
+from bitwatt.telemetry.metrics import Metrics
+
+__all__ = ["Gateway", "LimitBody", "RequireKey"]
+
+_CALLERS_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
+_NO_RESPONSE_STATUS = 499
+
+logger = logging.getLogger(__name__)
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+class Gateway:
+    """Gives the request an id, answers what nothing else has caught, and counts.
+
+    The id is the caller's X-Request-Id where it is a sane one, and comes back as X-Request-Id.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        callers = _header(scope, b"x-request-id")
+        if callers is not None and _CALLERS_REQUEST_ID.fullmatch(callers):
+            request_id = callers
+        else:
+            request_id = secrets.token_hex(12).encode()
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            logger.exception("request %s failed", request_id.decode())
+            if status is not None:
+                raise
+            await describe(error).response()(scope, receive, send_with_id)
+        finally:
+            route = scope.get("route")
+            method = scope["method"]
+            self._metrics.http_requests.labels(
+                getattr(route, "path", "unmatched"),
+                method if method in _METHODS else "other",
+                str(status or _NO_RESPONSE_STATUS),
+            ).inc()
+
+
+class RequireKey:
+    """Lets a request pass with one of the keys, or to an open path.
+
+    key_digests  SHA-256 of each key; empty lets everyone pass
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, key_digests: Collection[bytes], open_paths: Collection[str]
+    ) -> None:
+        self._app = app
+        self._key_digests = tuple(key_digests)
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] == "lifespan"
+            or not self._key_digests
+            or scope["path"] in self._open_paths
+            or self._has_key(scope)
+        ):
+            await self._app(scope, receive, send)
+            return
+        response = error_response(
+            401,
+            "a valid API key is needed: Authorization: Bearer KEY",
+            "invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await response(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        scheme, _, key = (_header(scope, b"authorization") or b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            return False
+        digest = sha256(key.strip()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._key_digests]
+        return any(matches)
+
+
+class LimitBody:
+    """Refuses a body of more than max_bytes, by its declared length or as it comes."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = _header(scope, b"content-length") or b"0"
+        if not declared.isdigit() or len(declared) > 15 or int(declared) > self._max_bytes:
+            await error_response(
+                413,
+                self._message,
+                "request_too_large",
+                headers={"Connection": "close"},
+            )(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            if message["type"] == "http.request":
+                num_bytes += len(message.get("body", b""))
+                if num_bytes > self._max_bytes:
+                    raise HTTPException(413, self._message, {"Connection": "close"})
+            return message
+
+        await self._app(scope, counted, send)
+
+    @property
+    def _message(self) -> str:
+        return f"the body has more than {self._max_bytes} bytes (--max-body-bytes)"

@@ -1,0 +1,111 @@
+"""Server-sent events: one `data:` line an event, `[DONE]` at the end."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from bitwatt.api.client_link import tied_to_client
+from bitwatt.api.errors import ClientDisconnectedError, describe
+from bitwatt.errors import BitwattError
+
+__all__ = ["EventStream", "event"]
+
+_DONE = b"data: [DONE]\n\n"
+_KEEP_ALIVE = b": keep-alive\n\n"
+_LAST_WORDS_S = 1.0
+
+_encode = msgspec.json.encode
+logger = logging.getLogger(__name__)
+
+
+def event(data: msgspec.Struct) -> bytes:
+    """Return the event as it goes over the wire."""
+    return b"data: " + _encode(data) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come.
+
+    The response starts with the first event, so an error before it has a status of its own; one
+    after it becomes the stream's last event. A comment goes out after every keep_alive_s of
+    silence. When the client goes away, or after timeout_s, the events are closed at once.
+
+    A slow client stops the events from being taken, not from being made: what waits is bounded
+    by the request's max_tokens.
+    """
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], *, keep_alive_s: float, timeout_s: float
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers(
+            {
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",
+            }
+        )
+        self._events = events
+        self._keep_alive_s = keep_alive_s
+        self._timeout_s = timeout_s
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        last_sent_s = loop.time()
+
+        writing = asyncio.Lock()  # between the events and the keep-alive
+
+        async def write(data: bytes, *, more: bool = True) -> None:
+            nonlocal last_sent_s
+            last_sent_s = loop.time()
+            async with writing:
+                if not self._started:
+                    await send(
+                        {
+                            "type": "http.response.start",
+                            "status": self.status_code,
+                            "headers": self.raw_headers,
+                        }
+                    )
+                    self._started = True
+                await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        async def keep_alive() -> None:
+            while True:
+                silence_s = loop.time() - last_sent_s
+                if silence_s >= self._keep_alive_s:
+                    await write(_KEEP_ALIVE)
+                    silence_s = 0.0
+                await asyncio.sleep(self._keep_alive_s - silence_s)
+
+        keeper = asyncio.create_task(keep_alive())
+        try:
+            async with (
+                aclosing(self._events) as events,
+                tied_to_client(receive, timeout_s=self._timeout_s),
+            ):
+                async for data in events:
+                    await write(data)
+                keeper.cancel()
+                await write(_DONE, more=False)
+        except ClientDisconnectedError:
+            if not self._started:
+                raise
+        except Exception as error:
+            keeper.cancel()
+            if not self._started:
+                raise
+            if not isinstance(error, BitwattError):
+                logger.exception("a stream failed", extra=dict(scope.get("state", {})))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await write(b"data: " + describe(error).encode() + b"\n\n", more=False)
+        finally:
+            keeper.cancel()

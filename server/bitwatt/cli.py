@@ -1,0 +1,161 @@
+"""The command `bitwatt`."""
+
+import ipaddress
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSubCommand,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from bitwatt import __version__, builtin
+from bitwatt.settings import ServeSettings, Weights
+
+__all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+
+class Bitwatt(BaseSettings):
+    """An OpenAI-compatible server for ternary language models that measures what they save."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BITWATT_COMMAND_",
+        cli_prog_name="bitwatt",
+        cli_kebab_case=True,
+        cli_implicit_flags="toggle",
+        cli_hide_none_type=True,
+        extra="forbid",
+    )
+
+    version: bool = Field(False, description="print the version and leave")
+    serve: CliSubCommand[ServeSettings]
+
+    def cli_cmd(self) -> None:
+        """Run what was asked for."""
+        if self.version:
+            print(f"bitwatt {__version__}")
+        elif self.serve is None:
+            sys.exit("bitwatt: a command is needed; see bitwatt --help")
+        else:
+            sys.exit(serve(self.serve))
+
+
+class ModelSpec(NamedTuple):
+    """A model to serve."""
+
+    name: str
+    path: Path
+    weights: Weights
+
+
+def models_to_serve(settings: ServeSettings) -> list[ModelSpec]:
+    """Return what the settings ask for; the embedded pair where they name no folder."""
+    if settings.path is None:
+        folder = Path(builtin.__file__).parent
+        pair = [
+            ModelSpec("builtin", folder / "ternary", "ternary"),
+            ModelSpec("builtin-fp16", folder / "fp16", "fp16"),
+        ]
+        return pair if settings.compare is not False else pair[:1]
+    path = settings.path.resolve()
+    name = settings.served_model_name or path.name
+    models = [ModelSpec(name, path, settings.weights or "ternary")]
+    if settings.compare:
+        models.append(ModelSpec(f"{name}-fp16", path, "fp16"))
+    return models
+
+
+def serve(settings: ServeSettings) -> int:
+    """Serve until a signal; return the exit status."""
+    # Imported here, for `bitwatt --help` to answer at once.
+    from bitwatt.api.app import create_app
+    from bitwatt.api.served import ServedModel
+    from bitwatt.api.server import new_server
+    from bitwatt.engine.client import EngineClient
+    from bitwatt.errors import CheckpointError
+    from bitwatt.telemetry.logs import configure_logging
+    from bitwatt.telemetry.metrics import Metrics
+    from bitwatt.text.processor import TextProcessor
+
+    configure_logging(settings.log_level)
+    if not settings.api_key and not _is_loopback(settings.host):
+        logger.warning("anyone who reaches %s is served: no --api-key is set", settings.host)
+    metrics = Metrics()
+    served: dict[str, ServedModel] = {}
+    try:
+        for name, path, weights in models_to_serve(settings):
+            model_metrics = metrics.model(name)
+            served[name] = ServedModel(
+                name=name,
+                engine=EngineClient(
+                    settings.engine_config(path, weights),
+                    max_queue=settings.max_queue,
+                    on_stats=model_metrics.on_stats,
+                ),
+                text=TextProcessor.from_folder(path),
+                metrics=model_metrics,
+            )
+    except CheckpointError as error:
+        logger.error("%s", error)
+        return 1
+
+    failed: list[str] = []
+
+    def give_up(name: str) -> None:
+        failed.append(name)
+        server.should_exit = True
+
+    app = create_app(served, settings, metrics, on_start_failure=give_up)
+    server = new_server(app, settings)
+    # The server drains on SIGTERM and then raises it again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return 130
+    return 1 if failed or not server.started else 0
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; leave with status 2 where it is wrong."""
+    try:
+        CliApp.run(Bitwatt, cli_args=list(sys.argv[1:] if args is None else args))
+    except ValidationError as error:
+        for problem in error.errors():
+            print(
+                f"bitwatt: {_explain(problem['loc'], problem['msg'], problem['input'])}",
+                file=sys.stderr,
+            )
+        sys.exit(2)
+    except SettingsError as error:
+        print(f"bitwatt: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _explain(loc: tuple[str | int, ...], message: str, value: object) -> str:
+    """Return a line that names the knob, the value and the limit."""
+    message = message.removeprefix("Value error, ")
+    names = [part for part in loc if isinstance(part, str) and part != "serve"]
+    if not names:
+        return message
+    name = names[0].replace("_", "-")
+    flag = "PATH" if name == "path" else f"--{name}"
+    shown = "" if name == "api-key" else f" {str(value)[:80]!r}"
+    return f"{flag}{shown}: {message} (BITWATT_{names[0].upper().replace('-', '_')})"

@@ -1,0 +1,36 @@
+"""A choice's text: detokenized, ended at a stop string."""
+
+from collections.abc import Sequence
+
+from bitwatt.text.detokenizer import Detokenizer
+from bitwatt.text.stops import StopMatcher
+from bitwatt.text.vocabulary import Vocabulary
+
+__all__ = ["OutputText"]
+
+
+class OutputText:
+    """The text of one choice, from its tokens as they come."""
+
+    __slots__ = ("_detokenizer", "_matcher")
+
+    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
+        self._detokenizer = Detokenizer(vocabulary)
+        self._matcher = StopMatcher(stops) if stops else None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string ended the text."""
+        return self._matcher is not None and self._matcher.stopped
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Return the text that is certain now."""
+        text = self._detokenizer.push(token_ids)
+        return text if self._matcher is None else self._matcher.push(text)
+
+    def finish(self) -> str:
+        """Return the rest of the text; no more tokens come."""
+        text = self._detokenizer.finish()
+        if self._matcher is None:
+            return text
+        return self._matcher.push(text) + self._matcher.finish()

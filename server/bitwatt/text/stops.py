@@ -1,0 +1,54 @@
+"""Ends a text at the first stop string, though it spans tokens."""
+
+from collections.abc import Sequence
+
+__all__ = ["StopMatcher"]
+
+
+class StopMatcher:
+    """Passes a text on up to the first stop string.
+
+    The pieces returned by push and finish, joined, are the text before the stop string that
+    completes first (of two that complete together, the longer one), or the whole text. What could
+    be the start of a stop string is held back until the text decides.
+    """
+
+    __slots__ = ("_held", "_stops", "stopped")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Match these strings, none of them empty."""
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False  # whether a stop string was met; what follows is dropped
+
+    def push(self, text: str) -> str:
+        """Return what of the text so far is certain to come before any stop string."""
+        if self.stopped or not text:
+            return ""
+        text = self._held + text
+        end, start = min(
+            ((at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0),
+            default=(-1, -1),
+        )
+        if end >= 0:
+            self.stopped = True
+            self._held = ""
+            return text[:start]
+        cut = min((_start_of_partial(text, stop) for stop in self._stops), default=len(text))
+        self._held = text[cut:]
+        return text[:cut]
+
+    def finish(self) -> str:
+        """Return what was held back; no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _start_of_partial(text: str, stop: str) -> int:
+    """Return where the longest start of `stop` that ends the text begins, else the text's end."""
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0:
+        if stop.startswith(text[at:]):
+            return at
+        at = text.find(stop[0], at + 1)
+    return len(text)

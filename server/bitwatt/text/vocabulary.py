@@ -1,0 +1,92 @@
+"""What each token id stands for, in bytes."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from bitwatt.errors import CheckpointError
+
+__all__ = ["Vocabulary"]
+
+_SPACE_MARK = "▁"
+
+
+class Vocabulary:
+    """The bytes of every token, so that text is the concatenation of its tokens' bytes.
+
+    token_bytes    by token id; empty for ids without a token and for special tokens
+    literal_bytes  the same, with special tokens spelled out
+    strips_space   whether the first space of a text is the tokenizer's own and not the text's
+    max_bytes      of the longest token
+
+    Covers byte-level BPE and SentencePiece BPE with byte fallback, which is what the BitNet
+    b1.58 checkpoints use. Raises CheckpointError for another kind of tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        decoder = json.loads(tokenizer.to_str())["decoder"]
+        kinds = _decoder_types(decoder)
+        if "ByteLevel" in kinds:
+            spell = _spell_byte_level
+        elif "ByteFallback" in kinds:
+            spell = _spell_sentencepiece
+        else:
+            raise CheckpointError(
+                f"tokenizer.json has a decoder of kind {'+'.join(kinds) or 'none'}; "
+                "byte-level and byte-fallback decoders are supported"
+            )
+        self.strips_space = "Strip" in kinds
+        tokens = tokenizer.get_vocab(with_added_tokens=True)
+        size = max(tokens.values(), default=-1) + 1
+        added = tokenizer.get_added_tokens_decoder()
+        special = {token_id for token_id, token in added.items() if token.special}
+        self.literal_bytes = [b""] * size
+        for token, token_id in tokens.items():
+            self.literal_bytes[token_id] = spell(token)
+        self.token_bytes = [
+            b"" if token_id in special else data for token_id, data in enumerate(self.literal_bytes)
+        ]
+        self.max_bytes = max(map(len, self.literal_bytes), default=1) or 1
+
+    def __len__(self) -> int:
+        return len(self.token_bytes)
+
+    def literal(self, token_id: int) -> bytes:
+        """Return the token's bytes, special tokens spelled out; empty for an id without token."""
+        return self.literal_bytes[token_id] if token_id < len(self.literal_bytes) else b""
+
+
+def _decoder_types(decoder: dict[str, Any] | None) -> list[str]:
+    if decoder is None:
+        return []
+    if decoder["type"] == "Sequence":
+        return [kind for part in decoder["decoders"] for kind in _decoder_types(part)]
+    return [decoder["type"]]
+
+
+@lru_cache(maxsize=1)
+def _byte_of_char() -> dict[str, int]:
+    """Return GPT-2's alphabet: printable bytes stand for themselves, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    shifted = [byte for byte in range(0x100) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(0x100 + i): byte for i, byte in enumerate(shifted)}
+
+
+def _spell_byte_level(token: str) -> bytes:
+    table = _byte_of_char()
+    try:
+        return bytes(table[char] for char in token)
+    except KeyError:
+        return token.encode()
+
+
+def _spell_sentencepiece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes([int(token[3:5], 16)])
+        except ValueError:
+            pass
+    return token.replace(_SPACE_MARK, " ").encode()
