@@ -39,7 +39,7 @@ class LoopOptions:
     """How a run reports and computes; none of it changes what is learned, but for rounding."""
 
     evaluate_every: int = 200
-    validation_windows: int = 64
+    validation_windows: int = 32
     use_compile: bool = True
     resume: bool = False
 

@@ -1,0 +1,125 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from bitwatt.training.export import export, pack, round_as_exported
+from bitwatt.training.model import Architecture, LanguageModel, ModelConfig
+from bitwatt.training.ternary import BitLinear, ternary_codes, weight_scale
+from bitwatt.training.tokenizer import train_tokenizer
+from safetensors.torch import load_file
+
+transformers = pytest.importorskip("transformers")
+
+# torch warns of itself when transformers has it import its compiler.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+
+ARCHITECTURES: tuple[Architecture, ...] = ("ternary", "llama")
+TEXTS = [f"def function_{i}(x):\n    return x + {i}\n" for i in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def _eager() -> Iterator[None]:
+    """Keep transformers from compiling its quantizers, which needs a C++ compiler and a minute."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def make_model(architecture: Architecture) -> LanguageModel:
+    config = ModelConfig(
+        architecture,
+        vocab_size=280,
+        hidden_size=64,
+        intermediate_size=128,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        max_position=128,
+    )
+    model = LanguageModel(config, seed=5)
+    generator = torch.Generator().manual_seed(6)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.2, generator=generator)
+    return model
+
+
+def exported(architecture: Architecture, folder: Path) -> LanguageModel:
+    model = make_model(architecture)
+    export(model, train_tokenizer(TEXTS, vocab_size=280), folder)
+    round_as_exported(model)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_transformers_reads_the_export_and_computes_the_same_logits(
+    architecture: Architecture, tmp_path: Path
+):
+    model = exported(architecture, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    for parameter in theirs.parameters():  # it keeps a packed checkpoint's norms in bfloat16
+        parameter.data = parameter.data.float()
+    tokens = torch.arange(3, 67).reshape(2, 32)
+    with torch.no_grad():
+        ours, other = model(tokens), theirs(tokens).logits
+    # Both compute in float32, in another order. A difference of 1e-7 before a rounding can move an
+    # activation by one code of 127: of a row's many, so the logits (of size 1) move by under 1%.
+    tolerance = 1e-2 if architecture == "ternary" else 1e-4
+    assert (ours - other).abs().max() < tolerance * ours.abs().max()
+    assert (ours - other).abs().mean() < tolerance / 10 * ours.abs().mean()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_transformers_decodes_text_from_the_export(architecture: Architecture, tmp_path: Path):
+    exported(architecture, tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert model.dtype == torch.bfloat16
+    assert model.generation_config.eos_token_id == [1, 2]
+    prompt = tokenizer("def function", return_tensors="pt")
+    output = model.generate(**prompt, max_new_tokens=5, do_sample=False, pad_token_id=1)
+    assert tokenizer.decode(output[0], skip_special_tokens=True).startswith("def function")
+
+
+def test_ternary_weights_are_stored_exactly(tmp_path: Path):
+    model = exported("ternary", tmp_path)
+    tensors = load_file(str(tmp_path / "model.safetensors"))
+    linears = {
+        name: module for name, module in model.named_modules() if isinstance(module, BitLinear)
+    }
+    assert len(linears) == 14
+    for name, linear in linears.items():
+        stored, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
+        assert stored.dtype == torch.uint8
+        assert scale.shape == (1,)
+        planes = [(stored >> shift & 3).to(torch.float32) - 1 for shift in (0, 2, 4, 6)]
+        assert torch.equal(torch.cat(planes) * scale, ternary_codes(linear.weight) * scale)
+        assert scale.item() == weight_scale(linear.weight).item()
+
+
+def test_config_is_that_of_a_packed_bitnet_checkpoint(tmp_path: Path):
+    exported("ternary", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["BitNetForCausalLM"]
+    assert config["quantization_config"] == {
+        "linear_class": "autobitlinear",
+        "quant_method": "bitnet",
+        "quantization_mode": "offline",
+    }
+    names = set(load_file(str(tmp_path / "model.safetensors")))
+    assert "lm_head.weight" not in names
+    assert "model.layers.0.self_attn.attn_sub_norm.weight" in names
+    assert "model.layers.0.mlp.ffn_sub_norm.weight" in names
+
+
+def test_packing_stripes_rows_over_the_quarters_of_the_output():
+    codes = torch.tensor([[-1.0], [0.0], [0.0], [1.0], [1.0], [1.0], [-1.0], [0.0]])
+    # Rows 0, 2, 4, 6 share the first byte and rows 1, 3, 5, 7 the second, lowest bits first.
+    assert pack(codes).tolist() == [[0b00_10_01_00], [0b01_10_10_01]]
+
+
+def test_rows_that_do_not_fill_bytes_are_refused():
+    with pytest.raises(ValueError, match="6 rows"):
+        pack(torch.zeros(6, 4))

@@ -1,0 +1,107 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from bitwatt.training.checkpoint import LOSS_FILE, RunRecord, load_model, load_record
+from bitwatt.training.data import TokenStream
+from bitwatt.training.model import Architecture, ModelConfig
+from bitwatt.training.schedule import WEIGHT_DECAY, rates_at
+from bitwatt.training.train import LoopOptions, train
+
+EAGER = LoopOptions(evaluate_every=10, validation_windows=4, use_compile=False)
+
+
+def make_record(architecture: Architecture, num_steps: int = 20) -> RunRecord:
+    config = ModelConfig(
+        architecture,
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        max_position=64,
+    )
+    return RunRecord(
+        config=config,
+        seed=0,
+        learning_rate=1e-2,
+        batch_size=4,
+        sequence_length=16,
+        token_budget=num_steps * 4 * 16,
+        minute_budget=None,
+    )
+
+
+def make_stream(num_tokens: int = 2000) -> TokenStream:
+    """A text that repeats itself, and so is quickly learned."""
+    return TokenStream(torch.arange(num_tokens) * 7 % 64, num_bytes=num_tokens * 3)
+
+
+@pytest.mark.parametrize("architecture", ["ternary", "llama"])
+def test_twenty_steps_lower_the_loss(architecture: Architecture, tmp_path: Path):
+    record = train(make_record(architecture), make_stream(), make_stream(300), tmp_path, EAGER)
+    curve = [json.loads(line) for line in (tmp_path / LOSS_FILE).read_text().splitlines()]
+    assert [line["step"] for line in curve] == [10, 20]
+    assert curve[1]["validation_nats_per_token"] < curve[0]["validation_nats_per_token"] < 4.2
+    assert record.num_tokens == curve[1]["tokens"] == 20 * 4 * 16
+    assert load_record(tmp_path) == record
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, monkeypatch):
+    streams = make_stream(), make_stream(300)
+    record = make_record("ternary")
+    train(record, *streams, tmp_path / "whole", EAGER)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bitwatt.training.train.SECONDS_BETWEEN_CHECKPOINTS", 0)
+        patch.setattr("bitwatt.training.train._log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(record, *streams, tmp_path / "parts", EAGER)
+    assert load_record(tmp_path / "parts").step == 9
+    train(record, *streams, tmp_path / "parts", replace(EAGER, resume=True))
+
+    whole = load_model(tmp_path / "whole").state_dict()
+    for name, tensor in load_model(tmp_path / "parts").state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path: Path):
+    streams = make_stream(), make_stream(300)
+    train(make_record("llama", num_steps=1), *streams, tmp_path, EAGER)
+    other = replace(make_record("llama", num_steps=1), learning_rate=1e-3)
+    with pytest.raises(ValueError, match="was started as"):
+        train(other, *streams, tmp_path, replace(EAGER, resume=True))
+
+
+def test_a_run_without_an_end_is_refused(tmp_path: Path):
+    record = replace(make_record("llama"), token_budget=None)
+    with pytest.raises(ValueError, match="a token budget or a minute budget"):
+        train(record, make_stream(), make_stream(), tmp_path, EAGER)
+
+
+def test_ternary_schedule_has_two_stages_and_the_twins_has_one():
+    before, after = (rates_at(progress, "ternary", 1.0) for progress in (0.4999, 0.5))
+    assert before.weight_decay == WEIGHT_DECAY
+    assert after.weight_decay == 0
+    assert after.learning_rate == pytest.approx(before.learning_rate * 2 / 3, rel=1e-3)
+    twins = [rates_at(progress, "llama", 1.0) for progress in (0.4999, 0.5)]
+    assert twins[0].learning_rate == pytest.approx(twins[1].learning_rate, rel=1e-3)
+    assert twins[1].weight_decay == WEIGHT_DECAY
+
+
+@pytest.mark.parametrize("architecture", ["ternary", "llama"])
+def test_learning_rate_warms_up_from_nothing_and_decays_to_almost_nothing(
+    architecture: Architecture,
+):
+    rates = [rates_at(step / 100, architecture, 1.0).learning_rate for step in range(101)]
+    assert rates[0] == 0
+    assert rates.index(max(rates)) <= 2
+    assert 0 < rates[-1] < 0.03
+    assert rates[2:] == sorted(rates[2:], reverse=True)
