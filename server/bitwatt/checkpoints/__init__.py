@@ -1,0 +1,69 @@
+"""Reads models from disk: one file a format, one line here."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from bitwatt_kernels.backend import Backend
+
+from bitwatt.checkpoints.huggingface import HuggingFaceCheckpoint
+from bitwatt.errors import CheckpointError
+from bitwatt.model.build import TensorSource, Weights, build_transformer
+from bitwatt.model.transformer import Transformer
+
+__all__ = ["Checkpoint", "load_model"]
+
+
+class Checkpoint(TensorSource, Protocol):
+    """A model on disk. Its tensors may be views of mapped files, to be copied by the reader."""
+
+    @staticmethod
+    def recognizes(path: Path) -> bool:
+        """Return whether the path looks like this format."""
+        ...
+
+    def __init__(self, path: Path) -> None: ...
+
+    def check_all_read(self) -> None:
+        """Raise CheckpointError if it holds a tensor that no one asked for."""
+        ...
+
+
+_FORMATS: dict[str, type[Checkpoint]] = {
+    "a Hugging Face folder with config.json and safetensors files": HuggingFaceCheckpoint,
+}
+
+
+def load_model(
+    path: Path,
+    *,
+    weights: Weights,
+    backend: Backend,
+    dtype: torch.dtype,
+    max_model_len: int | None = None,
+    head_bits: int = 16,
+) -> Transformer:
+    """Return the model at path, ready on the backend's device.
+
+    weights        "ternary" keeps linears packed; "fp16" makes them dense, in dtype
+    max_model_len  lowers the model's own context
+    Raises         CheckpointError, naming the file or field and the reason
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    for checkpoint_type in _FORMATS.values():
+        if checkpoint_type.recognizes(path):
+            break
+    else:
+        raise CheckpointError(f"{path} is none of: {'; '.join(_FORMATS)}")
+    checkpoint = checkpoint_type(path)
+    model = build_transformer(
+        checkpoint,
+        weights=weights,
+        backend=backend,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        head_bits=head_bits,
+    )
+    checkpoint.check_all_read()
+    return model

@@ -1,0 +1,123 @@
+"""The CPU backend of machines where the native kernels can't be built: plain torch."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
+from bitwatt_kernels.cpu.tiled_linear import tiled_linear
+from bitwatt_kernels.errors import BackendError, ShapeError
+from bitwatt_kernels.packing import TernaryWeight, unpack
+from bitwatt_kernels.reference import attention as _attention
+from bitwatt_kernels.reference import elementwise as _elementwise
+from bitwatt_kernels.reference import linear as _linear
+
+__all__ = ["TorchBackend"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Int8Weight:
+    """A ternary matrix unpacked to int8, four times its packed size.
+
+    values  [in_features, out_features] int8, a transposed view
+    """
+
+    values: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+
+class TorchBackend:
+    """Ternary linears as exact int8 matmuls; attention, norms and 16-bit matmuls of torch."""
+
+    name = "torch"
+
+    def __init__(self, device: torch.device, *, batch_invariant: bool = True) -> None:
+        if device.type != "cpu":
+            raise BackendError(f"the torch backend runs on a CPU, not on {device}")
+        self.device = device
+        self.batch_invariant = batch_invariant
+
+    def prepare_ternary(self, weight: TernaryWeight) -> _Int8Weight:
+        bias = None if weight.bias is None else weight.bias.to(self.device)
+        values = unpack(weight.codes.to(self.device)).T
+        return _Int8Weight(values, weight.scales.to(self.device), bias)
+
+    def prepare_head(self, weight: Tensor) -> Tensor:
+        return weight.to(self.device)
+
+    def nbytes(self, prepared: object) -> int:
+        match prepared:
+            case _Int8Weight():
+                tensors = [prepared.values, prepared.scales, prepared.bias]
+                return sum(t.nbytes for t in tensors if t is not None)
+            case Tensor():
+                return int(prepared.nbytes)
+            case _:
+                raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
+
+    def quantize(self, x: Tensor) -> QuantizedActivations:
+        return _linear.quantize(x)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return _elementwise.rms_norm(x, weight, eps)
+
+    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
+        return _elementwise.rms_norm_quantize(x, weight, eps)
+
+    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        return _elementwise.gated_activation(gate_up, activation)
+
+    def gated_activation_quantize(
+        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+    ) -> QuantizedActivations:
+        return _elementwise.gated_activation_quantize(gate_up, activation, weight, eps)
+
+    def ternary_linear(
+        self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        assert isinstance(weight, _Int8Weight)
+        if x.codes.shape[1] != weight.values.shape[0]:
+            raise ShapeError(
+                f"activations have {x.codes.shape[1]} features; "
+                f"the weight takes {weight.values.shape[0]}"
+            )
+        y = torch._int_mm(x.codes, weight.values).float()
+        y.div_(x.scales[:, None]).mul_(weight.scales)
+        if weight.bias is not None:
+            y.add_(weight.bias)
+        if residual is not None:
+            y.add_(residual)
+        return y.to(dtype)
+
+    def dense_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        if not self.batch_invariant:
+            y = F.linear(x, weight, bias)
+        else:
+            y = tiled_linear(x, weight)
+            if bias is not None:
+                y = y + bias
+        return y if residual is None else y + residual
+
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        rope: Tensor,
+        kv_cache: Tensor,
+        layout: StepLayout,
+        num_heads: int,
+    ) -> Tensor:
+        return _attention.rope_and_cache(qkv, rope, kv_cache, layout, num_heads)
+
+    def attention(
+        self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float
+    ) -> Tensor:
+        return _attention.attention(queries, kv_cache, layout, scale)
+
+    def head(self, x: Tensor, weight: object) -> Tensor:
+        assert isinstance(weight, Tensor)
+        return self.dense_linear(x, weight, None, None).float()

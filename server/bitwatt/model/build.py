@@ -1,0 +1,220 @@
+"""Builds a transformer from whatever holds its tensors."""
+
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import torch
+from bitwatt_kernels.backend import Backend
+from bitwatt_kernels.packing import TernaryWeight, unpack
+from torch import Tensor
+
+from bitwatt.errors import CheckpointError
+from bitwatt.model.config import ModelConfig
+from bitwatt.model.layers import DenseLayer, Layer, LayerShape, TernaryLayer
+from bitwatt.model.rope import rope_table
+from bitwatt.model.transformer import ModelMemory, Transformer
+
+__all__ = ["TensorSource", "Weights", "build_transformer"]
+
+Weights = Literal["ternary", "fp16"]
+
+
+class TensorSource(Protocol):
+    """The tensors of a model by the names that Hugging Face's LLaMA and BitNet give them.
+
+    is_ternary  the linears of the layers are ternary: read them with ternary(), else with dense()
+    notices     what reading has found that an operator should know
+    """
+
+    config: ModelConfig
+    is_ternary: bool
+    notices: list[str]
+
+    def dense(self, name: str, /, *shape: int) -> Tensor:
+        """Return a tensor in a float dtype of the source's; CheckpointError if it isn't so."""
+        ...
+
+    def ternary(self, name: str, /, out_features: int, in_features: int) -> TernaryWeight:
+        """Return a linear's packed weight; CheckpointError if there is no such."""
+        ...
+
+
+def build_transformer(
+    source: TensorSource,
+    *,
+    weights: Weights,
+    backend: Backend,
+    dtype: torch.dtype,
+    max_model_len: int | None = None,
+    head_bits: int = 16,
+) -> Transformer:
+    """Return the source's model on the backend's device, tensors read once and in order.
+
+    weights        "fp16" makes ternary linears dense, in dtype
+    max_model_len  lowers the model's own
+    Raises         CheckpointError where the source can't be served so
+    """
+    config = source.config
+    if head_bits != 16:
+        raise CheckpointError(f"a head of {head_bits} bits is not supported; 16 is (--head-bits)")
+    if weights == "ternary" and not source.is_ternary:
+        raise CheckpointError(
+            "the checkpoint's linears are dense, not ternary: serve it with 16-bit weights "
+            "(--weights fp16), or give one trained as BitNet b1.58"
+        )
+    if weights == "fp16" and dtype == torch.float16 and config.activation == "relu2":
+        raise CheckpointError(
+            "relu² passes float16's largest value, 65504: serve this model in bfloat16 (--dtype)"
+        )
+    if max_model_len is not None:
+        if not 0 < max_model_len <= config.max_model_len:
+            raise CheckpointError(
+                f"max_model_len is {max_model_len}; the model takes 1 to {config.max_model_len} "
+                "(--max-model-len)"
+            )
+        config = replace(config, max_model_len=max_model_len)
+    with torch.inference_mode():
+        return _Builder(source, config, weights, backend, dtype).build()
+
+
+class _Builder:
+    """Reads the tensors one by one and counts what they take."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        config: ModelConfig,
+        weights: Weights,
+        backend: Backend,
+        dtype: torch.dtype,
+    ) -> None:
+        self.source = source
+        self.config = config
+        self.weights = weights
+        self.backend = backend
+        self.dtype = dtype
+        self.packed_bytes = 0
+        self.other_bytes = 0
+        self.num_parameters = 0
+
+    def build(self) -> Transformer:
+        config = self.config
+        embedding = self.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        layers = [self.layer(f"model.layers.{i}") for i in range(config.num_layers)]
+        norm = self.norm("model.norm", config.hidden_size)
+        if config.is_tied:
+            head_weight = embedding
+        else:
+            head_weight = self.matrix("lm_head.weight", config.vocab_size, config.hidden_size)
+        head = self.backend.prepare_head(head_weight)
+        embedding_bytes = embedding.nbytes
+        if head is not embedding:
+            embedding_bytes += self.backend.nbytes(head)
+        rope = rope_table(config, self.backend.device)
+        return Transformer(
+            config,
+            self.backend,
+            self.dtype,
+            embedding=embedding,
+            layers=layers,
+            norm=norm,
+            head=head,
+            rope=rope,
+            memory=ModelMemory(
+                packed_weights_bytes=self.packed_bytes,
+                embedding_bytes=embedding_bytes,
+                other_weights_bytes=self.other_bytes + rope.nbytes,
+                num_parameters=self.num_parameters,
+            ),
+            notices=self.source.notices,
+        )
+
+    def layer(self, name: str) -> Layer:
+        config = self.config
+        hidden, inner = config.hidden_size, config.intermediate_size
+        queries = config.num_heads * config.head_dim
+        keys = config.num_kv_heads * config.head_dim
+        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+        qkv = [
+            (f"{attention}.q_proj", queries, hidden),
+            (f"{attention}.k_proj", keys, hidden),
+            (f"{attention}.v_proj", keys, hidden),
+        ]
+        o = [(f"{attention}.o_proj", hidden, queries)]
+        gate_up = [(f"{mlp}.gate_proj", inner, hidden), (f"{mlp}.up_proj", inner, hidden)]
+        down = [(f"{mlp}.down_proj", hidden, inner)]
+        shape = LayerShape(
+            config.num_heads, config.head_dim**-0.5, config.activation, config.rms_norm_eps
+        )
+        norms = (
+            self.norm(f"{name}.input_layernorm", hidden),
+            self.norm(f"{name}.post_attention_layernorm", hidden),
+        )
+        sub_norms = (
+            self.norm(f"{attention}.attn_sub_norm", queries) if config.has_sub_norms else None,
+            self.norm(f"{mlp}.ffn_sub_norm", inner) if config.has_sub_norms else None,
+        )
+        if self.weights == "ternary":
+            return TernaryLayer(
+                self.backend,
+                shape,
+                self.dtype,
+                input_norm=norms[0],
+                qkv=self.ternary(qkv),
+                attention_sub_norm=sub_norms[0],
+                o=self.ternary(o),
+                mlp_norm=norms[1],
+                gate_up=self.ternary(gate_up),
+                mlp_sub_norm=sub_norms[1],
+                down=self.ternary(down),
+            )
+        return DenseLayer(
+            self.backend,
+            shape,
+            input_norm=norms[0],
+            qkv=self.dense(qkv),
+            attention_sub_norm=sub_norms[0],
+            o=self.dense(o),
+            mlp_norm=norms[1],
+            gate_up=self.dense(gate_up),
+            mlp_sub_norm=sub_norms[1],
+            down=self.dense(down),
+        )
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.backend.device, self.dtype).contiguous()
+
+    def matrix(self, name: str, rows: int, columns: int) -> Tensor:
+        self.num_parameters += rows * columns
+        return self.to_device(self.source.dense(name, rows, columns))
+
+    def norm(self, name: str, size: int) -> Tensor:
+        """Return a norm's weight in float32: it costs nothing and is what norms compute in."""
+        self.num_parameters += size
+        weight = self.source.dense(f"{name}.weight", size).to(self.backend.device, torch.float32)
+        self.other_bytes += weight.nbytes
+        return weight.contiguous()
+
+    def ternary(self, parts: list[tuple[str, int, int]]) -> object:
+        weight = TernaryWeight.concatenate([self.source.ternary(*part) for part in parts])
+        prepared = self.backend.prepare_ternary(weight)
+        self.num_parameters += weight.out_features * weight.in_features
+        self.packed_bytes += self.backend.nbytes(prepared)
+        return prepared
+
+    def dense(self, parts: list[tuple[str, int, int]]) -> Tensor:
+        matrices = []
+        for name, rows, columns in parts:
+            self.num_parameters += rows * columns
+            if self.source.is_ternary:
+                matrix = _dequantize(self.source.ternary(name, rows, columns), self.dtype)
+            else:
+                matrix = self.source.dense(f"{name}.weight", rows, columns)
+            matrices.append(self.to_device(matrix))
+        weight = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
+        self.other_bytes += weight.nbytes
+        return weight
+
+
+def _dequantize(weight: TernaryWeight, dtype: torch.dtype) -> Tensor:
+    return unpack(weight.codes).to(dtype) * weight.scales.to(dtype)[:, None]

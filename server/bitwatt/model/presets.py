@@ -1,0 +1,54 @@
+"""Shapes of published models, for benchmarks on random weights."""
+
+from bitwatt.model.config import ModelConfig
+
+__all__ = ["PRESETS"]
+
+
+def _llama(
+    hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, num_kv_heads: int
+) -> ModelConfig:
+    """Return a LLaMA shape as in arXiv:2402.17764: untied, vocabulary of 32000."""
+    return ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=32000,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=hidden_size // num_heads,
+        max_model_len=4096,
+        rope_theta=10000.0,
+        rms_norm_eps=1e-5,
+        activation="silu",
+        has_sub_norms=False,
+        is_tied=False,
+        eos_token_ids=(2,),
+    )
+
+
+PRESETS = {
+    "2B4T": ModelConfig(
+        architecture="BitNetForCausalLM",
+        vocab_size=128256,
+        hidden_size=2560,
+        intermediate_size=6912,
+        num_layers=30,
+        num_heads=20,
+        num_kv_heads=5,
+        head_dim=128,
+        max_model_len=4096,
+        rope_theta=500000.0,
+        rms_norm_eps=1e-5,
+        activation="relu2",
+        has_sub_norms=True,
+        is_tied=True,
+        bos_token_id=128000,
+        eos_token_ids=(128001, 128009),
+    ),
+    "3B": _llama(3200, 8640, 26, 32, 32),
+    "7B": _llama(4096, 11008, 32, 32, 32),
+    "13B": _llama(5120, 13824, 40, 40, 40),
+    "70B": _llama(8192, 28672, 80, 64, 8),
+}

@@ -1,0 +1,82 @@
+"""The decoder-only transformer: embedding, layers, norm, head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from bitwatt_kernels.backend import Backend, StepLayout
+from torch import Tensor
+
+from bitwatt.model.config import ModelConfig
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.layers import Layer
+
+__all__ = ["ModelMemory", "Transformer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMemory:
+    """Bytes a model's weights take on its device, and how many parameters they stand for.
+
+    packed_weights_bytes  ternary linears in their backend's form
+    embedding_bytes       embedding and head; a head that shares the embedding's memory is free
+    other_weights_bytes   norms and dense linears
+    """
+
+    packed_weights_bytes: int
+    embedding_bytes: int
+    other_weights_bytes: int
+    num_parameters: int
+
+
+class Transformer:
+    """A model on one device; forward changes nothing but the KV cache it is given.
+
+    notices  what an operator should know once, found while loading
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        backend: Backend,
+        dtype: torch.dtype,
+        *,
+        embedding: Tensor,
+        layers: Sequence[Layer],
+        norm: Tensor,
+        head: object,
+        rope: Tensor,
+        memory: ModelMemory,
+        notices: Sequence[str] = (),
+    ) -> None:
+        self.config = config
+        self.backend = backend
+        self.dtype = dtype
+        self.notices = tuple(notices)
+        self._embedding = embedding
+        self._layers = tuple(layers)
+        self._norm = norm
+        self._head = head
+        self._rope = rope
+        self._memory = memory
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: Tensor, layout: StepLayout, kv_cache: KVCache, logit_tokens: Tensor
+    ) -> Tensor:
+        """Return the logits of the chosen tokens, [R, vocab_size] float32.
+
+        token_ids     [T] int64, as layout lays them out
+        kv_cache      takes the tokens' keys and values at layout.slots
+        logit_tokens  [R] int64, indexes into the step's tokens
+        """
+        h = F.embedding(token_ids, self._embedding)  # [T, hidden_size]
+        for layer, layer_cache in zip(self._layers, kv_cache.by_layer, strict=True):
+            h = layer.forward(h, self._rope, layer_cache, layout)
+        x = self.backend.rms_norm(h[logit_tokens], self._norm, self.config.rms_norm_eps)
+        return self.backend.head(x, self._head)
+
+    def memory(self) -> ModelMemory:
+        """Return what the weights take."""
+        return self._memory
