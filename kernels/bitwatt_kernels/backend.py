@@ -173,12 +173,13 @@ class Backend(Protocol):
 # BackendError with the reason where it cannot run.
 _BACKENDS = {
     "reference": ("bitwatt_kernels.reference", "ReferenceBackend"),
+    "native": ("bitwatt_kernels.cpu.native", "NativeBackend"),
     "torch": ("bitwatt_kernels.cpu.torch_backend", "TorchBackend"),
 }
 
 # By device type, the fastest first. The reference is chosen by name only.
 _PREFERENCE: dict[str, tuple[str, ...]] = {
-    "cpu": ("torch",),
+    "cpu": ("native", "torch"),
 }
 
 

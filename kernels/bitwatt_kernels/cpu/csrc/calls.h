@@ -1,0 +1,127 @@
+// What one call of each kernel reads and writes, and the table of kernels an instruction set gives.
+//
+// T tokens, S sequences, H and G query and key-value heads, D head_dim, as in backend.py. A kernel
+// works on a range of its call's independent parts (row blocks, tokens, heads); ops.cpp splits the
+// ranges over threads. No kernel's result for a token depends on the range it is called with.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bitwatt {
+
+enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+inline size_t item_size(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+
+enum Activation : int { kRelu2 = 0, kSilu = 1 };
+
+constexpr int kLanes = 16;         // floats of a vector, rows of a row block, tokens of a KV block
+constexpr int kBlockBytes = 64;    // 16 rows x 16 columns of codes
+constexpr int kSplitTokens = 256;  // keys of a split: attention sums split by split
+
+// codes [T, K] int8, scales [T] float32, sums [T] int32
+struct Quantized {
+    int8_t* codes;
+    float* scales;
+    int32_t* sums;
+};
+
+struct TernaryCall {
+    Quantized x;
+    const uint8_t* blocks;  // [ceil(N / 16), K / 16, 64]
+    const float* scales;    // [ceil(N / 16) * 16]
+    const float* bias;      // [ceil(N / 16) * 16] or null
+    const void* residual;   // [T, N] or null
+    void* out;              // [T, N]
+    int dtype;
+    int T, N, K;
+};
+
+struct RepackCall {
+    const uint8_t* codes;  // [N, K / 4], layout in packing.py
+    uint8_t* blocks;       // [ceil(N / 16), K / 16, 64]
+    int N, K;
+};
+
+// Covers quantize, rms_norm and gated_activation with or without quantization: x is widened, gated
+// if it has a gate, normed if it has a weight, then quantized or rounded to dtype.
+struct ElementwiseCall {
+    const void* x;  // [T, K], or [T, 2 * K] = gate | up
+    int dtype;
+    bool gated;
+    int activation;
+    const void* weight;  // [K] or null: no norm
+    int weight_dtype;
+    float eps;
+    void* out;          // [T, K] dtype, or null: quantize
+    Quantized quantized;
+    int T, K;
+};
+
+struct RopeCall {
+    const void* qkv;  // [T, (H + 2 * G) * D]
+    const float* rope;  // [max_model_len, D], cos | sin
+    void* cache;  // [2, num_blocks, G, 16, D]
+    const int64_t* positions;  // [T]
+    const int64_t* slots;      // [T]
+    void* queries;             // [T, H, D]
+    int dtype, cache_dtype;
+    int T, H, G, D;
+    int64_t num_blocks;
+};
+
+struct AttentionCall {
+    const void* queries;  // [T, H, D]
+    const void* cache;    // [2, num_blocks, G, 16, D]
+    const int32_t* query_starts;  // [S + 1]
+    const int32_t* context_lens;  // [S]
+    const int32_t* block_tables;  // [S, max_blocks]
+    void* out;                    // [T, H * D]
+    int dtype, cache_dtype;
+    int S, H, G, D, max_blocks;
+    int64_t num_blocks;
+    float scale;
+};
+
+// The queries one unit of attention work covers, over the splits [first_split, last_split).
+struct AttentionTile {
+    int sequence, group;
+    int first_token, num_tokens;  // tokens of the step
+    int first_position;           // position of the first token in its sequence
+    int first_split, last_split;
+};
+
+// Tokens the head multiplies at once: rows past T are zeros.
+inline int head_tile(int T) { return T >= 3 ? 4 : T; }
+inline int head_tokens(int T) { return (T + head_tile(T) - 1) / head_tile(T) * head_tile(T); }
+inline int padded_width(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+struct HeadCall {
+    const float* x;  // [head_tokens(T), padded_width(hidden)], zeros past T and hidden
+    const void* weight;  // [V, hidden]
+    float* out;          // [T, V]
+    int weight_dtype;
+    int T, V, hidden;
+};
+
+struct Kernels {
+    const char* name;
+    bool (*prepare_thread)();  // once a thread before its first kernel; false: not permitted here
+    void (*ternary_linear)(const TernaryCall&, int first_block, int last_block);
+    void (*elementwise)(const ElementwiseCall&, int first_token, int last_token);
+    void (*rope_and_cache)(const RopeCall&, int first_token, int last_token);
+    // partial: null to write the result, else [rows, D + 2] for merge_splits, rows = tokens * H / G
+    void (*attention)(const AttentionCall&, const AttentionTile&, float* partial);
+    // partials [splits][H / G][D + 2] of one query token, split by split in order
+    void (*merge_splits)(const AttentionCall&, const AttentionTile&, const float* partials);
+    void (*widen)(const void* in, int dtype, int n, float* out);
+    void (*head)(const HeadCall&, int first_row, int last_row);
+};
+
+// At least num_floats floats, 64-byte aligned, this thread's own until its next call with this slot.
+enum ScratchSlot { kRowScratch, kTileScratch, kCallScratch, kNumScratchSlots };
+float* scratch(ScratchSlot slot, size_t num_floats);
+
+}  // namespace bitwatt

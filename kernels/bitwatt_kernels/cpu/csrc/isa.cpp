@@ -1,0 +1,30 @@
+// One instruction set's kernels: compiled once for each, with its flags and its name.
+
+#include "attention.h"
+#include "elementwise.h"
+#include "ternary.h"
+
+namespace bitwatt {
+
+#define BW_STRING(x) #x
+#define BW_NAME(x) BW_STRING(x)
+#define BW_JOIN(a, b) a##b
+#define BW_TABLE(isa) BW_JOIN(kernels_, isa)
+
+extern const Kernels BW_TABLE(BITWATT_ISA);
+
+static bool nothing_to_prepare() { return true; }
+
+const Kernels BW_TABLE(BITWATT_ISA) = {
+    BW_NAME(BITWATT_ISA),
+    nothing_to_prepare,
+    BITWATT_ISA::ternary_linear,
+    BITWATT_ISA::elementwise,
+    BITWATT_ISA::rope_and_cache,
+    BITWATT_ISA::attention,
+    BITWATT_ISA::merge_splits,
+    BITWATT_ISA::widen_row,
+    BITWATT_ISA::head,
+};
+
+}  // namespace bitwatt

@@ -1,0 +1,71 @@
+"""The compiled kernels: finding the library, and the signatures of its functions."""
+
+import ctypes
+from ctypes import c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+
+import bitwatt_kernels.cpu
+from bitwatt_kernels.errors import BackendError
+
+__all__ = ["instruction_sets", "load_library"]
+
+LIBRARY_NAME = "bitwatt_cpu.so"
+
+_P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
+
+# As declared in csrc/api.cpp; every function with the default result returns a Status.
+_SIGNATURES: dict[str, list[type]] = {
+    "bw_repack": [_P, _P, _P, _I, _I],
+    "bw_ternary_linear": [_P, _P, _P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I],
+    "bw_elementwise": [_P, _P, _I, _I, _P, _I, _F, _P, _P, _P, _P, _I, _I],
+    "bw_rope_and_cache": [_P, _P, _I, _P, _L, _P, _I, _L, _P, _P, _P, _I, _I, _I, _I],
+    "bw_attention": [
+        *(_P, _P, _I, _P, _I, _L, _P, _P, _P, _I, _P),
+        *(_I, _I, _I, _I, _I, _F),
+    ],
+    "bw_head": [_P, _P, _I, _P, _I, _P, _I, _I, _I],
+}
+
+
+def _candidates() -> list[Path]:
+    # An editable install leaves the package in the source tree and the library in site-packages;
+    # the package's path names both.
+    return [Path(folder) / LIBRARY_NAME for folder in bitwatt_kernels.cpu.__path__]
+
+
+@cache
+def load_library(path: Path | None = None) -> ctypes.CDLL:
+    """Return the library at path, or the installed one, with its functions' signatures set.
+
+    Raises  BackendError if there is none, or the system's loader refuses it
+    """
+    found = path or next((p for p in _candidates() if p.is_file()), None)
+    if found is None:
+        raise BackendError(
+            "the native CPU kernels were not built: install a C++20 compiler "
+            "(Debian: apt install g++; Fedora: dnf install gcc-c++) and pip install bitwatt again"
+        )
+    try:
+        library = ctypes.CDLL(str(found))
+    except OSError as error:
+        raise BackendError(f"the native CPU kernels do not load: {error}") from error
+    for name, argument_types in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = argument_types
+        function.restype = c_int
+    library.bw_instruction_sets.argtypes = []
+    library.bw_instruction_sets.restype = c_char_p
+    library.bw_create.argtypes = [c_char_p, c_int]
+    library.bw_create.restype = c_void_p
+    library.bw_destroy.argtypes = [c_void_p]
+    library.bw_destroy.restype = None
+    library.bw_advise_huge_pages.argtypes = [c_void_p, c_size_t]
+    library.bw_advise_huge_pages.restype = None
+    return library
+
+
+def instruction_sets(path: Path | None = None) -> list[str]:
+    """Return the instruction sets the library's kernels can use on this machine, fastest first."""
+    names: bytes = load_library(path).bw_instruction_sets()
+    return names.decode().split(",")

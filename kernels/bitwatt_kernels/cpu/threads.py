@@ -1,0 +1,23 @@
+"""How many threads the CPU kernels may use."""
+
+import os
+from pathlib import Path
+
+__all__ = ["available_threads"]
+
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_threads() -> int:
+    """Return the cores this process may run on, within its container's quota; at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = _CGROUP_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    if quota == "max":
+        return cores
+    return max(1, min(cores, int(quota) // int(period)))

@@ -1,0 +1,81 @@
+"""Random weights and paged steps for the native kernels' tests."""
+
+import torch
+from bitwatt_kernels.backend import BLOCK_SIZE, QuantizedActivations, StepLayout
+from bitwatt_kernels.packing import TernaryWeight, pack
+from torch import Tensor
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def make_generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_ternary(
+    out_features: int, in_features: int, *, bias: bool = False, seed: int = 0
+) -> TernaryWeight:
+    g = make_generator(seed)
+    weight = torch.randint(-1, 2, (out_features, in_features), dtype=torch.int8, generator=g)
+    scales = torch.rand(out_features, generator=g) + 0.1
+    return TernaryWeight(
+        pack(weight), scales, torch.randn(out_features, generator=g) if bias else None
+    )
+
+
+def make_activations(num_tokens: int, in_features: int, *, seed: int = 0) -> Tensor:
+    """Return [num_tokens, in_features] float32 with a wide spread of magnitudes per token."""
+    g = make_generator(seed)
+    return torch.randn(num_tokens, in_features, generator=g) * torch.exp(
+        torch.randn(num_tokens, 1, generator=g) * 3
+    )
+
+
+def make_extreme_codes(num_tokens: int, in_features: int) -> QuantizedActivations:
+    """Return activations whose codes are -128 and 127 alone: what could overflow, would."""
+    codes = torch.where(torch.arange(in_features) % 3 == 0, 127, -128).to(torch.int8)
+    codes = codes.repeat(num_tokens, 1)
+    return QuantizedActivations(codes, torch.ones(num_tokens), codes.sum(dim=1, dtype=torch.int32))
+
+
+def make_layout(
+    context_lens: list[int], query_lens: list[int], *, extra_tokens: int = 0, seed: int = 0
+) -> tuple[StepLayout, int]:
+    """Return a step's layout over shuffled blocks, and the number of blocks of its cache."""
+    used = [-(-n // BLOCK_SIZE) for n in context_lens]
+    num_blocks = sum(used) + 3
+    order = torch.randperm(num_blocks, generator=make_generator(seed)).to(torch.int32)
+    tables = torch.full((len(used), max([1, *used])), -1, dtype=torch.int32)
+    first = 0
+    for row, count in enumerate(used):
+        tables[row, :count] = order[first : first + count]
+        first += count
+    positions, slots = [], []
+    for row, (context_len, query_len) in enumerate(zip(context_lens, query_lens, strict=True)):
+        for position in range(context_len - query_len, context_len):
+            padding = context_len == 0
+            positions.append(max(position, 0))
+            block = int(tables[row, position // BLOCK_SIZE])
+            slots.append(-1 if padding else block * BLOCK_SIZE + position % BLOCK_SIZE)
+    positions += [0] * extra_tokens
+    slots += [-1] * extra_tokens
+    starts = [0]
+    for query_len in query_lens:
+        starts.append(starts[-1] + query_len)
+    layout = StepLayout(
+        positions=torch.tensor(positions, dtype=torch.int64),
+        slots=torch.tensor(slots, dtype=torch.int64),
+        query_starts=torch.tensor(starts, dtype=torch.int32),
+        context_lens=torch.tensor(context_lens, dtype=torch.int32),
+        block_tables=tables,
+        max_query_len=max(query_lens),
+        max_context_len=max(context_lens),
+    )
+    return layout, num_blocks
+
+
+def make_cache(
+    num_blocks: int, num_groups: int, head_dim: int, dtype: torch.dtype, *, seed: int = 0
+) -> Tensor:
+    shape = (2, num_blocks, num_groups, BLOCK_SIZE, head_dim)
+    return torch.randn(shape, generator=make_generator(seed)).to(dtype)

@@ -1,0 +1,86 @@
+"""Choosing and starting the native backend: what it honours and what it refuses."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from bitwatt_kernels.backend import choose_backend
+from bitwatt_kernels.cpu import library
+from bitwatt_kernels.cpu.native import NativeBackend
+from bitwatt_kernels.cpu.threads import available_threads
+from bitwatt_kernels.errors import BackendError
+
+from tests.kernels.cpu.conftest import CPU, available
+from tests.kernels.cpu.factories import make_ternary
+
+
+def test_the_cpu_is_served_by_the_native_backend() -> None:
+    choice = choose_backend(CPU)
+    assert choice.backend.name == "native"
+    assert choice.passed_over == {}
+
+
+def test_the_fastest_instruction_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITWATT_CPU_ISA", raising=False)
+    assert NativeBackend(CPU).instruction_set == available()[0]
+
+
+def test_the_environment_names_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITWATT_CPU_ISA", "portable")
+    assert NativeBackend(CPU).instruction_set == "portable"
+
+
+def test_an_instruction_set_that_does_not_run_here_is_refused() -> None:
+    with pytest.raises(BackendError, match="'sve9' does not run here"):
+        NativeBackend(CPU, instruction_set="sve9")
+
+
+def test_the_environment_sets_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITWATT_CPU_THREADS", "3")
+    assert NativeBackend(CPU).num_threads == 3
+    monkeypatch.setenv("BITWATT_CPU_THREADS", "0")
+    with pytest.raises(BackendError, match="BITWATT_CPU_THREADS is '0'"):
+        NativeBackend(CPU)
+
+
+def test_the_threads_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITWATT_CPU_THREADS", raising=False)
+    assert NativeBackend(CPU).num_threads == available_threads() >= 1
+
+
+def test_without_the_library_the_reason_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(library, "_candidates", lambda: [tmp_path / library.LIBRARY_NAME])
+    library.load_library.cache_clear()
+    with pytest.raises(BackendError, match="install a C\\+\\+20 compiler"):
+        NativeBackend(CPU)
+
+
+def test_a_gpu_is_refused() -> None:
+    with pytest.raises(BackendError, match="not on cuda"):
+        NativeBackend(torch.device("cuda"))
+
+
+def test_python_threads_may_share_a_backend(native: NativeBackend) -> None:
+    """The pool runs one call at a time: two callers take turns, and neither sees the other's."""
+    weight = native.prepare_ternary(make_ternary(2048, 512))
+    inputs = [torch.randn(3, 512) for _ in range(4)]
+    expected = [
+        native.ternary_linear(native.quantize(x), weight, None, torch.float32) for x in inputs
+    ]
+    wrong: list[int] = []
+
+    def repeat(i: int) -> None:
+        for _ in range(50):
+            y = native.ternary_linear(native.quantize(inputs[i]), weight, None, torch.float32)
+            if not torch.equal(y, expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=repeat, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

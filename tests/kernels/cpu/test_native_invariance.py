@@ -1,0 +1,87 @@
+"""A token's result doesn't depend on its neighbours, on the threads, or on the instruction set."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from bitwatt_kernels.backend import QuantizedActivations
+from bitwatt_kernels.cpu.native import NativeBackend
+from torch import Tensor
+
+from tests.kernels.cpu.conftest import CPU, available
+from tests.kernels.cpu.factories import make_ternary
+
+HIDDEN = 320
+NUM_TOKENS = 45
+
+Operation = Callable[[NativeBackend, Tensor], Tensor | QuantizedActivations]
+
+
+def _ternary(backend: NativeBackend, x: Tensor) -> Tensor:
+    weight = backend.prepare_ternary(make_ternary(300, HIDDEN))
+    return backend.ternary_linear(backend.quantize(x), weight, None, x.dtype)
+
+
+def _head(backend: NativeBackend, x: Tensor) -> Tensor:
+    g = torch.Generator().manual_seed(1)
+    weight = torch.randn(203, HIDDEN, generator=g).to(torch.bfloat16)
+    return backend.head(x, backend.prepare_head(weight))
+
+
+def _dense(backend: NativeBackend, x: Tensor) -> Tensor:
+    weight = torch.randn(203, HIDDEN, generator=torch.Generator().manual_seed(1)).to(x.dtype)
+    return backend.dense_linear(x, weight, None, None)
+
+
+NORM = torch.linspace(0.5, 2, HIDDEN)
+OPERATIONS: dict[str, Operation] = {
+    "quantize": lambda b, x: b.quantize(x),
+    "rms_norm": lambda b, x: b.rms_norm(x, NORM, 1e-5),
+    "rms_norm_quantize": lambda b, x: b.rms_norm_quantize(x, NORM, 1e-5),
+    "gated_activation": lambda b, x: b.gated_activation(x, "silu"),
+    "gated_activation_quantize": lambda b, x: b.gated_activation_quantize(
+        x, "silu", NORM[: HIDDEN // 2].clone(), 1e-5
+    ),
+    "ternary_linear": _ternary,
+    "head": _head,
+    "dense_linear": _dense,
+}
+
+
+def _rows(result: Tensor | QuantizedActivations) -> Tensor:
+    if isinstance(result, Tensor):
+        return result
+    return torch.cat([result.codes, result.scales[:, None], result.sums[:, None]], dim=1)
+
+
+def _inputs(dtype: torch.dtype) -> Tensor:
+    return torch.randn(NUM_TOKENS, HIDDEN, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_token_is_the_same_in_every_batch(native, operation, dtype):
+    x = _inputs(dtype)
+    together = _rows(OPERATIONS[operation](native, x))
+    for first, last in [(0, 1), (7, 8), (44, 45), (3, 5), (10, 13), (20, 28), (1, 34)]:
+        alone = _rows(OPERATIONS[operation](native, x[first:last]))
+        assert torch.equal(alone, together[first:last]), (first, last)
+
+
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "dense_linear"])
+def test_a_token_is_the_same_on_every_number_of_threads(native, operation):
+    x = _inputs(torch.bfloat16)
+    two = _rows(OPERATIONS[operation](native, x))
+    for num_threads in (1, 3, 7):
+        other = NativeBackend(CPU, instruction_set=native.instruction_set, num_threads=num_threads)
+        assert torch.equal(_rows(OPERATIONS[operation](other, x)), two)
+
+
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "dense_linear"])
+def test_a_token_is_the_same_on_every_instruction_set_with_fused_multiply_add(operation):
+    x = _inputs(torch.bfloat16)
+    fused = [name for name in available() if name != "portable"]
+    results = [
+        _rows(OPERATIONS[operation](NativeBackend(CPU, instruction_set=name), x)) for name in fused
+    ]
+    assert all(torch.equal(result, results[0]) for result in results[1:])

@@ -1,0 +1,123 @@
+"""The native backend's codes and ternary outputs equal the reference's bit for bit."""
+
+import pytest
+import torch
+from bitwatt_kernels.cpu.native import NativeBackend
+from bitwatt_kernels.errors import DtypeError, ShapeError
+from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.reference import ReferenceBackend
+
+from tests.kernels.cpu.factories import (
+    DTYPES,
+    make_activations,
+    make_extreme_codes,
+    make_ternary,
+)
+
+# Sizes that fill no row block, one, several, and an odd number of them; both ends of in_features.
+SHAPES = [(1, 64), (5, 128), (16, 192), (40, 2560), (48, 6912), (100, 256)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 3, 70])
+@pytest.mark.parametrize("in_features", [1, 17, 64, 2560])
+def test_quantize_equals_the_reference(native, reference, in_features, num_tokens, dtype):
+    x = make_activations(num_tokens, in_features).to(dtype)
+    ours, theirs = native.quantize(x), reference.quantize(x)
+    assert torch.equal(ours.codes, theirs.codes)
+    assert torch.equal(ours.scales, theirs.scales)
+    assert torch.equal(ours.sums, theirs.sums)
+
+
+def test_quantize_of_a_zero_row_is_zero(native: NativeBackend) -> None:
+    q = native.quantize(torch.zeros(2, 64))
+    assert not q.codes.any()
+    assert torch.isfinite(q.scales).all()
+
+
+def test_a_nan_reaches_the_output(native: NativeBackend) -> None:
+    x = torch.ones(2, 64)
+    x[0, 3] = torch.nan
+    weight = native.prepare_ternary(make_ternary(8, 64))
+    y = native.ternary_linear(native.quantize(x), weight, None, torch.bfloat16)
+    assert y[0].isnan().all()
+    assert not y[1].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 12, 31])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"N{s[0]}-K{s[1]}")
+def test_ternary_linear_equals_the_reference(native, reference, shape, num_tokens, dtype):
+    weight = make_ternary(*shape, bias=shape[0] % 2 == 1)
+    x = reference.quantize(make_activations(num_tokens, shape[1]))
+    residual = torch.randn(num_tokens, shape[0]).to(dtype) if num_tokens % 2 else None
+    ours = native.ternary_linear(x, native.prepare_ternary(weight), residual, dtype)
+    assert torch.equal(ours, reference.ternary_linear(x, weight, residual, dtype))
+
+
+def test_ternary_linear_equals_the_reference_at_1000_tokens(native, reference):
+    weight = make_ternary(80, 256)
+    x = reference.quantize(make_activations(1000, 256))
+    ours = native.ternary_linear(x, native.prepare_ternary(weight), None, torch.float32)
+    assert torch.equal(ours, reference.ternary_linear(x, weight, None, torch.float32))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 13])
+def test_the_largest_codes_do_not_overflow(native, reference, num_tokens):
+    in_features = 8192
+    weight = TernaryWeight(
+        torch.full((16, in_features // 4), 0b10101010, dtype=torch.uint8), torch.ones(16)
+    )
+    x = make_extreme_codes(num_tokens, in_features)
+    ours = native.ternary_linear(x, native.prepare_ternary(weight), None, torch.float32)
+    assert torch.equal(ours, reference.ternary_linear(x, weight, None, torch.float32))
+
+
+def test_a_prepared_weight_takes_two_bits_a_weight(native: NativeBackend) -> None:
+    prepared = native.prepare_ternary(make_ternary(256, 2560))
+    assert native.nbytes(prepared) == 256 * 2560 // 4 + 256 * 4
+
+
+def test_a_weight_of_other_width_is_refused(native, reference):
+    prepared = native.prepare_ternary(make_ternary(16, 128))
+    with pytest.raises(ShapeError, match="64 features; the weight takes 128"):
+        native.ternary_linear(reference.quantize(torch.ones(1, 64)), prepared, None, torch.float32)
+
+
+def test_an_element_type_without_a_kernel_is_refused(native: NativeBackend) -> None:
+    with pytest.raises(DtypeError, match="float64"):
+        native.quantize(torch.ones(1, 64, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 9])
+@pytest.mark.parametrize(("vocab_size", "hidden_size"), [(3, 64), (77, 192), (500, 512), (33, 100)])
+def test_head_is_within_float32_rounding_of_the_reference(
+    native, reference, vocab_size, hidden_size, num_tokens, dtype
+):
+    weight = torch.randn(vocab_size, hidden_size).to(dtype)
+    x = torch.randn(num_tokens, hidden_size).to(dtype)
+    # Products of 16-bit numbers are exact; a sum of n rounded terms of size 1 is off by about
+    # sqrt(n) · 2^-24 · sqrt(n), and 1e-4 leaves a margin of several.
+    torch.testing.assert_close(
+        native.head(x, native.prepare_head(weight)), reference.head(x, weight), atol=1e-4, rtol=1e-5
+    )
+
+
+def test_head_keeps_no_copy_of_a_tied_embedding(native: NativeBackend) -> None:
+    embedding = torch.randn(32, 64)
+    assert native.prepare_head(embedding).weight.data_ptr() == embedding.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_dense_linear_is_near_the_reference(native, reference: ReferenceBackend, dtype):
+    x, weight = torch.randn(5, 96).to(dtype), torch.randn(24, 96).to(dtype)
+    bias, residual = torch.randn(24).to(dtype), torch.randn(5, 24).to(dtype)
+    # Three roundings to bfloat16 (sum, bias, residual) of values up to about 40.
+    atol = 0.5 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(
+        native.dense_linear(x, weight, bias, residual),
+        reference.dense_linear(x, weight, bias, residual),
+        atol=atol,
+        rtol=0,
+    )
