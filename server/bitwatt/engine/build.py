@@ -34,7 +34,7 @@ def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     if config.backend == "fake":
         return _build_fake(config)
     started = time.monotonic()
-    device = torch.device(config.device)
+    device = _device(config.device)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     choice = choose_backend(
@@ -112,6 +112,15 @@ def _max_num_batched_tokens(config: EngineConfig) -> int:
     return config.max_num_batched_tokens
 
 
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise EngineError(f"device {name!r} is unknown: {error} (--device)") from error
+
+
 def _dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise EngineError(f"dtype {name!r} is unknown; there are {', '.join(_DTYPES)} (--dtype)")
@@ -163,6 +172,7 @@ def _describe(
     notices = [
         f"backend {name} was passed over: {reason}" for name, reason in choice.passed_over.items()
     ]
+    notices += model.notices
     notices.append(
         f"KV cache: {kv_cache.nbytes / 2**20:.0f} MiB, {num_tokens} tokens, "
         f"{num_tokens / model.config.max_model_len:.1f} sequences of {model.config.max_model_len}"

@@ -125,7 +125,10 @@ class EngineClient:
         self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
 
     async def wait_ready(self) -> EngineInfo:
-        """Return the info once ready; raises EngineUnavailableError if it can't start."""
+        """Return the info once ready, again after a restart.
+
+        Raises  EngineUnavailableError if the engine can't start
+        """
         waits = [asyncio.create_task(event.wait()) for event in (self._ready, self._failed)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -224,7 +227,8 @@ class EngineClient:
             context.destroy(linger=0)
             shutil.rmtree(folder, ignore_errors=True)
             self._failure = reason
-            self._failed.set()
+            if self._info is None:
+                self._failed.set()
             for stream in self._streams.values():
                 stream.fail(RequestFailedError(reason))
         return was_ready
@@ -267,7 +271,6 @@ class EngineClient:
                 case Ready(info):
                     self._info = info
                     self._failure = None
-                    self._failed.clear()
                     self._ready.set()
                 case Failed(reason):
                     return reason

@@ -29,13 +29,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
 
     weights    "ternary" serves packed 2-bit weights; "fp16" serves 16-bit weights, dequantized
                where the checkpoint is ternary
-    backend    a name of bitwatt_kernels.backend, or None for the fastest that runs
+    device     "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one
+    backend    a name of bitwatt_kernels.backend, or None for the fastest that runs; "fake" draws
+               meaningless tokens without arithmetic
     kv_cache_bytes  memory of the KV cache; None takes a share of the device's
     """
 
     model_path: str
     weights: str = "ternary"
-    device: str = "cpu"
+    device: str = "auto"
     backend: str | None = None
     dtype: str = "bfloat16"
     batch_invariant: bool = False  # the ternary engine always is

@@ -14,6 +14,7 @@ import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from torch import Tensor
 
+from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.sampler import Sampled, Sampler, SamplingRow
 from bitwatt.model.step import StepResult, StepResultHandle, TokenLogprobsRow
@@ -26,13 +27,18 @@ __all__ = ["ModelRunner"]
 class _Staging:
     """Host buffers of one step, reused every other step: the device may still read the last."""
 
-    def __init__(self, max_num_seqs: int, max_num_tokens: int, max_blocks: int) -> None:
-        self.token_ids = np.zeros(max_num_tokens, dtype=np.int64)
-        self.positions = np.zeros(max_num_tokens, dtype=np.int64)
-        self.slots = np.zeros(max_num_tokens, dtype=np.int64)
-        self.query_starts = np.zeros(max_num_seqs + 1, dtype=np.int32)
-        self.context_lens = np.zeros(max_num_seqs, dtype=np.int32)
-        self.block_tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
+    def __init__(
+        self, max_num_seqs: int, max_num_tokens: int, max_blocks: int, *, is_pinned: bool
+    ) -> None:
+        def integers(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, pin_memory=is_pinned)
+
+        self.token_ids = integers(max_num_tokens, dtype=torch.int64)
+        self.positions = integers(max_num_tokens, dtype=torch.int64)
+        self.slots = integers(max_num_tokens, dtype=torch.int64)
+        self.query_starts = integers(max_num_seqs + 1, dtype=torch.int32)
+        self.context_lens = integers(max_num_seqs, dtype=torch.int32)
+        self.block_tables = integers(max_num_seqs, max_blocks, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +105,21 @@ class ModelRunner:
         self._device = model.backend.device
         max_blocks = -(-max_model_len // BLOCK_SIZE)
         self._tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)  # by row
+        is_cuda = self._device.type == "cuda"
         self._staging = [
-            _Staging(max_num_seqs, max_num_batched_tokens, max_blocks) for _ in range(2)
+            _Staging(max_num_seqs, max_num_batched_tokens, max_blocks, is_pinned=is_cuda)
+            for _ in range(2)
         ]
         self._sampler = Sampler(max_num_seqs, model.config.vocab_size, self._device)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
-        self._thread = (
-            ThreadPoolExecutor(1, thread_name_prefix="device")
-            if self._device.type == "cpu"
-            else None
-        )
+        self._graphs: DecodeGraphs | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        if is_cuda:
+            self._graphs = DecodeGraphs(
+                model, kv_cache, max_num_seqs=max_num_seqs, max_model_len=max_model_len
+            )
+        else:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
 
     def launch(self, plan: Plan) -> StepResultHandle:
         step = self._stage(plan)
@@ -123,10 +134,14 @@ class ModelRunner:
     def _stage(self, plan: Plan) -> _Step:
         self._staging.reverse()
         staging = self._staging[0]
+        token_ids, positions = staging.token_ids.numpy(), staging.positions.numpy()
+        slots, context_lens = staging.slots.numpy(), staging.context_lens.numpy()
+        query_starts = staging.query_starts.numpy()
         chunks = plan.chunks
         sampling_rows: list[SamplingRow] = []
         logit_tokens: list[int] = []
-        pending: list[tuple[int, int]] = []
+        pending_tokens: list[int] = []
+        pending_rows: list[int] = []
         t = 0
         for i, chunk in enumerate(chunks):
             request, row, start, n = chunk.request, chunk.row, chunk.start, chunk.num_tokens
@@ -134,49 +149,47 @@ class ModelRunner:
             if chunk.new_blocks:
                 first = chunk.first_new_block
                 table[first : first + len(chunk.new_blocks)] = chunk.new_blocks
-            known = n - chunk.is_pending
+            num_known = n - chunk.is_pending
             if n == 1:
-                staging.positions[t] = start
-                staging.slots[t] = table[start // BLOCK_SIZE] * BLOCK_SIZE + start % BLOCK_SIZE
-                if known:
-                    staging.token_ids[t] = request.tokens[start]
+                positions[t] = start
+                slots[t] = table[start // BLOCK_SIZE] * BLOCK_SIZE + start % BLOCK_SIZE
+                if num_known:
+                    token_ids[t] = request.tokens[start]
             else:
-                positions = np.arange(start, start + n)
-                staging.positions[t : t + n] = positions
-                blocks = table[positions // BLOCK_SIZE].astype(np.int64)
-                staging.slots[t : t + n] = blocks * BLOCK_SIZE + positions % BLOCK_SIZE
-                staging.token_ids[t : t + known] = request.tokens[start : start + known]
-            staging.context_lens[i] = start + n
-            staging.query_starts[i + 1] = t + n
-            if chunk.is_pending:
-                pending.append((t + n - 1, row))
-            if chunk.samples:
-                logit_tokens.append(t + n - 1)
-                num_outputs = chunk.position - len(request.prompt_token_ids)
-                sampling_rows.append(
-                    SamplingRow(row, chunk.position, num_outputs, request.sampling)
-                )
+                where = np.arange(start, start + n)
+                positions[t : t + n] = where
+                slots[t : t + n] = table[where // BLOCK_SIZE] * BLOCK_SIZE + where % BLOCK_SIZE
+                token_ids[t : t + num_known] = request.tokens[start : start + num_known]
             t += n
+            context_lens[i] = start + n
+            query_starts[i + 1] = t
+            if chunk.is_pending:
+                pending_tokens.append(t - 1)
+                pending_rows.append(row)
+            if chunk.samples:
+                logit_tokens.append(t - 1)
+                num_drawn = chunk.position - len(request.prompt_token_ids)
+                sampling_rows.append(SamplingRow(row, chunk.position, num_drawn, request.sampling))
         num_seqs = len(chunks)
-        max_context_len = int(staging.context_lens[:num_seqs].max())
+        max_context_len = int(context_lens[:num_seqs].max())
         max_blocks = -(-max_context_len // BLOCK_SIZE)
         rows = [chunk.row for chunk in chunks]
-        staging.block_tables[:num_seqs, :max_blocks] = self._tables[rows, :max_blocks]
+        staging.block_tables.numpy()[:num_seqs, :max_blocks] = self._tables[rows, :max_blocks]
         layout = StepLayout(
-            positions=torch.from_numpy(staging.positions[:t]),
-            slots=torch.from_numpy(staging.slots[:t]),
-            query_starts=torch.from_numpy(staging.query_starts[: num_seqs + 1]),
-            context_lens=torch.from_numpy(staging.context_lens[:num_seqs]),
-            block_tables=torch.from_numpy(staging.block_tables[:num_seqs, :max_blocks]),
+            positions=staging.positions[:t],
+            slots=staging.slots[:t],
+            query_starts=staging.query_starts[: num_seqs + 1],
+            context_lens=staging.context_lens[:num_seqs],
+            block_tables=staging.block_tables[:num_seqs, :max_blocks].contiguous(),
             max_query_len=max(chunk.num_tokens for chunk in chunks),
             max_context_len=max_context_len,
         )
         return _Step(
-            torch.from_numpy(staging.token_ids[:t]),
+            staging.token_ids[:t],
             layout,
             torch.tensor(logit_tokens, dtype=torch.int64),
-            torch.tensor([p[0] for p in pending], dtype=torch.int64),
-            torch.tensor([p[1] for p in pending], dtype=torch.int64),
+            torch.tensor(pending_tokens, dtype=torch.int64),
+            torch.tensor(pending_rows, dtype=torch.int64),
             sampling_rows,
             [
                 _Penalized.of(chunk)
@@ -192,6 +205,7 @@ class ModelRunner:
     def _execute(self, step: _Step) -> Callable[[], StepResult]:
         """Queue the step on the device; the returned call waits for it and fetches the result."""
         layout = step.layout
+        num_seqs = len(layout.context_lens)
         layout = replace(
             layout,
             positions=self._to_device(layout.positions),
@@ -207,7 +221,10 @@ class ModelRunner:
         for begin in step.penalized:
             self._sampler.begin(begin.row, begin.prompt, begin.outputs)
         logit_tokens = self._to_device(step.logit_tokens)
-        logits = self._model.forward(token_ids, layout, self._kv_cache, logit_tokens)
+        if self._graphs is not None and len(logit_tokens) == len(token_ids) == num_seqs:
+            logits = self._graphs.forward(token_ids, layout)
+        else:
+            logits = self._model.forward(token_ids, layout, self._kv_cache, logit_tokens)
         rows_drawn = [row.row for row in step.sampling_rows]
         if not rows_drawn:
             return lambda: StepResult([], [])

@@ -112,8 +112,7 @@ def test_killed_engine_fails_open_requests_and_serves_again(model_path: Path) ->
             with pytest.raises(EngineUnavailableError):
                 await anext(client.submit(make_submit("y", [1])))
             async with asyncio.timeout(30):
-                while not client.is_ready:
-                    await asyncio.sleep(0.05)
+                await client.wait_ready()
             assert (await collect(engine, make_submit("z", [1])))[-1].finish_reason == "length"
 
     asyncio.run(scenario())
@@ -125,7 +124,7 @@ def test_request_past_the_queue_is_refused_and_the_others_go_on(model_path: Path
             streams = [engine.client.submit(make_submit(name, [1], 2000)) for name in "ab"]
             firsts = [asyncio.create_task(anext(stream)) for stream in streams]
             await asyncio.sleep(0)
-            with pytest.raises(QueueFullError, match="1 requests run and 1 wait.*--max-queue"):
+            with pytest.raises(QueueFullError, match=r"1 requests run and 1 wait.*--max-queue"):
                 await anext(engine.client.submit(make_submit("c", [1])))
             assert len((await firsts[0]).token_ids) == 1
             for stream, first in zip(streams, firsts, strict=True):
