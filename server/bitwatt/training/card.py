@@ -4,10 +4,14 @@ import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bitwatt.training.checkpoint import RunRecord
 from bitwatt.training.model import Architecture
 from bitwatt.training.train import Validation
+
+Line = dict[str, Any]
+"""A line of `loss.jsonl` or `sweep.jsonl`."""
 
 CURVE_ROWS = 12
 
@@ -39,6 +43,7 @@ _DATA = (
     "docstrings by templates, and a few hand-written greetings. A file in twenty, chosen by a hash "
     "of its name, is held out with all that is made from it."
 )
+_SWEEP = "Short runs of the same schedule, by the loss of a sample of the held-out windows:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class FinishedRun:
     """What a card tells of a run: its record, its curve, and the loss of the exported weights."""
 
     record: RunRecord
-    curve: tuple[dict[str, float], ...]
+    curve: tuple[Line, ...]
     validation: Validation
     num_parameters: int
 
@@ -55,7 +60,7 @@ def model_card(
     architecture: Architecture,
     runs: dict[Architecture, FinishedRun],
     hardware: str,
-    sweep: tuple[dict[str, float], ...] = (),
+    sweep: tuple[Line, ...] = (),
 ) -> str:
     """Return the README.md of the run of that architecture, in Markdown.
 
@@ -81,7 +86,7 @@ def model_card(
         _validation_table(runs),
     ]
     if sweep:
-        sections += ["## Learning rates tried", _sweep_table(sweep)]
+        sections += ["## Learning rates tried", _SWEEP, _sweep_table(sweep)]
     sections += ["## Limits", _limits(record)]
     return "\n\n".join(sections) + "\n"
 
@@ -96,8 +101,8 @@ def command(record: RunRecord) -> str:
     )
 
 
-def load_curve(path: Path) -> tuple[dict[str, float], ...]:
-    """Return the lines of a `loss.jsonl`."""
+def load_curve(path: Path) -> tuple[Line, ...]:
+    """Return the lines of a `loss.jsonl` or a `sweep.jsonl`."""
     return tuple(json.loads(line) for line in path.read_text().splitlines())
 
 
@@ -115,7 +120,7 @@ def _training_facts(record: RunRecord, hardware: str) -> str:
     )
 
 
-def _curve_table(curve: tuple[dict[str, float], ...]) -> str:
+def _curve_table(curve: tuple[Line, ...]) -> str:
     count = min(CURVE_ROWS, len(curve))
     chosen = sorted({round(i * (len(curve) - 1) / max(count - 1, 1)) for i in range(count)})
     rows = [
@@ -137,7 +142,7 @@ def _validation_table(runs: dict[Architecture, FinishedRun]) -> str:
     return "\n".join(["| model | nats/token | bits/byte | tokens seen |\n|---|--:|--:|--:|", *rows])
 
 
-def _sweep_table(sweep: tuple[dict[str, float], ...]) -> str:
+def _sweep_table(sweep: tuple[Line, ...]) -> str:
     rows = [
         f"| {entry['architecture']} | {entry['learning_rate']:g} | {entry['tokens']:,} "
         f"| {entry['validation_nats_per_token']:.3f} |"

@@ -70,17 +70,18 @@ def sweep(
     runs: Path,
     loop: LoopOptions,
 ) -> None:
-    """Run `record` at each learning rate and append the outcomes to `runs`/sweep.jsonl."""
+    """Run `record` at each learning rate and append the last losses to `runs`/sweep.jsonl."""
     architecture = record.config.architecture
     for learning_rate in learning_rates:
         folder = runs / f"sweep-{architecture}-{learning_rate:g}"
-        run(replace(record, learning_rate=learning_rate), material, folder, loop)
-        validation = json.loads((folder / VALIDATION_FILE).read_text())
+        tried = replace(record, learning_rate=learning_rate)
+        train(tried, material.training, material.held_out, folder, loop)
+        last = load_curve(folder / LOSS_FILE)[-1]
         entry = {
             "architecture": architecture,
             "learning_rate": learning_rate,
-            "tokens": load_record(folder).num_tokens,
-            "validation_nats_per_token": round(validation["nats_per_token"], 4),
+            "tokens": last["tokens"],
+            "validation_nats_per_token": last["validation_nats_per_token"],
         }
         with (runs / SWEEP_FILE).open("a") as file:
             file.write(json.dumps(entry) + "\n")
