@@ -7,7 +7,15 @@ from typing import Any
 
 from bitwatt_kernels.errors import BackendError
 
-__all__ = ["AttentionConfig", "DenseConfig", "LinearConfig", "TunedConfigs", "gpu_slug", "load"]
+__all__ = [
+    "AttentionConfig",
+    "AttentionTile",
+    "DenseConfig",
+    "LinearConfig",
+    "TunedConfigs",
+    "gpu_slug",
+    "load",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +42,28 @@ class LinearConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionTile:
+    """A tile of attention: its rows are tokens of a step times heads of a group."""
+
+    block_rows: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionConfig:
     """How attention is launched. split_tokens and block_context fix the order of its sums.
 
     split_tokens   context tokens reduced together before splits are merged
     block_context  context tokens a step of the loop reads; divides split_tokens
-    block_rows     rows (tokens of a step times heads of a group) of a tile
+    decode         tile where every sequence brings one token
+    prefill        tile otherwise; as many rows a warp as decode's, or results may differ in bits
     """
 
-    split_tokens: int = 256
-    block_context: int = 64
-    block_rows: int = 64
-    num_warps: int = 4
-    num_stages: int = 3
+    split_tokens: int
+    block_context: int
+    decode: AttentionTile
+    prefill: AttentionTile
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +82,7 @@ class DenseConfig:
 class TunedConfigs:
     """Every launch configuration of one GPU model.
 
-    gpu      name as the driver gives it, or "default"
+    gpu      name as the driver gives it, or a generation such as "sm_90"
     source   where the figures come from, in words
     pdl      launch kernels with programmatic dependent launch (compute capability 9.0 and later)
     linear   by rising max_tokens, the last one open
@@ -99,7 +116,10 @@ class TunedConfigs:
         data: dict[str, Any] = json.loads(text)
         data["linear"] = tuple(LinearConfig(**c) for c in data["linear"])
         data["dense"] = tuple(DenseConfig(**c) for c in data["dense"])
-        data["attention"] = AttentionConfig(**data["attention"])
+        attention = data["attention"]
+        attention["decode"] = AttentionTile(**attention["decode"])
+        attention["prefill"] = AttentionTile(**attention["prefill"])
+        data["attention"] = AttentionConfig(**attention)
         data["shapes"] = {
             shape: tuple(LinearConfig(**c) for c in regimes)
             for shape, regimes in data["shapes"].items()
@@ -120,10 +140,10 @@ def gpu_slug(gpu: str) -> str:
     return "-".join(gpu.lower().replace("/", " ").split())
 
 
-def load(gpu: str) -> TunedConfigs:
-    """Return the launch configurations tuned for a GPU model, or the default ones."""
+def load(gpu: str, capability: tuple[int, int]) -> TunedConfigs:
+    """Return the launch configurations tuned for a GPU model, or its generation's defaults."""
     folder = files("bitwatt_kernels") / "tuned"
     tuned = folder / f"{gpu_slug(gpu)}.json"
-    return TunedConfigs.from_json(
-        (tuned if tuned.is_file() else folder / "default.json").read_text()
-    )
+    if not tuned.is_file():
+        tuned = folder / ("sm_80.json" if capability < (9, 0) else "sm_90.json")
+    return TunedConfigs.from_json(tuned.read_text())

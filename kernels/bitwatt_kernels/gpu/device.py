@@ -44,7 +44,7 @@ class Gpu:
                     f"{self.name} has compute capability {properties.major}.{properties.minor}; "
                     "these kernels need 8.0 (Ampere) or later"
                 )
-        self.configs = load(self.name) if configs is None else configs
+        self.configs = load(self.name, self.capability) if configs is None else configs
         self.counters: Tensor = torch.zeros(MAX_SPLIT_TILES, dtype=torch.int32, device=device)
 
     @property

@@ -56,7 +56,7 @@ def _gated(gate_up_ptr, row, k, num_features, SILU: tl.constexpr):
     gate = tl.load(start + k, mask=k < num_features, other=0).to(tl.float32)
     up = tl.load(start + num_features + k, mask=k < num_features, other=0).to(tl.float32)
     if SILU:
-        gate = tl.div_rn(gate, 1.0 + tl.exp(-gate))
+        gate = gate / (1.0 + tl.exp(-gate))
     else:
         gate = tl.maximum(gate, 0.0)
         gate = gate * gate

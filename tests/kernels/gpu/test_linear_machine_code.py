@@ -24,7 +24,7 @@ ARGUMENTS = {
     "row_bytes": "i32",
     "num_splits": "i32",
 }
-CONFIGS = load("default").linear
+CONFIGS = load("sm_90", (9, 0)).linear
 # Instructions a weight, above which an H200 couldn't stream weights at its bandwidth is about
 # 1.7; these are what the layout and the unpacking are for.
 MOST_INSTRUCTIONS_PER_WEIGHT = {8: 0.8, 16: 1.1, 32: 1.1, 64: 1.1, 128: 1.5}

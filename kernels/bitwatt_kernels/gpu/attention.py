@@ -1,0 +1,367 @@
+"""Paged attention in Triton: split over the context to decode, chunked to prefill.
+
+A context is cut into splits of a fixed number of tokens. Each is reduced from nothing to a
+maximum, a sum of exponentials and a weighted sum of values, and these are merged first to last.
+Decode gives each split a program of its own; prefill walks the splits in one. Both run the same
+tiles through the same code, so a token's result depends on its own context alone: not on the
+batch, not on the way its prompt was chunked.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.errors import ShapeError
+from bitwatt_kernels.gpu.configs import AttentionConfig
+from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
+from bitwatt_kernels.gpu.rope import check_cache
+
+__all__ = ["attention", "decode_attention_kernel", "prefill_attention_kernel"]
+
+
+@triton.jit
+def _merge(maximum, total, weighted, maximum2, total2, weighted2):
+    """Return the softmax state of two runs of context; an empty one is (-inf, 0, 0)."""
+    top = tl.maximum(maximum, maximum2)
+    reference = tl.where(top == float("-inf"), 0.0, top)
+    shrink = tl.exp2(maximum - reference)
+    shrink2 = tl.exp2(maximum2 - reference)
+    total = total * shrink + total2 * shrink2
+    weighted = weighted * shrink[:, None] + weighted2 * shrink2[:, None]
+    return top, total, weighted
+
+
+@triton.jit
+def _attend(
+    queries,  # [BLOCK_ROWS, DIM_BLOCK]
+    positions,  # [BLOCK_ROWS], last token each row sees
+    keys_ptr,  # of this key-value head
+    values_ptr,
+    table_ptr,  # blocks of this sequence
+    block_stride,
+    scale,  # of scores in base 2
+    start,
+    stop,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CONTEXT: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the maximum, sum and weighted values of the softmax over context start to stop."""
+    maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    weighted = tl.zeros([BLOCK_ROWS, DIM_BLOCK], tl.float32)
+    d = tl.arange(0, DIM_BLOCK)
+    for first in range(start, stop, BLOCK_CONTEXT):
+        t = first + tl.arange(0, BLOCK_CONTEXT)
+        block = tl.load(table_ptr + t // BLOCK_SIZE, mask=t < stop, other=0).to(tl.int64)
+        offsets = block * block_stride + t % BLOCK_SIZE * HEAD_DIM
+        if DIM_BLOCK == HEAD_DIM:
+            keys_mask = (t < stop)[None, :]
+            values_mask = (t < stop)[:, None]
+        else:
+            keys_mask = (t < stop)[None, :] & (d < HEAD_DIM)[:, None]
+            values_mask = (t < stop)[:, None] & (d < HEAD_DIM)[None, :]
+        keys = tl.load(keys_ptr + offsets[None, :] + d[:, None], mask=keys_mask, other=0)
+        values = tl.load(values_ptr + offsets[:, None] + d[None, :], mask=values_mask, other=0)
+        scores = tl.dot(queries, keys.to(queries.dtype), input_precision=PRECISION) * scale
+        scores = tl.where(t[None, :] <= positions[:, None], scores, float("-inf"))
+        top = tl.maximum(maximum, tl.max(scores, axis=1))
+        reference = tl.where(top == float("-inf"), 0.0, top)
+        shrink = tl.exp2(maximum - reference)
+        weights = tl.exp2(scores - reference[:, None])
+        total = total * shrink + tl.sum(weights, axis=1)
+        weighted = weighted * shrink[:, None]
+        weighted = tl.dot(
+            weights.to(queries.dtype),
+            values.to(queries.dtype),
+            weighted,
+            input_precision=PRECISION,
+        )
+        maximum = top
+    return maximum, total, weighted
+
+
+@triton.jit
+def _store(out_ptrs, total, weighted, mask):
+    y = tl.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
+    tl.store(out_ptrs, y.to(out_ptrs.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def decode_attention_kernel(
+    queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
+    keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]
+    values_ptr,
+    query_starts_ptr,  # [sequences + 1] int32
+    context_lens_ptr,  # [sequences] int32
+    tables_ptr,  # [sequences, table_stride] int32
+    out_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
+    partial_ptr,  # [sequences, kv heads, splits, GROUP, DIM_BLOCK] float32
+    partial_max_ptr,  # [sequences, kv heads, splits, GROUP] float32
+    partial_sum_ptr,  # likewise
+    counters_ptr,  # [sequences * kv heads] int32, zero before and after
+    block_stride,
+    table_stride,
+    scale,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CONTEXT: tl.constexpr,
+    SPLIT_TOKENS: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Softmax(q · kᵀ · scale) · v for one token a sequence.
+
+    Grid (splits, kv heads, sequences). The last split of a sequence and head to arrive merges.
+    """
+    split = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    sequence = tl.program_id(2)
+    num_kv_heads = tl.num_programs(1)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    context = tl.load(context_lens_ptr + sequence)
+    token = tl.load(query_starts_ptr + sequence).to(tl.int64)
+    has_token = tl.load(query_starts_ptr + sequence + 1) > token
+    num_splits = tl.maximum(tl.cdiv(context, SPLIT_TOKENS), 1)
+    if (split >= num_splits) | (not has_token):
+        return
+
+    row = tl.arange(0, BLOCK_ROWS)
+    d = tl.arange(0, DIM_BLOCK)
+    inside = (row < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+    base = (token * num_kv_heads + kv_head) * (GROUP * HEAD_DIM)
+    in_tile = row[:, None] * HEAD_DIM + d[None, :]
+    queries = tl.load(queries_ptr + base + in_tile, mask=inside, other=0)
+    maximum, total, weighted = _attend(
+        queries,
+        tl.zeros([BLOCK_ROWS], tl.int32) + (context - 1),
+        keys_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),
+        values_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),
+        tables_ptr + sequence.to(tl.int64) * table_stride,
+        block_stride,
+        scale,
+        split * SPLIT_TOKENS,
+        tl.minimum((split + 1) * SPLIT_TOKENS, context),
+        HEAD_DIM,
+        BLOCK_SIZE,
+        BLOCK_ROWS,
+        BLOCK_CONTEXT,
+        DIM_BLOCK,
+        PRECISION,
+    )
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    if IS_SPLIT:
+        pair = sequence * num_kv_heads + kv_head
+        slot = (pair.to(tl.int64) * tl.num_programs(0)) * GROUP + row
+        tile = slot[:, None] * DIM_BLOCK + d[None, :]
+        mine = split * GROUP
+        tl.store(partial_max_ptr + slot + mine, maximum, mask=row < GROUP)
+        tl.store(partial_sum_ptr + slot + mine, total, mask=row < GROUP)
+        tl.store(partial_ptr + tile + mine * DIM_BLOCK, weighted, mask=(row < GROUP)[:, None])
+        tl.debug_barrier()  # every thread's part, before one thread releases them
+        arrived = tl.atomic_add(counters_ptr + pair, 1, sem="acq_rel")
+        if arrived != num_splits - 1:
+            return
+        tl.store(counters_ptr + pair, 0)
+        maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_ROWS], tl.float32)
+        weighted = tl.zeros([BLOCK_ROWS, DIM_BLOCK], tl.float32)
+        for i in range(num_splits):
+            other = i * GROUP
+            in_group = row < GROUP
+            maximum2 = tl.load(
+                partial_max_ptr + slot + other,
+                mask=in_group,
+                other=float("-inf"),
+                cache_modifier=".cg",
+            )
+            total2 = tl.load(
+                partial_sum_ptr + slot + other, mask=in_group, other=0.0, cache_modifier=".cg"
+            )
+            weighted2 = tl.load(
+                partial_ptr + tile + other * DIM_BLOCK,
+                mask=in_group[:, None],
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            maximum, total, weighted = _merge(maximum, total, weighted, maximum2, total2, weighted2)
+    _store(out_ptr + base + in_tile, total, weighted, inside)
+
+
+@triton.jit(do_not_specialize=["num_sequences"])
+def prefill_attention_kernel(
+    queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
+    keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]
+    values_ptr,
+    query_starts_ptr,  # [sequences + 1] int32
+    context_lens_ptr,  # [sequences] int32
+    tables_ptr,  # [sequences, table_stride] int32
+    out_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
+    block_stride,
+    table_stride,
+    scale,
+    num_sequences,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CONTEXT: tl.constexpr,
+    SPLIT_TOKENS: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Causal softmax(q · kᵀ · scale) · v for any number of tokens a sequence.
+
+    Grid (tokens // TILE + sequences, kv heads) with TILE tokens a tile; sequence s owns the
+    programs from query_starts[s] // TILE + s on, of which the last may have nothing to do.
+    """
+    TILE: tl.constexpr = BLOCK_ROWS // GROUP
+    program = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    num_kv_heads = tl.num_programs(1)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    low = 0
+    high = num_sequences - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if tl.load(query_starts_ptr + middle) // TILE + middle <= program:
+            low = middle
+        else:
+            high = middle - 1
+    start = tl.load(query_starts_ptr + low)
+    stop = tl.load(query_starts_ptr + low + 1)
+    first = start + (program - start // TILE - low) * TILE
+    if first >= stop:
+        return
+
+    context = tl.load(context_lens_ptr + low)
+    row = tl.arange(0, BLOCK_ROWS)
+    d = tl.arange(0, DIM_BLOCK)
+    token = first + row // GROUP
+    position = context - stop + token
+    inside = ((row < TILE * GROUP) & (token < stop))[:, None] & (d < HEAD_DIM)[None, :]
+    base = (first.to(tl.int64) * num_kv_heads + kv_head) * (GROUP * HEAD_DIM)
+    in_tile = row // GROUP * (num_kv_heads * GROUP) + row % GROUP
+    in_tile = in_tile[:, None] * HEAD_DIM + d[None, :]
+    queries = tl.load(queries_ptr + base + in_tile, mask=inside, other=0)
+    last = tl.minimum(context, context - stop + first + TILE)
+    maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    weighted = tl.zeros([BLOCK_ROWS, DIM_BLOCK], tl.float32)
+    for split_start in range(0, last, SPLIT_TOKENS):
+        maximum2, total2, weighted2 = _attend(
+            queries,
+            position,
+            keys_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),
+            values_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),
+            tables_ptr + low * table_stride,
+            block_stride,
+            scale,
+            split_start,
+            tl.minimum(split_start + SPLIT_TOKENS, last),
+            HEAD_DIM,
+            BLOCK_SIZE,
+            BLOCK_ROWS,
+            BLOCK_CONTEXT,
+            DIM_BLOCK,
+            PRECISION,
+        )
+        maximum, total, weighted = _merge(maximum, total, weighted, maximum2, total2, weighted2)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    _store(out_ptr + base + in_tile, total, weighted, inside)
+
+
+def attention(
+    queries: Tensor,
+    kv_cache: Tensor,
+    layout: StepLayout,
+    scale: float,
+    gpu: Gpu,
+    config: AttentionConfig | None = None,
+) -> Tensor:
+    """Return causal softmax(q · kᵀ · scale) · v, [T, H · D]; shapes as in Backend.attention.
+
+    Tokens of padding sequences get zeros.
+    config  overrides the one tuned for this GPU; split_tokens and block_context decide the bits
+    Raises  ShapeError if the heads don't fit the cache or the kernels
+    """
+    check_cache(kv_cache)
+    config = gpu.configs.attention if config is None else config
+    num_tokens, num_heads, head_dim = queries.shape
+    num_kv_heads = kv_cache.shape[2]
+    group = num_heads // num_kv_heads
+    if head_dim != kv_cache.shape[4] or num_heads != group * num_kv_heads:
+        raise ShapeError(
+            f"queries have shape {list(queries.shape)}; the cache has {num_kv_heads} heads "
+            f"of {kv_cache.shape[4]}"
+        )
+    num_sequences = layout.context_lens.shape[0]
+    is_decode = layout.max_query_len <= 1
+    tile = config.decode if is_decode else config.prefill
+    if group > tile.block_rows or num_sequences * num_kv_heads > MAX_SPLIT_TILES:
+        raise ShapeError(
+            f"{group} query heads a key-value head and {num_sequences} sequences of "
+            f"{num_kv_heads}; the limits are {tile.block_rows} and "
+            f"{MAX_SPLIT_TILES} sequences times heads"
+        )
+    out = torch.empty_like(queries)
+    if num_tokens == 0:
+        return out.flatten(1)
+    shared = (queries, kv_cache[0], kv_cache[1], layout.query_starts, layout.context_lens)
+    strides = (kv_cache.stride(1), layout.block_tables.stride(0), scale * math.log2(math.e))
+    options = {
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": BLOCK_SIZE,
+        "BLOCK_ROWS": tile.block_rows,
+        "BLOCK_CONTEXT": config.block_context,
+        "SPLIT_TOKENS": config.split_tokens,
+        "DIM_BLOCK": triton.next_power_of_2(head_dim),
+        "PRECISION": "ieee" if queries.dtype == torch.float32 else "tf32",
+        "PDL": gpu.pdl,
+        **gpu.launch_options(tile.num_warps, tile.num_stages),
+    }
+    if not is_decode:
+        grid = (num_tokens // (tile.block_rows // group) + num_sequences, num_kv_heads)
+        prefill_attention_kernel[grid](
+            *shared, layout.block_tables, out, *strides, num_sequences, **options
+        )
+        return out.flatten(1)
+
+    num_splits = max(1, triton.cdiv(layout.max_context_len, config.split_tokens))
+    num_partials = num_sequences * num_heads * num_splits if num_splits > 1 else 1
+    partial = torch.empty(
+        num_partials, triton.next_power_of_2(head_dim), dtype=torch.float32, device=out.device
+    )
+    partial_max, partial_sum = torch.empty(
+        2, num_partials, dtype=torch.float32, device=out.device
+    ).unbind()
+    decode_attention_kernel[(num_splits, num_kv_heads, num_sequences)](
+        *shared,
+        layout.block_tables,
+        out,
+        partial,
+        partial_max,
+        partial_sum,
+        gpu.counters,
+        *strides,
+        IS_SPLIT=num_splits > 1,
+        **options,
+    )
+    return out.flatten(1)

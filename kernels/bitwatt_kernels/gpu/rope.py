@@ -1,0 +1,138 @@
+"""rope_and_cache in Triton: rotate queries and keys, write keys and values, one program a token."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.errors import ShapeError
+from bitwatt_kernels.gpu.device import Gpu
+
+__all__ = ["check_cache", "rope_and_cache", "rope_and_cache_kernel"]
+
+
+@triton.jit
+def _rotate(first, second, cos, sin):
+    return first * cos - second * sin, second * cos + first * sin
+
+
+@triton.jit
+def rope_and_cache_kernel(
+    qkv_ptr,  # [tokens, (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM]
+    rope_ptr,  # [max_model_len, HEAD_DIM] float32, cos ‖ sin
+    positions_ptr,  # [tokens] int64
+    slots_ptr,  # [tokens] int64
+    queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
+    keys_ptr,  # [num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM]
+    values_ptr,  # likewise
+    block_stride,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr,
+    KV_HEADS_BLOCK: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """(a, b) ← (a · cos − b · sin, b · cos + a · sin) for the halves a, b of each head.
+
+    Grid (tokens,). A slot of -1 writes nothing to the cache.
+    """
+    HALF: tl.constexpr = HEAD_DIM // 2
+    token = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, HALF_BLOCK)
+    in_half = i < HALF
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    position = tl.load(positions_ptr + token)
+    cos = tl.load(rope_ptr + position * HEAD_DIM + i, mask=in_half, other=0)[None, :]
+    sin = tl.load(rope_ptr + position * HEAD_DIM + HALF + i, mask=in_half, other=0)[None, :]
+    start = qkv_ptr + token * ((NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM)
+
+    heads = tl.arange(0, HEADS_BLOCK)
+    offsets = heads[:, None] * HEAD_DIM + i[None, :]
+    inside = (heads < NUM_HEADS)[:, None] & in_half[None, :]
+    first = tl.load(start + offsets, mask=inside, other=0).to(tl.float32)
+    second = tl.load(start + offsets + HALF, mask=inside, other=0).to(tl.float32)
+    first, second = _rotate(first, second, cos, sin)
+    out = queries_ptr + token * (NUM_HEADS * HEAD_DIM) + offsets
+    tl.store(out, first.to(queries_ptr.dtype.element_ty), mask=inside)
+    tl.store(out + HALF, second.to(queries_ptr.dtype.element_ty), mask=inside)
+
+    slot = tl.load(slots_ptr + token)
+    kv_heads = tl.arange(0, KV_HEADS_BLOCK)
+    offsets = kv_heads[:, None] * HEAD_DIM + i[None, :]
+    inside = (kv_heads < NUM_KV_HEADS)[:, None] & in_half[None, :] & (slot >= 0)
+    keys = start + NUM_HEADS * HEAD_DIM + offsets
+    first = tl.load(keys, mask=inside, other=0).to(tl.float32)
+    second = tl.load(keys + HALF, mask=inside, other=0).to(tl.float32)
+    first, second = _rotate(first, second, cos, sin)
+    page = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM
+    cached = page + kv_heads[:, None] * (BLOCK_SIZE * HEAD_DIM) + i[None, :]
+    dtype = keys_ptr.dtype.element_ty
+    tl.store(keys_ptr + cached, first.to(dtype), mask=inside)
+    tl.store(keys_ptr + cached + HALF, second.to(dtype), mask=inside)
+    values = keys + NUM_KV_HEADS * HEAD_DIM
+    first = tl.load(values, mask=inside, other=0)
+    second = tl.load(values + HALF, mask=inside, other=0)
+    tl.store(values_ptr + cached, first.to(dtype), mask=inside)
+    tl.store(values_ptr + cached + HALF, second.to(dtype), mask=inside)
+
+
+def check_cache(kv_cache: Tensor) -> None:
+    """Raise ShapeError unless kv_cache is [2, num_blocks, G, BLOCK_SIZE, D] with dense blocks."""
+    if kv_cache.dim() != 5 or kv_cache.shape[0] != 2 or kv_cache.shape[3] != BLOCK_SIZE:
+        raise ShapeError(
+            f"kv_cache has shape {list(kv_cache.shape)}; "
+            f"expected [2, num_blocks, kv_heads, {BLOCK_SIZE}, head_dim]"
+        )
+    _, _, _, block_size, head_dim = kv_cache.shape
+    if kv_cache.stride()[2:] != (block_size * head_dim, head_dim, 1) or head_dim % 2:
+        raise ShapeError(
+            f"kv_cache has strides {kv_cache.stride()} for shape {list(kv_cache.shape)}; "
+            "expected contiguous blocks of an even head_dim"
+        )
+
+
+def rope_and_cache(
+    qkv: Tensor, rope: Tensor, kv_cache: Tensor, layout: StepLayout, num_heads: int, gpu: Gpu
+) -> Tensor:
+    """Rotate queries and keys, write keys and values to the cache, return queries [T, H, D].
+
+    Tokens whose slot is -1 are padding and write nothing. Shapes as in Backend.rope_and_cache.
+    Raises  ShapeError if qkv does not have the features of the heads and the cache
+    Source  arXiv:2104.09864, with the pairs (i, i + D / 2)
+    """
+    check_cache(kv_cache)
+    num_tokens = qkv.shape[0]
+    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    if qkv.shape[1] != (num_heads + 2 * num_kv_heads) * head_dim or not qkv.is_contiguous():
+        raise ShapeError(
+            f"qkv has shape {list(qkv.shape)}; expected contiguous [T, "
+            f"({num_heads} + 2 · {num_kv_heads}) · {head_dim}]"
+        )
+    queries = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
+    if num_tokens:
+        rope_and_cache_kernel[(num_tokens,)](
+            qkv,
+            rope,
+            layout.positions,
+            layout.slots,
+            queries,
+            kv_cache[0],
+            kv_cache[1],
+            kv_cache.stride(1),
+            NUM_HEADS=num_heads,
+            NUM_KV_HEADS=num_kv_heads,
+            HEAD_DIM=head_dim,
+            BLOCK_SIZE=BLOCK_SIZE,
+            HEADS_BLOCK=triton.next_power_of_2(num_heads),
+            KV_HEADS_BLOCK=triton.next_power_of_2(num_kv_heads),
+            HALF_BLOCK=triton.next_power_of_2(head_dim // 2),
+            PDL=gpu.pdl,
+            **gpu.launch_options(4),
+        )
+    return queries

@@ -1,0 +1,77 @@
+"""What the compiler makes of attention and rope_and_cache, read from the machine code."""
+
+import pytest
+from bitwatt_kernels.gpu.attention import decode_attention_kernel, prefill_attention_kernel
+from bitwatt_kernels.gpu.configs import load
+from bitwatt_kernels.gpu.rope import rope_and_cache_kernel
+
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
+
+CONFIGS = {capability: load("", (capability // 10, 0)).attention for capability in (80, 90, 100)}
+ARGUMENTS = {
+    "qkv_ptr": "bfloat16",
+    "rope_ptr": "float32",
+    "positions_ptr": "int64",
+    "slots_ptr": "int64",
+    "queries_ptr": "bfloat16",
+    "keys_ptr": "bfloat16",
+    "values_ptr": "bfloat16",
+    "query_starts_ptr": "int32",
+    "context_lens_ptr": "int32",
+    "tables_ptr": "int32",
+    "out_ptr": "bfloat16",
+    "partial_ptr": "float32",
+    "partial_max_ptr": "float32",
+    "partial_sum_ptr": "float32",
+    "counters_ptr": "int32",
+    "block_stride": "i32",
+    "table_stride": "i32",
+    "scale": "fp32",
+    "num_sequences": "i32",
+}
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "capability"), [(128, 80), (128, 90), (128, 100), (100, 90)], ids=str
+)
+@pytest.mark.parametrize("is_decode", [True, False], ids=["decode", "prefill"])
+def test_attention_uses_tensor_cores_and_no_local_memory(
+    is_decode: bool, head_dim: int, capability: int
+) -> None:
+    config = CONFIGS[capability]
+    tile = config.decode if is_decode else config.prefill
+    constants = {
+        "BLOCK_SIZE": 16,
+        "BLOCK_ROWS": tile.block_rows,
+        "BLOCK_CONTEXT": config.block_context,
+        "SPLIT_TOKENS": config.split_tokens,
+        "GROUP": 4,
+        "HEAD_DIM": head_dim,
+        "DIM_BLOCK": 128,
+        "PRECISION": "tf32",
+        "PDL": False,
+    }
+    code = compile_for(
+        capability,
+        decode_attention_kernel if is_decode else prefill_attention_kernel,
+        ARGUMENTS,
+        constants | {"IS_SPLIT": True} if is_decode else constants,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        unaligned=frozenset({"table_stride", "num_sequences"}),
+    )
+    assert code.spills == 0
+    assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
+    assert code.count({80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTCHMMA\b"}[capability])
+    if head_dim == 128:  # rows of 100 values are aligned to 8 bytes
+        assert code.count(r"\b(LDGSTS|LDG)\.E.*\.128\b")
+
+
+@pytest.mark.parametrize("capability", [80, 90], ids="sm_{}".format)
+def test_rope_and_cache_moves_sixteen_bytes_at_a_time(capability: int) -> None:
+    heads = {"NUM_HEADS": 20, "NUM_KV_HEADS": 5, "HEAD_DIM": 128, "BLOCK_SIZE": 16}
+    blocks = {"HEADS_BLOCK": 32, "KV_HEADS_BLOCK": 8, "HALF_BLOCK": 64, "PDL": False}
+    code = compile_for(capability, rope_and_cache_kernel, ARGUMENTS, heads | blocks, num_warps=4)
+    assert code.spills == 0
+    assert code.count(r"\bLDG\.E\.128\b")
+    assert code.count(r"\bSTG\.E\.128\b")
