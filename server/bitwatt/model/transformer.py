@@ -74,6 +74,8 @@ class Transformer:
         h = F.embedding(token_ids, self._embedding)  # [T, hidden_size]
         for layer, layer_cache in zip(self._layers, kv_cache.by_layer, strict=True):
             h = layer.forward(h, self._rope, layer_cache, layout)
+        if not len(logit_tokens):
+            return h.new_empty((0, self.config.vocab_size), dtype=torch.float32)
         x = self.backend.rms_norm(h[logit_tokens], self._norm, self.config.rms_norm_eps)
         return self.backend.head(x, self._head)
 

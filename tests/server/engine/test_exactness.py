@@ -1,0 +1,248 @@
+"""The engine's promise: a request's tokens are the same whatever else runs.
+
+Small models of random weights in bfloat16, on every CPU backend that runs here.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from bitwatt.engine.core import EngineCore
+from bitwatt.engine.messages import EngineStats, Submit
+from bitwatt.model import random_model
+from bitwatt.model.config import ModelConfig
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.runner import ModelRunner
+from bitwatt.model.transformer import Transformer
+from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.request import SamplingParams
+from bitwatt.scheduling.scheduler import Scheduler
+from bitwatt_kernels.backend import choose_backend
+from bitwatt_kernels.errors import BackendError
+
+MAX_MODEL_LEN = 256
+CONFIG = ModelConfig(
+    architecture="bitnet",
+    vocab_size=320,
+    hidden_size=128,
+    intermediate_size=192,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    max_model_len=MAX_MODEL_LEN,
+    rope_theta=10000.0,
+    rms_norm_eps=1e-5,
+    activation="relu2",
+    has_sub_norms=True,
+    is_tied=True,
+)
+
+
+def make_model(backend: str, weights: str = "ternary") -> Transformer:
+    try:
+        choice = choose_backend(torch.device("cpu"), backend, batch_invariant=True)
+    except BackendError as error:
+        pytest.skip(f"{backend}: {error}")
+    return random_model(
+        CONFIG,
+        weights="ternary" if weights == "ternary" else "fp16",
+        backend=choice.backend,
+        dtype=torch.bfloat16,
+        seed=0,
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    num_blocks: int = 512
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    prefix_caching: bool = True
+
+
+def make_core(model: Transformer, limits: Limits) -> EngineCore:
+    kv_cache = KVCache(model.config, limits.num_blocks, model.dtype, torch.device("cpu"))
+    kv_cache.layers.fill_(torch.nan)
+    scheduler = Scheduler(
+        BlockAllocator(limits.num_blocks, 16, prefix_caching=limits.prefix_caching),
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=MAX_MODEL_LEN,
+    )
+    runner = ModelRunner(
+        model,
+        kv_cache,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=MAX_MODEL_LEN,
+    )
+    return EngineCore(scheduler, runner)
+
+
+def make_requests(count: int, seed: int = 0) -> list[Submit]:
+    chance = random.Random(seed)
+    prefixes = [[chance.randrange(320) for _ in range(100)] for _ in range(3)]
+    settings = [
+        {"temperature": 0.0},
+        {"temperature": 0.8},
+        {"temperature": 1.2, "top_k": 20},
+        {"temperature": 1.0, "top_p": 0.8, "min_p": 0.02},
+        {"temperature": 0.7, "presence_penalty": 0.5, "frequency_penalty": 0.3},
+        {"temperature": 0.0, "repetition_penalty": 1.2},
+        {"temperature": 1.0, "logit_bias": {7: 2.0}, "min_tokens": 5},
+    ]
+    requests = []
+    for i in range(count):
+        shared = chance.choice(prefixes)[: chance.choice([0, 0, 16, 40, 90])]
+        own = [chance.randrange(320) for _ in range(chance.randint(1, 40))]
+        sampling = SamplingParams(
+            max_tokens=chance.randint(1, 30),
+            seed=i,
+            stop_token_ids=(3,),
+            logprobs=2 if i % 5 == 0 else None,
+            **settings[i % len(settings)],  # type: ignore[arg-type]
+        )
+        requests.append(Submit(request_id=str(i), prompt_token_ids=shared + own, sampling=sampling))
+    return requests
+
+
+def run_together(
+    core: EngineCore, requests: list[Submit], *, aborts: int = 0, seed: int = 1
+) -> tuple[dict[str, list[int]], set[str], EngineStats]:
+    """Submit requests over time and abort some; return tokens, the aborted, and the stats."""
+    chance = random.Random(seed)
+    doomed = set(chance.sample([r.request_id for r in requests], aborts))
+    tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    waiting = list(requests)
+    while waiting or core.has_work:
+        for _ in range(min(len(waiting), chance.choice([0, 1, 5, 20]))):
+            assert core.submit(waiting.pop(0)) is None
+        if doomed and chance.random() < 0.3:
+            core.abort([doomed_id for doomed_id in sorted(doomed) if chance.random() < 0.05])
+        if core.has_work:
+            for output in core.step():
+                tokens[output.request_id] += output.token_ids
+    core.check_integrity()
+    return tokens, doomed, core.stats()
+
+
+def run_alone(model: Transformer, requests: list[Submit]) -> dict[str, list[int]]:
+    core = make_core(model, Limits(prefix_caching=False))
+    tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        core.submit(request)
+        while core.has_work:
+            for output in core.step():
+                tokens[request.request_id] += output.token_ids
+    core.close()
+    return tokens
+
+
+# Plain torch takes some 10 ms a step here, so it gets fewer requests.
+@pytest.fixture(
+    scope="module", params=["native-ternary-200", "torch-ternary-40", "native-fp16-200"]
+)
+def model_and_truth(
+    request: pytest.FixtureRequest,
+) -> tuple[Transformer, list[Submit], dict[str, list[int]]]:
+    backend, weights, count = request.param.split("-")
+    model = make_model(backend, weights)
+    requests = make_requests(int(count))
+    return model, requests, run_alone(model, requests)
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False], ids=["prefix-cache", "no-prefix-cache"])
+def test_requests_get_the_tokens_they_get_alone(
+    model_and_truth: tuple[Transformer, list[Submit], dict[str, list[int]]], prefix_caching: bool
+) -> None:
+    """Through chunked prefill, forced preemption, shared prefixes and random aborts."""
+    model, requests, truth = model_and_truth
+    limits = Limits(
+        num_blocks=40, max_num_seqs=24, max_num_batched_tokens=48, prefix_caching=prefix_caching
+    )
+    core = make_core(model, limits)
+    tokens, doomed, stats = run_together(core, requests, aborts=len(requests) // 10)
+    core.close()
+    for request in requests:
+        name = request.request_id
+        if name in doomed:
+            assert tokens[name] == truth[name][: len(tokens[name])]
+        else:
+            assert tokens[name] == truth[name]
+    assert stats.num_preemptions > 0
+    assert (stats.num_prefix_cache_hits > 0) == prefix_caching
+    assert stats.num_running == stats.num_waiting == stats.num_blocks_used == 0
+
+
+def test_logprobs_are_the_same_alone_and_together() -> None:
+    model = make_model("torch")
+    requests = [replace_sampling(request, logprobs=3) for request in make_requests(12, seed=4)]
+
+    def collect(core: EngineCore, batch: list[Submit]) -> dict[str, list[object]]:
+        logprobs: dict[str, list[object]] = {request.request_id: [] for request in batch}
+        for request in batch:
+            core.submit(request)
+        while core.has_work:
+            for output in core.step():
+                assert len(output.logprobs) == len(output.token_ids)
+                logprobs[output.request_id] += output.logprobs
+        core.close()
+        return logprobs
+
+    together = collect(make_core(model, Limits(max_num_batched_tokens=64)), requests)
+    for request in requests:
+        assert (
+            collect(make_core(model, Limits()), [request])[request.request_id]
+            == (together[request.request_id])
+        )
+
+
+def replace_sampling(request: Submit, **settings: object) -> Submit:
+    return Submit(
+        request_id=request.request_id,
+        prompt_token_ids=request.prompt_token_ids,
+        sampling=replace(request.sampling, **settings),  # type: ignore[arg-type]
+    )
+
+
+def test_shared_prefix_of_512_tokens_is_computed_once() -> None:
+    model = make_model("torch")
+    config = replace(model.config, max_model_len=1024)
+    model = random_model(
+        config, weights="ternary", backend=model.backend, dtype=torch.bfloat16, seed=0
+    )
+    chance = random.Random(0)
+    shared = [chance.randrange(320) for _ in range(512)]
+    kv_cache = KVCache(config, 128, model.dtype, torch.device("cpu"))
+    scheduler = Scheduler(
+        BlockAllocator(128, 16), max_num_seqs=4, max_num_batched_tokens=256, max_model_len=1024
+    )
+    runner = ModelRunner(
+        model, kv_cache, max_num_seqs=4, max_num_batched_tokens=256, max_model_len=1024
+    )
+    core = EngineCore(scheduler, runner)
+
+    def num_computed(name: str, own: list[int]) -> int:
+        core.submit(
+            Submit(
+                request_id=name,
+                prompt_token_ids=shared + own,
+                sampling=SamplingParams(max_tokens=1, temperature=0.0),
+            )
+        )
+        total = 0
+        while core.has_work:
+            core.step()
+            total += core.stats().step_tokens if core.stats().num_steps else 0
+        return total
+
+    first_hits = core.stats().num_prefix_cache_hits
+    num_computed("first", [1, 2, 3])
+    assert core.stats().num_prefix_cache_hits == first_hits == 0
+    num_computed("second", [4, 5])
+    stats = core.stats()
+    assert stats.num_prefix_cache_hits == 512
+    assert stats.step_tokens == 2  # the whole second request, in one step
+    core.close()
