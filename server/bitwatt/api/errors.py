@@ -134,11 +134,14 @@ def install_error_handlers(app: FastAPI) -> None:
 async def _on_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
-    param = _param(first["loc"])
+    loc = first["loc"]
+    if first["type"] == "refused" and first["ctx"]["param"] is not None:
+        loc = (*loc, first["ctx"]["param"])
+    param = _param(loc)
     message = str(first["msg"])
     match first["type"]:
         case "refused":
-            param = first["ctx"]["param"] or param
+            pass
         case "extra_forbidden":
             message = f"unknown field {shorten(param)}"
         case "missing":

@@ -91,7 +91,7 @@ class Generation:
         try:
             async with aclosing(model.engine.submit(submit)) as outputs:
                 async for output in outputs:
-                    token_ids = output.token_ids
+                    token_ids: Sequence[int] = output.token_ids
                     tally.completion_tokens += len(token_ids)
                     metrics.on_output(output)
                     reason = output.finish_reason

@@ -127,12 +127,9 @@ class LimitBody:
             return
         declared = _header(scope, b"content-length") or b"0"
         if not declared.isdigit() or len(declared) > 15 or int(declared) > self._max_bytes:
-            await error_response(
-                413,
-                self._message,
-                "request_too_large",
-                headers={"Connection": "close"},
-            )(scope, receive, send)
+            # The connection stays open: closed while the body still comes, the answer is lost.
+            response = error_response(413, self._message, "request_too_large")
+            await response(scope, receive, send)
             return
         num_bytes = 0
 
@@ -142,7 +139,7 @@ class LimitBody:
             if message["type"] == "http.request":
                 num_bytes += len(message.get("body", b""))
                 if num_bytes > self._max_bytes:
-                    raise HTTPException(413, self._message, {"Connection": "close"})
+                    raise HTTPException(413, self._message)
             return message
 
         await self._app(scope, counted, send)

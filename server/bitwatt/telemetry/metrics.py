@@ -260,7 +260,9 @@ class RequestMetrics:
             return
         now = self._clock()
         if self.num_tokens:
-            self._model.inter_token_latency.observe((now - self._last_token_s) / num_tokens)
+            latency_s = (now - self._last_token_s) / num_tokens
+            for _ in range(num_tokens):
+                self._model.inter_token_latency.observe(latency_s)
         else:
             self._model.time_to_first_token.observe(now - self._arrival_s)
         self._last_token_s = now

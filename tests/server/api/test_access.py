@@ -1,0 +1,120 @@
+"""Keys, probes and what is open without a key."""
+
+import hashlib
+
+import pytest
+from starlette.routing import Route
+
+from tests.fakes import FakeEngine, make_app, make_client, make_info
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-secret"
+
+
+def routes_of(app):
+    """Return a method and a path for every route of the application."""
+    described = {
+        (method.upper(), path.replace("{name}", "tiny"))
+        for path, methods in app.openapi()["paths"].items()
+        for method in methods
+    }
+    plain = {("GET", route.path) for route in app.routes if isinstance(route, Route)}
+    return sorted(described | plain)
+
+
+async def status(app, method, path, key=None):
+    headers = {} if key is None else {"authorization": key}
+    async with make_client(app) as client:
+        response = await client.request(method, path, headers=headers)
+    if response.status_code == 401:
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert method == "HEAD" or response.json()["error"]["code"] == "invalid_api_key"
+    return response.status_code
+
+
+async def test_every_route_but_the_probes_wants_a_key():
+    app = make_app(api_key=KEY)
+    routes = routes_of(app)
+    assert ("POST", "/v1/chat/completions") in routes
+    for method, path in [*routes, ("GET", "/nowhere"), ("PUT", "/v1/models"), ("GET", "//health")]:
+        is_open = path in ("/health", "/ready")
+        assert (await status(app, method, path) == 401) is not is_open, (method, path)
+        assert await status(app, method, path, f"Bearer {KEY}") != 401
+        if not is_open:
+            for wrong in (f"Bearer {KEY}x", "Bearer ", KEY, f"Basic {KEY}", "Bearer " + "é" * 9):
+                assert await status(app, method, path, wrong.encode()) == 401
+
+
+async def test_metrics_are_open_when_they_are_made_public():
+    assert await status(make_app(api_key=KEY, metrics_public=True), "GET", "/metrics") == 200
+    assert await status(make_app(api_key=KEY, metrics_public=False), "GET", "/metrics") == 401
+
+
+async def test_without_keys_everyone_is_served():
+    assert await status(make_app(), "GET", "/v1/models") == 200
+
+
+async def test_several_keys_and_hashed_ones_are_taken_and_none_is_kept_in_clear():
+    digest = hashlib.sha256(b"second").hexdigest()
+    app = make_app(api_key=f"first,sha256:{digest}")
+    for key in ("first", "second"):
+        assert await status(app, "GET", "/v1/models", f"bearer {key}") == 200
+    assert await status(app, "GET", "/v1/models", f"Bearer sha256:{digest}") == 401
+    assert "first" not in repr(app.state.settings.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("engine", "health", "ready"),
+    [
+        (FakeEngine(), 200, 200),
+        (FakeEngine(info=None, is_ready=False), 200, 503),
+        (FakeEngine(is_ready=False, is_healthy=False), 503, 503),
+        (FakeEngine(info=None, is_ready=False, is_healthy=False), 503, 503),
+    ],
+    ids=["ready", "loading", "died", "never started"],
+)
+async def test_probes_tell_loading_from_down(engine, health, ready):
+    app = make_app(engine)
+    assert await status(app, "GET", "/health") == health
+    assert await status(app, "GET", "/ready") == ready
+
+
+async def test_ready_names_the_models_it_waits_for():
+    async with make_client(make_app(FakeEngine(is_ready=False, is_healthy=False))) as client:
+        assert (await client.get("/ready")).json()["waiting_for"] == {"tiny": "down"}
+
+
+async def test_models_are_described_even_while_they_load():
+    async with make_client(make_app(FakeEngine(info=None, is_ready=False))) as client:
+        assert (await client.get("/v1/models/tiny")).json()["max_model_len"] is None
+    async with make_client(make_app(FakeEngine(info=make_info(max_model_len=77)))) as client:
+        [card] = (await client.get("/v1/models")).json()["data"]
+        assert (card["id"], card["max_model_len"]) == ("tiny", 77)
+
+
+async def test_text_becomes_tokens_and_text_again():
+    async with make_client(make_app()) as client:
+
+        async def post(path, **body):
+            return (await client.post(path, json={"model": "tiny", **body})).json()
+
+        tokens = await post("/tokenize", prompt="the fox", return_token_strs=True)
+        assert tokens["token_strs"] == ["the", " fox"]
+        assert tokens["count"] == 2
+        assert tokens["max_model_len"] == 256
+        assert await post("/detokenize", tokens=tokens["tokens"]) == {"prompt": "the fox"}
+        chat = await post("/tokenize", messages=[{"role": "user", "content": "a"}])
+        text = await post("/detokenize", tokens=chat["tokens"])
+        assert text == {"prompt": "<|user|>a<|end|><|assistant|>"}
+        assert (await post("/tokenize"))["error"]["param"] == "prompt"
+        assert (await post("/detokenize", tokens=[99_999]))["error"]["param"] == "tokens"
+        assert (await post("/detokenize", tokens=[-1]))["error"]["param"] == "tokens[0]"
+
+
+async def test_engines_start_and_stop_with_the_application():
+    engine = FakeEngine()
+    app = make_app(engine)
+    async with app.router.lifespan_context(app):
+        assert engine.is_started
+    assert not engine.is_started

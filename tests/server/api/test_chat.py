@@ -1,0 +1,284 @@
+"""/v1/chat/completions through OpenAI's own client and a real server."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import openai
+import pytest
+from bitwatt.scheduling.request import FinishReason
+
+from tests.fakes import FakeEngine, make_app, make_tokenizer, run_server
+
+pytestmark = pytest.mark.anyio
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@asynccontextmanager
+async def openai_client(engine, **settings):
+    app = make_app(engine, **settings)
+    async with (
+        run_server(app, **settings) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+async def read_stream(client, *, into=None, **options):
+    """Return a streamed answer's chunks, also put into a list as they come."""
+    chunks = [] if into is None else into
+    stream = await client.chat.completions.create(
+        model="tiny", messages=HELLO, stream=True, **options
+    )
+    async for chunk in stream:
+        chunks.append(chunk)
+    return chunks
+
+
+def text_of(chunks):
+    return "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices)
+
+
+async def test_an_answer_comes_whole_with_its_usage():
+    async with openai_client(FakeEngine()) as client:
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO)
+    [choice] = answer.choices
+    assert choice.message.role == "assistant"
+    assert choice.message.content == "the quick brown fox"
+    assert choice.finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
+
+
+async def test_a_stream_opens_with_the_role_and_ends_with_reason_and_usage():
+    async with openai_client(FakeEngine()) as client:
+        chunks = await read_stream(client, stream_options={"include_usage": True})
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert text_of(chunks) == "the quick brown fox"
+    assert [c.choices[0].finish_reason for c in chunks[:-1] if c.choices[0].finish_reason] == [
+        "stop"
+    ]
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in chunks[:-1])
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 5
+
+
+@pytest.mark.parametrize("stream_options", [{}, {"include_usage": False}])
+async def test_a_stream_has_no_usage_unless_it_is_asked_for(stream_options):
+    async with openai_client(FakeEngine()) as client:
+        chunks = await read_stream(client, stream_options=stream_options)
+    assert all(chunk.choices and "usage" not in chunk.model_fields_set for chunk in chunks)
+
+
+async def test_a_stop_string_across_tokens_ends_the_answer_and_aborts_the_request():
+    engine = FakeEngine(reply="the quick brown fox jumps")
+    async with openai_client(engine) as client:
+        chunks = await read_stream(client, stop=["k bro", "zzz"])
+        answer = await client.chat.completions.create(
+            model="tiny", messages=HELLO, stop="k bro", stream=False
+        )
+    assert text_of(chunks) == "the quic" == answer.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == "stop" == answer.choices[0].finish_reason
+    assert answer.usage.completion_tokens == 3
+    assert not engine.running
+
+
+async def test_characters_of_several_tokens_are_streamed_whole():
+    async with openai_client(FakeEngine(reply="🙂 💡 你好 ✓")) as client:
+        chunks = await read_stream(client)
+    assert text_of(chunks) == "🙂 💡 你好 ✓"
+    assert not any("\ufffd" in (c.choices[0].delta.content or "") for c in chunks)
+
+
+async def test_max_tokens_ends_with_length_and_defaults_to_what_the_context_leaves():
+    engine = FakeEngine()
+    async with openai_client(engine) as client:
+        answer = await client.chat.completions.create(
+            model="tiny", messages=HELLO, max_completion_tokens=2
+        )
+        await client.chat.completions.create(model="tiny", messages=HELLO)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.choices[0].message.content == "the quick"
+    default = engine.submitted[1]
+    assert default.sampling.max_tokens == 256 - len(default.prompt_token_ids)
+
+
+async def test_choices_differ_by_seed_and_are_streamed_side_by_side():
+    engine = FakeEngine(replies=["the fox", "a b c", "lazy dog"])
+    async with openai_client(engine) as client:
+        chunks = await read_stream(client, n=3, seed=30)
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO, n=3, seed=30)
+    expected = ["the fox", "a b c", "lazy dog"]
+    for index, text in enumerate(expected):
+        assert text_of([c for c in chunks if c.choices[0].index == index]) == text
+    assert [choice.message.content for choice in answer.choices] == expected
+    assert [submit.sampling.seed for submit in engine.submitted[:3]] == [30, 31, 32]
+    assert len({submit.request_id for submit in engine.submitted}) == 6
+
+
+async def test_without_a_seed_each_request_draws_its_own():
+    engine = FakeEngine()
+    async with openai_client(engine) as client:
+        for _ in range(2):
+            await client.chat.completions.create(model="tiny", messages=HELLO)
+    seeds = {submit.sampling.seed for submit in engine.submitted}
+    assert len(seeds) == 2
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+async def test_logprobs_cover_every_token_of_the_text_and_no_stop_token():
+    async with openai_client(FakeEngine(reply="the 🙂")) as client:
+        options = {"logprobs": True, "top_logprobs": 2}
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO, **options)
+        chunks = await read_stream(client, **options)
+    whole = answer.choices[0].logprobs.content
+    parts = [c.choices[0].logprobs for c in chunks if c.choices[0].logprobs]
+    streamed = [entry for part in parts for entry in part.content]
+    assert [entry.token for entry in streamed] == [entry.token for entry in whole]
+    assert b"".join(bytes(entry.bytes) for entry in whole).decode() == "the 🙂"
+    assert whole[0].logprob == -0.5
+    assert [top.token for top in whole[0].top_logprobs] == ["<|end|>", "<|system|>"]
+
+
+async def test_every_sampling_option_reaches_the_engine():
+    engine = FakeEngine()
+    async with openai_client(engine) as client:
+        await client.chat.completions.create(
+            model="tiny",
+            messages=HELLO,
+            temperature=0.5,
+            top_p=0.9,
+            presence_penalty=0.1,
+            frequency_penalty=0.2,
+            logit_bias={"5": -100},
+            max_tokens=7,
+            extra_body={
+                "top_k": 40,
+                "min_p": 0.05,
+                "repetition_penalty": 1.1,
+                "min_tokens": 3,
+                "stop_token_ids": [9, 0],
+                "priority": -2,
+                "cache_salt": "mine",
+            },
+        )
+    [submit] = engine.submitted
+    sampling = submit.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (
+        0.5,
+        0.9,
+        40,
+        0.05,
+    )
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.1, 0.2)
+    assert sampling.repetition_penalty == 1.1
+    assert sampling.logit_bias == {5: -100.0}
+    assert (sampling.min_tokens, sampling.max_tokens) == (3, 7)
+    assert sampling.stop_token_ids == (0, 9)
+    assert (submit.priority, submit.cache_salt) == (-2, "mine")
+
+
+async def test_ignore_eos_leaves_only_the_callers_stop_tokens():
+    engine = FakeEngine()
+    async with openai_client(engine) as client:
+        await client.chat.completions.create(
+            model="tiny",
+            messages=HELLO,
+            max_tokens=9,
+            extra_body={"ignore_eos": True, "stop_token_ids": [7]},
+        )
+    assert engine.submitted[0].sampling.stop_token_ids == (7,)
+
+
+async def test_text_parts_developers_and_a_second_turn_reach_the_template():
+    engine = FakeEngine()
+    async with openai_client(engine) as client:
+        first = await client.chat.completions.create(model="tiny", messages=HELLO)
+        await client.chat.completions.create(
+            model="tiny",
+            messages=[
+                {"role": "developer", "content": "be brief"},
+                {"role": "user", "content": [{"type": "text", "text": "a"}]},
+                first.choices[0].message.model_dump(),
+                {"role": "user", "content": "b"},
+            ],
+        )
+    prompt = make_tokenizer().decode(
+        engine.submitted[1].prompt_token_ids, skip_special_tokens=False
+    )
+    assert prompt == (
+        "<|system|>be brief<|end|><|user|>a<|end|>"
+        "<|assistant|>the quick brown fox<|end|><|user|>b<|end|><|assistant|>"
+    )
+
+
+async def test_an_engine_that_dies_mid_stream_ends_it_with_an_error():
+    engine = FakeEngine(dies_after=2)
+    async with openai_client(engine) as client:
+        seen = []
+        with pytest.raises(openai.APIError, match="the fake engine died"):
+            await read_stream(client, into=seen)
+        with pytest.raises(openai.InternalServerError, match="the fake engine died"):
+            await client.chat.completions.create(model="tiny", messages=HELLO)
+    assert text_of(seen) == "the quick"
+    assert not engine.running
+
+
+async def test_an_engines_own_error_reaches_the_caller():
+    engine = FakeEngine(ends_with=FinishReason.ERROR, error="out of blocks")
+    async with openai_client(engine) as client:
+        with pytest.raises(openai.InternalServerError, match="out of blocks") as error:
+            await client.chat.completions.create(model="tiny", messages=HELLO)
+    assert error.value.code == "request_failed"
+
+
+async def test_a_full_queue_answers_503_and_when_to_come_again():
+    engine = FakeEngine(max_open=0)
+    async with openai_client(engine) as client:
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError) as error:
+                await client.chat.completions.create(model="tiny", messages=HELLO, stream=stream)
+            assert error.value.status_code == 503
+            assert error.value.code == "queue_full"
+            assert int(error.value.response.headers["retry-after"]) > 0
+
+
+async def test_one_refused_choice_ends_the_others():
+    engine = FakeEngine(max_open=2, gate=asyncio.Event())
+    async with openai_client(engine) as client:
+        with pytest.raises(openai.InternalServerError, match="--max-queue"):
+            await client.chat.completions.create(model="tiny", messages=HELLO, n=3)
+    assert not engine.running
+
+
+async def test_a_silent_stream_is_kept_alive_with_comments_that_clients_ignore():
+    engine = FakeEngine(delay_s=0.02)
+    async with openai_client(engine, keep_alive=0.001) as client:
+        response = await client.chat.completions.with_raw_response.create(
+            model="tiny", messages=HELLO, stream=True
+        )
+        raw = (await response.http_response.aread()).decode()
+        chunks = await read_stream(client)
+    comments = [line for line in raw.split("\n\n") if line.startswith(":")]
+    assert comments
+    assert set(comments) == {": keep-alive"}
+    assert raw.startswith(":")
+    assert text_of(chunks) == "the quick brown fox"
+
+
+async def test_a_request_that_takes_too_long_is_given_up():
+    engine = FakeEngine(gate=asyncio.Event())
+    async with openai_client(engine, request_timeout=0.05) as client:
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError, match="--request-timeout") as error:
+                await client.chat.completions.create(model="tiny", messages=HELLO, stream=stream)
+            assert error.value.status_code == 504
+    assert not engine.running
+
+
+async def test_a_stream_that_takes_too_long_ends_with_an_error():
+    engine = FakeEngine(delay_s=0.03)
+    async with openai_client(engine, request_timeout=0.08) as client:
+        with pytest.raises(openai.APIError, match="--request-timeout"):
+            await read_stream(client)
+    assert not engine.running

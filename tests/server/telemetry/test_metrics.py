@@ -1,0 +1,192 @@
+"""The exposition: names and labels that other tools rely on, and figures that add up."""
+
+import asyncio
+from asyncio.subprocess import PIPE
+
+import pytest
+from bitwatt.engine.messages import EngineStats, TokenOutput
+from bitwatt.telemetry.metrics import Metrics, RequestMetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes import FakeEngine, make_app, make_client, make_info
+
+MODEL = {"model_name": "tiny", "engine": "0"}
+
+VLLM = {
+    "vllm:num_requests_running": "gauge",
+    "vllm:num_requests_waiting": "gauge",
+    "vllm:kv_cache_usage_perc": "gauge",
+    "vllm:cache_config_info": "gauge",
+    "vllm:prompt_tokens": "counter",
+    "vllm:generation_tokens": "counter",
+    "vllm:request_success": "counter",
+    "vllm:num_preemptions": "counter",
+    "vllm:prefix_cache_queries": "counter",
+    "vllm:prefix_cache_hits": "counter",
+    "vllm:admission_rejections": "counter",
+    "vllm:time_to_first_token_seconds": "histogram",
+    "vllm:inter_token_latency_seconds": "histogram",
+    "vllm:request_time_per_output_token_seconds": "histogram",
+    "vllm:e2e_request_latency_seconds": "histogram",
+    "vllm:request_queue_time_seconds": "histogram",
+    "vllm:request_inference_time_seconds": "histogram",
+    "vllm:request_prefill_time_seconds": "histogram",
+    "vllm:request_decode_time_seconds": "histogram",
+    "vllm:request_prompt_tokens": "histogram",
+    "vllm:request_generation_tokens": "histogram",
+    "vllm:iteration_tokens_total": "histogram",
+    "http_requests": "counter",
+}
+
+
+def families(text):
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(name, MODEL | labels)
+
+
+async def scrape_after_requests():
+    body = {"model": "tiny", "prompt": "a"}
+    async with make_client(make_app(FakeEngine())) as client:
+        await client.post("/v1/completions", json=body)
+        await client.post("/v1/completions", json=body | {"stream": True})
+        await client.post("/v1/completions", json={})
+        await client.get("/nowhere/" + "x" * 100)
+        await client.request("BREW", "/coffee")
+        return (await client.get("/metrics")).text
+
+
+@pytest.mark.anyio
+async def test_names_kinds_and_labels_are_those_dashboards_read():
+    found = families(await scrape_after_requests())
+    assert {name: found[name].type for name in VLLM} == VLLM
+    for name in VLLM:
+        if name.startswith("vllm:"):
+            for sample in found[name].samples:
+                assert sample.labels["model_name"] == "tiny"
+                assert sample.labels["engine"] == "0"
+    [info] = found["vllm:cache_config_info"].samples
+    assert (info.labels["block_size"], info.labels["num_gpu_blocks"], info.value) == ("16", "64", 1)
+
+
+@pytest.mark.anyio
+async def test_http_requests_are_counted_by_route_and_never_by_path():
+    found = families(await scrape_after_requests())["http_requests"]
+    counts = {
+        (s.labels["handler"], s.labels["method"], s.labels["status"]): s.value
+        for s in found.samples
+        if s.name == "http_requests_total"
+    }
+    assert counts == {
+        ("/v1/completions", "POST", "200"): 2,
+        ("/v1/completions", "POST", "400"): 1,
+        ("unmatched", "GET", "404"): 1,
+        ("unmatched", "other", "404"): 1,
+    }
+
+
+@pytest.mark.anyio
+async def test_a_request_feeds_every_histogram_once():
+    found = families(await scrape_after_requests())
+    for name, kind in VLLM.items():
+        if kind != "histogram" or name == "vllm:iteration_tokens_total":
+            continue
+        counts = {s.name: s.value for s in found[name].samples if s.name.endswith("_count")}
+        expected = 8 if "inter_token" in name else 2
+        assert counts == {f"{name}_count": expected}, name
+
+
+@pytest.mark.anyio
+async def test_memory_is_shown_by_kind():
+    found = families(await scrape_after_requests())
+    memory = {s.labels["kind"]: s.value for s in found["bitwatt_memory_bytes"].samples}
+    assert memory["packed_weights"] == 100
+    assert memory["kv_cache"] == 1000
+    [api] = found["bitwatt_rss_anon_bytes"].samples
+    assert api.labels == {"process": "api"}
+    assert api.value > 2**20
+
+
+@pytest.mark.anyio
+@pytest.mark.needs_program("promtool")
+async def test_promtool_finds_nothing_wrong_but_vllms_own_names():
+    process = await asyncio.create_subprocess_exec(
+        "promtool", "check", "metrics", stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+    _, errors = await process.communicate((await scrape_after_requests()).encode())
+    complaints = [line for line in errors.decode().splitlines() if line.strip()]
+    assert [line for line in complaints if not line.startswith("vllm:")] == []
+
+
+def test_the_engines_counters_go_on_across_its_restarts():
+    metrics = Metrics()
+    model = metrics.model("tiny")
+    for num_steps, num_tokens in ((1, 10), (2, 30), (1, 7), (2, 8)):
+        model.on_stats(
+            EngineStats(num_steps=num_steps, num_generation_tokens=num_tokens, step_tokens=3)
+        )
+    assert value(metrics, "vllm:generation_tokens_total") == 38
+    assert value(metrics, "vllm:iteration_tokens_total_count") == 4
+    assert value(metrics, "vllm:iteration_tokens_total_sum") == 12
+
+
+def test_heartbeats_move_gauges_and_count_nothing():
+    metrics = Metrics()
+    model = metrics.model("tiny")
+    for num_running in (3, 1):
+        model.on_stats(
+            EngineStats(
+                num_running=num_running,
+                num_waiting=2,
+                num_blocks=10,
+                num_blocks_used=4,
+                rss_anon_bytes=5,
+                num_steps=1,
+                num_prompt_tokens=9,
+            )
+        )
+    assert value(metrics, "vllm:num_requests_running") == 1
+    assert value(metrics, "vllm:num_requests_waiting") == 2
+    assert value(metrics, "vllm:kv_cache_usage_perc") == 0.4
+    assert value(metrics, "vllm:prompt_tokens_total") == 9
+    assert value(metrics, "vllm:iteration_tokens_total_count") == 1
+    assert metrics.registry.get_sample_value("bitwatt_rss_anon_bytes", {"process": "tiny"}) == 5
+
+
+def test_gauges_of_an_engine_that_is_down_read_zero():
+    metrics = Metrics()
+    model = metrics.model("tiny")
+    model.on_stats(EngineStats(num_running=3, num_waiting=1, num_blocks=2, num_blocks_used=1))
+    model.describe(make_info(), is_up=False)
+    assert value(metrics, "vllm:num_requests_running") == 0
+    assert value(metrics, "vllm:kv_cache_usage_perc") == 0
+    assert value(metrics, "bitwatt_engine_up") == 0
+
+
+def test_a_requests_times_are_measured_from_its_arrival():
+    metrics = Metrics()
+    now = 100.0
+    request = RequestMetrics(metrics.model("tiny"), clock=lambda: now)
+
+    def output(num_tokens, **last):
+        request.on_output(result := TokenOutput(request_id="a", token_ids=[1] * num_tokens, **last))
+        return result
+
+    now = 100.5
+    output(1)
+    now = 101.5
+    output(2)
+    now = 102.0
+    last = output(1, queue_s=0.1, prefill_s=0.4, decode_s=1.5)
+    request.on_end("stop", 7, last)
+    assert value(metrics, "vllm:time_to_first_token_seconds_sum") == 0.5
+    assert value(metrics, "vllm:inter_token_latency_seconds_count") == 3
+    assert value(metrics, "vllm:inter_token_latency_seconds_sum") == 1.5
+    assert value(metrics, "vllm:e2e_request_latency_seconds_sum") == 2.0
+    assert value(metrics, "vllm:request_inference_time_seconds_sum") == 1.9
+    assert value(metrics, "vllm:request_time_per_output_token_seconds_sum") == 0.5
+    assert value(metrics, "vllm:request_generation_tokens_sum") == 4
+    assert value(metrics, "vllm:request_prompt_tokens_sum") == 7
+    assert value(metrics, "vllm:request_success_total", finished_reason="stop") == 1

@@ -1,0 +1,101 @@
+"""The command line and its settings."""
+
+import subprocess
+import sys
+
+import pytest
+from bitwatt import __version__
+from bitwatt.cli import main, models_to_serve
+from bitwatt.settings import ServeSettings
+
+from tests.fakes import make_settings
+
+
+def run(capsys, *args):
+    """Return the exit status, standard output and standard error of a command."""
+    with pytest.raises(SystemExit) as exit_:
+        main(args)
+    captured = capsys.readouterr()
+    return exit_.value.code, captured.out, captured.err
+
+
+def test_the_version_is_printed(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"bitwatt {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--port", "99999"], "--port '99999': Input should be less than or equal to 65535"),
+        (["--max-model-len", "x"], "--max-model-len 'x'"),
+        (["/no/such/folder"], "PATH '/no/such/folder': is not a folder"),
+        (["--weights", "fp16"], "need a PATH"),
+        (["--api-key", "sha256:xyz"], "--api-key: sha256: is followed by"),
+        (["--gpu-memory-utilization", "1.5"], "BITWATT_GPU_MEMORY_UTILIZATION"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_limit(capsys, args, said):
+    status, _, error = run(capsys, "serve", *args)
+    assert status == 2
+    assert said in error
+
+
+def test_a_wrong_variable_is_named_too(capsys, monkeypatch):
+    monkeypatch.setenv("BITWATT_MAX_QUEUE", "-1")
+    status, _, error = run(capsys, "serve")
+    assert status == 2
+    assert "BITWATT_MAX_QUEUE" in error
+
+
+def test_flags_that_are_not_there_are_refused(capsys):
+    status, _, error = run(capsys, "serve", "--prot", "1")
+    assert status == 2
+    assert "--prot" in error
+
+
+def test_a_variable_sets_what_a_flag_sets(monkeypatch):
+    monkeypatch.setenv("BITWATT_MAX_NUM_SEQS", "7")
+    monkeypatch.setenv("BITWATT_API_KEY", "a, b")
+    monkeypatch.setenv("BITWATT_PREFIX_CACHING", "false")
+    settings = ServeSettings()
+    assert settings.max_num_seqs == 7
+    assert len(settings.api_key) == 2
+    assert not settings.prefix_caching
+
+
+def test_the_embedded_pair_is_served_without_a_path():
+    ternary, fp16 = models_to_serve(make_settings())
+    assert (ternary.name, ternary.weights, ternary.path.name) == ("builtin", "ternary", "ternary")
+    assert (fp16.name, fp16.weights, fp16.path.name) == ("builtin-fp16", "fp16", "fp16")
+    assert models_to_serve(make_settings(compare=False)) == [ternary]
+
+
+def test_compare_serves_one_checkpoint_with_both_weights(tmp_path):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    names = [m.name for m in models_to_serve(make_settings(path=folder, compare=True))]
+    assert names == ["my-model", "my-model-fp16"]
+    [only] = models_to_serve(make_settings(path=folder, served_model_name="x", weights="fp16"))
+    assert (only.name, only.weights) == ("x", "fp16")
+
+
+def test_every_engine_setting_reaches_the_engine(tmp_path):
+    settings = make_settings(
+        max_num_seqs=3, kv_cache_bytes=4096, batch_invariant=True, head_bits=8, num_threads=2
+    )
+    config = settings.engine_config(tmp_path, "fp16")
+    assert config.model_path == str(tmp_path)
+    assert config.weights == "fp16"
+    for name in config.__struct_fields__:
+        if name not in ("model_path", "weights"):
+            assert getattr(config, name) == getattr(settings, name)
+
+
+def test_the_api_process_loads_no_torch():
+    code = (
+        "import sys, bitwatt.cli, bitwatt.api.app, bitwatt.api.server, bitwatt.engine.client\n"
+        "print([m for m in ('torch', 'triton', 'numpy', 'bitwatt_kernels') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert result.stdout.decode().strip() == "[]"

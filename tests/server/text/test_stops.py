@@ -1,0 +1,69 @@
+"""Stop strings: nothing of them leaks, nothing before them is lost."""
+
+from bitwatt.text.output import OutputText
+from bitwatt.text.stops import StopMatcher
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes import make_text, make_tokenizer
+from tests.server.text.test_detokenizer import cut
+
+LETTERS = st.text(alphabet="ab🙂", max_size=30)
+STOPS = st.lists(st.text(alphabet="ab🙂", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+def before_first_stop(text, stops):
+    """The definition: read on character by character; stop where a stop string completes."""
+    for end in range(len(text) + 1):
+        met = [stop for stop in stops if text[:end].endswith(stop)]
+        if met:
+            return text[: end - max(map(len, met))], True
+    return text, False
+
+
+@given(LETTERS, STOPS, st.lists(st.integers(0, 30), max_size=10))
+def test_pieces_joined_are_the_text_before_the_first_stop(text, stops, cuts):
+    matcher = StopMatcher(stops)
+    pieces = [matcher.push(part) for part in cut(text, cuts)]
+    pieces.append(matcher.finish())
+    assert ("".join(pieces), matcher.stopped) == before_first_stop(text, stops)
+
+
+@given(LETTERS, STOPS)
+def test_nothing_of_a_stop_leaks_before_it_completes(text, stops):
+    matcher = StopMatcher(stops)
+    passed = ""
+    expected, _ = before_first_stop(text, stops)
+    for char in text:
+        passed += matcher.push(char)
+        assert expected.startswith(passed)
+
+
+@given(LETTERS, STOPS)
+def test_only_what_could_begin_a_stop_is_held_back(text, stops):
+    matcher = StopMatcher(stops)
+    passed = "".join(matcher.push(char) for char in text)
+    if matcher.stopped:
+        return
+    held = text[len(passed) :]
+    assert held == "" or any(stop.startswith(held) for stop in stops)
+
+
+def test_a_stop_that_spans_tokens_ends_the_text_and_its_tail_is_not_lost_when_it_breaks_off():
+    matcher = StopMatcher(["</s>"])
+    assert [matcher.push(part) for part in ["a<", "/", "s", "x"]] == ["a", "", "", "</sx"]
+    assert [matcher.push(part) for part in ["b</", "s>c"]] == ["b", ""]
+    assert matcher.stopped
+    assert matcher.push("more") == "" == matcher.finish()
+
+
+@given(
+    st.text(alphabet="abé🙂 ", max_size=30),
+    st.lists(st.text(alphabet="abé🙂 ", min_size=1, max_size=4), max_size=4),
+    st.lists(st.integers(0, 60), max_size=20),
+)
+def test_streamed_tokens_give_the_text_before_the_first_stop(text, stops, cuts):
+    output = OutputText(make_text().vocabulary, stops)
+    pieces = [output.push(part) for part in cut(make_tokenizer().encode(text).ids, cuts)]
+    pieces.append(output.finish())
+    assert "".join(pieces) == before_first_stop(text, stops)[0]
