@@ -175,11 +175,13 @@ _BACKENDS = {
     "reference": ("bitwatt_kernels.reference", "ReferenceBackend"),
     "native": ("bitwatt_kernels.cpu.native", "NativeBackend"),
     "torch": ("bitwatt_kernels.cpu.torch_backend", "TorchBackend"),
+    "triton": ("bitwatt_kernels.gpu.triton_backend", "TritonBackend"),
 }
 
 # By device type, the fastest first. The reference is chosen by name only.
 _PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "torch"),
+    "cuda": ("triton",),
 }
 
 
@@ -209,7 +211,7 @@ def choose_backend(
         try:
             factory = getattr(import_module(module), class_name)
             backend = cast(Backend, factory(device, batch_invariant=batch_invariant))
-        except BackendError as error:
+        except (BackendError, ImportError) as error:  # Triton is on Linux only
             passed_over[candidate] = str(error)
             continue
         return BackendChoice(backend, passed_over)

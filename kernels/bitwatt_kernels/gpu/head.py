@@ -1,0 +1,50 @@
+"""The head's two forms: the checkpoint's own 16-bit matrix, or int8 with a scale a token id."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitwatt_kernels.gpu.dense import dense_linear, int8_linear
+from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.elementwise import quantize
+from bitwatt_kernels.gpu.interpreter import INTERPRETED
+
+__all__ = ["Int8Head", "head", "quantize_head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Head:
+    """W[n, k] ≈ codes[n, k] · scales[n].
+
+    codes   [vocab_size, hidden_size] int8
+    scales  [vocab_size] float32
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+
+def quantize_head(weight: Tensor) -> Int8Head:
+    """Return [vocab_size, hidden_size] rounded to int8, each row by its largest magnitude."""
+    codes, scales = [], []
+    for rows in weight.split(8192):  # float32 of a whole vocabulary would take gigabytes
+        scale = rows.float().abs().amax(dim=-1).clamp(min=1e-5) / 127
+        codes.append((rows.float() / scale[:, None]).round().to(torch.int8))
+        scales.append(scale)
+    return Int8Head(torch.cat(codes), torch.cat(scales))
+
+
+def head(x: Tensor, weight: Tensor | Int8Head, gpu: Gpu, *, batch_invariant: bool) -> Tensor:
+    """Return logits [T, vocab_size] float32 of x [T, hidden_size].
+
+    batch_invariant  sum in a fixed order; else cuBLAS may choose one by T
+    """
+    if isinstance(weight, Int8Head):
+        return int8_linear(quantize(x, gpu), weight.codes, weight.scales, gpu)
+    x = x.to(weight.dtype)
+    if batch_invariant or INTERPRETED:
+        return dense_linear(x, weight, None, None, gpu, dtype=torch.float32)
+    if weight.dtype == torch.float32:
+        return torch.mm(x, weight.T)
+    return torch.mm(x, weight.T, out_dtype=torch.float32)

@@ -1,0 +1,118 @@
+"""The Triton kernels as a Backend."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
+from bitwatt_kernels.gpu import attention as _attention
+from bitwatt_kernels.gpu import dense as _dense
+from bitwatt_kernels.gpu import elementwise as _elementwise
+from bitwatt_kernels.gpu import head as _head
+from bitwatt_kernels.gpu import linear as _linear
+from bitwatt_kernels.gpu import rope as _rope
+from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.interpreter import INTERPRETED
+from bitwatt_kernels.packing import TernaryWeight
+
+__all__ = ["TritonBackend"]
+
+
+class TritonBackend:
+    """Every operation of the Backend protocol on an NVIDIA GPU.
+
+    No operation waits for the device or reads its memory, so that a step can be captured into a
+    CUDA graph. Use it from one stream at a time: split reductions share their counters.
+    """
+
+    name = "triton"
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        batch_invariant: bool = True,
+        int8_head: bool = False,
+    ) -> None:
+        """Raises BackendError if device is not a GPU of compute capability 8.0 or later.
+
+        batch_invariant  sum dense matmuls in a fixed order; else cuBLAS chooses one by the batch
+        int8_head        round the head to int8: half its bytes, and logits near the 16-bit ones
+        """
+        self.gpu = Gpu(device)
+        self.device = device
+        self.batch_invariant = batch_invariant
+        self._int8_head = int8_head
+
+    def prepare_ternary(self, weight: TernaryWeight) -> TernaryWeight:
+        bias = None if weight.bias is None else weight.bias.to(self.device)
+        codes = weight.codes.to(self.device).contiguous()
+        return TernaryWeight(codes, weight.scales.to(self.device), bias)
+
+    def prepare_head(self, weight: Tensor) -> Tensor | _head.Int8Head:
+        weight = weight.to(self.device).contiguous()
+        return _head.quantize_head(weight) if self._int8_head else weight
+
+    def nbytes(self, prepared: object) -> int:
+        match prepared:
+            case TernaryWeight():
+                tensors = [prepared.codes, prepared.scales, prepared.bias]
+                return sum(t.nbytes for t in tensors if t is not None)
+            case _head.Int8Head():
+                return int(prepared.codes.nbytes + prepared.scales.nbytes)
+            case Tensor():
+                return int(prepared.nbytes)
+            case _:
+                raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
+
+    def quantize(self, x: Tensor) -> QuantizedActivations:
+        return _elementwise.quantize(x, self.gpu)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return _elementwise.rms_norm(x, weight, eps, self.gpu)
+
+    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
+        return _elementwise.rms_norm_quantize(x, weight, eps, self.gpu)
+
+    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        return _elementwise.gated_activation(gate_up, activation, self.gpu)
+
+    def gated_activation_quantize(
+        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+    ) -> QuantizedActivations:
+        return _elementwise.gated_activation_quantize(gate_up, activation, weight, eps, self.gpu)
+
+    def ternary_linear(
+        self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        assert isinstance(weight, TernaryWeight)
+        return _linear.ternary_linear(x, weight, residual, dtype, self.gpu)
+
+    def dense_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        if self.batch_invariant or INTERPRETED:
+            return _dense.dense_linear(x, weight, bias, residual, self.gpu)
+        if residual is None:
+            return F.linear(x, weight, bias)
+        y = torch.addmm(residual, x, weight.T)
+        return y if bias is None else y.add_(bias)
+
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        rope: Tensor,
+        kv_cache: Tensor,
+        layout: StepLayout,
+        num_heads: int,
+    ) -> Tensor:
+        return _rope.rope_and_cache(qkv, rope, kv_cache, layout, num_heads, self.gpu)
+
+    def attention(
+        self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float
+    ) -> Tensor:
+        return _attention.attention(queries, kv_cache, layout, scale, self.gpu)
+
+    def head(self, x: Tensor, weight: object) -> Tensor:
+        assert isinstance(weight, Tensor | _head.Int8Head)
+        return _head.head(x, weight, self.gpu, batch_invariant=self.batch_invariant)
