@@ -1,0 +1,34 @@
+"""`python -m bitwatt.bench [NAME ...]`: the CPU benchmarks; the last line printed is one JSON."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+
+from bitwatt.bench.engine import bench_batching, bench_exactness
+from bitwatt.bench.measure import describe_machine
+from bitwatt.bench.scheduling import bench_scheduler
+from bitwatt.bench.serving import bench_serving
+
+_BENCHES: dict[str, Callable[[], object]] = {
+    "scheduler": lambda: [bench_scheduler(num_running) for num_running in (1, 64, 256)],
+    "serving": bench_serving,
+    "batching": bench_batching,
+    "exactness": bench_exactness,
+}
+
+
+def main() -> None:
+    """Run the named benchmarks, or all."""
+    parser = argparse.ArgumentParser(prog="python -m bitwatt.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *_BENCHES], metavar="NAME")
+    names = parser.parse_args().names or list(_BENCHES)
+    results: dict[str, object] = {"machine": describe_machine()}
+    for name in names:
+        print(f"{name} …", file=sys.stderr)
+        results[name] = _BENCHES[name]()
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

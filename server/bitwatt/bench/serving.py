@@ -1,0 +1,128 @@
+"""What serving itself costs: a real server over the fake model, read by real sockets.
+
+Server, engine and clients share the machine's cores, as they would not in production.
+"""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bitwatt import builtin
+from bitwatt.bench.measure import spread_of
+
+__all__ = ["bench_serving"]
+
+_NUM_CLIENTS = 64
+_MAX_TOKENS = 1500
+_NUM_PROBES = 100
+
+
+@asynccontextmanager
+async def _serve(path: Path, *flags: str) -> AsyncIterator[int]:
+    """Run `bitwatt serve` on a free port, which is what comes back."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bitwatt", "serve", str(path), "--port", "0"),
+        *("--served-model-name", "bench", *flags),
+        stderr=PIPE,
+    )
+    try:
+        port = await asyncio.wait_for(_port(process), 60)
+        while b" 200 " not in await _request(port, "GET", "/ready"):
+            await asyncio.sleep(0.1)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+async def _port(process: Process) -> int:
+    assert process.stderr is not None
+    async for line in process.stderr:
+        found = re.search(rb"http://127\.0\.0\.1:(\d+)", line)
+        if found:
+            return int(found.group(1))
+    raise RuntimeError("the server ended before it listened")
+
+
+async def _request(port: int, method: str, path: str, body: object = None) -> bytes:
+    """Return the whole response of one connection, headers too."""
+    reader, writer = await _open(port, method, path, body)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+async def _open(
+    port: int, method: str, path: str, body: object
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    data = b"" if body is None else json.dumps(body).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        + data
+    )
+    return reader, writer
+
+
+def _completion(max_tokens: int) -> dict[str, Any]:
+    return {
+        "model": "bench",
+        "prompt": "def main():",
+        "max_tokens": max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def _tokens_per_s(port: int) -> float:
+    started = time.perf_counter()
+    responses = await asyncio.gather(
+        *(
+            _request(port, "POST", "/v1/completions", _completion(_MAX_TOKENS))
+            for _ in range(_NUM_CLIENTS)
+        )
+    )
+    seconds = time.perf_counter() - started
+    counts = [re.findall(rb'"completion_tokens":(\d+)', response) for response in responses]
+    return sum(int(count[-1]) for count in counts) / seconds
+
+
+async def _ttft_ms(port: int) -> float:
+    started = time.perf_counter()
+    reader, writer = await _open(port, "POST", "/v1/completions", _completion(1))
+    try:
+        await reader.readuntil(b"data: ")
+        return 1e3 * (time.perf_counter() - started)
+    finally:
+        writer.close()
+
+
+async def _run() -> dict[str, Any]:
+    flags = ("--backend", "fake", "--max-num-seqs", str(_NUM_CLIENTS), "--log-level", "info")
+    async with _serve(builtin.TERNARY, *flags) as port:
+        await _tokens_per_s(port)  # warm-up
+        rates = [await _tokens_per_s(port) for _ in range(5)]
+        probes = [await _ttft_ms(port) for _ in range(_NUM_PROBES)][10:]
+    return {
+        "num_clients": _NUM_CLIENTS,
+        "streamed_tokens_per_s": asdict(spread_of(rates)),
+        "ttft_ms_at_idle": asdict(spread_of(probes)),
+        "num_cpus_shared_with_clients": len(os.sched_getaffinity(0)),
+    }
+
+
+def bench_serving() -> dict[str, Any]:
+    """Return tokens/s streamed and detokenized to 64 clients, and the TTFT of a lone request."""
+    return asyncio.run(_run())
