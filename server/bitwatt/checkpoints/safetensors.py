@@ -81,9 +81,10 @@ class SafetensorsFolder:
         weight_map = read_json(path).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{path}: weight_map is missing or no object")
-        for file_name in dict.fromkeys(weight_map.values()):
+        for file_name in weight_map.values():
             if not isinstance(file_name, str) or Path(file_name).name != file_name:
                 raise CheckpointError(f"{path}: {file_name!r} is no file name in its folder")
+        for file_name in dict.fromkeys(weight_map.values()):
             for name in self._open(file_name):
                 if weight_map.get(name) == file_name:
                     self._where[name] = file_name

@@ -22,6 +22,14 @@ class Llama3RopeScaling:
     high_freq_factor: float
     original_max_model_len: int
 
+    def __post_init__(self) -> None:
+        if not (self.factor > 0 and self.high_freq_factor > self.low_freq_factor):
+            raise CheckpointError(
+                f"rope scaling has factor {self.factor}, low_freq_factor {self.low_freq_factor} "
+                f"and high_freq_factor {self.high_freq_factor}; the first must be above 0, "
+                "the last above the second"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -152,7 +160,7 @@ _OFF: dict[str, tuple[object, ...]] = {
 
 def _family(config: Mapping[str, Any]) -> _Family:
     names = config.get("architectures")
-    if not isinstance(names, list) or len(names) != 1:
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"architectures is {names!r}; expected a list of one name")
     if names[0] not in _FAMILIES:
         raise CheckpointError(

@@ -1,0 +1,299 @@
+"""Hugging Face checkpoints, against transformers' own arithmetic on the same files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitwatt.errors import CheckpointError
+from bitwatt.model import load_model
+from bitwatt.model.build import Weights
+from bitwatt.model.transformer import Transformer
+from bitwatt_kernels.backend import choose_backend
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.server.checkpoints.writers import (
+    Family,
+    edit_config,
+    sizes,
+    write_dense,
+    write_online,
+    write_packed,
+)
+from tests.server.model.steps import Context, forward, greedy_tokens, make_kv_cache
+
+PROMPT = torch.randint(0, 320, (40,), generator=torch.Generator().manual_seed(5)).tolist()
+NUM_STEPS = 64
+
+# A model in float32 differs from another in the order of its sums: 1e-5 of logits of spread 1.
+DENSE_TOLERANCE = 1e-4
+# In a ternary one that difference may also move an activation across a rounding boundary. One
+# step of one int8 code, seen to move a logit by 0.03, then reaches the token's other logits and
+# the tokens after it. A token that meets none agrees as in a dense model.
+FLIPPED_TOLERANCE = 0.1
+
+
+def load(path: Path, weights: Weights, backend: str = "reference", **options: Any) -> Transformer:
+    chosen = choose_backend(torch.device("cpu"), backend).backend
+    return load_model(path, weights=weights, backend=chosen, dtype=torch.float32, **options)
+
+
+def logits_of(model: Transformer) -> Tensor:
+    return forward(model, make_kv_cache(model, 4), [(Context([2, 0, 1]), PROMPT)])
+
+
+@torch.no_grad()
+def expected_logits(model: Any) -> Tensor:
+    logits: Tensor = model(torch.tensor([PROMPT])).logits[0]
+    return logits
+
+
+@torch.no_grad()
+def expected_greedy_tokens(model: Any) -> list[int]:
+    tokens, cache = torch.tensor([PROMPT]), None
+    for _ in range(NUM_STEPS):
+        new = tokens if cache is None else tokens[:, -1:]
+        output = model(new, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        tokens = torch.cat([tokens, output.logits[:, -1:].argmax(-1)], dim=1)
+    generated: list[int] = tokens[0, len(PROMPT) :].tolist()
+    return generated
+
+
+def assert_same_ternary_model(ours: Transformer, theirs: Any) -> None:
+    difference = (logits_of(ours) - expected_logits(theirs)).abs()
+    by_token = difference.amax(dim=1)
+    assert by_token.min() < DENSE_TOLERANCE
+    assert by_token.max() < FLIPPED_TOLERANCE
+    assert greedy_tokens(ours, PROMPT, NUM_STEPS) == expected_greedy_tokens(theirs)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True, "max_shard_size": "100KB"},
+        {"head_dim": 48, "num_key_value_heads": 1, "rms_norm_eps": 1e-6},
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1000042.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ],
+    ids=["plain", "tied-sharded", "wide-heads", "llama3-rope"],
+)
+def test_dense_llama_computes_what_transformers_does(
+    tmp_path: Path, backend: str, changes: dict[str, Any]
+) -> None:
+    theirs = write_dense(tmp_path, **changes)
+    ours = load(tmp_path, "fp16", backend)
+    torch.testing.assert_close(
+        logits_of(ours), expected_logits(theirs), rtol=0, atol=DENSE_TOLERANCE
+    )
+    assert greedy_tokens(ours, PROMPT, NUM_STEPS) == expected_greedy_tokens(theirs)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("family", ["bitnet", "llama"])
+def test_float_masters_are_ternarized_as_transformers_does(
+    tmp_path: Path, family: Family, backend: str
+) -> None:
+    theirs = write_online(tmp_path, family)
+    assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+
+
+@pytest.mark.parametrize("family", ["bitnet", "llama"])
+def test_packed_autobitlinear_multiplies_by_its_scale(tmp_path: Path, family: Family) -> None:
+    theirs = write_packed(tmp_path, family, linear_class="autobitlinear")
+    assert_same_ternary_model(load(tmp_path, "ternary"), theirs)
+
+
+@pytest.mark.parametrize("family", ["bitnet", "llama"])
+def test_packed_bitlinear_divides_by_its_scale(tmp_path: Path, family: Family) -> None:
+    theirs = write_packed(tmp_path, family, linear_class="bitlinear")
+    assert_same_ternary_model(load(tmp_path, "ternary", "torch"), theirs)
+
+
+def test_ternary_values_stored_as_floats_load_like_packed_ones(tmp_path: Path) -> None:
+    write_packed(tmp_path / "packed", "bitnet", linear_class="autobitlinear")
+    write_packed(tmp_path / "floats", "bitnet", linear_class="autobitlinear", is_unpacked=True)
+    packed, floats = load(tmp_path / "packed", "ternary"), load(tmp_path / "floats", "ternary")
+    assert torch.equal(logits_of(packed), logits_of(floats))
+
+
+@pytest.mark.parametrize("family", ["bitnet", "llama"])
+def test_16_bit_weights_of_a_ternary_checkpoint_are_its_dequantized_ones(
+    tmp_path: Path, family: Family
+) -> None:
+    write_packed(tmp_path, family, linear_class="bitlinear")
+    dense = write_dense(tmp_path / "dense", family)
+    for name, parameter in dense.named_parameters():
+        if name.endswith("_proj.weight"):
+            scale = parameter.data.abs().mean()
+            parameter.data = (parameter.data / scale).round().clamp(-1, 1) * scale
+    ours = load(tmp_path, "fp16", "torch")
+    torch.testing.assert_close(
+        logits_of(ours), expected_logits(dense), rtol=0, atol=DENSE_TOLERANCE
+    )
+
+
+def test_names_of_1bitllm_checkpoints_are_known(tmp_path: Path) -> None:
+    write_online(tmp_path, "bitnet", hidden_act="silu")
+    expected = logits_of(load(tmp_path, "ternary"))
+    tensors = load_file(tmp_path / "model.safetensors")
+    renamed = {
+        name.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm"): t
+        for name, t in tensors.items()
+    }
+    save_file(renamed, tmp_path / "model.safetensors")
+    edit_config(
+        tmp_path,
+        architectures=["BitnetForCausalLM"],
+        quantization_config=None,
+        weight_bits=1,
+        input_bits=8,
+    )
+    assert torch.equal(logits_of(load(tmp_path, "ternary")), expected)
+
+
+def test_tiny_masters_are_zeroed_and_not_blown_up(tmp_path: Path) -> None:
+    """2B4T has weights near 1e-34: without the epsilon they would be ternarized noise."""
+    write_online(tmp_path, "bitnet")
+    name = "model.layers.0.mlp.gate_proj.weight"
+    change_tensor(tmp_path, name, lambda t: t * 1e-34)
+    with_noise = load(tmp_path, "ternary")
+    change_tensor(tmp_path, name, torch.zeros_like)
+    assert torch.equal(logits_of(with_noise), logits_of(load(tmp_path, "ternary")))
+    assert logits_of(with_noise).isfinite().all()
+
+
+def test_memory_counts_packed_bytes_and_a_tied_head_once(tmp_path: Path) -> None:
+    write_online(tmp_path, "bitnet", tie_word_embeddings=True)
+    memory = load(tmp_path, "ternary").memory()
+    config = sizes()
+    hidden, inner, layers = 128, 192, config["num_hidden_layers"]
+    linear = layers * (hidden * (128 + 2 * 64) + 128 * hidden + 3 * hidden * inner)
+    rows = layers * (128 + 2 * 64 + hidden + 2 * inner + hidden)
+    norms = layers * (2 * hidden + 128 + inner) + hidden
+    assert memory.num_parameters == linear + norms + 320 * hidden
+    assert memory.packed_weights_bytes == linear // 4 + 4 * rows
+    assert memory.embedding_bytes == 4 * 320 * hidden
+    dense = load(tmp_path, "fp16").memory()
+    assert dense.num_parameters == memory.num_parameters
+    assert dense.packed_weights_bytes == 0
+    assert dense.other_weights_bytes - memory.other_weights_bytes == 4 * linear
+
+
+def test_max_model_len_lowers_the_models_own(tmp_path: Path) -> None:
+    write_dense(tmp_path)
+    assert load(tmp_path, "fp16", max_model_len=64).config.max_model_len == 64
+    with pytest.raises(CheckpointError, match=r"max_model_len is 257; the model takes 1 to 256"):
+        load(tmp_path, "fp16", max_model_len=257)
+
+
+def test_ternary_weights_of_a_dense_checkpoint_are_refused_with_the_way_out(
+    tmp_path: Path,
+) -> None:
+    write_dense(tmp_path)
+    with pytest.raises(CheckpointError, match="--weights fp16"):
+        load(tmp_path, "ternary")
+
+
+def test_float16_is_refused_for_relu2_with_the_reason(tmp_path: Path) -> None:
+    write_online(tmp_path, "bitnet")
+    backend = choose_backend(torch.device("cpu"), "torch").backend
+    with pytest.raises(CheckpointError, match="65504"):
+        load_model(tmp_path, weights="fp16", backend=backend, dtype=torch.float16)
+
+
+def test_an_all_zero_tensor_is_a_notice(tmp_path: Path) -> None:
+    write_packed(tmp_path, "bitnet", linear_class="autobitlinear")
+    name = "model.layers.1.mlp.up_proj.weight"
+    change_tensor(tmp_path, name, lambda t: torch.full_like(t, 0b01010101))
+    notices = load(tmp_path, "ternary").notices
+    assert len(notices) == 1
+    assert name in notices[0]
+    assert "model.safetensors" in notices[0]
+
+
+def change_tensor(folder: Path, name: str, change: Any) -> None:
+    """Replace a tensor by change(tensor), or remove it where that is None."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    changed = change(tensors.pop(name)) if name in tensors else change(None)
+    save_file(tensors if changed is None else {**tensors, name: changed}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.norm.weight", lambda t: None, "no tensor 'model.norm.weight'"),
+        ("model.layers.0.mlp.down_proj.weight_scale", lambda t: None, "no tensor"),
+        ("model.layers.7.mlp.down_proj.weight", lambda t: torch.ones(2), "no place"),
+        ("model.layers.1.input_layernorm.weight", lambda t: t[:-1], r"\[127\]; expected \[128\]"),
+        ("model.norm.weight", lambda t: t.int(), "int32; expected a 16- or 32-bit float"),
+        (
+            "model.layers.0.mlp.up_proj.weight",
+            lambda t: t[:, :64].clone(),
+            r"expected \[192, 128\]",
+        ),
+        ("model.layers.0.mlp.up_proj.weight", lambda t: t[:4], r"expected \[192, 128\]"),
+        ("model.layers.0.mlp.up_proj.weight", lambda t: t.flatten(), r"expected \[192, 128\]"),
+        ("model.layers.0.mlp.up_proj.weight", lambda t: t | 3, "code of 3"),
+        ("model.layers.0.mlp.up_proj.weight", lambda t: t.float(), "besides -1, 0 and 1"),
+        ("model.layers.0.mlp.up_proj.weight", lambda t: t.short(), "int16"),
+        ("model.layers.0.mlp.up_proj.weight_scale", lambda t: t * 0, "one finite number but 0"),
+        ("model.layers.0.mlp.up_proj.weight_scale", lambda t: t * torch.nan, "one finite number"),
+        ("model.layers.0.mlp.up_proj.weight_scale", lambda t: t.expand(2).clone(), "one finite"),
+    ],
+)
+def test_a_bad_tensor_is_named_with_its_file(
+    tmp_path: Path, name: str, change: Any, message: str
+) -> None:
+    write_packed(tmp_path, "bitnet", linear_class="autobitlinear")
+    change_tensor(tmp_path, name, change)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load(tmp_path, "ternary")
+    assert name in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_masters_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    write_online(tmp_path, "bitnet")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    change_tensor(tmp_path, name, lambda t: t.index_fill(0, torch.tensor([3]), torch.inf))
+    with pytest.raises(CheckpointError, match=f"{name}.*not finite"):
+        load(tmp_path, "ternary")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ({"quant_method": "gptq"}, "'gptq' is not supported"),
+        ({"quant_method": "bitnet", "use_rms_norm": True}, "use_rms_norm"),
+        ({"quant_method": "bitnet", "modules_to_not_convert": ["o_proj"]}, "o_proj"),
+        ({"quant_method": "bitnet", "linear_class": "trilinear"}, "trilinear"),
+        ("bitnet", "expected an object"),
+    ],
+)
+def test_other_quantizations_are_refused_by_name(
+    tmp_path: Path, quantization: object, message: str
+) -> None:
+    write_packed(tmp_path, "llama", linear_class="bitlinear")
+    edit_config(tmp_path, quantization_config=quantization)
+    with pytest.raises(CheckpointError, match=rf"config\.json.*{message}"):
+        load(tmp_path, "ternary")
+
+
+def test_a_path_without_a_model_says_what_is_wanted(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load(tmp_path / "nowhere", "ternary")
+    with pytest.raises(CheckpointError, match="is none of: a Hugging Face folder"):
+        load(tmp_path, "ternary")

@@ -1,0 +1,140 @@
+"""Tiny random checkpoints, written by transformers and run by transformers."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils.quantization_config import BitNetQuantConfig
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which torch.compile imports
+    from transformers.integrations.bitnet import pack_weights, replace_with_bitnet_linear
+
+transformers.utils.logging.disable_progress_bar()
+
+__all__ = ["Family", "edit_config", "sizes", "write_dense", "write_online", "write_packed"]
+
+Family = Literal["bitnet", "llama"]
+
+_CLASSES = {
+    "bitnet": (BitNetConfig, BitNetForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
+
+
+def sizes(**changes: Any) -> dict[str, Any]:
+    """Return the config of a tiny model, every size its own."""
+    return {
+        "vocab_size": 320,
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        **changes,
+    }
+
+
+def _random_model(family: Family, seed: int, **changes: Any) -> Any:
+    """Return a float32 model with weights wide enough for its logits to differ."""
+    config_class, model_class = _CLASSES[family]
+    model = model_class(config_class(**sizes(**changes))).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        scale = parameter.shape[-1] ** -0.5
+        parameter.data = 1 + 0.2 * noise if "norm" in name else noise * scale
+    return model
+
+
+def write_dense(folder: Path, family: Family = "llama", *, seed: int = 0, **changes: Any) -> Any:
+    """Write a float32 checkpoint without quantization; return its model.
+
+    max_shard_size, where given, splits it into several files.
+    """
+    shard = {"max_shard_size": changes.pop("max_shard_size", "5GB")}
+    model = _random_model(family, seed, **changes)
+    model.save_pretrained(folder, **shard)
+    return model
+
+
+def write_online(folder: Path, family: Family, *, seed: int = 0, **changes: Any) -> Any:
+    """Write float32 masters to be ternarized while loading; return a model that does so."""
+    model = _random_model(family, seed, **changes)
+    model.save_pretrained(folder)
+    _set_quantization(folder, linear_class="autobitlinear", quantization_mode="online")
+    return _with_bit_linears(model, folder)
+
+
+def write_packed(
+    folder: Path,
+    family: Family,
+    *,
+    linear_class: Literal["autobitlinear", "bitlinear"],
+    is_unpacked: bool = False,
+    seed: int = 0,
+    **changes: Any,
+) -> Any:
+    """Write ternary weights, four a byte, with a scale that multiplies or divides.
+
+    is_unpacked  store the ternary values as floats, as transformers saves autobitlinear models
+    """
+    model = _random_model(family, seed, **changes)
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [n for n in tensors if n.endswith("_proj.weight")]:
+        weight = tensors[name]
+        scale = weight.abs().mean()
+        values = (weight / scale).round().clamp(-1, 1)
+        stored = scale if linear_class == "autobitlinear" else 1 / scale
+        tensors[name] = values if is_unpacked else pack_weights(values.clone())
+        tensors[f"{name}_scale"] = stored.reshape(1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _set_quantization(folder, linear_class=linear_class, quantization_mode="offline")
+    return _with_bit_linears(model, folder)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Set fields of the folder's config.json; None removes one."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def _set_quantization(folder: Path, **fields: str) -> None:
+    edit_config(folder, quantization_config={"quant_method": "bitnet", **fields})
+
+
+def _with_bit_linears(model: Any, folder: Path) -> Any:
+    """Return the model with transformers' own BitNet linears, holding the folder's tensors."""
+    quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
+    del quantization["quant_method"]
+    replace_with_bitnet_linear(
+        model,
+        modules_to_not_convert=["lm_head"],
+        quantization_config=BitNetQuantConfig(**quantization),
+    )
+    tensors = load_file(folder / "model.safetensors")
+    if quantization["linear_class"] == "autobitlinear":
+        tensors = {n: _unpack(t) if t.dtype == torch.uint8 else t for n, t in tensors.items()}
+    missing = model.load_state_dict(tensors, strict=False, assign=True).missing_keys
+    if "lm_head.weight" in missing:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    for module in model.modules():
+        if type(module).__name__ == "BitLinear":
+            module.dtype = torch.float32  # left None by the class that replaces
+    return model.eval()
+
+
+def _unpack(packed: torch.Tensor) -> torch.Tensor:
+    return torch.cat([packed >> shift & 3 for shift in (0, 2, 4, 6)]).float() - 1

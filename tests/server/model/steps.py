@@ -1,0 +1,78 @@
+"""Steps of a transformer made from plain lists."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.transformer import Transformer
+from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from torch import Tensor
+
+__all__ = ["Context", "forward", "greedy_tokens", "make_kv_cache", "step_layout"]
+
+
+@dataclass
+class Context:
+    """A sequence's blocks, and how many of its tokens the cache holds."""
+
+    blocks: list[int]
+    num_cached: int = 0
+    tokens: list[int] = field(default_factory=list)
+
+
+def step_layout(starts: list[int], counts: list[int], blocks: list[list[int]]) -> StepLayout:
+    """Return the layout of a step in which sequence i brings tokens starts[i] + [0, counts[i])."""
+    positions = [
+        torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)
+    ]
+    width = max(map(len, blocks))
+    tables = torch.tensor([row + [-1] * (width - len(row)) for row in blocks], dtype=torch.int32)
+    slots = [
+        tables[i, p // BLOCK_SIZE].long() * BLOCK_SIZE + p % BLOCK_SIZE
+        for i, p in enumerate(positions)
+    ]
+    context_lens = [start + count for start, count in zip(starts, counts, strict=True)]
+    return StepLayout(
+        positions=torch.cat(positions),
+        slots=torch.cat(slots),
+        query_starts=torch.tensor([0, *counts]).cumsum(0).int(),
+        context_lens=torch.tensor(context_lens, dtype=torch.int32),
+        block_tables=tables,
+        max_query_len=max(counts),
+        max_context_len=max(context_lens),
+    )
+
+
+def make_kv_cache(model: Transformer, num_blocks: int) -> KVCache:
+    """Return a cache of NaN, so that reading what was never written shows."""
+    cache = KVCache(model.config, num_blocks, model.dtype, model.backend.device)
+    cache.layers.fill_(torch.nan)
+    return cache
+
+
+def forward(
+    model: Transformer, cache: KVCache, sequences: Sequence[tuple[Context, Sequence[int]]]
+) -> Tensor:
+    """Run one step that brings each sequence its new tokens; return the logits of all of them."""
+    token_ids = [token for _, new in sequences for token in new]
+    layout = step_layout(
+        [s.num_cached for s, _ in sequences],
+        [len(new) for _, new in sequences],
+        [s.blocks for s, _ in sequences],
+    )
+    for sequence, new in sequences:
+        sequence.num_cached += len(new)
+    return model.forward(torch.tensor(token_ids), layout, cache, torch.arange(len(token_ids)))
+
+
+def greedy_tokens(model: Transformer, prompt: list[int], num_tokens: int) -> list[int]:
+    """Return the most likely continuation, one step a token after one step of prefill."""
+    num_blocks = -(-(len(prompt) + num_tokens) // BLOCK_SIZE)
+    cache = make_kv_cache(model, num_blocks)
+    sequence = Context(list(range(num_blocks)))
+    new, tokens = prompt, []
+    while len(tokens) < num_tokens:
+        new = [int(forward(model, cache, [(sequence, new)])[-1].argmax())]
+        tokens += new
+    return tokens
