@@ -1,7 +1,7 @@
 """The compiled kernels: finding the library, and the signatures of its functions."""
 
 import ctypes
-from ctypes import c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import c_char_p, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +62,8 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
     library.bw_destroy.restype = None
     library.bw_advise_huge_pages.argtypes = [c_void_p, c_size_t]
     library.bw_advise_huge_pages.restype = None
+    library.bw_read.argtypes = [c_void_p, c_void_p, c_int64]
+    library.bw_read.restype = c_uint64
     return library
 
 

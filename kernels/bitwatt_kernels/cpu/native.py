@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, DtypeError, KernelError, ShapeError
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 
-__all__ = ["NativeBackend", "PreparedHead", "PreparedTernary"]
+__all__ = ["NativeBackend", "PreparedTernary"]
 
 # As in csrc/calls.h.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -50,13 +51,6 @@ class PreparedTernary:
     blocks_pointer: int
     scales_pointer: int
     bias_pointer: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedHead:
-    """The head's matrix as it came: [vocab_size, hidden_size] bfloat16, float16 or float32."""
-
-    weight: Tensor
 
 
 class NativeBackend:
@@ -139,18 +133,18 @@ class NativeBackend:
             None if bias is None else bias.data_ptr(),
         )
 
-    def prepare_head(self, weight: Tensor) -> PreparedHead:
+    def prepare_head(self, weight: Tensor) -> Tensor:
         """Return the head's matrix as it is: a tied embedding shares its memory."""
         _dtype_of(weight)
-        return PreparedHead(weight.contiguous())
+        return weight.contiguous()
 
     def nbytes(self, prepared: object) -> int:
         match prepared:
             case PreparedTernary():
                 tensors = [prepared.blocks, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
-            case PreparedHead():
-                return int(prepared.weight.nbytes)
+            case Tensor():
+                return int(prepared.nbytes)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
 
@@ -288,9 +282,9 @@ class NativeBackend:
         return out
 
     def head(self, x: Tensor, weight: object) -> Tensor:
-        assert isinstance(weight, PreparedHead)
+        assert isinstance(weight, Tensor)
         num_tokens, hidden = x.shape
-        vocab_size, expected = weight.weight.shape
+        vocab_size, expected = weight.shape
         if hidden != expected:
             raise ShapeError(f"x has {hidden} features; the head takes {expected}")
         _require_contiguous(x)
@@ -300,8 +294,8 @@ class NativeBackend:
                 self._context,
                 x.data_ptr(),
                 _dtype_of(x),
-                weight.weight.data_ptr(),
-                _dtype_of(weight.weight),
+                weight.data_ptr(),
+                _dtype_of(weight),
                 logits.data_ptr(),
                 num_tokens,
                 vocab_size,
@@ -309,6 +303,20 @@ class NativeBackend:
             )
         )
         return logits
+
+    def measure_read_bandwidth(self, num_bytes: int = 1 << 28) -> float:
+        """Return the bytes a second this backend's threads read from memory, best of 8 passes.
+
+        num_bytes  far more than the caches hold
+        """
+        buffer = self._allocate(num_bytes)
+        buffer.zero_()
+        seconds = []
+        for _ in range(8):
+            started = time.perf_counter()
+            self._library.bw_read(self._context, buffer.data_ptr(), num_bytes // 8)
+            seconds.append(time.perf_counter() - started)
+        return num_bytes / min(seconds)
 
     def _quantize(
         self, x: Tensor, width: int, activation: int, weight: Tensor | None, eps: float

@@ -23,7 +23,7 @@
 namespace bitwatt {
 
 #if defined(__x86_64__)
-extern const Kernels kernels_avx512_vnni, kernels_avx2;
+extern const Kernels kernels_avx512_bf16, kernels_avx512_vnni, kernels_avx2;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon_dotprod;
 #endif
@@ -36,10 +36,11 @@ bool can_run(const Kernels* kernels) {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("f16c");
     if (kernels == &kernels_avx2) return avx2;
-    if (kernels == &kernels_avx512_vnni)
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512vnni");
+    const bool vnni = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    if (kernels == &kernels_avx512_vnni) return vnni;
+    if (kernels == &kernels_avx512_bf16) return vnni && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
     if (kernels == &kernels_neon_dotprod) {
 #if defined(__linux__)
@@ -56,6 +57,7 @@ bool can_run(const Kernels* kernels) {
 std::vector<const Kernels*> kernels_that_run() {
     std::vector<const Kernels*> all = {
 #if defined(__x86_64__)
+        &kernels_avx512_bf16,
         &kernels_avx512_vnni,
         &kernels_avx2,
 #elif defined(__aarch64__)
@@ -236,6 +238,22 @@ BW_API void bw_advise_huge_pages(void* start, size_t bytes) {
 #endif
 }
 
+// The sum of [num_words] integers, read once by all threads: what memory gives, for the roofline.
+BW_API uint64_t bw_read(Context* context, const uint64_t* words, int64_t num_words) {
+    constexpr int64_t kUnit = 1 << 15;
+    std::atomic<uint64_t> total{0};
+    run_ranges(*context, num_words / kUnit, kUnit * 8 / kBytesPerNanosecond,
+               [&](int first, int last) {
+                   uint64_t sums[8] = {};
+                   for (int64_t i = first * kUnit; i < last * kUnit; i += 8) {
+                       __builtin_prefetch(words + i + 256);
+                       for (int j = 0; j < 8; ++j) sums[j] += words[i + j];
+                   }
+                   for (uint64_t sum : sums) total += sum;
+               });
+    return total;
+}
+
 BW_API int bw_repack(Context* context, const uint8_t* codes, uint8_t* blocks, int N, int K) {
     const RepackCall c{codes, blocks, N, K};
     run_ranges(*context, blocks_of(N), K * kLanes / kElementsPerNanosecond,
@@ -325,15 +343,22 @@ BW_API int bw_attention(Context* context, const void* queries, int dtype, const 
 
 BW_API int bw_head(Context* context, const void* x, int dtype, const void* weight,
                    int weight_dtype, float* out, int T, int V, int hidden) {
-    const int width = padded_width(hidden), tokens = head_tokens(T);
-    const size_t floats = static_cast<size_t>(tokens) * width;
-    float* wide = scratch(kCallScratch, floats);
-    std::memset(wide, 0, floats * sizeof(float));
-    for (int t = 0; t < T; ++t)
-        context->kernels->widen(static_cast<const char*>(x) +
-                                    static_cast<size_t>(t) * hidden * item_size(dtype),
-                                dtype, hidden, wide + static_cast<size_t>(t) * width);
-    const HeadCall c{wide, weight, out, weight_dtype, T, V, hidden};
+    const int tokens = head_tokens(T);
+    const size_t stride = (static_cast<size_t>(hidden) + 31) / 32 * 32;
+    const bool as_is = context->kernels->head_takes(dtype, weight_dtype);
+    const int x_dtype = as_is ? dtype : int{kFloat32};
+    float* copy = scratch(kCallScratch, tokens * stride);
+    std::memset(copy, 0, tokens * stride * item_size(x_dtype));
+    for (int t = 0; t < T; ++t) {
+        const size_t row_bytes = hidden * item_size(dtype);
+        const char* row = static_cast<const char*>(x) + t * row_bytes;
+        char* to = reinterpret_cast<char*>(copy) + t * stride * item_size(x_dtype);
+        if (as_is)
+            std::memcpy(to, row, row_bytes);
+        else
+            context->kernels->widen(row, dtype, hidden, reinterpret_cast<float*>(to));
+    }
+    const HeadCall c{copy, weight, out, x_dtype, stride, weight_dtype, T, V, hidden};
     const double row_bytes = double(hidden) * item_size(weight_dtype);
     run_ranges(*context, blocks_of(V),
                kLanes * (row_bytes / kBytesPerNanosecond + double(hidden) * tokens / 25),

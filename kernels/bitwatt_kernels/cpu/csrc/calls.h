@@ -99,9 +99,11 @@ inline int head_tokens(int T) { return (T + head_tile(T) - 1) / head_tile(T) * h
 inline int padded_width(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 struct HeadCall {
-    const float* x;  // [head_tokens(T), padded_width(hidden)], zeros past T and hidden
+    const void* x;  // [head_tokens(T), x_stride], zeros past T and hidden
     const void* weight;  // [V, hidden]
     float* out;          // [T, V]
+    int x_dtype;         // float32, or whatever head_takes
+    size_t x_stride;     // a multiple of 32
     int weight_dtype;
     int T, V, hidden;
 };
@@ -118,6 +120,7 @@ struct Kernels {
     void (*merge_splits)(const AttentionCall&, const AttentionTile&, const float* partials);
     void (*widen)(const void* in, int dtype, int n, float* out);
     void (*head)(const HeadCall&, int first_row, int last_row);
+    bool (*head_takes)(int dtype, int weight_dtype);
 };
 
 // At least num_floats floats, 64-byte aligned, this thread's own until its next call with this slot.

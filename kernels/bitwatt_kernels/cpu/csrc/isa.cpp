@@ -2,6 +2,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "head.h"
 #include "ternary.h"
 
 namespace bitwatt {
@@ -25,6 +26,7 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BITWATT_ISA::merge_splits,
     BITWATT_ISA::widen_row,
     BITWATT_ISA::head,
+    BITWATT_ISA::head_takes,
 };
 
 }  // namespace bitwatt
