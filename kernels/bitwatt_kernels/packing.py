@@ -90,7 +90,7 @@ def pack(weight: Tensor) -> Tensor:
             f"weight has values from {int(weight.min())} to {int(weight.max())}; "
             "a ternary weight is -1, 0 or 1"
         )
-    planes = (weight + 1).to(torch.uint8).view(weight.shape[0], 4, -1)
+    planes = (weight + 1).to(torch.uint8).view(weight.shape[0], 4, weight.shape[1] // 4)
     return planes[:, 0] | planes[:, 1] << 2 | planes[:, 2] << 4 | planes[:, 3] << 6
 
 
