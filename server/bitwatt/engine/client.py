@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
+import msgspec
 import zmq
 import zmq.asyncio
 
@@ -32,6 +33,7 @@ __all__ = ["EngineClient"]
 
 _RESTART_DELAY_S = 0.5
 _MAX_RESTART_DELAY_S = 30.0
+_READ_BURST_S = 0.002
 
 
 class _Stream:
@@ -51,12 +53,25 @@ class _Stream:
         self._changed.set()
 
     async def get(self) -> TokenOutput:
+        """Return all that waits, as one output."""
         while not self._outputs:
             if self._error is not None:
                 raise self._error
             self._changed.clear()
             await self._changed.wait()
-        return self._outputs.popleft()
+        output = self._outputs.popleft()
+        return _merge(output, self._outputs) if self._outputs else output
+
+
+def _merge(first: TokenOutput, rest: deque[TokenOutput]) -> TokenOutput:
+    token_ids = list(first.token_ids)
+    logprobs = list(first.logprobs)
+    last = first
+    while rest:
+        last = rest.popleft()
+        token_ids += last.token_ids
+        logprobs += last.logprobs
+    return msgspec.structs.replace(last, token_ids=token_ids, logprobs=logprobs)
 
 
 class EngineClient:
@@ -141,6 +156,8 @@ class EngineClient:
 
     async def submit(self, request: Submit) -> AsyncGenerator[TokenOutput, None]:
         """Yield the request's outputs; the last has a finish_reason.
+
+        Outputs that come while the caller is busy are yielded as one.
 
         Raises  QueueFullError, EngineUnavailableError when first advanced;
                 RequestFailedError if the engine dies before the last output
@@ -257,7 +274,13 @@ class EngineClient:
 
     async def _read(self, socket: zmq.asyncio.Socket) -> str:
         """Hand out what the engine sends; return why it said it can't start."""
+        burst_began_s = time.monotonic()
         while True:
+            # Where messages wait, recv() doesn't yield to the event loop: an engine faster than
+            # this process would keep it from everything else.
+            if time.monotonic() - burst_began_s > _READ_BURST_S:
+                await asyncio.sleep(0)
+                burst_began_s = time.monotonic()
             message = decode_from_engine(await socket.recv())
             self._last_message_s = time.monotonic()
             match message:
