@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer
 
 from bitwatt.training.model import LanguageModel, ModelConfig
@@ -27,7 +27,7 @@ def export(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
             codes = ternary_codes(module.weight.detach())
             tensors[f"{name}.weight"] = pack(codes)
             tensors[f"{name}.weight_scale"] = weight_scale(module.weight.detach()).reshape(1)
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     stop_ids = [token_id(tokenizer, EOS), token_id(tokenizer, EOT)]
     bos_id = token_id(tokenizer, BOS)
     _write_json(folder / "config.json", _config(model.config, bos_id, stop_ids[0]))
