@@ -1,0 +1,361 @@
+"""What every backend promises, asked of each registered one that runs on this machine's CPU."""
+
+import itertools
+from functools import cache
+
+import pytest
+import torch
+from bitwatt_kernels.backend import _BACKENDS, BLOCK_SIZE, Backend, StepLayout, choose_backend
+from bitwatt_kernels.errors import BackendError, ShapeError
+from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.reference import ReferenceBackend
+from bitwatt_kernels.reference.attention import rope_table
+from bitwatt_kernels.reference.linear import quantize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.kernels.cpu.factories import (
+    make_activations,
+    make_extreme_codes,
+    make_generator,
+    make_layout,
+    make_ternary,
+)
+
+CPU = torch.device("cpu")
+REFERENCE = ReferenceBackend(CPU)
+EPS = 1e-5
+
+# What a result may be off by: two steps of its own dtype, for the reference sums in float64,
+# rounds once and is off by half a step itself.
+TOLERANCE = {torch.bfloat16: 2 * 2**-8, torch.float16: 2 * 2**-11, torch.float32: 1e-5}
+
+
+@cache
+def make_backend(name: str, *, batch_invariant: bool = True) -> Backend:
+    return choose_backend(CPU, name, batch_invariant=batch_invariant).backend
+
+
+def runs_here(name: str) -> bool:
+    try:
+        make_backend(name)
+    except BackendError:
+        return False
+    return True
+
+
+NAMES = [name for name in _BACKENDS if runs_here(name)]
+
+
+def label(backend: Backend) -> str:
+    return f"{backend.name}-{'invariant' if backend.batch_invariant else 'fast'}"
+
+
+each_backend = pytest.mark.parametrize("backend", [make_backend(n) for n in NAMES], ids=label)
+each_backend_and_mode = pytest.mark.parametrize(
+    "backend",
+    [make_backend(n, batch_invariant=invariant) for n in NAMES for invariant in (True, False)],
+    ids=label,
+)
+each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).split(".")[1])
+each_num_tokens = pytest.mark.parametrize("num_tokens", [1, 3, 17, 1000], ids=lambda t: f"T{t}")
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=make_generator(seed))
+
+
+def assert_near(
+    actual: Tensor, expected: Tensor, dtype: torch.dtype, num_roundings: int = 1
+) -> None:
+    """Assert closeness relative to the row's largest value: cancelling sums have no own scale."""
+    scale = expected.double().abs().amax(dim=-1, keepdim=True).clamp(min=1e-30)
+    error = ((actual.double() - expected.double()).abs() / scale).max()
+    assert actual.dtype == expected.dtype
+    assert error <= num_roundings * TOLERANCE[dtype]
+
+
+@each_backend
+@each_num_tokens
+@each_dtype
+def test_quantize(backend: Backend, num_tokens: int, dtype: torch.dtype) -> None:
+    x = make_activations(num_tokens, 192).clamp(-6e4, 6e4).to(dtype)
+    actual, expected = backend.quantize(x), REFERENCE.quantize(x)
+    assert torch.equal(actual.codes, expected.codes)
+    assert torch.equal(actual.scales, expected.scales)
+    assert torch.equal(actual.sums, expected.sums)
+
+
+@each_backend
+@each_num_tokens
+@each_dtype
+def test_norms_and_gates(backend: Backend, num_tokens: int, dtype: torch.dtype) -> None:
+    x, weight = make_activations(num_tokens, 320).clamp(-6e4, 6e4).to(dtype), randn(320, seed=1)
+    gate_up = randn(num_tokens, 384, seed=2).to(dtype)
+    assert_near(backend.rms_norm(x, weight, EPS), REFERENCE.rms_norm(x, weight, EPS), dtype)
+    for activation in ("relu2", "silu"):
+        assert_near(
+            backend.gated_activation(gate_up, activation),
+            REFERENCE.gated_activation(gate_up, activation),
+            dtype,
+        )
+
+
+@each_backend
+@each_num_tokens
+@each_dtype
+@pytest.mark.parametrize("operation", ["norm", "relu2", "silu", "relu2-norm"])
+def test_fused_quantization(
+    backend: Backend, num_tokens: int, dtype: torch.dtype, operation: str
+) -> None:
+    """Codes may differ by one where a value sits on a rounding boundary, seldom."""
+    x = randn(num_tokens, 384, seed=3).to(dtype)
+    weight = randn(384 if operation == "norm" else 192, seed=4)
+
+    def run(b: Backend) -> object:
+        match operation:
+            case "norm":
+                return b.rms_norm_quantize(x, weight, EPS)
+            case "silu":
+                return b.gated_activation_quantize(x, "silu", None, EPS)
+            case _:
+                norm = weight if operation == "relu2-norm" else None
+                return b.gated_activation_quantize(x, "relu2", norm, EPS)
+
+    actual, expected = run(backend), run(REFERENCE)
+    step = (actual.codes.int() - expected.codes.int()).abs()
+    assert int(step.max()) <= 1
+    assert step.double().mean() <= 1e-3
+    torch.testing.assert_close(actual.scales, expected.scales, rtol=1e-5, atol=0)
+    assert torch.equal(actual.sums, actual.codes.sum(dim=1, dtype=torch.int32))
+
+
+@each_backend
+@each_num_tokens
+@each_dtype
+@pytest.mark.parametrize("has_extras", [False, True], ids=["plain", "bias-residual"])
+def test_ternary_linear_is_exact(
+    backend: Backend, num_tokens: int, dtype: torch.dtype, has_extras: bool
+) -> None:
+    """Distinct scales a row, out_features that divide by nothing, the same bits as the oracle."""
+    weight = make_ternary(83, 192, bias=has_extras)
+    x = quantize(make_activations(num_tokens, 192))
+    residual = randn(num_tokens, 83, seed=5).to(dtype) if has_extras else None
+    actual = backend.ternary_linear(x, backend.prepare_ternary(weight), residual, dtype)
+    expected = REFERENCE.ternary_linear(x, weight, residual, dtype)
+    assert torch.equal(actual, expected)
+
+
+@each_backend
+@pytest.mark.parametrize("num_tokens", [1, 17])
+@pytest.mark.parametrize("in_features", [64, 6912, 28672])
+def test_ternary_linear_is_exact_at_the_largest_values(
+    backend: Backend, num_tokens: int, in_features: int
+) -> None:
+    x = make_extreme_codes(num_tokens, in_features)
+    ones = torch.full((3, in_features // 4), 0b10101010, dtype=torch.uint8)
+    codes = torch.cat([ones, torch.zeros_like(ones), make_ternary(3, in_features).codes])
+    weight = TernaryWeight(codes, torch.ones(9))
+    actual = backend.ternary_linear(x, backend.prepare_ternary(weight), None, torch.float32)
+    assert torch.equal(actual, REFERENCE.ternary_linear(x, weight, None, torch.float32))
+
+
+@each_backend
+def test_ternary_linear_refuses_other_in_features(backend: Backend) -> None:
+    weight = backend.prepare_ternary(make_ternary(8, 128))
+    with pytest.raises(ShapeError):
+        backend.ternary_linear(quantize(randn(2, 192)), weight, None, torch.float32)
+
+
+@each_backend_and_mode
+@each_num_tokens
+@each_dtype
+def test_dense_linear_and_head(backend: Backend, num_tokens: int, dtype: torch.dtype) -> None:
+    x, weight = randn(num_tokens, 192).to(dtype), (randn(83, 192, seed=6) / 14).to(dtype)
+    bias, residual = randn(83, seed=7).to(dtype), randn(num_tokens, 83, seed=8).to(dtype)
+    for extras in ((None, None), (bias, None), (None, residual), (bias, residual)):
+        actual = backend.dense_linear(x, weight, *extras)
+        num_roundings = 1 + sum(extra is not None for extra in extras)
+        expected = REFERENCE.dense_linear(x, weight, *extras)
+        assert_near(actual, expected, dtype, num_roundings)
+    logits = backend.head(x, backend.prepare_head(weight))
+    assert_near(logits, REFERENCE.head(x, weight), dtype)
+    assert backend.nbytes(backend.prepare_head(weight)) >= weight.nbytes
+
+
+@each_backend
+@each_dtype
+@pytest.mark.parametrize("head_dim", [32, 100, 128])
+def test_rope_and_cache_writes_its_slots_alone(
+    backend: Backend, dtype: torch.dtype, head_dim: int
+) -> None:
+    """Two padding tokens and a padding sequence write nothing."""
+    layout, num_blocks = make_layout([40, 1, 0, 17], [3, 1, 1, 17], extra_tokens=2)
+    num_tokens = len(layout.positions)
+    qkv = randn(num_tokens, (4 + 2 * 2) * head_dim, seed=9).to(dtype)
+    caches = []
+    for b in (backend, REFERENCE):
+        cache = torch.full((2, num_blocks, 2, BLOCK_SIZE, head_dim), torch.nan, dtype=dtype)
+        q = b.rope_and_cache(qkv, rope_table(64, head_dim, 5e5), cache, layout, num_heads=4)
+        assert q.shape == (num_tokens, 4, head_dim)
+        caches.append((q[layout.slots >= 0], cache))
+    (q, cache), (expected_q, expected_cache) = caches
+    assert_near(q, expected_q, dtype)
+    assert torch.equal(cache.isnan(), expected_cache.isnan())
+    assert_near(cache.nan_to_num(), expected_cache.nan_to_num(), dtype)
+
+
+def make_poisoned_cache(
+    layout: StepLayout, num_blocks: int, num_groups: int, head_dim: int, dtype: torch.dtype
+) -> Tensor:
+    """Return a cache that holds each sequence's tokens, and NaN wherever nothing was written."""
+    cache = torch.full((2, num_blocks, num_groups, BLOCK_SIZE, head_dim), torch.nan)
+    for i, length in enumerate(layout.context_lens.tolist()):
+        positions = torch.arange(length)
+        blocks = layout.block_tables[i, positions // BLOCK_SIZE].long()
+        kv = randn(2, length, num_groups, head_dim, seed=i)
+        for half in (0, 1):
+            cache[half, blocks, :, positions % BLOCK_SIZE] = kv[half]
+    return cache.to(dtype)
+
+
+@each_backend_and_mode
+@each_dtype
+@pytest.mark.parametrize(
+    ("context_lens", "query_lens"),
+    [
+        ([1], [1]),
+        ([33, 16, 300], [1, 1, 1]),
+        ([5, 100, 17], [5, 9, 3]),
+        ([40, 1, 0, 18], [1, 1, 1, 18]),
+        ([1000], [1000]),
+        ([20 + 7 * i for i in range(40)], [1 if i % 5 else 12 for i in range(40)]),
+    ],
+    ids=["first-token", "decode", "chunks", "padding", "T1000", "mixed"],
+)
+def test_attention_reads_no_more_than_was_written(
+    backend: Backend, dtype: torch.dtype, context_lens: list[int], query_lens: list[int]
+) -> None:
+    layout, num_blocks = make_layout(context_lens, query_lens)
+    cache = make_poisoned_cache(layout, num_blocks, 2, 32, dtype)
+    queries = randn(len(layout.positions), 6, 32, seed=10).to(dtype)
+    actual = backend.attention(queries, cache, layout, 32**-0.5)
+    expected = REFERENCE.attention(queries, cache, layout, 32**-0.5)
+    real = layout.slots >= 0
+    assert_near(actual[real], expected[real], dtype)
+
+
+def rows_of(result: object) -> Tensor:
+    """Return what a row of a result is, bit for bit, whatever the operation gives back."""
+    if isinstance(result, Tensor):
+        return result
+    return torch.cat(
+        [result.codes.double(), result.scales[:, None].double(), result.sums[:, None].double()],
+        dim=1,
+    )
+
+
+OPERATIONS = (
+    "quantize",
+    "rms_norm",
+    "rms_norm_quantize",
+    "gated_activation",
+    "gated_activation_quantize",
+    "ternary_linear",
+    "dense_linear",
+    "head",
+)
+
+
+def run_rows(backend: Backend, operation: str, x: Tensor) -> Tensor:
+    norm, gate_norm = randn(256, seed=11), randn(128, seed=12)
+    match operation:
+        case "rms_norm" | "rms_norm_quantize":
+            return rows_of(getattr(backend, operation)(x, norm, EPS))
+        case "gated_activation":
+            return backend.gated_activation(x, "silu")
+        case "gated_activation_quantize":
+            return rows_of(backend.gated_activation_quantize(x, "relu2", gate_norm, EPS))
+        case "ternary_linear":
+            weight = backend.prepare_ternary(make_ternary(51, 256))
+            return backend.ternary_linear(backend.quantize(x), weight, None, x.dtype)
+        case "dense_linear":
+            return backend.dense_linear(x, randn(83, 256, seed=13).to(x.dtype), None, None)
+        case "head":
+            return backend.head(x, backend.prepare_head(randn(300, 256, seed=14).to(x.dtype)))
+        case _:
+            return rows_of(backend.quantize(x))
+
+
+@each_backend
+@each_dtype
+@pytest.mark.parametrize("operation", OPERATIONS)
+@settings(max_examples=10, deadline=None)
+@given(
+    num_tokens=st.integers(1, 70),
+    cuts=st.lists(st.integers(1, 69), max_size=4),
+    seed=st.integers(0, 99),
+)
+def test_a_row_is_the_same_bits_in_any_batch(
+    backend: Backend,
+    dtype: torch.dtype,
+    operation: str,
+    num_tokens: int,
+    cuts: list[int],
+    seed: int,
+) -> None:
+    x = randn(num_tokens, 256, seed=seed).to(dtype)
+    whole = run_rows(backend, operation, x)
+    bounds = sorted({0, num_tokens, *(cut for cut in cuts if cut < num_tokens)})
+    for first, last in itertools.pairwise(bounds):
+        part = run_rows(backend, operation, x[first:last].contiguous())
+        assert torch.equal(part, whole[first:last])
+
+
+@each_backend
+@each_dtype
+@pytest.mark.parametrize("operation", ["dense_linear", "head"])
+def test_a_row_knows_neither_its_place_nor_its_neighbours(
+    backend: Backend, dtype: torch.dtype, operation: str
+) -> None:
+    row = randn(1, 256)
+    alone = run_rows(backend, operation, row.to(dtype))
+    for place in range(35):
+        x = randn(35, 256, seed=place) * 100
+        x[place] = row
+        assert torch.equal(run_rows(backend, operation, x.to(dtype))[place], alone[0])
+
+
+@each_backend
+@each_dtype
+@settings(max_examples=10, deadline=None)
+@given(
+    lengths=st.lists(
+        st.integers(1, 150).flatmap(
+            lambda n: st.tuples(st.just(n), st.one_of(st.just(1), st.integers(1, n)))
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_attention_is_the_same_bits_in_any_batch_and_chunk(
+    backend: Backend, dtype: torch.dtype, lengths: list[tuple[int, int]]
+) -> None:
+    """Each sequence's last tokens in one step with the others, then one token a step, alone."""
+    layout, num_blocks = make_layout([n for n, _ in lengths], [q for _, q in lengths])
+    cache = make_poisoned_cache(layout, num_blocks, 2, 32, dtype)
+    queries = randn(len(layout.positions), 4, 32, seed=15).to(dtype)
+    together = backend.attention(queries, cache, layout, 0.2)
+    for t, position in enumerate(layout.positions.tolist()):
+        i = int((layout.query_starts[1:] <= t).sum())
+        alone = StepLayout(
+            positions=layout.positions[t : t + 1],
+            slots=layout.slots[t : t + 1],
+            query_starts=torch.tensor([0, 1], dtype=torch.int32),
+            context_lens=torch.tensor([position + 1], dtype=torch.int32),
+            block_tables=layout.block_tables[i : i + 1],
+            max_query_len=1,
+            max_context_len=position + 1,
+        )
+        assert torch.equal(backend.attention(queries[t : t + 1], cache, alone, 0.2)[0], together[t])
