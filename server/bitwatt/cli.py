@@ -1,5 +1,6 @@
 """The command `bitwatt`."""
 
+import gc
 import ipaddress
 import logging
 import signal
@@ -18,9 +19,13 @@ from pydantic_settings import (
 )
 
 from bitwatt import __version__, builtin
+from bitwatt.commands import ChatSettings, CompareSettings, run_chat, run_compare
 from bitwatt.settings import ServeSettings, Weights
 
 __all__ = ["main"]
+
+_COMMANDS = {"serve": ServeSettings, "compare": CompareSettings, "chat": ChatSettings}
+_POSITIONAL = ("path", "url", "url-a", "url-b")
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +44,21 @@ class Bitwatt(BaseSettings):
 
     version: bool = Field(False, description="print the version and leave")
     serve: CliSubCommand[ServeSettings]
+    compare: CliSubCommand[CompareSettings]
+    chat: CliSubCommand[ChatSettings]
 
     def cli_cmd(self) -> None:
         """Run what was asked for."""
         if self.version:
             print(f"bitwatt {__version__}")
-        elif self.serve is None:
-            sys.exit("bitwatt: a command is needed; see bitwatt --help")
-        else:
+        elif self.serve is not None:
             sys.exit(serve(self.serve))
+        elif self.compare is not None:
+            sys.exit(run_compare(self.compare))
+        elif self.chat is not None:
+            sys.exit(run_chat(self.chat))
+        else:
+            sys.exit("bitwatt: a command is needed; see bitwatt --help")
 
 
 class ModelSpec(NamedTuple):
@@ -119,6 +130,8 @@ def serve(settings: ServeSettings) -> int:
     server = new_server(app, settings)
     # The server drains on SIGTERM and then raises it again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    gc.collect()
+    gc.freeze()  # what is loaded stays loaded; collections need not look at it
     try:
         server.run()
     except KeyboardInterrupt:
@@ -152,10 +165,15 @@ def main(args: Sequence[str] | None = None) -> None:
 def _explain(loc: tuple[str | int, ...], message: str, value: object) -> str:
     """Return a line that names the knob, the value and the limit."""
     message = message.removeprefix("Value error, ")
-    names = [part for part in loc if isinstance(part, str) and part != "serve"]
+    names = [part for part in loc if isinstance(part, str)]
+    prefix = "BITWATT_"
+    if len(names) > 1 and names[0] in _COMMANDS:
+        prefix = _COMMANDS[names.pop(0)].model_config["env_prefix"]
+    elif names == ["serve"]:
+        names = []
     if not names:
         return message
     name = names[0].replace("_", "-")
-    flag = "PATH" if name == "path" else f"--{name}"
+    flag = name.upper() if name in _POSITIONAL else f"--{name}"
     shown = "" if name == "api-key" else f" {str(value)[:80]!r}"
-    return f"{flag}{shown}: {message} (BITWATT_{names[0].upper().replace('-', '_')})"
+    return f"{flag}{shown}: {message} ({prefix}{names[0].upper().replace('-', '_')})"

@@ -1,0 +1,95 @@
+"""A comparison as a table and as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from bitwatt_client.compare import Comparison, Figure
+from bitwatt_client.statistics import Spread
+
+__all__ = ["as_json", "as_table", "verdict"]
+
+_BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def verdict(figure: Figure) -> str:
+    """Return in words what a figure says of the first model; its interval decides."""
+    gain = figure.gain
+    if gain is None:
+        return "unavailable"
+    if gain.low > 1:
+        return "better"
+    if gain.high < 1:
+        return "worse"
+    return "equal" if gain.low == gain.high else "no clear difference"
+
+
+def as_table(comparison: Comparison) -> str:
+    """Return the figures as lines of text for a terminal."""
+    work = comparison.plan.work
+    rows = [("", comparison.name_a, comparison.name_b, "gain", "95% interval", "")]
+    for figure in comparison.figures:
+        if figure.a is None or figure.b is None or figure.gain is None:
+            rows.append((figure.label, "–", "–", "–", "", f"unavailable: {figure.unavailable}"))
+            continue
+        gain = figure.gain
+        between = "" if gain.low == gain.high else f"{gain.low:.2f}–{gain.high:.2f}"
+        rows.append(
+            (
+                figure.label,
+                _shown(figure.a, figure.unit),
+                _shown(figure.b, figure.unit),
+                f"{gain.value:.2f}×",
+                between,
+                verdict(figure),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    title = (
+        f"{comparison.name_a} against {comparison.name_b}: {comparison.plan.num_windows} "
+        f"alternating windows each of {work.num_requests} requests, {work.concurrency} at once, "
+        f"{work.max_tokens} tokens an answer"
+    )
+    lines = [title, ""]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [row[column].rjust(widths[column]) for column in range(1, 5)]
+        lines.append("  ".join([*cells, row[5]]).rstrip())
+    lines += [
+        "",
+        "Medians of windows ± half their interquartile range.",
+        f"Gain is how many times better {comparison.name_a} is; below 1 it is worse.",
+    ]
+    lines += [f"Note: {notice}." for notice in comparison.notices]
+    return "\n".join(lines)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison as plain data; what is unavailable is null beside its reason."""
+    plan = asdict(comparison.plan)
+    plan["work"]["num_prompts"] = len(plan["work"].pop("prompts"))
+    figures = {}
+    for figure in comparison.figures:
+        fields = asdict(figure)
+        figures[fields.pop("key")] = fields | {"verdict": verdict(figure)}
+    return {
+        "a": comparison.name_a,
+        "b": comparison.name_b,
+        "plan": plan,
+        "figures": figures,
+        "notices": list(comparison.notices),
+    }
+
+
+def _shown(value: Spread, unit: str) -> str:
+    scale, name = 1.0, unit
+    if unit == "B":
+        name, scale = next(
+            ((name, scale) for name, scale in _BYTES if value.median >= scale), ("B", 1.0)
+        )
+    elif unit == "s" and value.median < 1:
+        name, scale = "ms", 1e-3
+    number = value.median / scale
+    median = f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+    half_range = (value.high - value.low) / 2 / scale
+    around = f" ±{half_range:.2g}" if value.n > 1 else ""
+    return f"{median}{around} {name}"

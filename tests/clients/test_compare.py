@@ -1,0 +1,232 @@
+"""Comparisons: order of windows, figures worked out by hand, honest gaps, the command."""
+
+import asyncio
+import json
+
+import pytest
+from bitwatt.api.app import create_app
+from bitwatt.cli import main
+from bitwatt.engine.messages import MemoryUse
+from bitwatt.telemetry.metrics import Metrics
+from bitwatt_client import ComparisonError, Plan, Window, Work, as_json, as_table, compare
+from bitwatt_client.compare import Measured, summarize
+from bitwatt_client.exposition import parse_samples
+from bitwatt_client.plot import save_png
+from bitwatt_client.report import verdict
+from bitwatt_client.server import Answer, Server
+
+from tests.fakes import FakeEngine, make_client, make_info, make_model, make_settings, run_server
+
+WORK = Work(prompts=("p",), num_requests=2, concurrency=2, max_tokens=11)
+MEMORY = (
+    'bitwatt_memory_bytes{model_name="a",kind="packed_weights"} 100\n'
+    'bitwatt_memory_bytes{model_name="a",kind="embedding"} 100\n'
+    'bitwatt_memory_bytes{model_name="a",kind="kv_cache"} 800\n'
+    'bitwatt_memory_bytes{model_name="b",kind="other_weights"} 700\n'
+    'bitwatt_memory_bytes{model_name="b",kind="kv_cache"} 300\n'
+)
+
+
+def make_answer(*, ttft_s, decode_s, num_tokens=11):
+    return Answer(
+        text="x",
+        num_prompt_tokens=3,
+        num_tokens=num_tokens,
+        finish_reason="length",
+        started_s=100.0,
+        text_times_s=(100.0 + ttft_s, 100.0 + ttft_s + decode_s),
+    )
+
+
+def make_window(*, wall_s, ttft_s=0.1, decode_s=1.0, failures=(), num_tokens=11):
+    answer = make_answer(ttft_s=ttft_s, decode_s=decode_s, num_tokens=num_tokens)
+    return Window(answers=(answer, answer), failures=failures, num_cut=0, wall_s=wall_s)
+
+
+def measured(window, *, joules=None, text=MEMORY):
+    def scrape(total):
+        energy = "" if total is None else f"bitwatt_energy_joules_total {total}\n"
+        return parse_samples(text + energy)
+
+    after = None if joules is None else 1000 + joules
+    before = None if joules is None else 1000
+    return Measured(window=window, before=scrape(before), after=scrape(after))
+
+
+def figures_of(comparison):
+    return {figure.key: figure for figure in comparison.figures}
+
+
+def make_comparison(*, rent=(None, None), num_windows=6, **of_b):
+    a = [measured(make_window(wall_s=4.0, ttft_s=0.1, decode_s=1.0), joules=11.0)] * num_windows
+    b = [measured(make_window(wall_s=2.0, ttft_s=0.3, decode_s=0.5, **of_b), joules=44.0)]
+    plan = Plan(work=WORK, num_windows=num_windows, dollars_per_hour=rent)
+    return summarize(a, b * num_windows, plan, names=("a", "b"))
+
+
+def test_figures_are_what_they_are_by_hand():
+    found = figures_of(make_comparison(rent=(1.98, 3.96)))
+    # 22 tokens in 4 s and in 2 s: a makes half as many.
+    assert found["tokens_per_s"].a.median == 5.5
+    assert found["tokens_per_s"].b.median == 11.0
+    assert found["tokens_per_s"].gain.value == 0.5
+    # 10 tokens after the first, in 1 s and in 0.5 s.
+    assert found["decode_tokens_per_s"].a.median == pytest.approx(10)
+    assert found["decode_tokens_per_s"].gain.value == pytest.approx(0.5)
+    assert found["ttft_s"].gain.value == pytest.approx(3)
+    assert found["e2e_s"].gain.value == pytest.approx(0.8 / 1.1)
+    # 11 J and 44 J for 22 tokens.
+    assert found["joules_per_token"].a.median == 0.5
+    assert found["joules_per_token"].gain.value == 4
+    # $1.98 an hour for 5.5 tok/s, 19 800 an hour, is $100 a million; $3.96 for 11 tok/s as well.
+    assert found["dollars_per_million_tokens"].a.median == pytest.approx(100)
+    assert found["dollars_per_million_tokens"].gain.value == pytest.approx(1)
+    assert found["weights_bytes"].gain.value == 3.5
+    assert found["memory_bytes"].gain.value == 1
+
+
+def test_a_loss_is_called_a_loss():
+    found = figures_of(make_comparison())
+    assert verdict(found["tokens_per_s"]) == "worse"
+    assert verdict(found["ttft_s"]) == "better"
+    assert "0.50×" in as_table(make_comparison())
+
+
+def test_an_interval_around_one_decides_nothing():
+    walls = [(1.0, 2.0), (2.0, 1.0), (1.5, 1.5), (1.0, 2.0), (2.0, 1.0)]
+    a = [measured(make_window(wall_s=wall)) for wall, _ in walls]
+    b = [measured(make_window(wall_s=wall)) for _, wall in walls]
+    found = summarize(a, b, Plan(work=WORK, num_windows=5), names=("a", "b"))
+    assert verdict(figures_of(found)["tokens_per_s"]) == "no clear difference"
+
+
+def test_energy_that_is_not_measured_is_null_with_its_reason():
+    told = 'bitwatt_energy_available{source="none",reason="no counter on this machine"} 0\n'
+    both = [measured(make_window(wall_s=4.0), text=MEMORY + told)] * 2
+    comparison = summarize(both, both, Plan(work=WORK, num_windows=2), names=("a", "b"))
+    energy = as_json(comparison)["figures"]["joules_per_token"]
+    assert energy["a"] is energy["b"] is energy["gain"] is None
+    assert energy["unavailable"] == "no counter on this machine"
+    assert "unavailable: no counter on this machine" in as_table(comparison)
+
+
+def test_a_counter_that_stood_still_is_no_zero():
+    still = [measured(make_window(wall_s=4.0), joules=0.0)] * 2
+    comparison = summarize(still, still, Plan(work=WORK, num_windows=2), names=("a", "b"))
+    assert figures_of(comparison)["joules_per_token"].gain is None
+
+
+def test_a_server_without_metrics_is_compared_by_its_streams_alone():
+    bare = [Measured(window=make_window(wall_s=4.0))] * 2
+    comparison = summarize(bare, bare, Plan(work=WORK, num_windows=2), names=("a", "b"))
+    found = figures_of(comparison)
+    assert found["tokens_per_s"].gain.value == 1
+    assert found["weights_bytes"].unavailable == "the server reports no memory by kind"
+    assert found["joules_per_token"].unavailable == "the server reports no energy"
+
+
+def test_a_pair_with_a_failure_is_left_out_and_told():
+    good, bad = (
+        measured(make_window(wall_s=4.0, failures=failures)) for failures in ((), ("503: full",))
+    )
+    plan = Plan(work=WORK, num_windows=2)
+    comparison = summarize([good, bad], [good, good], plan, names=("a", "b"))
+    assert figures_of(comparison)["tokens_per_s"].a.n == 1
+    assert comparison.notices[0] == "1 of 2 pairs of windows are left out: 503: full"
+    with pytest.raises(ComparisonError, match="503: full"):
+        summarize([bad], [good], plan, names=("a", "b"))
+
+
+def test_unequal_work_is_told():
+    [notice] = make_comparison(num_tokens=5).notices
+    assert notice == "b gave 5 to 5 tokens an answer in place of 11: the work is not equal"
+
+
+def test_the_picture_is_a_png(tmp_path):
+    save_png(make_comparison(), tmp_path / "gain.png")
+    assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def make_pair_app(**settings):
+    """Return an application over `tiny` and `tiny-fp16`, and their engines."""
+    metrics = Metrics()
+    engines = {
+        "tiny": FakeEngine(),
+        "tiny-fp16": FakeEngine(
+            info=make_info(
+                weights="fp16",
+                memory=MemoryUse(
+                    packed_weights_bytes=0,
+                    embedding_bytes=200,
+                    other_weights_bytes=1040,
+                    kv_cache_bytes=1000,
+                ),
+            )
+        ),
+    }
+    served = {
+        name: make_model(engine, name=name, metrics=metrics) for name, engine in engines.items()
+    }
+    return create_app(served, make_settings(**settings), metrics), engines
+
+
+@pytest.mark.anyio
+async def test_windows_alternate_after_the_warm_up():
+    app, engines = make_pair_app()
+    order = []
+    async with make_client(app) as http:
+        comparison = await compare(
+            Server(http, "http://test", "tiny"),
+            Server(http, "http://test", "tiny-fp16"),
+            Plan(work=WORK, num_windows=2),
+            on_window=lambda name, number, _: order.append((name, number)),
+        )
+    assert order == [(name, n) for n in (-1, 0, 1) for name in ("tiny", "tiny-fp16")]
+    assert len(engines["tiny"].submitted) == len(engines["tiny-fp16"].submitted) == 6
+    assert figures_of(comparison)["tokens_per_s"].a.n == 2
+    assert figures_of(comparison)["weights_bytes"].gain.value == pytest.approx(4)
+
+
+@pytest.mark.anyio
+async def test_the_command_compares_two_models_of_one_server(tmp_path, capsys):
+    app, _ = make_pair_app(api_key="k")
+    args = ["--requests", "2", "--concurrency", "2", "--windows", "2", "--max-tokens", "4"]
+    args += ["--json", str(tmp_path / "c.json"), "--png", str(tmp_path / "c.png")]
+    async with run_server(app, api_key="k") as url:
+
+        def run():
+            with pytest.raises(SystemExit) as exit_:
+                main(["compare", url, url, *args, "--api-key", "k"])
+            return exit_.value.code
+
+        assert await asyncio.to_thread(run) == 0
+    captured = capsys.readouterr()
+    assert "tiny against tiny-fp16" in captured.out
+    assert "weights" in captured.out
+    assert "tiny-fp16, window 2" in captured.err
+    saved = json.loads((tmp_path / "c.json").read_text())
+    assert saved["figures"]["weights_bytes"]["gain"]["value"] == pytest.approx(4)
+    assert (tmp_path / "c.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["compare", "ftp://x", "http://y"], "URL-A 'ftp://x': begins with http"),
+        (["compare", "http://x", "http://y", "--requests", "0"], "BITWATT_CLIENT_REQUESTS"),
+        (["chat", "nowhere"], "URL 'nowhere'"),
+    ],
+)
+def test_a_wrong_argument_is_named(capsys, args, said):
+    with pytest.raises(SystemExit) as exit_:
+        main(args)
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["compare", "URL", "URL"], ["chat", "URL"]])
+def test_a_server_that_is_not_there_ends_the_command(capsys, command):
+    with pytest.raises(SystemExit) as exit_:
+        main([part.replace("URL", "http://127.0.0.1:1") for part in command])
+    assert exit_.value.code == 1
+    assert "connection attempts failed" in capsys.readouterr().err
