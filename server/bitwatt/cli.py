@@ -24,7 +24,11 @@ from bitwatt.settings import ServeSettings, Weights
 
 __all__ = ["main"]
 
-_COMMANDS = {"serve": ServeSettings, "compare": CompareSettings, "chat": ChatSettings}
+_ENV_PREFIXES = {
+    "serve": "BITWATT_",
+    "compare": "BITWATT_CLIENT_",
+    "chat": "BITWATT_CLIENT_",
+}
 _POSITIONAL = ("path", "url", "url-a", "url-b")
 
 logger = logging.getLogger(__name__)
@@ -166,9 +170,9 @@ def _explain(loc: tuple[str | int, ...], message: str, value: object) -> str:
     """Return a line that names the knob, the value and the limit."""
     message = message.removeprefix("Value error, ")
     names = [part for part in loc if isinstance(part, str)]
-    prefix = "BITWATT_"
-    if len(names) > 1 and names[0] in _COMMANDS:
-        prefix = _COMMANDS[names.pop(0)].model_config["env_prefix"]
+    prefix = _ENV_PREFIXES["serve"]
+    if len(names) > 1 and names[0] in _ENV_PREFIXES:
+        prefix = _ENV_PREFIXES[names.pop(0)]
     elif names == ["serve"]:
         names = []
     if not names:
