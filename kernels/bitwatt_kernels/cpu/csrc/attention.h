@@ -12,46 +12,68 @@
 namespace bitwatt {
 namespace BITWATT_ISA {
 
+struct Running {
+    float maximum = -__builtin_inff(), total = 0.0f;
+};
+
 // The memory of one tile: rows are its queries, token by token, a group's heads side by side.
 struct Workspace {
-    float *queries, *keys, *scores, *values, *sums, *running, *maxima, *totals;
+    float* queries;  // [rows, width]
+    float* sums;     // [rows, width], of the current split
+    float* running;  // [rows, width], of the splits so far
+    float* page;     // [16, width], keys or values of a block
+    float* scores;   // [rows, kSplitTokens]
+    float* maxima;   // [rows]
+    float* totals;   // [rows]
+    Running* states;  // [rows]
     int width;
 
     Workspace(int rows, int D) : width(padded_width(D)) {
         const size_t row_floats = static_cast<size_t>(rows) * width;
-        float* p = scratch(kTileScratch, 3 * row_floats + 2 * kLanes * width +
-                                             static_cast<size_t>(rows) * (kSplitTokens + 2));
+        float* p = scratch(kTileScratch, 3 * row_floats + kLanes * width +
+                                             static_cast<size_t>(rows) * (kSplitTokens + 4));
         queries = p, p += row_floats;
         sums = p, p += row_floats;
         running = p, p += row_floats;
-        keys = p, p += kLanes * width;
-        values = p, p += kLanes * width;
+        page = p, p += kLanes * width;
         scores = p, p += static_cast<size_t>(rows) * kSplitTokens;
         maxima = p, p += rows;
-        totals = p;
+        totals = p, p += rows;
+        states = reinterpret_cast<Running*>(p);
     }
 };
 
-template <int Q>
-BW_INLINE void score(const Workspace& w, int row, int key_offset, float scale) {
+// A block's keys or values: where they lie, as what, how far apart (in elements), and how far the
+// next block of the sequence lies, to be prefetched; 0 if it need not be.
+struct Page {
+    const void* rows;
+    int dtype;
+    size_t stride;
+    size_t ahead;
+};
+
+// scores[row + q][key] = row + q's query · each key of the page · scale
+template <int Q, int dtype>
+BW_INLINE void score(const Workspace& w, int row, int key_offset, const Page& page, int D,
+                     float scale) {
     constexpr int R = kLanes / Q;
     for (int key = 0; key < kLanes; key += R) {
         float lanes[kLanes];
-        store(lanes, dots<Q, kFloat32>(w.queries + static_cast<size_t>(row) * w.width, w.width,
-                                       w.keys + static_cast<size_t>(key) * w.width, w.width,
-                                       w.width) *
-                         splat(scale));
+        const F32 products = dots<Q, dtype>(
+            w.queries + static_cast<size_t>(row) * w.width, w.width,
+            offset(page.rows, dtype, key * page.stride), page.stride, D, page.ahead);
+        store(lanes, products * splat(scale));
         for (int q = 0; q < Q; ++q)
-            for (int r = 0; r < R; ++r)
-                w.scores[static_cast<size_t>(row + q) * kSplitTokens + key_offset + key + r] =
-                    lanes[r * Q + q];
+            __builtin_memcpy(w.scores + static_cast<size_t>(row + q) * kSplitTokens + key_offset +
+                                 key,
+                             lanes + q * R, R * sizeof(float));
     }
 }
 
-// sums[row + q] += score * value for the keys [first, last) of a block, 16 * N columns from column.
-template <int Q, int N>
-BW_INLINE void add_values_columns(const Workspace& w, int row, int key_offset, int first, int last,
-                                  int column) {
+// sums[row + q] += score · value for the keys [first, last) of a page, 16 · N columns from column.
+template <int Q, int N, int dtype>
+BW_INLINE void add_values_columns(const Workspace& w, int row, int key_offset, const Page& page,
+                                  int first, int last, int column) {
     F32 s[Q][N];
     float* sums = w.sums + static_cast<size_t>(row) * w.width + column;
     const float* scores = w.scores + static_cast<size_t>(row) * kSplitTokens + key_offset;
@@ -59,8 +81,11 @@ BW_INLINE void add_values_columns(const Workspace& w, int row, int key_offset, i
         for (int n = 0; n < N; ++n) s[q][n] = load(sums + q * w.width + n * kLanes);
     for (int key = first; key < last; ++key) {
         F32 v[N];
-        for (int n = 0; n < N; ++n)
-            v[n] = load(w.values + static_cast<size_t>(key) * w.width + column + n * kLanes);
+        for (int n = 0; n < N; ++n) {
+            const size_t at = key * page.stride + column + n * kLanes;
+            if (page.ahead) __builtin_prefetch(offset(page.rows, dtype, at + page.ahead));
+            v[n] = load_dtype<dtype>(page.rows, at);
+        }
         for (int q = 0; q < Q; ++q) {
             const F32 p = splat(scores[static_cast<size_t>(q) * kSplitTokens + key]);
             for (int n = 0; n < N; ++n) s[q][n] = fma(p, v[n], s[q][n]);
@@ -70,14 +95,15 @@ BW_INLINE void add_values_columns(const Workspace& w, int row, int key_offset, i
         for (int n = 0; n < N; ++n) store(sums + q * w.width + n * kLanes, s[q][n]);
 }
 
-template <int Q>
-BW_INLINE void add_values(const Workspace& w, int row, int key_offset, int first, int last) {
+template <int Q, int dtype>
+BW_INLINE void add_values(const Workspace& w, int row, int key_offset, const Page& page, int first,
+                          int last) {
     constexpr int N = max_int(1, min_int(4, kSumsInRegisters / Q));
     int column = 0;
     for (; column + N * kLanes <= w.width; column += N * kLanes)
-        add_values_columns<Q, N>(w, row, key_offset, first, last, column);
+        add_values_columns<Q, N, dtype>(w, row, key_offset, page, first, last, column);
     for (; column < w.width; column += kLanes)
-        add_values_columns<Q, 1>(w, row, key_offset, first, last, column);
+        add_values_columns<Q, 1, dtype>(w, row, key_offset, page, first, last, column);
 }
 
 // Scores of a row's seen keys become e^(score - maximum), the others 0.
@@ -100,10 +126,6 @@ BW_INLINE void softmax_split(const Workspace& w, int row, int num_seen) {
     w.maxima[row] = maximum;
     w.totals[row] = total(sum);
 }
-
-struct Running {
-    float maximum = -__builtin_inff(), total = 0.0f;
-};
 
 // Merge a split's sums into the running ones.
 BW_INLINE void merge(Running& state, float* running, float maximum, float total, const float* sums,
@@ -129,77 +151,126 @@ BW_INLINE void finish_row(const AttentionCall& c, int token, int head, const Run
                offset(c.out, c.dtype, (static_cast<size_t>(token) * c.H + head) * c.D), c.dtype);
 }
 
-// 16 rows of the cache as floats; rows from num_valid on, not written yet, as zeros.
-BW_INLINE void widen_block(const AttentionCall& c, int plane, int64_t block, int group,
-                           int num_valid, float* out) {
+// What a split's rows and keys are.
+struct Split {
+    int start, num_keys;       // keys [start, start + num_keys) of the sequence
+    int first_row, last_row;   // rows whose queries see any of them
+    int first_position, heads;
+
+    // How many of the split's keys a row sees.
+    int seen(int row) const {
+        return min_int(num_keys, first_position + row / heads + 1 - start);
+    }
+};
+
+BW_INLINE const void* page_at(const AttentionCall& c, int plane, int64_t block, int group) {
+    const size_t row = ((static_cast<size_t>(plane) * c.num_blocks + block) * c.G + group) * kLanes;
+    return offset(c.cache, c.cache_dtype, row * c.D);
+}
+
+// The key's block of the sequence as it lies in the cache, or widened into out: that pays where
+// several tiles of rows read it, and where its rows are not whole vectors.
+BW_INLINE Page page_of(const AttentionCall& c, const AttentionTile& tile, const Split& split,
+                       int plane, int key, bool widened, float* out) {
+    const int32_t* blocks = c.block_tables + static_cast<size_t>(tile.sequence) * c.max_blocks;
+    const int block = (split.start + key) / kLanes;
+    const void* rows = page_at(c, plane, blocks[block], tile.group);
+    size_t ahead = 0;
+    if (key + kLanes < split.num_keys) {
+        const char* next =
+            static_cast<const char*>(page_at(c, plane, blocks[block + 1], tile.group));
+        ahead = static_cast<size_t>(next - static_cast<const char*>(rows)) /
+                item_size(c.cache_dtype);
+    }
+    if (!widened) return {rows, c.cache_dtype, static_cast<size_t>(c.D), ahead};
     const int width = padded_width(c.D);
-    const size_t first =
-        (((static_cast<size_t>(plane) * c.num_blocks + block) * c.G + group) * kLanes) * c.D;
-    const void* page = offset(c.cache, c.cache_dtype, first);
-    for (int key = 0; key < kLanes; ++key) {
-        float* row = out + static_cast<size_t>(key) * width;
-        if (key < num_valid)
-            widen_row(offset(page, c.cache_dtype, static_cast<size_t>(key) * c.D), c.cache_dtype,
-                      c.D, row);
-        else
-            for (int i = 0; i < width; i += kLanes) store(row + i, zero());
+    for (int r = 0; r < min_int(kLanes, split.num_keys - key); ++r) {
+        const size_t at = static_cast<size_t>(r) * c.D;
+        if (ahead) __builtin_prefetch(offset(rows, c.cache_dtype, at + ahead));
+        widen_row(offset(rows, c.cache_dtype, at), c.cache_dtype, c.D,
+                  out + static_cast<size_t>(r) * width);
+    }
+    return {out, kFloat32, static_cast<size_t>(width), 0};
+}
+
+template <int dtype>
+static void score_page(const Workspace& w, const Split& split, int key, const Page& page, int D,
+                       float scale) {
+    int row = split.first_row;
+    for (; row + 4 <= split.last_row; row += 4) score<4, dtype>(w, row, key, page, D, scale);
+    for (; row < split.last_row; ++row) score<1, dtype>(w, row, key, page, D, scale);
+}
+
+// Unseen keys are skipped, not multiplied by zero: their values may be anything.
+template <int dtype>
+static void add_page(const Workspace& w, const Split& split, int key, const Page& page) {
+    int row = split.first_row;
+    for (; row + 4 <= split.last_row; row += 4) {
+        const int common = max_int(0, min_int(kLanes, split.seen(row) - key));
+        if (common > 0) add_values<4, dtype>(w, row, key, page, 0, common);
+        for (int r = row; r < row + 4; ++r) {
+            const int last = min_int(kLanes, split.seen(r) - key);
+            if (last > common) add_values<1, dtype>(w, r, key, page, common, last);
+        }
+    }
+    for (; row < split.last_row; ++row) {
+        const int last = min_int(kLanes, split.seen(row) - key);
+        if (last > 0) add_values<1, dtype>(w, row, key, page, 0, last);
+    }
+}
+
+// Leaves each row's maximum, total and sums over the split in the workspace.
+static void attend_split(const AttentionCall& c, const AttentionTile& tile, const Split& split,
+                         const Workspace& w) {
+    const bool widened = split.last_row - split.first_row > 4 || c.D % kLanes;
+    for (int key = 0; key < split.num_keys; key += kLanes) {
+        const Page page = page_of(c, tile, split, 0, key, widened, w.page);
+        switch (page.dtype) {
+            case kBFloat16: score_page<kBFloat16>(w, split, key, page, c.D, c.scale); break;
+            case kFloat16: score_page<kFloat16>(w, split, key, page, c.D, c.scale); break;
+            default: score_page<kFloat32>(w, split, key, page, w.width, c.scale);
+        }
+    }
+    for (int row = split.first_row; row < split.last_row; ++row)
+        softmax_split(w, row, split.seen(row));
+    for (size_t i = static_cast<size_t>(split.first_row) * w.width;
+         i < static_cast<size_t>(split.last_row) * w.width; i += kLanes)
+        store(w.sums + i, zero());
+    for (int key = 0; key < split.num_keys; key += kLanes) {
+        const Page page = page_of(c, tile, split, 1, key, widened, w.page);
+        switch (page.dtype) {
+            case kBFloat16: add_page<kBFloat16>(w, split, key, page); break;
+            case kFloat16: add_page<kFloat16>(w, split, key, page); break;
+            default: add_page<kFloat32>(w, split, key, page);
+        }
     }
 }
 
 static void attention(const AttentionCall& c, const AttentionTile& tile, float* partial) {
     const int heads = c.H / c.G, rows = tile.num_tokens * heads;
     const Workspace w(rows, c.D);
-    const int32_t* blocks = c.block_tables + static_cast<size_t>(tile.sequence) * c.max_blocks;
     for (int row = 0; row < rows; ++row) {
-        const size_t head =
-            static_cast<size_t>(tile.first_token + row / heads) * c.H + tile.group * heads +
-            row % heads;
+        const size_t head = static_cast<size_t>(tile.first_token + row / heads) * c.H +
+                            tile.group * heads + row % heads;
         widen_row(offset(c.queries, c.dtype, head * c.D), c.dtype, c.D,
                   w.queries + static_cast<size_t>(row) * w.width);
     }
-    Running* states = reinterpret_cast<Running*>(
-        scratch(kRowScratch, static_cast<size_t>(rows) * sizeof(Running) / sizeof(float)));
-    for (int row = 0; row < rows; ++row) states[row] = Running();
+    for (int row = 0; row < rows; ++row) w.states[row] = Running();
     for (size_t i = 0; i < static_cast<size_t>(rows) * w.width; i += kLanes)
         store(w.running + i, zero());
 
     const int num_keys = tile.first_position + tile.num_tokens;
-    for (int split = tile.first_split; split < tile.last_split; ++split) {
-        const int start = split * kSplitTokens;
-        const int keys = min_int(kSplitTokens, num_keys - start);
+    for (int index = tile.first_split; index < tile.last_split; ++index) {
+        const int start = index * kSplitTokens;
         // Rows of earlier tokens may not reach this split.
-        const int first_row = max_int(0, start - tile.first_position) * heads;
-        auto seen = [&](int row) {
-            return min_int(keys, tile.first_position + row / heads + 1 - start);
-        };
-        for (int key = 0; key < keys; key += kLanes) {
-            widen_block(c, 0, blocks[(start + key) / kLanes], tile.group, keys - key, w.keys);
-            int row = first_row;
-            for (; row + 4 <= rows; row += 4) score<4>(w, row, key, c.scale);
-            for (; row < rows; ++row) score<1>(w, row, key, c.scale);
-        }
-        for (int row = first_row; row < rows; ++row) softmax_split(w, row, seen(row));
-        for (size_t i = 0; i < static_cast<size_t>(rows) * w.width; i += kLanes)
-            store(w.sums + i, zero());
-        for (int key = 0; key < keys; key += kLanes) {
-            widen_block(c, 1, blocks[(start + key) / kLanes], tile.group, keys - key, w.values);
-            int row = first_row;
-            for (; row + 4 <= rows; row += 4) {
-                // Unseen keys are skipped, not multiplied by zero: their values may be anything.
-                const int common = min_int(kLanes, seen(row) - key);
-                if (common > 0) add_values<4>(w, row, key, 0, common);
-                for (int r = row; r < row + 4; ++r) {
-                    const int last = min_int(kLanes, seen(r) - key);
-                    if (last > max_int(0, common))
-                        add_values<1>(w, r, key, max_int(0, common), last);
-                }
-            }
-            for (; row < rows; ++row) {
-                const int last = min_int(kLanes, seen(row) - key);
-                if (last > 0) add_values<1>(w, row, key, 0, last);
-            }
-        }
-        for (int row = first_row; row < rows; ++row) {
+        const Split split{start,
+                          min_int(kSplitTokens, num_keys - start),
+                          max_int(0, start - tile.first_position) * heads,
+                          rows,
+                          tile.first_position,
+                          heads};
+        attend_split(c, tile, split, w);
+        for (int row = split.first_row; row < rows; ++row) {
             const float* sums = w.sums + static_cast<size_t>(row) * w.width;
             if (partial) {
                 float* p = partial + static_cast<size_t>(row) * (w.width + kLanes);
@@ -207,15 +278,15 @@ static void attention(const AttentionCall& c, const AttentionTile& tile, float* 
                 p[w.width] = w.maxima[row];
                 p[w.width + 1] = w.totals[row];
             } else {
-                merge(states[row], w.running + static_cast<size_t>(row) * w.width, w.maxima[row],
-                      w.totals[row], sums, w.width);
+                merge(w.states[row], w.running + static_cast<size_t>(row) * w.width,
+                      w.maxima[row], w.totals[row], sums, w.width);
             }
         }
     }
     if (partial) return;
     for (int row = 0; row < rows; ++row)
         finish_row(c, tile.first_token + row / heads, tile.group * heads + row % heads,
-                   states[row], w.running + static_cast<size_t>(row) * w.width);
+                   w.states[row], w.running + static_cast<size_t>(row) * w.width);
 }
 
 static void merge_splits(const AttentionCall& c, const AttentionTile& tile, const float* partials) {

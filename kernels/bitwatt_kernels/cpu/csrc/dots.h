@@ -23,13 +23,13 @@ BW_INLINE F32 load_dtype(const void* p, size_t index) {
     return load_f16(static_cast<const uint16_t*>(p) + index);
 }
 
-// sums[r * Q + q] = the lanes of row r times x[q], for R rows of the given stride (in elements).
-// ahead, in elements, is how far past each row to prefetch.
+// sums[q * stride + r] = the lanes of row r times x[q], for R rows row_stride elements apart.
+// ahead, in elements, is how far from each row the one to prefetch lies; 0 prefetches none.
 template <int Q, int R, int dtype>
 BW_INLINE void dot_lanes(const float* x, size_t x_stride, const void* rows, size_t row_stride,
-                         int n, F32* sums, size_t ahead = 0) {
+                         int n, F32* sums, int stride, size_t ahead) {
     F32 s[R * Q];
-    for (int i = 0; i < R * Q; ++i) s[i] = zero();
+    for (int j = 0; j < R * Q; ++j) s[j] = zero();
     int i = 0;
     for (; i + kLanes <= n; i += kLanes) {
         F32 a[Q];
@@ -47,18 +47,19 @@ BW_INLINE void dot_lanes(const float* x, size_t x_stride, const void* rows, size
             for (int q = 0; q < Q; ++q)
                 s[r * Q + q] = fma(w, load(x + q * x_stride + i), s[r * Q + q]);
         }
-    for (int j = 0; j < R * Q; ++j) sums[j] = s[j];
+    for (int r = 0; r < R; ++r)
+        for (int q = 0; q < Q; ++q) sums[q * stride + r] = s[r * Q + q];
 }
 
-// Lane r * Q + q = row r · x[q], for 16 / Q rows; x padded with zeros to a multiple of 16.
+// Lane q * (16 / Q) + r = row r · x[q], for 16 / Q rows; x padded with zeros to a multiple of 16.
 template <int Q, int dtype>
 BW_INLINE F32 dots(const float* x, size_t x_stride, const void* rows, size_t row_stride, int n,
-                   size_t ahead = 0) {
-    constexpr int R = kSumsInRegisters / Q;
+                   size_t ahead) {
+    constexpr int kRows = kLanes / Q, R = kSumsInRegisters / Q;
     F32 sums[kLanes];
-    for (int r = 0; r < kLanes / Q; r += R)
+    for (int r = 0; r < kRows; r += R)
         dot_lanes<Q, R, dtype>(x, x_stride, offset(rows, dtype, r * row_stride), row_stride, n,
-                               sums + r * Q, ahead);
+                               sums + r, kRows, ahead);
     return totals(sums);
 }
 

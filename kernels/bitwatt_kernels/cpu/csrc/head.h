@@ -21,9 +21,9 @@ BW_INLINE __m512bh load_pairs(const uint16_t* p) {
 
 template <int Q, int R>
 BW_INLINE void dot_pairs(const uint16_t* x, size_t x_stride, const uint16_t* rows,
-                         size_t row_stride, int n, F32* sums, size_t ahead) {
+                         size_t row_stride, int n, F32* sums, int stride, size_t ahead) {
     __m512 s[R * Q];
-    for (int i = 0; i < R * Q; ++i) s[i] = _mm512_setzero_ps();
+    for (int j = 0; j < R * Q; ++j) s[j] = _mm512_setzero_ps();
     int i = 0;
     for (; i + kPairLanes <= n; i += kPairLanes) {
         __m512bh a[Q];
@@ -45,7 +45,8 @@ BW_INLINE void dot_pairs(const uint16_t* x, size_t x_stride, const uint16_t* row
                 s[r * Q + q] = _mm512_dpbf16_ps(s[r * Q + q], w, load_pairs(x + q * x_stride + i));
         }
     }
-    for (int j = 0; j < R * Q; ++j) sums[j].v = s[j];
+    for (int r = 0; r < R; ++r)
+        for (int q = 0; q < Q; ++q) sums[q * stride + r].v = s[r * Q + q];
 }
 
 #endif
@@ -66,11 +67,11 @@ BW_INLINE void head_group(const HeadCall& c, int t, int row, int num_rows) {
         const uint16_t* x = static_cast<const uint16_t*>(c.x) + static_cast<size_t>(t) * c.x_stride;
         const uint16_t* rows = static_cast<const uint16_t*>(w);
         if (num_rows == R)
-            dot_pairs<Q, R>(x, c.x_stride, rows, c.hidden, c.hidden, sums, ahead);
+            dot_pairs<Q, R>(x, c.x_stride, rows, c.hidden, c.hidden, sums, R, ahead);
         else
             for (int r = 0; r < num_rows; ++r)
                 dot_pairs<Q, 1>(x, c.x_stride, rows + static_cast<size_t>(r) * c.hidden, c.hidden,
-                                c.hidden, sums + r * Q, 0);
+                                c.hidden, sums + r, R, 0);
         logits = totals(sums);
     } else
 #endif
@@ -82,7 +83,7 @@ BW_INLINE void head_group(const HeadCall& c, int t, int row, int num_rows) {
             for (int r = 0; r < num_rows; ++r)
                 dot_lanes<Q, 1, dtype>(x, c.x_stride,
                                        offset(w, dtype, static_cast<size_t>(r) * c.hidden),
-                                       c.hidden, c.hidden, sums + r * Q);
+                                       c.hidden, c.hidden, sums + r, R, 0);
             logits = totals(sums);
         }
     }
@@ -90,7 +91,7 @@ BW_INLINE void head_group(const HeadCall& c, int t, int row, int num_rows) {
     store(lanes, logits);
     for (int q = 0; q < min_int(Q, c.T - t); ++q)
         for (int r = 0; r < num_rows; ++r)
-            c.out[static_cast<size_t>(t + q) * c.V + row + r] = lanes[r * Q + q];
+            c.out[static_cast<size_t>(t + q) * c.V + row + r] = lanes[q * R + r];
 }
 
 template <int Q, int dtype>
