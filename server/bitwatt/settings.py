@@ -79,6 +79,9 @@ class ServeSettings(BaseSettings):
     keep_alive: float = Field(
         10.0, gt=0, le=3600, description="seconds of silence until a stream gets a comment"
     )
+    step_timeout: float = Field(
+        120.0, gt=0, le=86_400, description="seconds without a step until an engine is restarted"
+    )
     drain_timeout: float = Field(
         30.0, ge=0, le=3600, description="seconds open requests have to end after SIGTERM"
     )

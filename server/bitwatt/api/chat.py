@@ -1,7 +1,7 @@
 """POST /v1/chat/completions."""
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from secrets import token_hex
 
@@ -64,7 +64,7 @@ async def create_chat_completion(
             "model": model.name,
         }
         if not body.stream:
-            choices = await _collect(generation)
+            choices = [_choice(generation, delta) for delta in await generation.collect()]
             return json_response(ChatCompletion(**shape, choices=choices, usage=generation.usage))
     return EventStream(
         _events(generation, shape, include_usage=body.include_usage),
@@ -73,24 +73,13 @@ async def create_chat_completion(
     )
 
 
-async def _collect(generation: Generation) -> list[ChatChoice]:
-    parts: list[list[Delta]] = [[] for _ in generation.submits]
-    async with aclosing(generation.stream()) as deltas:
-        async for delta in deltas:
-            parts[delta.index].append(delta)
-    return [_choice(generation, deltas_of_choice) for deltas_of_choice in parts]
-
-
-def _choice(generation: Generation, deltas: Sequence[Delta]) -> ChatChoice:
-    last = deltas[-1]
-    assert last.finish_reason is not None
-    logprobs = [_logprobs(generation, delta) for delta in deltas]
-    content = [entry for part in logprobs if part is not None for entry in part.content]
+def _choice(generation: Generation, delta: Delta) -> ChatChoice:
+    assert delta.finish_reason is not None
     return ChatChoice(
-        index=last.index,
-        message=ChatMessage(content="".join(delta.text for delta in deltas)),
-        logprobs=None if logprobs[-1] is None else ChatLogprobs(content),
-        finish_reason=last.finish_reason,
+        index=delta.index,
+        message=ChatMessage(content=delta.text),
+        logprobs=_logprobs(generation, delta),
+        finish_reason=delta.finish_reason,
     )
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from secrets import token_hex
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +12,7 @@ from bitwatt.api.client_link import tied_to_client
 from bitwatt.api.generation import Delta, Generation, plan_generation
 from bitwatt.api.json_route import JsonRoute
 from bitwatt.api.responses import json_response
-from bitwatt.api.schemas.common import FinishReasonName, Shape
+from bitwatt.api.schemas.common import Shape
 from bitwatt.api.schemas.completions import (
     Completion,
     CompletionBody,
@@ -51,17 +50,16 @@ async def create_completion(
             max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
             logprobs=body.logprobs,
         )
-        echoes = await _echoes(body, model)
-        shape: Shape = {
-            "id": response_id,
-            "created": int(time.time()),
-            "model": model.name,
-        }
+        writers = [
+            _ChoiceWriter(generation, index, echo)
+            for index, echo in enumerate(await _echoes(body, model))
+        ]
+        shape = Shape(id=response_id, created=int(time.time()), model=model.name)
         if not body.stream:
-            choices = await _collect(generation, echoes)
+            choices = [writers[delta.index].write(delta) for delta in await generation.collect()]
             return json_response(Completion(**shape, choices=choices, usage=generation.usage))
     return EventStream(
-        _events(generation, echoes, shape, include_usage=body.include_usage),
+        _events(generation, writers, shape, include_usage=body.include_usage),
         keep_alive_s=settings.keep_alive,
         timeout_s=settings.request_timeout,
     )
@@ -84,28 +82,25 @@ async def _echoes(body: CompletionBody, model: ServedModel) -> list[str]:
     return [text for text in texts for _ in range(body.n or 1)]
 
 
-@dataclass(slots=True)
-class _Choice:
-    """What a choice has so far."""
+class _ChoiceWriter:
+    """Puts one choice as the API has it, whole or piece by piece; echo comes first."""
 
-    text: list[str]
-    logprobs: "_LogprobsWriter"
-    finish_reason: FinishReasonName | None = None
-    entries: CompletionLogprobs = field(default_factory=lambda: CompletionLogprobs([], [], [], []))
-
-
-class _LogprobsWriter:
-    """Puts one choice's log-probabilities as the completions API has them."""
-
-    def __init__(self, generation: Generation, index: int, offset: int) -> None:
-        submit = generation.submits[index]
-        self._wanted = submit.sampling.logprobs is not None
+    def __init__(self, generation: Generation, index: int, echo: str) -> None:
+        self._wants_logprobs = generation.submits[index].sampling.logprobs is not None
         self._literal = generation.model.text.vocabulary.literal
-        self._offset = offset
+        self._echo = echo
+        self._offset = len(echo)
 
-    def take(self, delta: Delta) -> CompletionLogprobs | None:
-        if not self._wanted:
-            return None
+    def write(self, delta: Delta) -> CompletionChoice:
+        echo, self._echo = self._echo, ""
+        return CompletionChoice(
+            index=delta.index,
+            text=echo + delta.text,
+            logprobs=self._logprobs(delta) if self._wants_logprobs else None,
+            finish_reason=delta.finish_reason,
+        )
+
+    def _logprobs(self, delta: Delta) -> CompletionLogprobs:
         entries = CompletionLogprobs([], [], [], [])
         for token_id, logprobs in zip(delta.token_ids, delta.logprobs, strict=True):
             token = self._spell(token_id)
@@ -121,52 +116,17 @@ class _LogprobsWriter:
         return self._literal(token_id).decode("utf-8", "replace")
 
 
-async def _collect(generation: Generation, echoes: list[str]) -> list[CompletionChoice]:
-    choices = [
-        _Choice([echo], _LogprobsWriter(generation, index, len(echo)))
-        for index, echo in enumerate(echoes)
-    ]
-    wanted = False
-    async with aclosing(generation.stream()) as deltas:
-        async for delta in deltas:
-            choice = choices[delta.index]
-            choice.text.append(delta.text)
-            choice.finish_reason = delta.finish_reason
-            new = choice.logprobs.take(delta)
-            if new is not None:
-                wanted = True
-                choice.entries.tokens.extend(new.tokens)
-                choice.entries.token_logprobs.extend(new.token_logprobs)
-                choice.entries.top_logprobs.extend(new.top_logprobs)
-                choice.entries.text_offset.extend(new.text_offset)
-    return [
-        CompletionChoice(
-            index=index,
-            text="".join(choice.text),
-            logprobs=choice.entries if wanted else None,
-            finish_reason=choice.finish_reason,
-        )
-        for index, choice in enumerate(choices)
-    ]
-
-
 async def _events(
-    generation: Generation, echoes: list[str], shape: Shape, *, include_usage: bool
+    generation: Generation,
+    writers: list[_ChoiceWriter],
+    shape: Shape,
+    *,
+    include_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     usage = None if include_usage else UNSET
-    writers = [_LogprobsWriter(generation, index, len(echo)) for index, echo in enumerate(echoes)]
     async with aclosing(generation.stream()) as deltas:
         async for delta in deltas:
-            index = delta.index
-            text = delta.text
-            if echoes[index]:
-                text, echoes[index] = echoes[index] + text, ""
-            choice = CompletionChoice(
-                index=index,
-                text=text,
-                logprobs=writers[index].take(delta),
-                finish_reason=delta.finish_reason,
-            )
+            choice = writers[delta.index].write(delta)
             yield event(Completion(**shape, choices=[choice], usage=usage))
     if include_usage:
         yield event(Completion(**shape, choices=[], usage=generation.usage))

@@ -14,8 +14,14 @@ from bitwatt.api.schemas.common import (
 )
 from bitwatt.api.served import ServedModel
 from bitwatt.engine.messages import EngineInfo, Submit, TokenLogprobs, TokenOutput
-from bitwatt.errors import InvalidRequestError, QueueFullError, RequestFailedError
+from bitwatt.errors import (
+    EngineUnavailableError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestFailedError,
+)
 from bitwatt.scheduling.request import FinishReason
+from bitwatt.telemetry.metering import RequestEnergy, total_energy
 from bitwatt.telemetry.metrics import RequestMetrics
 
 __all__ = ["Delta", "Generation", "plan_generation"]
@@ -42,6 +48,7 @@ class Delta:
 class _Tally:
     completion_tokens: int = 0
     cached_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
+    energy: list[RequestEnergy] = field(default_factory=list)  # of choices that ended
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,6 +72,23 @@ class Generation:
         choices = [self._stream_choice(index) for index in range(len(self.submits))]
         return choices[0] if len(choices) == 1 else _merge(choices)
 
+    async def collect(self) -> list[Delta]:
+        """Return every choice whole. Raises as stream does; cancelling it aborts what runs."""
+        parts: list[list[Delta]] = [[] for _ in self.submits]
+        async with aclosing(self.stream()) as deltas:
+            async for delta in deltas:
+                parts[delta.index].append(delta)
+        return [
+            Delta(
+                index,
+                "".join(delta.text for delta in deltas_of_choice),
+                [i for delta in deltas_of_choice for i in delta.token_ids],
+                [entry for delta in deltas_of_choice for entry in delta.logprobs],
+                deltas_of_choice[-1].finish_reason,
+            )
+            for index, deltas_of_choice in enumerate(parts)
+        ]
+
     @property
     def usage(self) -> Usage:
         """The tokens used so far. A prompt counts once, however many choices it has."""
@@ -76,6 +100,7 @@ class Generation:
             completion_tokens=self._tally.completion_tokens,
             total_tokens=prompt_tokens + self._tally.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(sum(self._tally.cached_tokens.values())),
+            bitwatt=total_energy(self._tally.energy),
         )
 
     async def _stream_choice(self, index: int) -> AsyncGenerator[Delta, None]:
@@ -92,7 +117,7 @@ class Generation:
             async with aclosing(model.engine.submit(submit)) as outputs:
                 async for output in outputs:
                     token_ids: Sequence[int] = output.token_ids
-                    tally.completion_tokens += len(token_ids)
+                    num_tokens = len(token_ids)
                     metrics.on_output(output)
                     reason = output.finish_reason
                     if reason is None:
@@ -102,10 +127,13 @@ class Generation:
                         token_ids = _without_stop_token(submit, output)
                         new = text.push(token_ids) + text.finish()
                     finish: FinishReasonName | None = None
-                    if text.stopped or reason is FinishReason.STOP:
+                    if text.stopped:
                         finish = "stop"
-                    elif reason is FinishReason.LENGTH:
-                        finish = "length"
+                        token_ids = token_ids[: len(token_ids) - text.num_unused]
+                        num_tokens = len(token_ids)
+                    elif reason is not None:
+                        finish = "stop" if reason is FinishReason.STOP else "length"
+                    tally.completion_tokens += num_tokens
                     if wants_logprobs:
                         waiting_ids += token_ids
                         waiting += output.logprobs[: len(token_ids)]
@@ -121,9 +149,10 @@ class Generation:
                     yield Delta(index, new, waiting_ids, waiting, finish)
                     return
             raise RequestFailedError("the engine ended the request without an end")
-        except QueueFullError:
+        except (QueueFullError, EngineUnavailableError) as error:
             ended = "rejected"
-            model.metrics.on_rejected("queue_full")
+            is_full = isinstance(error, QueueFullError)
+            model.metrics.on_rejected("queue_full" if is_full else "unavailable")
             raise
         except RequestFailedError:
             ended = "error"

@@ -10,13 +10,17 @@ __all__ = ["OutputText"]
 
 
 class OutputText:
-    """The text of one choice, from its tokens as they come."""
+    """The text of one choice, from its tokens as they come.
 
-    __slots__ = ("_detokenizer", "_matcher")
+    num_unused  tokens of the last push that came after the one that completed a stop string
+    """
+
+    __slots__ = ("_detokenizer", "_matcher", "num_unused")
 
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
         self._detokenizer = Detokenizer(vocabulary)
         self._matcher = StopMatcher(stops) if stops else None
+        self.num_unused = 0
 
     @property
     def stopped(self) -> bool:
@@ -24,9 +28,18 @@ class OutputText:
         return self._matcher is not None and self._matcher.stopped
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Return the text that is certain now."""
-        text = self._detokenizer.push(token_ids)
-        return text if self._matcher is None else self._matcher.push(text)
+        """Return the text that is certain now; after a stop string there is none."""
+        matcher = self._matcher
+        if matcher is None:
+            return self._detokenizer.push(token_ids)
+        pieces = []
+        self.num_unused = len(token_ids)
+        for token_id in token_ids:
+            if matcher.stopped:
+                break
+            pieces.append(matcher.push(self._detokenizer.push((token_id,))))
+            self.num_unused -= 1
+        return "".join(pieces)
 
     def finish(self) -> str:
         """Return the rest of the text; no more tokens come."""

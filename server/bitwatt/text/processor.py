@@ -106,7 +106,7 @@ class TextProcessor:
 
         try:
             # The template watches the clock between its outputs; this watches it in between.
-            text = await asyncio.wait_for(self._in_thread(render), 2 * _TEMPLATE_TIME_LIMIT_S)
+            text = await asyncio.wait_for(self._in_thread(render), 5 * _TEMPLATE_TIME_LIMIT_S)
         except TimeoutError:
             raise InvalidRequestError(
                 "the model's chat template takes too long for these messages", param="messages"

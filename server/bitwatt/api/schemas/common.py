@@ -30,6 +30,7 @@ MAX_STOPS = 4
 MAX_STOP_CHARS = 512
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 300
+_LOWEST_TEMPERATURE = 1e-5
 _INT32 = 2**31 - 1
 _INT64 = 2**63 - 1
 
@@ -209,7 +210,7 @@ class GenerationBody(Body):
         eos = () if self.ignore_eos else eos_token_ids
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=_given(self.temperature, 1.0),
+            temperature=_settle_temperature(self.temperature),
             top_k=max(self.top_k or 0, 0),
             top_p=_given(self.top_p, 1.0),
             min_p=self.min_p or 0.0,
@@ -222,6 +223,12 @@ class GenerationBody(Body):
             stop_token_ids=tuple(dict.fromkeys([*eos, *(self.stop_token_ids or ())])),
             min_tokens=min(self.min_tokens or 0, max_tokens),
         )
+
+
+def _settle_temperature(temperature: float | None) -> float:
+    """Return the temperature; one so low that it divides logits to infinity is greedy."""
+    given = _given(temperature, 1.0)
+    return given if given >= _LOWEST_TEMPERATURE else 0.0
 
 
 def _given(value: float | None, default: float) -> float:
@@ -243,9 +250,10 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request cost, in tokens."""
+    """What a request cost, in tokens; `bitwatt` is an extension, in joules."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    bitwatt: RequestEnergy
