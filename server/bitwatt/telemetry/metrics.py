@@ -12,10 +12,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from bitwatt.engine.messages import EngineInfo, EngineStats, TokenOutput
+from bitwatt.telemetry.arithmetic_energy import ModelShape, arithmetic_joules_per_token
+from bitwatt.telemetry.cost import Prices
+from bitwatt.telemetry.energy import DeviceState
 
 __all__ = ["Metrics", "ModelMetrics", "RequestMetrics", "rss_anon_bytes"]
 
 _MODEL = ("model_name", "engine")
+_DEVICE = ("gpu", "UUID", "modelName")
 
 _TTFT_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
@@ -31,6 +35,11 @@ _LATENCY_S = (
 _TOKENS = (
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000,
 )  # fmt: skip
+_STEP_S = (
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.25, 0.5, 1, 2, 4, 8, 16, 32,
+)  # fmt: skip
+_ARITHMETIC_CONTEXTS = (512, 4096)
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999, 1.0)
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 _COUNTED = {
@@ -140,20 +149,106 @@ class Metrics:
 
         self.steps = counter("bitwatt_engine_steps", "Steps the engine ran.")
         self.busy_seconds = counter("bitwatt_engine_busy_seconds", "Seconds spent in steps.")
+        self.step_time = histogram("bitwatt_engine_step_seconds", "Time of one step.", _STEP_S)
         self.engine_up = gauge("bitwatt_engine_up", "1 while the engine takes requests.")
         self.memory = gauge(
             "bitwatt_memory_bytes",
             "Memory the engine holds, by kind, and its device's.",
             ("model_name", "kind"),
         )
+        self.kv_cache_used = gauge(
+            "bitwatt_kv_cache_used_bytes", "Memory of the KV-cache blocks in use."
+        )
+        self.model_info = gauge(
+            "bitwatt_model_info",
+            "What serves a model; always 1.",
+            (*_MODEL, "weights", "backend", "device", "device_name", "dtype"),
+        )
+        self.parameters = gauge("bitwatt_model_parameters", "Parameters of the model.")
         self.rss_anon = gauge(
             "bitwatt_rss_anon_bytes",
             "Anonymous memory of a process: `api`, or the engine of a model.",
             ("process",),
         )
         self.rss_anon.labels("api").set_function(rss_anon_bytes)
+        pair = ("model_name", "mirror_name")
+        self.shadow_requests = counter(
+            "bitwatt_shadow_requests",
+            "Requests to a model that were to be mirrored to the other, by what came of it.",
+            (*pair, "outcome"),
+        )
+        self.shadow_latency = Histogram(
+            "bitwatt_shadow_latency_seconds",
+            "Arrival to last token of a mirrored pair, by side: original or mirror.",
+            (*pair, "side"),
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
+        self.shadow_time_to_first_token = Histogram(
+            "bitwatt_shadow_time_to_first_token_seconds",
+            "Arrival to first text of a mirrored pair, by side: original or mirror.",
+            (*pair, "side"),
+            buckets=_TTFT_S,
+            registry=registry,
+        )
+        self.shadow_tokens = counter(
+            "bitwatt_shadow_tokens",
+            "Tokens of mirrored pairs. Those of the mirror are in its engine's counters too, and "
+            "in no caller's usage.",
+            (*pair, "side", "kind"),
+        )
+        self.shadow_agreement = Histogram(
+            "bitwatt_shadow_text_agreement",
+            "Share of a greedy pair's longer text before the two part; 1 where they are equal.",
+            pair,
+            buckets=_SHARES,
+            registry=registry,
+        )
         self.http_requests = counter(
             "http_requests", "HTTP requests, by route.", ("handler", "method", "status")
+        )
+
+        self.energy_available = gauge(
+            "bitwatt_energy_available",
+            "1 where the device's energy is measured, else 0 and the reason.",
+            (*_MODEL, "source", "reason"),
+        )
+        self.energy = counter(
+            "bitwatt_energy_joules",
+            "Measured energy of the model's device, idle included, by what it went into.",
+            (*_MODEL, "source", "attribution", "phase"),
+        )
+        self.idle_power = gauge(
+            "bitwatt_idle_power_watts",
+            "Power of the model's device while it is loaded and nothing runs.",
+            (*_MODEL, "source"),
+        )
+        self.arithmetic = gauge(
+            "bitwatt_estimated_arithmetic_joules_per_token",
+            "Estimate of the BitNet papers for the multiply-adds alone; not measured energy.",
+            (*_MODEL, "context"),
+        )
+        self.prices = {
+            "usd_per_hour": gauge(
+                "bitwatt_price_usd_per_hour", "Rent of what the engine runs on, as set."
+            ),
+            "usd_per_kwh": gauge("bitwatt_price_usd_per_kwh", "Price of electricity, as set."),
+            "pue": gauge("bitwatt_pue", "Power usage effectiveness, as set."),
+            "gco2_per_kwh": gauge(
+                "bitwatt_grid_gco2_per_kwh", "Carbon intensity of the grid in grams, as set."
+            ),
+        }
+        # DCGM's names and units, which dashboards and load tools read.
+        self.device_power = gauge(
+            "DCGM_FI_DEV_POWER_USAGE", "Power draw of the GPU (in W).", _DEVICE
+        )
+        self.device_energy = gauge(
+            "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
+            "Energy of the GPU since its driver was loaded (in mJ).",
+            _DEVICE,
+        )
+        self.device_memory_used = gauge(
+            "DCGM_FI_DEV_FB_USED", "Memory of the GPU in use (in MiB).", _DEVICE
         )
         self._models: dict[str, ModelMetrics] = {}
 
@@ -162,6 +257,14 @@ class Metrics:
         if name not in self._models:
             self._models[name] = ModelMetrics(self, name)
         return self._models[name]
+
+    def on_device(self, state: DeviceState) -> None:
+        """Take in a GPU's state."""
+        labels = str(state.index), state.uuid, state.name
+        if state.power_w is not None:
+            self.device_power.labels(*labels).set(state.power_w)
+        self.device_energy.labels(*labels).set(state.energy_mj)
+        self.device_memory_used.labels(*labels).set(state.memory_used_bytes / 2**20)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition in the format the Accept header asks for, and its content type."""
@@ -176,6 +279,7 @@ class ModelMetrics:
         self._metrics = metrics
         self._labels = (name, engine)
         self._last = EngineStats()
+        self.stats = EngineStats()
         self._counters = {
             field: getattr(metrics, counter).labels(*self._labels)
             for field, counter in _COUNTED.items()
@@ -185,6 +289,8 @@ class ModelMetrics:
         self._waiting = metrics.requests_waiting.labels(*labels)
         self._kv_cache_usage = metrics.kv_cache_usage.labels(*labels)
         self._iteration_tokens = metrics.iteration_tokens.labels(*labels)
+        self._step_time = metrics.step_time.labels(*labels)
+        self._kv_cache_bytes = 0
         self._up = metrics.engine_up.labels(*labels)
         self.time_to_first_token = metrics.time_to_first_token.labels(*labels)
         self.inter_token_latency = metrics.inter_token_latency.labels(*labels)
@@ -204,12 +310,15 @@ class ModelMetrics:
         """
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
-        self._kv_cache_usage.set(stats.num_blocks_used / max(stats.num_blocks, 1))
+        usage = stats.num_blocks_used / max(stats.num_blocks, 1)
+        self._kv_cache_usage.set(usage)
+        self._metrics.kv_cache_used.labels(*self._labels).set(usage * self._kv_cache_bytes)
         if stats.rss_anon_bytes is not None:
             self._metrics.rss_anon.labels(self._labels[0]).set(stats.rss_anon_bytes)
         if stats.num_steps == self._last.num_steps:
             return
         self._iteration_tokens.observe(stats.step_tokens)
+        self._step_time.observe(stats.step_s)
         for field, counter in self._counters.items():
             now, before = getattr(stats, field), getattr(self._last, field)
             counter.inc(now - before if now >= before else now)
@@ -229,6 +338,46 @@ class ModelMetrics:
             num_bytes = getattr(info.memory, field)
             if num_bytes is not None:
                 self._metrics.memory.labels(self._labels[0], kind).set(num_bytes)
+        self._kv_cache_bytes = info.memory.kv_cache_bytes
+        self._metrics.model_info.labels(
+            *self._labels, info.weights, info.backend, info.device, info.device_name, info.dtype
+        ).set(1)
+        self._metrics.parameters.labels(*self._labels).set(info.num_parameters)
+        self._describe_arithmetic(info)
+
+    def describe_energy(self, source: str | None, reason: str) -> None:
+        """Show what measures this model's energy, or why nothing does; called once."""
+        self._metrics.energy_available.labels(*self._labels, source or "none", reason).set(
+            source is not None
+        )
+
+    def add_energy(self, source: str, attribution: str, phase: str, joules: float) -> None:
+        """Count measured joules: "prefill", "decode", "idle" or "unattributed"."""
+        self._metrics.energy.labels(*self._labels, source, attribution, phase).inc(joules)
+
+    def set_idle_power(self, source: str, watts: float) -> None:
+        """Show the device's power while nothing runs."""
+        self._metrics.idle_power.labels(*self._labels, source).set(watts)
+
+    def set_prices(self, prices: Prices) -> None:
+        """Show the prices that are set; one that isn't has no series."""
+        for name, gauge in self._metrics.prices.items():
+            price = getattr(prices, name)
+            if price is not None:
+                gauge.labels(*self._labels).set(price)
+
+    def _describe_arithmetic(self, info: EngineInfo) -> None:
+        if not info.num_linear_parameters:
+            return
+        shape = ModelShape(
+            num_linear_parameters=info.num_linear_parameters,
+            num_layers=info.num_layers,
+            attention_width=info.attention_width,
+        )
+        weights = "ternary" if info.weights == "ternary" else "fp16"
+        for context in _ARITHMETIC_CONTEXTS:
+            joules = arithmetic_joules_per_token(shape, weights, context)
+            self._metrics.arithmetic.labels(*self._labels, str(context)).set(joules)
 
     def on_rejected(self, reason: str) -> None:
         """Count a request turned away."""
