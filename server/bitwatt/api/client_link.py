@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from starlette.types import Receive
 
 from bitwatt.api.errors import ClientDisconnectedError, RequestTimeoutError
+from bitwatt.errors import EngineUnavailableError
 
 __all__ = ["tied_to_client"]
 
@@ -16,7 +17,10 @@ async def tied_to_client(receive: Receive, *, timeout_s: float) -> AsyncIterator
     """Cancel the block at once when the client goes away, or after timeout_s.
 
     To be entered when the request's body has been read: whatever `receive` brings after is
-    dropped. Raises ClientDisconnectedError or RequestTimeoutError in place of the cancellation.
+    dropped.
+
+    Raises  ClientDisconnectedError or RequestTimeoutError in place of the cancellation;
+            EngineUnavailableError where the server cancels the request because it stops
     """
     task = asyncio.current_task()
     assert task is not None
@@ -31,9 +35,11 @@ async def tied_to_client(receive: Receive, *, timeout_s: float) -> AsyncIterator
         async with asyncio.timeout(timeout_s):
             yield
     except asyncio.CancelledError:
-        if watcher.done() and not watcher.cancelled() and not task.uncancel():
+        # Turned into an error of ours, for the client to be told what it can still be told.
+        task.uncancel()
+        if watcher.done():
             raise ClientDisconnectedError("the client went away") from None
-        raise
+        raise EngineUnavailableError("the server is stopping; try again") from None
     except TimeoutError:
         raise RequestTimeoutError(
             f"the request took longer than {timeout_s:g} s (--request-timeout)"

@@ -31,6 +31,8 @@ class TextProcessor:
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
+        tokenizer.no_truncation()  # a folder's own setting would cut prompts in silence
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._template = template
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="text")

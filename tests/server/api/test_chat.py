@@ -70,8 +70,9 @@ async def test_a_stream_has_no_usage_unless_it_is_asked_for(stream_options):
     assert all(chunk.choices and "usage" not in chunk.model_fields_set for chunk in chunks)
 
 
-async def test_a_stop_string_across_tokens_ends_the_answer_and_aborts_the_request():
-    engine = FakeEngine(reply="the quick brown fox jumps")
+@pytest.mark.parametrize("chunk_size", [1, 2, 10])
+async def test_a_stop_string_across_tokens_ends_the_answer_and_aborts_the_request(chunk_size):
+    engine = FakeEngine(reply="the quick brown fox jumps", chunk_size=chunk_size)
     async with openai_client(engine) as client:
         chunks = await read_stream(client, stop=["k bro", "zzz"])
         answer = await client.chat.completions.create(
@@ -176,6 +177,16 @@ async def test_every_sampling_option_reaches_the_engine():
     assert (sampling.min_tokens, sampling.max_tokens) == (3, 7)
     assert sampling.stop_token_ids == (0, 9)
     assert (submit.priority, submit.cache_salt) == (-2, "mine")
+
+
+async def test_a_temperature_too_low_to_divide_by_is_greedy():
+    engine = FakeEngine()
+    async with openai_client(engine) as client:
+        for temperature in (0, 1e-300, 0.1):
+            await client.chat.completions.create(
+                model="tiny", messages=HELLO, temperature=temperature
+            )
+    assert [submit.sampling.temperature for submit in engine.submitted] == [0, 0, 0.1]
 
 
 async def test_ignore_eos_leaves_only_the_callers_stop_tokens():

@@ -9,6 +9,7 @@ import pytest
 from bitwatt.errors import CheckpointError, InvalidRequestError
 from bitwatt.text.chat_template import ChatTemplate
 from bitwatt.text.processor import TextProcessor
+from tokenizers import Tokenizer
 
 from tests.fakes import CHAT_TEMPLATE, make_text, make_tokenizer
 
@@ -106,6 +107,15 @@ def test_an_endless_template_is_given_up():
     )
     with pytest.raises(InvalidRequestError, match="took more than"):
         ChatTemplate(endless, {}).render(MESSAGES, kwargs={}, time_limit_s=0.05)
+
+
+async def test_a_folder_that_asks_to_truncate_or_pad_is_not_heard(folder):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=100)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    token_ids = await TextProcessor.from_folder(folder).encode("the quick brown fox")
+    assert token_ids == make_tokenizer().encode("the quick brown fox").ids
 
 
 async def test_a_text_that_must_be_too_long_is_refused_unencoded():

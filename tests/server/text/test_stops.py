@@ -57,6 +57,13 @@ def test_a_stop_that_spans_tokens_ends_the_text_and_its_tail_is_not_lost_when_it
     assert matcher.push("more") == "" == matcher.finish()
 
 
+def test_tokens_after_the_one_that_completed_a_stop_are_not_used():
+    token_ids = make_tokenizer().encode("the quick brown fox").ids
+    output = OutputText(make_text().vocabulary, ["ck br"])
+    assert output.push(token_ids) == "the qui"
+    assert output.num_unused == len(token_ids) - 3
+
+
 @given(
     st.text(alphabet="abé🙂 ", max_size=30),
     st.lists(st.text(alphabet="abé🙂 ", min_size=1, max_size=4), max_size=4),
