@@ -116,7 +116,17 @@ def _training_facts(record: RunRecord, hardware: str) -> str:
         f"{record.num_tokens:,} tokens in {record.step:,} steps of {record.batch_size} × "
         f"{record.sequence_length}, {record.minutes:.1f} minutes on {hardware}. AdamW "
         f"(0.9, 0.95), gradient norm clipped at 1, learning rate {record.learning_rate:g} after a "
-        f"warm-up of 2%, {schedule}; bfloat16 autocast over float32 masters."
+        f"warm-up of 2%, {schedule}; bfloat16 autocast over float32 masters.{_extensions(record)}"
+    )
+
+
+def _extensions(record: RunRecord) -> str:
+    if not record.extended_at:
+        return ""
+    points = " and ".join(f"{tokens:,}" for tokens in record.extended_at)
+    return (
+        f" The run had ended, its learning rate decayed, at {points} tokens, and was extended to "
+        "the larger budget by `--resume`."
     )
 
 

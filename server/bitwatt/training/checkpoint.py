@@ -19,6 +19,7 @@ class RunRecord:
     """What a run was told and how far it has come; the model card is written from it.
 
     token_budget and minute_budget say where it ends, whichever comes first; None is no limit.
+    extended_at holds the tokens seen whenever a finished run was resumed with a larger budget.
     """
 
     config: ModelConfig
@@ -30,6 +31,7 @@ class RunRecord:
     minute_budget: float | None
     step: int = 0
     minutes: float = 0.0
+    extended_at: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -62,7 +64,9 @@ def save_run(
 def load_record(folder: Path) -> RunRecord:
     """Return the record that `save_run` wrote to `folder`."""
     fields = json.loads((folder / RUN_FILE).read_text())
-    return RunRecord(**fields | {"config": ModelConfig(**fields["config"])})
+    fields["config"] = ModelConfig(**fields["config"])
+    fields["extended_at"] = tuple(fields.get("extended_at", ()))
+    return RunRecord(**fields)
 
 
 def load_model(folder: Path) -> LanguageModel:

@@ -54,8 +54,9 @@ def train(
     """Train until the budget of `record` is used and return the record of what was done.
 
     `folder` gets the checkpoint and `loss.jsonl`, a line an evaluation. With `options.resume` the
-    run that lies there goes on: its own record counts, and `record` must ask for the same.
-    Raises ValueError if it doesn't, or if neither budget is given.
+    run that lies there goes on, and `record` must ask for the same but for the budget: a larger
+    one extends a finished run, whose learning rate then rises again to what the schedule says.
+    Raises ValueError if it asks for something else, or if neither budget is given.
     """
     if record.token_budget is None and record.minute_budget is None:
         raise ValueError("a run needs an end: a token budget or a minute budget")
@@ -161,9 +162,12 @@ def _set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
 
 
 def _resumed(asked: RunRecord, found: RunRecord) -> RunRecord:
-    if replace(found, step=0, minutes=0.0) != asked:
+    same_budget = replace(found, token_budget=asked.token_budget, minute_budget=asked.minute_budget)
+    if replace(same_budget, step=0, minutes=0.0, extended_at=()) != asked:
         raise ValueError(f"the run to resume was started as {found}, not as {asked}")
-    return found
+    if found.progress < 1:
+        return same_budget
+    return replace(same_budget, extended_at=(*found.extended_at, found.num_tokens))
 
 
 def _log(

@@ -80,6 +80,18 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path):
         train(other, *streams, tmp_path, replace(EAGER, resume=True))
 
 
+def test_a_finished_run_resumed_with_a_larger_budget_is_extended(tmp_path: Path):
+    streams = make_stream(), make_stream(300)
+    train(make_record("ternary", num_steps=10), *streams, tmp_path, EAGER)
+    options = replace(EAGER, resume=True)
+    record = train(make_record("ternary", num_steps=20), *streams, tmp_path, options)
+    assert record.step == 20
+    assert record.extended_at == (10 * 4 * 16,)
+    curve = [json.loads(line) for line in (tmp_path / LOSS_FILE).read_text().splitlines()]
+    assert [line["step"] for line in curve] == [10, 20]
+    assert load_record(tmp_path) == record
+
+
 def test_a_run_without_an_end_is_refused(tmp_path: Path):
     record = replace(make_record("llama"), token_budget=None)
     with pytest.raises(ValueError, match="a token budget or a minute budget"):
