@@ -14,7 +14,7 @@ QUANTIZED = {"codes_ptr": "int8", "scales_ptr": "float32", "sums_ptr": "int32"}
 ARGUMENTS = QUANTIZED | {
     "x_ptr": "bfloat16",
     "gate_up_ptr": "bfloat16",
-    "weight_ptr": "bfloat16",
+    "weight_ptr": "float32",
     "y_ptr": "int8",
     "num_features": "i32",
     "eps": "fp32",

@@ -1,0 +1,187 @@
+"""Whole models of random weights, ternary against 16 bits: decode, prefill, memory, joules."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from bitwatt.model.config import ModelConfig
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.random import random_model
+from bitwatt.model.transformer import Transformer
+from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.gpu.timing import Call, Timer
+from bitwatt_kernels.gpu.triton_backend import TritonBackend
+from bitwatt_kernels.roofline import Gpu as GpuRates
+from bitwatt_kernels.roofline import ModelSizes, Weights, step
+
+from bench.machine import EnergyMeter
+
+__all__ = ["bench_model", "model_sizes", "speedups"]
+
+ENERGY_SECONDS = 1.5  # the counter moves every few hundredths of a second
+OUT_OF_MEMORY = "out of memory"
+
+
+def model_sizes(config: ModelConfig) -> ModelSizes:
+    """Return what the roofline needs of a model."""
+    return ModelSizes(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+    )
+
+
+def _layout(
+    num_sequences: int, context: int, new_tokens: int, max_context: int, device: torch.device
+) -> StepLayout:
+    """Return a step in which every sequence brings its last new_tokens of context."""
+    blocks = -(-context // BLOCK_SIZE)
+    tables = torch.arange(num_sequences * blocks, dtype=torch.int32, device=device)
+    tables = tables.view(num_sequences, blocks)
+    positions = torch.arange(context - new_tokens, context, device=device)
+    slots = tables[:, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
+    return StepLayout(
+        positions=positions.repeat(num_sequences),
+        slots=slots.flatten(),
+        query_starts=torch.arange(num_sequences + 1, dtype=torch.int32, device=device) * new_tokens,
+        context_lens=torch.full((num_sequences,), context, dtype=torch.int32, device=device),
+        block_tables=tables,
+        max_query_len=new_tokens,
+        max_context_len=max_context if new_tokens == 1 else context,
+    )
+
+
+def _step(
+    model: Transformer, num_sequences: int, context: int, new_tokens: int, dtype: torch.dtype
+) -> Call:
+    """Return a call that runs one step over a cache of zeros. Allocates the cache."""
+    device = model.backend.device
+    num_blocks = num_sequences * -(-context // BLOCK_SIZE)
+    kv_cache = KVCache(model.config, num_blocks, dtype, device)
+    kv_cache.layers.zero_()
+    layout = _layout(num_sequences, context, new_tokens, model.config.max_model_len, device)
+    num_tokens = num_sequences * new_tokens
+    token_ids = torch.arange(num_tokens, device=device) % model.config.vocab_size
+    last = torch.arange(new_tokens - 1, num_tokens, new_tokens, device=device)
+    return lambda: model.forward(token_ids, layout, kv_cache, last)
+
+
+def _peak_bytes(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def bench_model(
+    name: str,
+    config: ModelConfig,
+    weights: Weights,
+    *,
+    batches: list[int],
+    prompts: list[int],
+    context: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    rates: GpuRates,
+    timer: Timer,
+    meter: EnergyMeter,
+    pdl: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Yield a row a batch decoded and a row a prompt prefilled; what doesn't fit says so.
+
+    The ternary model sums in a fixed order throughout; the 16-bit one uses cuBLAS as it comes.
+    """
+    backend = TritonBackend(device, batch_invariant=weights == "ternary")
+    if pdl:
+        backend.gpu.configs = replace(backend.gpu.configs, pdl=True)
+    model = random_model(
+        config,
+        weights="ternary" if weights == "ternary" else "fp16",
+        backend=backend,
+        dtype=dtype,
+        seed=0,
+    )
+    memory = model.memory()
+    weight_bytes = memory.packed_weights_bytes + memory.embedding_bytes + memory.other_weights_bytes
+    sizes = model_sizes(config)
+    cases = [("decode", batch, 1) for batch in batches] + [("prefill", 1, n) for n in prompts]
+    for phase, num_sequences, new_tokens in cases:
+        row: dict[str, Any] = {
+            "model": name,
+            "weights": weights,
+            "dtype": str(dtype).removeprefix("torch."),
+            "phase": phase,
+            "num_sequences": num_sequences,
+            "new_tokens": new_tokens,
+            "context_tokens": context if phase == "decode" else new_tokens,
+            "pdl": pdl,
+            "weight_bytes": weight_bytes,
+        }
+        cost = step(
+            sizes,
+            weights,
+            num_sequences=num_sequences,
+            context_tokens=row["context_tokens"],
+            new_tokens=new_tokens,
+        )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            call = _step(model, num_sequences, row["context_tokens"], new_tokens, dtype)
+            timing = timer.measure([call], budget_s=0.5)
+            row["step"] = timing.to_dict()
+            row["tokens_per_s"] = num_sequences * new_tokens / timing.median_s
+            row["roofline_s"] = cost.floor_s(replace(rates, kernel_s=0.0))
+            row["roofline_share"] = row["roofline_s"] / timing.median_s
+            row["roofline_with_launches_s"] = cost.floor_s(rates)
+            if phase == "prefill":
+                row["launched"] = timer.measure_launched(call).to_dict()
+            row["joules_per_token"] = _joules_per_token(
+                call, num_sequences * new_tokens, timer, meter
+            )
+            row["peak_bytes"] = _peak_bytes(device)
+            del call
+        except torch.OutOfMemoryError:
+            row["skipped"] = OUT_OF_MEMORY
+        yield row
+
+
+def _joules_per_token(
+    call: Call, num_tokens: int, timer: Timer, meter: EnergyMeter
+) -> float | None:
+    before = meter.joules()
+    if before is None:
+        return None
+    count = timer.repeat(call, seconds=ENERGY_SECONDS)
+    after = meter.joules()
+    assert after is not None
+    return (after - before) / (count * num_tokens)
+
+
+def speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return ternary beside bf16, a row a model, phase and size that both have run."""
+    keys = ("model", "phase", "num_sequences", "new_tokens")
+    done = {
+        (*(row[key] for key in keys), row["weights"]): row
+        for row in rows
+        if "skipped" not in row and not row["pdl"]
+    }
+    pairs = []
+    for (*key, weights), bf16 in done.items():
+        ternary = done.get((*key, "ternary"))
+        if weights != "bf16" or ternary is None:
+            continue
+        pair = dict(zip(keys, key, strict=True))
+        pair["speedup"] = bf16["step"]["median_s"] / ternary["step"]["median_s"]
+        if "launched" in bf16:
+            launched = bf16["launched"]["median_s"] / ternary["launched"]["median_s"]
+            pair["speedup_launched"] = launched
+        for figure in ("weight_bytes", "peak_bytes", "joules_per_token"):
+            both = bf16[figure], ternary[figure]
+            pair[f"{figure}_ratio"] = both[0] / both[1] if all(both) else None
+        pairs.append(pair)
+    return pairs

@@ -1,0 +1,137 @@
+"""The figures in plain words, beside what they should be."""
+
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["goals", "tables"]
+
+# Set for an H200 before anything was measured: speed-ups over 16 bits, and shares of the roofline.
+MATMUL_GOALS = {
+    "2B4T": {1: 2.5, 8: 2.5, 32: 2.2, 128: 1.6, 1024: 1.5, 4096: 1.7},
+    "8192²": {1: 5.0, 8: 4.5, 32: 3.5, 128: 1.8, 1024: 1.6, 4096: 1.8},
+}
+DECODE_GOALS = {1: 2.5, 8: 2.3, 32: 1.8, 128: 1.3}
+PREFILL_GOAL = 1.4
+ROOFLINE_GOALS = {"2B4T": 0.45, "7B": 0.60}
+
+_END_TO_END = ("model", "weights", "phase", "batch", "new", "ms", "tok/s", "of roofline")
+
+
+def goals(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each goal with what was measured; goals of what didn't run are left out."""
+    found: list[tuple[str, float, float]] = []
+    for row in results.get("matmul_summary", []):
+        goal = MATMUL_GOALS.get(row["model"], {}).get(row["num_tokens"])
+        if goal is not None:
+            what = f"matmuls of {row['model']}, {row['num_tokens']} tokens: × bf16"
+            found.append((what, goal, row["speedup_over_bf16"]))
+    for row in results.get("speedups", []):
+        if row["model"] != "2B4T":
+            continue
+        if row["phase"] == "decode" and row["num_sequences"] in DECODE_GOALS:
+            what = f"2B4T decode, batch {row['num_sequences']}: × bf16"
+            found.append((what, DECODE_GOALS[row["num_sequences"]], row["speedup"]))
+        if row["phase"] == "prefill":
+            what = f"2B4T prefill of {row['new_tokens']}, as launched: × bf16"
+            found.append((what, PREFILL_GOAL, row["speedup_launched"]))
+    for row in results.get("end_to_end", []):
+        is_single = row["phase"] == "decode" and row["num_sequences"] == 1 and not row["pdl"]
+        goal = ROOFLINE_GOALS.get(row["model"])
+        if is_single and row["weights"] == "ternary" and goal and "roofline_share" in row:
+            what = f"{row['model']} decode, batch 1: share of the byte roofline"
+            found.append((what, goal, row["roofline_share"]))
+    return [
+        {"what": what, "goal": goal, "measured": measured, "met": measured >= goal}
+        for what, goal, measured in found
+    ]
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Return every figure as text, a table a question."""
+    parts = [_machine(results)]
+    if "matmul_summary" in results:
+        parts.append(
+            _table(
+                "Matmuls of one layer (of one matrix for 8192²), weights cold: microseconds",
+                ["model", "tokens", "ternary", "bf16", "speed-up", "of roofline"],
+                (
+                    [
+                        row["model"],
+                        row["num_tokens"],
+                        f"{row['ternary_s'] * 1e6:.1f}",
+                        f"{row['bf16_s'] * 1e6:.1f}",
+                        f"{row['speedup_over_bf16']:.2f}×",
+                        f"{row['ternary_roofline_share']:.0%}",
+                    ]
+                    for row in results["matmul_summary"]
+                ),
+            )
+        )
+    if "end_to_end" in results:
+        parts.append(
+            _table(
+                "Whole models: a step in milliseconds",
+                [*_END_TO_END, "mJ/token", "peak GB"],
+                (_end_to_end_row(row) for row in results["end_to_end"]),
+            )
+        )
+    if "goals" in results:
+        parts.append(
+            _table(
+                "Goals, set for an H200",
+                ["goal", "wanted", "measured", ""],
+                (
+                    [
+                        row["what"],
+                        f"{row['goal']:.2f}",
+                        f"{row['measured']:.2f}",
+                        "met" if row["met"] else "missed",
+                    ]
+                    for row in results["goals"]
+                ),
+            )
+        )
+    for stage, reason in results.get("skipped", {}).items():
+        parts.append(f"Not run: {stage}: {reason}")
+    return "\n\n".join(parts)
+
+
+def _machine(results: dict[str, Any]) -> str:
+    machine, rates = results["machine"], results.get("rates")
+    lines = [f"{machine.get('gpu', 'no GPU: a rehearsal, whose figures mean nothing')}"]
+    if rates:
+        lines.append(
+            f"it sustains {rates['bandwidth_bytes_s'] / 1e12:.2f} TB/s, "
+            f"{rates['bf16_ops_s'] / 1e12:.0f} TFLOP/s in bf16, "
+            f"{rates['int8_ops_s'] / 1e12:.0f} TOP/s in int8, "
+            f"{rates['kernel_s'] * 1e6:.2f} µs an empty kernel in a graph"
+        )
+    if "tests" in results:
+        lines.append(f"tests: {results['tests']['summary']}")
+    return "\n".join(lines)
+
+
+def _end_to_end_row(row: dict[str, Any]) -> list[object]:
+    name = f"{row['weights']}{' + pdl' if row['pdl'] else ''}"
+    start: list[object] = [row["model"], name, row["phase"], row["num_sequences"]]
+    start.append(row["new_tokens"])
+    if "skipped" in row:
+        return [*start, row["skipped"], "", "", "", ""]
+    joules, peak = row["joules_per_token"], row["peak_bytes"]
+    return [
+        *start,
+        f"{row['step']['median_s'] * 1e3:.3f}",
+        f"{row['tokens_per_s']:.0f}",
+        f"{row['roofline_share']:.0%}",
+        "" if joules is None else f"{joules * 1e3:.1f}",
+        "" if peak is None else f"{peak / 1e9:.2f}",
+    ]
+
+
+def _table(title: str, header: list[str], rows: Iterable[list[object]]) -> str:
+    cells = [header, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in cells
+    ]
+    return "\n".join([title, *lines])
