@@ -87,7 +87,7 @@ def model_card(
     ]
     if sweep:
         sections += ["## Learning rates tried", _SWEEP, _sweep_table(sweep)]
-    sections += ["## Limits", _limits(record)]
+    sections += ["## Limits", _limits(record, is_swept=bool(sweep))]
     return "\n\n".join(sections) + "\n"
 
 
@@ -162,12 +162,18 @@ def _sweep_table(sweep: tuple[Line, ...]) -> str:
     return "\n".join([head, *rows])
 
 
-def _limits(record: RunRecord) -> str:
+def _limits(record: RunRecord, is_swept: bool) -> str:
+    unswept = (
+        ""
+        if is_swept
+        else "- Learning rates were not swept, so the comparison may favour either model.\n"
+    )
     return (
         "- What it says about Python is often wrong, and it knows nothing else.\n"
         f"- It was trained on {record.sequence_length} tokens at a time; the "
         f"{record.config.max_position} positions it accepts are more than it has seen.\n"
         "- A comparison of two models of this size and budget says little about larger ones.\n"
+        f"{unswept}"
         "- It has had no safety training of any kind.\n"
         "- Another version of Python gives other tokens, and so another model."
     )
