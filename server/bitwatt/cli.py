@@ -99,6 +99,7 @@ def serve(settings: ServeSettings) -> int:
     from bitwatt.engine.client import EngineClient
     from bitwatt.errors import CheckpointError
     from bitwatt.telemetry.logs import configure_logging
+    from bitwatt.telemetry.metering import EnergyMeters, step_listener
     from bitwatt.telemetry.metrics import Metrics
     from bitwatt.text.processor import TextProcessor
 
@@ -106,19 +107,24 @@ def serve(settings: ServeSettings) -> int:
     if not settings.api_key and not _is_loopback(settings.host):
         logger.warning("anyone who reaches %s is served: no --api-key is set", settings.host)
     metrics = Metrics()
+    meters = EnergyMeters(settings.energy_source, metrics)
     served: dict[str, ServedModel] = {}
     try:
         for name, path, weights in models_to_serve(settings):
             model_metrics = metrics.model(name)
+            model_metrics.set_prices(settings.prices)
+            energy = meters.model(name, model_metrics)
             served[name] = ServedModel(
                 name=name,
                 engine=EngineClient(
                     settings.engine_config(path, weights),
                     max_queue=settings.max_queue,
-                    on_stats=model_metrics.on_stats,
+                    step_timeout_s=settings.step_timeout,
+                    on_step=step_listener(model_metrics, energy),
                 ),
                 text=TextProcessor.from_folder(path),
                 metrics=model_metrics,
+                energy=energy,
             )
     except CheckpointError as error:
         logger.error("%s", error)

@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, SettingsConfigDict
 
 from bitwatt.engine.messages import EngineConfig
+from bitwatt.telemetry.cost import Prices
+from bitwatt.telemetry.energy import EnergyChoice
 
 __all__ = ["ServeSettings", "Weights"]
 
@@ -117,6 +119,20 @@ class ServeSettings(BaseSettings):
         False, description="make 16-bit answers independent of what else runs"
     )
 
+    energy_source: EnergyChoice = Field(
+        "auto", description="what measures joules: the GPU's counter, the CPU's, either, or none"
+    )
+    usd_per_hour: float | None = Field(
+        None, ge=0, le=1e6, description="rent of the GPU or machine that one engine runs on"
+    )
+    usd_per_kwh: float | None = Field(None, ge=0, le=1e3, description="price of electricity")
+    pue: float | None = Field(
+        None, ge=1, le=10, description="building's energy over the device's; 1 for the device alone"
+    )
+    gco2_per_kwh: float | None = Field(
+        None, ge=0, le=1e4, description="grams of CO2 the grid emits for a kWh"
+    )
+
     @field_validator("path")
     @classmethod
     def _path_is_a_folder(cls, path: Path | None) -> Path | None:
@@ -131,6 +147,16 @@ class ServeSettings(BaseSettings):
         if self.compare and self.weights == "fp16":
             raise ValueError("--compare serves both weights; drop --weights fp16")
         return self
+
+    @property
+    def prices(self) -> Prices:
+        """What the operator pays, where they said so."""
+        return Prices(
+            usd_per_hour=self.usd_per_hour,
+            usd_per_kwh=self.usd_per_kwh,
+            pue=self.pue,
+            gco2_per_kwh=self.gco2_per_kwh,
+        )
 
     def engine_config(self, model_path: Path, weights: Weights) -> EngineConfig:
         """Return the setting-up of an engine for this model folder."""

@@ -59,6 +59,7 @@ def create_app(
         )
         for notice in info.notices:
             logger.warning("%s: %s", model.name, notice)
+        model.energy.bind(info)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,6 +76,7 @@ def create_app(
             await asyncio.gather(*reports, return_exceptions=True)
             await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
             for model in catalog.by_name.values():
+                model.energy.unbind()
                 model.text.close()
 
     open_paths = (*OPEN_PATHS, "/metrics") if settings.metrics_public else OPEN_PATHS

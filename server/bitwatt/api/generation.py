@@ -108,6 +108,7 @@ class Generation:
         model, tally = self.model, self._tally
         text = model.text.output(self.stops)
         metrics = RequestMetrics(model.metrics)
+        model.energy.open(submit.request_id)
         wants_logprobs = submit.sampling.logprobs is not None
         waiting_ids: list[int] = []  # with their logprobs: tokens whose text is held back
         waiting: list[TokenLogprobs] = []
@@ -158,6 +159,7 @@ class Generation:
             ended = "error"
             raise
         finally:
+            tally.energy.append(model.energy.close(submit.request_id))
             if ended != "rejected":
                 metrics.on_end(ended, len(submit.prompt_token_ids), output)
 

@@ -11,6 +11,7 @@ from bitwatt.api.schemas.common import shorten
 from bitwatt.engine.messages import EngineInfo, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, InvalidRequestError
 from bitwatt.settings import ServeSettings
+from bitwatt.telemetry.metering import ModelEnergy
 from bitwatt.telemetry.metrics import ModelMetrics
 from bitwatt.text.processor import TextProcessor
 
@@ -49,6 +50,7 @@ class ServedModel:
     engine: Engine
     text: TextProcessor
     metrics: ModelMetrics
+    energy: ModelEnergy = field(default_factory=ModelEnergy)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -137,7 +137,9 @@ def _make_kv_cache(config: EngineConfig, model: Transformer, max_model_len: int)
             f"{max_model_len}: raise --kv-cache-bytes "
             f"(a token takes {bytes_per_block // BLOCK_SIZE} bytes) or lower --max-model-len"
         )
-    return KVCache(model.config, num_blocks, model.dtype, model.backend.device)
+    kv_cache = KVCache(model.config, num_blocks, model.dtype, model.backend.device)
+    kv_cache.layers.zero_()  # takes the memory now: it would otherwise grow for hours, as a leak does
+    return kv_cache
 
 
 def _kv_cache_bytes(config: EngineConfig, model: Transformer) -> int:
@@ -197,6 +199,10 @@ def _describe(
             kv_cache_bytes=kv_cache.nbytes,
             device_total_bytes=torch.cuda.mem_get_info(device)[1] if is_cuda else None,
         ),
+        device_uuid=str(torch.cuda.get_device_properties(device).uuid) if is_cuda else None,
+        num_linear_parameters=model.config.num_linear_parameters,
+        num_layers=model.config.num_layers,
+        attention_width=model.config.num_heads * model.config.head_dim,
         notices=notices,
         load_s=load_s,
     )

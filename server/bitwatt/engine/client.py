@@ -17,7 +17,6 @@ from bitwatt.engine.messages import (
     Abort,
     EngineConfig,
     EngineInfo,
-    EngineStats,
     Failed,
     Ready,
     StepOutputs,
@@ -87,18 +86,18 @@ class EngineClient:
         *,
         max_queue: int = 256,
         step_timeout_s: float = 120.0,
-        on_stats: Callable[[EngineStats], None] | None = None,
+        on_step: Callable[[StepOutputs], None] | None = None,
     ) -> None:
         """Prepare the handle; nothing starts before start().
 
         step_timeout_s  an engine silent for longer is killed and restarted
-        on_stats        called in the event loop after every step and heartbeat
+        on_step         called in the event loop after every step and heartbeat
         """
         self._config = config
         self._max_open = config.max_num_seqs + max_queue
         self._max_queue = max_queue
         self._step_timeout_s = step_timeout_s
-        self._on_stats = on_stats
+        self._on_step = on_step
         self._streams: dict[str, _Stream] = {}
         self._socket: zmq.asyncio.Socket | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -284,13 +283,13 @@ class EngineClient:
             message = decode_from_engine(await socket.recv())
             self._last_message_s = time.monotonic()
             match message:
-                case StepOutputs(outputs=outputs, stats=stats):
+                case StepOutputs(outputs=outputs):
                     for output in outputs:
                         stream = self._streams.get(output.request_id)
                         if stream is not None:
                             stream.put(output)
-                    if self._on_stats is not None:
-                        self._on_stats(stats)
+                    if self._on_step is not None:
+                        self._on_step(message)
                 case Ready(info):
                     self._info = info
                     self._failure = None

@@ -50,6 +50,7 @@ class EngineCore:
         self._last_commit = 0.0
         self._step_tokens = 0
         self._step_s = 0.0
+        self._step_prefill: dict[str, int] = {}
 
     @property
     def has_work(self) -> bool:
@@ -121,6 +122,9 @@ class EngineCore:
             num_steps=self._num_steps,
             step_tokens=self._step_tokens,
             step_s=self._step_s,
+            step_ended_s=self._last_commit,
+            step_prefill=self._step_prefill,
+            time_s=self._clock(),
             busy_s=self._busy_s,
             rss_anon_bytes=rss_anon_bytes,
         )
@@ -134,6 +138,11 @@ class EngineCore:
         now = self._clock()
         self._step_s = now - self._last_commit
         self._step_tokens = done.plan.num_tokens
+        self._step_prefill = {
+            chunk.request.request_id: chunk.num_tokens
+            for chunk in done.plan.chunks
+            if chunk.num_tokens > 1 or chunk.start < len(chunk.request.prompt_token_ids)
+        }
         self._busy_s += self._step_s
         self._last_commit = now
         self._num_steps += 1

@@ -123,12 +123,19 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int = 0
     step_tokens: int = 0  # of the step just run
     step_s: float = 0.0  # of the step just run
+    step_ended_s: float = 0.0  # monotonic, as time_s
+    step_prefill: dict[str, int] = {}  # of the step just run: prompt tokens, by request
+    time_s: float = 0.0  # when these were true
     busy_s: float = 0.0
     rss_anon_bytes: int | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine that is ready says of itself."""
+    """What an engine that is ready says of itself.
+
+    device_uuid  the GPU's, None on a CPU
+    num_linear_parameters, num_layers, attention_width  as telemetry.arithmetic_energy has them
+    """
 
     weights: str
     backend: str
@@ -143,6 +150,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     max_num_seqs: int
     memory: MemoryUse
+    device_uuid: str | None = None
+    num_linear_parameters: int = 0
+    num_layers: int = 0
+    attention_width: int = 0
     notices: list[str] = []  # what an operator should know once, e.g. a backend passed over
     load_s: float = 0.0
 

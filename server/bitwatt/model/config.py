@@ -85,6 +85,14 @@ class ModelConfig:
                 "both must be above 0"
             )
 
+    @property
+    def num_linear_parameters(self) -> int:
+        """Weights of all layers' linears; embedding, head and norms are left out."""
+        width = self.num_heads * self.head_dim
+        kv_width = self.num_kv_heads * self.head_dim
+        attention = self.hidden_size * (2 * width + 2 * kv_width)
+        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
     @classmethod
     def from_huggingface(
         cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None

@@ -7,6 +7,7 @@ for it read this server unchanged. What is ours begins with `bitwatt_`.
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
@@ -374,7 +375,7 @@ class ModelMetrics:
             num_layers=info.num_layers,
             attention_width=info.attention_width,
         )
-        weights = "ternary" if info.weights == "ternary" else "fp16"
+        weights: Literal["ternary", "fp16"] = "ternary" if info.weights == "ternary" else "fp16"
         for context in _ARITHMETIC_CONTEXTS:
             joules = arithmetic_joules_per_token(shape, weights, context)
             self._metrics.arithmetic.labels(*self._labels, str(context)).set(joules)

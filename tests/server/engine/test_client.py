@@ -32,7 +32,7 @@ class Engine:
         self.client = EngineClient(
             EngineConfig(model_path=str(model_path), backend="fake", **config),  # type: ignore[arg-type]
             max_queue=max_queue,
-            on_stats=self.stats.append,
+            on_step=lambda message: self.stats.append(message.stats),
         )
 
     async def when_idle(self) -> EngineStats:

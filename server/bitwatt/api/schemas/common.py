@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from bitwatt.scheduling.request import SamplingParams
+from bitwatt.telemetry.metering import RequestEnergy
 
 __all__ = [
     "MAX_CHOICES",
