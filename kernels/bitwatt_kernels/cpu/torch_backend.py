@@ -8,9 +8,9 @@ from torch import Tensor
 
 from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
 from bitwatt_kernels.cpu.tiled_linear import tiled_linear
+from bitwatt_kernels.cpu.torch_attention import StepPlan
 from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.packing import TernaryWeight, unpack
-from bitwatt_kernels.reference import attention as _attention
 from bitwatt_kernels.reference import elementwise as _elementwise
 from bitwatt_kernels.reference import linear as _linear
 
@@ -30,7 +30,10 @@ class _Int8Weight:
 
 
 class TorchBackend:
-    """Ternary linears as exact int8 matmuls; attention, norms and 16-bit matmuls of torch."""
+    """Ternary linears as exact int8 matmuls; attention, norms and 16-bit matmuls of torch.
+
+    A layout is read when it is first seen: one object stands for one step. Not thread-safe.
+    """
 
     name = "torch"
 
@@ -39,6 +42,7 @@ class TorchBackend:
             raise BackendError(f"the torch backend runs on a CPU, not on {device}")
         self.device = device
         self.batch_invariant = batch_invariant
+        self._last_plan: StepPlan | None = None
 
     def prepare_ternary(self, weight: TernaryWeight) -> _Int8Weight:
         bias = None if weight.bias is None else weight.bias.to(self.device)
@@ -111,13 +115,21 @@ class TorchBackend:
         layout: StepLayout,
         num_heads: int,
     ) -> Tensor:
-        return _attention.rope_and_cache(qkv, rope, kv_cache, layout, num_heads)
+        return self._plan(layout, kv_cache).rope_and_cache(qkv, rope, kv_cache, num_heads)
 
     def attention(
         self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float
     ) -> Tensor:
-        return _attention.attention(queries, kv_cache, layout, scale)
+        return self._plan(layout, kv_cache).attention(
+            queries, kv_cache, scale, is_exact=self.batch_invariant
+        )
 
     def head(self, x: Tensor, weight: object) -> Tensor:
         assert isinstance(weight, Tensor)
         return self.dense_linear(x, weight, None, None).float()
+
+    def _plan(self, layout: StepLayout, kv_cache: Tensor) -> StepPlan:
+        plan, num_kv_heads = self._last_plan, kv_cache.shape[2]
+        if plan is None or plan.layout is not layout or plan.num_kv_heads != num_kv_heads:
+            plan = self._last_plan = StepPlan(layout, num_kv_heads)
+        return plan
