@@ -2,13 +2,14 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import torch
 
 from bitwatt.builtin import TERNARY
-from bitwatt.training.checkpoint import RunRecord
+from bitwatt.training.checkpoint import RUN_FILE, RunRecord
 from bitwatt.training.model import Architecture, ModelConfig
 from bitwatt.training.pipeline import export_pair, prepare, run, sweep
 from bitwatt.training.train import LoopOptions
@@ -17,13 +18,14 @@ _EPILOG = """\
 examples:
   train both models on 20 million tokens and replace the embedded pair
     python -m bitwatt.training pair --tokens 20e6
-  the ternary model alone for half an hour, going on if it was interrupted
+  the same after an interruption, or with more tokens to extend a finished pair
+    python -m bitwatt.training pair --tokens 20e6 --resume
+  the ternary model alone for half an hour
     python -m bitwatt.training train --arch ternary --out runs/ternary --minutes 30
-    python -m bitwatt.training train --arch ternary --out runs/ternary --minutes 30 --resume
   short runs at three learning rates
     python -m bitwatt.training sweep --arch llama --tokens 5e5 --lrs 5e-4 1e-3 2e-3
 """
-_DEFAULT_LEARNING_RATES: dict[str, float] = {"ternary": 3e-3, "llama": 1.5e-3}
+_DEFAULT_LEARNING_RATES: dict[str, float] = {"ternary": 2e-3, "llama": 1e-3}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("train", parents=[budget], help="train one model")
     one.add_argument("--arch", choices=get_args(Architecture), required=True)
     one.add_argument("--out", type=Path, required=True, help="folder of the run")
-    one.add_argument("--lr", type=float, help="peak learning rate (default: 3e-3, LLaMA 1.5e-3)")
+    one.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3, LLaMA 1e-3)")
     one.add_argument("--resume", action="store_true", help="go on with the run that lies in --out")
 
     several = commands.add_parser("sweep", parents=[budget], help="try several learning rates")
@@ -51,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     pair = commands.add_parser("pair", parents=[budget], help="train both models and export them")
     pair.add_argument("--ternary-lr", type=float, default=_DEFAULT_LEARNING_RATES["ternary"])
     pair.add_argument("--llama-lr", type=float, default=_DEFAULT_LEARNING_RATES["llama"])
+    pair.add_argument("--resume", action="store_true", help="go on with the runs under --runs")
     _add_export_flags(pair)
 
     _add_export_flags(commands.add_parser("export", help="write finished runs as checkpoints"))
@@ -86,8 +89,10 @@ def main(arguments: list[str] | None = None) -> None:
             "llama": options.llama_lr,
         }
         for architecture, learning_rate in rates.items():
+            folder = options.runs / architecture
+            resume = options.resume and (folder / RUN_FILE).exists()
             record = _record(options, architecture, learning_rate)
-            run(record, material, options.runs / architecture, loop)
+            run(record, material, folder, replace(loop, resume=resume))
         export_pair(options.runs, options.out, options.hardware)
 
 

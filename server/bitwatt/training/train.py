@@ -165,7 +165,7 @@ def _resumed(asked: RunRecord, found: RunRecord) -> RunRecord:
     same_budget = replace(found, token_budget=asked.token_budget, minute_budget=asked.minute_budget)
     if replace(same_budget, step=0, minutes=0.0, extended_at=()) != asked:
         raise ValueError(f"the run to resume was started as {found}, not as {asked}")
-    if found.progress < 1:
+    if found.progress < 1 or same_budget.progress >= 1:
         return same_budget
     return replace(same_budget, extended_at=(*found.extended_at, found.num_tokens))
 

@@ -51,3 +51,20 @@ def test_every_ternary_tensor_has_codes_of_all_three_kinds():
         counts = torch.bincount(codes.flatten().long(), minlength=4)
         assert counts[3] == 0, name
         assert counts[:3].min() > 0.05 * codes.numel(), name
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+@FOLDERS
+def test_transformers_reads_the_folder_and_knows_python_from_noise(folder: Path):
+    transformers = pytest.importorskip("transformers")
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        text = "def read(self, size=-1):\n    if self.closed:\n        raise ValueError('closed')\n"
+        tokens = tokenizer(text, return_tensors="pt")["input_ids"]
+        loss = model(tokens, labels=tokens).loss.item()
+        shuffled = tokens[:, torch.randperm(tokens.shape[1], generator=torch.Generator())]
+        noise = model(shuffled, labels=shuffled).loss.item()
+        output = model.generate(tokens, max_new_tokens=4, do_sample=False, pad_token_id=1)
+    assert loss < 5.5 < noise
+    assert tokenizer.decode(output[0], skip_special_tokens=True).startswith(text)

@@ -90,6 +90,7 @@ def test_a_finished_run_resumed_with_a_larger_budget_is_extended(tmp_path: Path)
     curve = [json.loads(line) for line in (tmp_path / LOSS_FILE).read_text().splitlines()]
     assert [line["step"] for line in curve] == [10, 20]
     assert load_record(tmp_path) == record
+    assert train(make_record("ternary", num_steps=20), *streams, tmp_path, options) == record
 
 
 def test_a_run_without_an_end_is_refused(tmp_path: Path):
