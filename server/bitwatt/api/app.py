@@ -9,17 +9,18 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from bitwatt import __version__
-from bitwatt.api import chat, completions, health, models, tokenize
+from bitwatt.api import chat, comparison, completions, health, models, page, tokenize
 from bitwatt.api.errors import install_error_handlers
 from bitwatt.api.middleware import Gateway, LimitBody, RequireKey
 from bitwatt.api.served import Catalog, ServedModel
 from bitwatt.errors import EngineUnavailableError
 from bitwatt.settings import ServeSettings
+from bitwatt.telemetry.history import INTERVAL_S, History
 from bitwatt.telemetry.metrics import Metrics
 
 __all__ = ["create_app"]
 
-OPEN_PATHS = ("/health", "/ready")
+OPEN_PATHS = ("/health", "/ready", *page.OPEN_PATHS)
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,18 @@ def create_app(
     engine can't start.
     """
     catalog = Catalog(served)
+    history = History(served)
+
+    async def keep_history() -> None:
+        while True:
+            history.sample(
+                {
+                    name: model.metrics.stats
+                    for name, model in served.items()
+                    if model.engine.is_ready
+                }
+            )
+            await asyncio.sleep(INTERVAL_S)
 
     async def report_start(model: ServedModel) -> None:
         try:
@@ -64,16 +77,16 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engines = [model.engine for model in catalog.by_name.values()]
-        reports: list[asyncio.Task[None]] = []
+        tasks = [asyncio.create_task(keep_history())]
         try:
             for model in catalog.by_name.values():
                 await model.engine.start()
-                reports.append(asyncio.create_task(report_start(model)))
+                tasks.append(asyncio.create_task(report_start(model)))
             yield
         finally:
-            for report in reports:
-                report.cancel()
-            await asyncio.gather(*reports, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
             for model in catalog.by_name.values():
                 model.energy.unbind()
@@ -96,7 +109,8 @@ def create_app(
     app.state.catalog = catalog
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.history = history
     install_error_handlers(app)
-    for resource in (models, completions, chat, tokenize, health):
+    for resource in (models, completions, chat, tokenize, health, comparison, page):
         app.include_router(resource.router)
     return app

@@ -107,6 +107,7 @@ class ModelEnergy:
         self._device: _DeviceMeter | None = None
         self._num_steps = 0
         self._joules: dict[str, float] = {}  # of open requests, settled
+        self.busy_joules = 0.0  # of all its steps, settled
 
     @property
     def source(self) -> str | None:
@@ -204,6 +205,7 @@ class ModelEnergy:
             "idle": split.idle / num_sharing,
             "unattributed": split.unattributed / num_sharing,
         }
+        self.busy_joules += phases["prefill"] + phases["decode"]
         for phase, joules in phases.items():
             self.metrics.add_energy(self.source, self.attribution, phase, joules)
 

@@ -37,8 +37,13 @@ async def test_every_route_but_the_probes_wants_a_key():
     app = make_app(api_key=KEY)
     routes = routes_of(app)
     assert ("POST", "/v1/chat/completions") in routes
-    for method, path in [*routes, ("GET", "/nowhere"), ("PUT", "/v1/models"), ("GET", "//health")]:
-        is_open = path in ("/health", "/ready")
+    for method, path in [
+        *routes,
+        ("GET", "/nowhere"),
+        ("PUT", "/v1/models"),
+        ("GET", "http://test//health"),
+    ]:
+        is_open = path in ("/health", "/ready", "/")
         assert (await status(app, method, path) == 401) is not is_open, (method, path)
         assert await status(app, method, path, f"Bearer {KEY}") != 401
         if not is_open:

@@ -1,0 +1,58 @@
+// The server, called with the key that this tab keeps.
+
+const KEY = "bitwatt-key";
+
+export class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+
+async function call(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers };
+  if (key) headers.Authorization = `Bearer ${key}`;
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers, cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "The server does not answer.");
+  }
+  if (response.ok) return response;
+  const body = await response.json().catch(() => null);
+  throw new ApiError(response.status, body?.error?.message ?? `The server answered ${response.status}.`);
+}
+
+export async function getJson(path) {
+  return (await call(path)).json();
+}
+
+/** Yield the events of a streamed completion; throws ApiError for an error among them. */
+export async function* streamEvents(path, body, signal) {
+  const response = await call(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) throw new ApiError(0, "The stream broke off.");
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data: ")) continue;
+      const data = line.slice("data: ".length);
+      if (data === "[DONE]") return;
+      const event = JSON.parse(data);
+      if (event.error) throw new ApiError(0, event.error.message);
+      yield event;
+    }
+  }
+}

@@ -1,0 +1,26 @@
+// Elements, built from text alone: nothing a model says is ever read as HTML.
+
+/** Return an element with these properties and children. `class` and `data-`/`aria-` names are attributes. */
+export function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element) element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** Return an SVG element with these attributes and children. */
+export function makeSvg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+/** Return the element with this id. */
+export const byId = (id) => document.getElementById(id);
+
+/** Return a span that marks a side by colour and by shape. */
+export const markOf = (side) => make("span", { className: `mark ${side}`, "aria-hidden": "true" });

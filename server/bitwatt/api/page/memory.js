@@ -1,0 +1,68 @@
+// What each engine holds, by kind: bars for the eye, a table with the numbers.
+
+import { byId, make, makeSvg, markOf } from "./dom.js";
+import { bytes } from "./format.js";
+
+const WEIGHTS = [
+  ["packed_weights_bytes", "Packed 2-bit weights"],
+  ["embedding_bytes", "Embeddings"],
+  ["other_weights_bytes", "Other weights"],
+];
+const KINDS = [...WEIGHTS, ["kv_cache_bytes", "KV cache"], ["workspace_bytes", "Workspace"]];
+
+const sum = (memory, kinds) => kinds.reduce((total, [kind]) => total + memory[kind], 0);
+
+/** Return the bytes of a model's weights of every kind; null before its engine has said. */
+export const weightBytes = (model) => (model.memory ? sum(model.memory, WEIGHTS) : null);
+
+export function showMemory(sides) {
+  const known = Object.entries(sides).filter(([, model]) => model.memory);
+  if (!known.length) return;
+  const widest = Math.max(...known.map(([, model]) => sum(model.memory, KINDS)), 1);
+  const rows = known.map(([side, model]) => makeRow(side, model, widest));
+  byId("memory").replaceChildren(...rows, makeTable(known));
+}
+
+function makeRow(side, model, widest) {
+  const bar = makeSvg("svg", {
+    class: "bar",
+    viewBox: "0 0 1000 10",
+    preserveAspectRatio: "none",
+    "aria-hidden": "true",
+  });
+  let x = 0;
+  for (const [kind] of KINDS) {
+    const width = (model.memory[kind] / widest) * 1000;
+    bar.append(makeSvg("rect", { x, y: 0, width, height: 10, class: `fill-${kind}` }));
+    x += width;
+  }
+  return make(
+    "div",
+    { className: "memory-row" },
+    make(
+      "p",
+      { className: "name" },
+      make("span", {}, markOf(side), model.name),
+      make("span", {}, `${bytes(weightBytes(model))} of weights, ${bytes(sum(model.memory, KINDS))} in all`),
+    ),
+    bar,
+  );
+}
+
+function makeTable(known) {
+  const head = make("tr", {}, make("th", { scope: "col" }, "Kind"));
+  for (const [side, model] of known) {
+    head.append(make("th", { scope: "col" }, markOf(side), model.name));
+  }
+  const rows = KINDS.map(([kind, label]) =>
+    make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, make("span", { className: `swatch fill-${kind}` }), label),
+      ...known.map(([, model]) => make("td", {}, bytes(model.memory[kind]))),
+    ),
+  );
+  const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
+  const region = { className: "scroll", role: "region", tabIndex: 0, "aria-label": "Memory by kind" };
+  return make("div", region, table);
+}

@@ -1,0 +1,45 @@
+// Medians and spreads of a handful of windows.
+
+export function quantile(values, share) {
+  const ordered = [...values].sort((x, y) => x - y);
+  const position = share * (ordered.length - 1);
+  const below = Math.floor(position);
+  const above = Math.min(below + 1, ordered.length - 1);
+  return ordered[below] + (position - below) * (ordered[above] - ordered[below]);
+}
+
+export const median = (values) => quantile(values, 0.5);
+
+/** Return the median and the quartiles. */
+export const spread = (values) => ({
+  median: median(values),
+  low: quantile(values, 0.25),
+  high: quantile(values, 0.75),
+  n: values.length,
+});
+
+/**
+ * Compare pairs of windows; null where there is none.
+ * gain: how many times better a is; low and high: of the single pairs, the worst and the best.
+ */
+export function compare(a, b, better) {
+  const pairs = a.map((value, i) => [value, b[i]]).filter(([x, y]) => x > 0 && y > 0);
+  if (pairs.length === 0) return null;
+  const [ofA, ofB] = [pairs.map(([x]) => x), pairs.map(([, y]) => y)];
+  const gainOf = (x, y) => (better === "higher" ? x / y : y / x);
+  const gains = pairs.map(([x, y]) => gainOf(x, y));
+  return {
+    a: spread(ofA),
+    b: spread(ofB),
+    gain: gainOf(median(ofA), median(ofB)),
+    low: Math.min(...gains),
+    high: Math.max(...gains),
+  };
+}
+
+/** Return in a word what a comparison says of a: it decides where all pairs agree. */
+export function verdict({ low, high }) {
+  if (low > 1) return "better";
+  if (high < 1) return "worse";
+  return low === high ? "equal" : "unclear";
+}
