@@ -1,6 +1,7 @@
 """Models of random weights, for benchmarks and tests."""
 
 from itertools import product
+from random import Random
 
 import torch
 from bitwatt_kernels.backend import Backend
@@ -17,6 +18,11 @@ __all__ = ["random_model"]
 _BYTES = [a | b << 2 | c << 4 | d << 6 for a, b, c, d in product(range(3), repeat=4)]
 
 
+# Values drawn once and repeated, from another start in each tensor: a copy costs less than a
+# draw. Odd, so that the rows of a matrix differ.
+_POOL_SIZE = (1 << 22) + 1
+
+
 class _RandomSource:
     """Draws tensors on a device; ternary codes are drawn packed, with no float masters."""
 
@@ -26,25 +32,27 @@ class _RandomSource:
         self.config = config
         self.notices: list[str] = []
         self._device = device
-        self._generator = torch.Generator(device).manual_seed(seed)
-        self._bytes = torch.tensor(_BYTES, dtype=torch.uint8, device=device)
+        self._starts = Random(seed)  # noqa: S311
+        generator = torch.Generator(device).manual_seed(seed)
+        drawn = torch.randint(len(_BYTES), (_POOL_SIZE,), generator=generator, device=device)
+        self._bytes = torch.tensor(_BYTES, dtype=torch.uint8, device=device)[drawn]
+        normal = torch.randn(_POOL_SIZE, generator=generator, device=device)
+        self._normal = (normal * 0.02).bfloat16()
 
     def dense(self, _name: str, /, *shape: int) -> Tensor:
         if len(shape) == 1:  # a norm
             return torch.ones(shape, device=self._device)
-        return torch.randn(shape, generator=self._generator, device=self._device) * 0.02
+        return self._fill(self._normal, *shape)
 
     def ternary(self, _name: str, /, out_features: int, in_features: int) -> TernaryWeight:
-        drawn = torch.randint(
-            len(_BYTES),
-            (out_features, in_features // 4),
-            generator=self._generator,
-            device=self._device,
-            dtype=torch.uint8,
-        )
-        codes = self._bytes[drawn.int()]
+        codes = self._fill(self._bytes, out_features, in_features // 4)
         scales = torch.full((out_features,), (1.5 / in_features) ** 0.5, device=self._device)
         return TernaryWeight(codes, scales)
+
+    def _fill(self, pool: Tensor, rows: int, columns: int) -> Tensor:
+        start = self._starts.randrange(_POOL_SIZE)
+        num_copies = -(-(start + rows * columns) // _POOL_SIZE)
+        return pool.repeat(num_copies)[start : start + rows * columns].view(rows, columns)
 
 
 def random_model(

@@ -21,7 +21,7 @@ from tests.server.checkpoints.writers import (
     write_online,
     write_packed,
 )
-from tests.server.model.steps import Context, forward, greedy_tokens, make_kv_cache
+from tests.server.model.steps import CPU_BACKENDS, Context, forward, greedy_tokens, make_kv_cache
 
 PROMPT = torch.randint(0, 320, (40,), generator=torch.Generator().manual_seed(5)).tolist()
 NUM_STEPS = 64
@@ -69,7 +69,7 @@ def assert_same_ternary_model(ours: Transformer, theirs: Any) -> None:
     assert greedy_tokens(ours, PROMPT, NUM_STEPS) == expected_greedy_tokens(theirs)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -100,7 +100,7 @@ def test_dense_llama_computes_what_transformers_does(
     assert greedy_tokens(ours, PROMPT, NUM_STEPS) == expected_greedy_tokens(theirs)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("family", ["bitnet", "llama"])
 def test_float_masters_are_ternarized_as_transformers_does(
     tmp_path: Path, family: Family, backend: str

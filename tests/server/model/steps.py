@@ -6,10 +6,23 @@ from dataclasses import dataclass, field
 import torch
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.transformer import Transformer
-from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout, choose_backend
+from bitwatt_kernels.errors import BackendError
 from torch import Tensor
 
-__all__ = ["Context", "forward", "greedy_tokens", "make_kv_cache", "step_layout"]
+__all__ = ["CPU_BACKENDS", "Context", "forward", "greedy_tokens", "make_kv_cache", "step_layout"]
+
+
+def _runs_here(name: str) -> bool:
+    try:
+        choose_backend(torch.device("cpu"), name)
+    except BackendError:
+        return False
+    return True
+
+
+# Triton's kernels are interpreted on a CPU, too slowly for whole models.
+CPU_BACKENDS = [name for name in ("reference", "torch", "native") if _runs_here(name)]
 
 
 @dataclass

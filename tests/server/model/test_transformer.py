@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.server.model.steps import Context, forward, make_kv_cache, step_layout
+from tests.server.model.steps import CPU_BACKENDS, Context, forward, make_kv_cache, step_layout
 
 NUM_BLOCKS = 24
 MAX_LEN = 6 * BLOCK_SIZE
@@ -73,8 +73,7 @@ def assert_same(actual: Tensor, expected: Tensor, *, batch_invariant: bool) -> N
 
 BACKENDS = pytest.mark.parametrize(
     ("backend", "batch_invariant"),
-    [("reference", True), ("torch", True), ("torch", False)],
-    ids=["reference", "torch-invariant", "torch-fast"],
+    [(name, invariant) for name in CPU_BACKENDS for invariant in (True, False)],
 )
 WEIGHTS = pytest.mark.parametrize("weights", ["ternary", "fp16"])
 
@@ -119,12 +118,13 @@ def test_a_sequence_in_a_batch_equals_the_sequence_alone(
         assert_same(together, alone, batch_invariant=batch_invariant)
 
 
-def test_backends_agree_on_a_whole_model() -> None:
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@WEIGHTS
+def test_backends_agree_on_a_whole_model(backend: str, weights: Weights) -> None:
     tokens = tokens_of(1, 50)
-    for weights in ("ternary", "fp16"):
-        expected = logits_in_chunks(make_model("reference", weights, torch.float32), tokens, [])
-        actual = logits_in_chunks(make_model("torch", weights, torch.float32), tokens, [])
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3)
+    expected = logits_in_chunks(make_model("reference", weights, torch.float32), tokens, [])
+    actual = logits_in_chunks(make_model(backend, weights, torch.float32), tokens, [])
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3)
 
 
 def test_only_the_chosen_tokens_have_logits() -> None:
