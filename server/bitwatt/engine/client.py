@@ -14,6 +14,7 @@ import zmq
 import zmq.asyncio
 
 from bitwatt.engine.messages import (
+    MAX_STEPS_AHEAD,
     Abort,
     EngineConfig,
     EngineInfo,
@@ -215,7 +216,8 @@ class EngineClient:
         was_ready = False
         reason = "the engine was stopped"
         try:
-            socket.set_hwm(0)
+            socket.sndhwm = 0
+            socket.rcvhwm = MAX_STEPS_AHEAD
             socket.linger = 0
             socket.bind(address)
             self._socket = socket

@@ -5,6 +5,7 @@ import msgspec
 from bitwatt.scheduling.request import FinishReason, SamplingParams
 
 __all__ = [
+    "MAX_STEPS_AHEAD",
     "Abort",
     "EngineConfig",
     "EngineInfo",
@@ -22,6 +23,10 @@ __all__ = [
     "decode_to_engine",
     "encode",
 ]
+
+
+MAX_STEPS_AHEAD = 32
+"""Messages each end keeps while the API process is behind; then the engine waits for it."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):

@@ -1,0 +1,59 @@
+"""The engine's loop between its socket and its core."""
+
+import json
+import time
+from pathlib import Path
+from threading import Thread
+
+import zmq
+from bitwatt.engine.build import build_engine
+from bitwatt.engine.messages import (
+    EngineConfig,
+    StepOutputs,
+    Submit,
+    decode_from_engine,
+    encode,
+)
+from bitwatt.engine.process import _Loop
+from bitwatt.scheduling.request import SamplingParams
+
+
+def test_an_engine_waits_for_a_reader_that_is_behind_and_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 97}))
+    core, _ = build_engine(EngineConfig(model_path=str(tmp_path), backend="fake"))
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.PAIR) as ours,
+        context.socket(zmq.PAIR) as its,
+    ):
+        ours.rcvhwm = its.sndhwm = 4
+        ours.bind("inproc://engine")
+        its.connect("inproc://engine")
+        loop = _Loop(its, core)
+        thread = Thread(target=loop.run)
+        thread.start()
+        try:
+            ours.send(
+                encode(
+                    Submit(
+                        request_id="a",
+                        prompt_token_ids=[1],
+                        sampling=SamplingParams(max_tokens=1000),
+                    )
+                )
+            )
+            num_steps = -1
+            while (now := core.stats().num_steps) != num_steps or now == 0:
+                num_steps = now
+                time.sleep(0.05)
+            assert num_steps < 20
+            tokens: list[int] = []
+            while len(tokens) < 1000:
+                message = decode_from_engine(ours.recv())
+                assert isinstance(message, StepOutputs)
+                for output in message.outputs:
+                    tokens += output.token_ids
+        finally:
+            loop._parent = -1  # as if the parent had gone
+            thread.join()
+    core.close()
