@@ -1,0 +1,102 @@
+"""Under programmatic dependent launch every kernel waits before it reads what others write."""
+
+import re
+from typing import Any
+
+import pytest
+from bitwatt_kernels.gpu.attention import decode_attention_kernel, prefill_attention_kernel
+from bitwatt_kernels.gpu.configs import load
+from bitwatt_kernels.gpu.dense import dense_linear_kernel
+from bitwatt_kernels.gpu.elementwise import (
+    gated_activation_kernel,
+    quantize_kernel,
+    rms_norm_kernel,
+)
+from bitwatt_kernels.gpu.rope import rope_and_cache_kernel
+
+from tests.kernels.gpu import test_attention_machine_code as attention
+from tests.kernels.gpu import test_dense_machine_code as dense
+from tests.kernels.gpu import test_elementwise_machine_code as elementwise
+from tests.kernels.gpu.machine_code import compile_for
+
+CONFIGS = load("", (9, 0))
+TILE = {
+    "GROUP": 4,
+    "HEAD_DIM": 128,
+    "DIM_BLOCK": 128,
+    "BLOCK_SIZE": 16,
+    "BLOCK_CONTEXT": CONFIGS.attention.block_context,
+    "SPLIT_TOKENS": CONFIGS.attention.split_tokens,
+    "PRECISION": "tf32",
+}
+DENSE = CONFIGS.dense[0]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "arguments", "constants", "num_warps", "num_stages"),
+    [
+        (quantize_kernel, elementwise.ARGUMENTS, {"BLOCK": 4096}, 8, 1),
+        (rms_norm_kernel, elementwise.ARGUMENTS, {"BLOCK": 4096, "QUANTIZE": True}, 8, 1),
+        (
+            gated_activation_kernel,
+            elementwise.ARGUMENTS,
+            {"BLOCK": 8192, "SILU": False, "NORM": True, "QUANTIZE": True},
+            16,
+            1,
+        ),
+        (rope_and_cache_kernel, attention.ARGUMENTS, attention.ROPE, 4, 1),
+        (
+            decode_attention_kernel,
+            attention.ARGUMENTS,
+            TILE | {"BLOCK_ROWS": CONFIGS.attention.decode.block_rows, "IS_SPLIT": True},
+            CONFIGS.attention.decode.num_warps,
+            CONFIGS.attention.decode.num_stages,
+        ),
+        (
+            prefill_attention_kernel,
+            attention.ARGUMENTS,
+            TILE | {"BLOCK_ROWS": CONFIGS.attention.prefill.block_rows},
+            CONFIGS.attention.prefill.num_warps,
+            CONFIGS.attention.prefill.num_stages,
+        ),
+        (
+            dense_linear_kernel,
+            dense.ARGUMENTS | {"x_ptr": "bfloat16", "w_ptr": "bfloat16"},
+            {
+                "BLOCK_OUT": DENSE.block_out,
+                "BLOCK_TOKENS": DENSE.block_tokens,
+                "BLOCK_IN": DENSE.block_in,
+                "GROUP_TOKENS": 8,
+                "HAS_TAIL": False,
+                "HAS_BIAS": False,
+                "HAS_RESIDUAL": False,
+                "IS_INT8": False,
+                "PRECISION": "tf32",
+            },
+            DENSE.num_warps,
+            DENSE.num_stages,
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_kernel_waits_before_its_first_load_and_lets_the_next_one_start(
+    kernel: Any,
+    arguments: dict[str, str],
+    constants: dict[str, Any],
+    num_warps: int,
+    num_stages: int,
+) -> None:
+    code = compile_for(
+        90,
+        kernel,
+        arguments,
+        constants | {"PDL": True},
+        num_warps=num_warps,
+        num_stages=num_stages,
+        unaligned=frozenset({"num_tokens", "num_sequences", "table_stride"}),
+    )
+    assert code.spills == 0
+    texts = [text for _, text in code.instructions]
+    waits = next(i for i, text in enumerate(texts) if "ACQBULK" in text)
+    assert not any(re.search(r"\b(LDG|LDGSTS|STG)\b", text) for text in texts[:waits])
+    assert any("PREEXIT" in text for text in texts[waits:])
