@@ -88,7 +88,7 @@ class Catalog:
             ) from None
 
 
-def _catalog(request: Request) -> Catalog:
+async def _catalog(request: Request) -> Catalog:
     catalog: Catalog = request.app.state.catalog
     return catalog
 
@@ -96,7 +96,7 @@ def _catalog(request: Request) -> Catalog:
 Models = Annotated[Catalog, Depends(_catalog)]
 
 
-def _settings(request: Request) -> ServeSettings:
+async def _settings(request: Request) -> ServeSettings:
     settings: ServeSettings = request.app.state.settings
     return settings
 
