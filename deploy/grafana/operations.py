@@ -1,0 +1,219 @@
+"""Is it up, is it slow, does it turn callers away."""
+
+from deploy.grafana.panels import Dashboard, Panel, Query, Row
+from deploy.grafana.promql import SCOPE, STANDARD_VARIABLES, quantile, rate, ratio
+
+__all__ = ["OPERATIONS"]
+
+_TARGET = 'job=~"$job",instance=~"$instance"'
+
+
+def _gauge(metric: str, aggregate: str = "sum") -> str:
+    return f"{aggregate} by (model_name) ({metric}{{{SCOPE}}})"
+
+
+def _latency(title: str, histogram: str, description: str) -> Panel:
+    return Panel(
+        title=title,
+        unit="s",
+        queries=[
+            Query(quantile(q, histogram), f"{{{{model_name}}}} p{q * 100:g}", "empty")
+            for q in (0.5, 0.95, 0.99)
+        ],
+        description=description,
+    )
+
+
+_STATE = Row(
+    "State",
+    [
+        Panel(
+            title="Targets up",
+            unit="bool_yes_no",
+            kind="stat",
+            width=6,
+            height=5,
+            queries=[Query(f"min by (job) (up{{{_TARGET}}})", "{{job}}")],
+            description="Whether Prometheus reaches every server.",
+        ),
+        Panel(
+            title="Engines up",
+            unit="bool_yes_no",
+            kind="stat",
+            width=6,
+            height=5,
+            queries=[Query(_gauge("bitwatt_engine_up", "min"), "{{model_name}}")],
+            description="Whether every engine takes requests.",
+        ),
+        Panel(
+            title="Energy measured",
+            unit="bool_yes_no",
+            kind="stat",
+            width=6,
+            height=5,
+            queries=[
+                Query(
+                    f"max by (model_name, reason) (bitwatt_energy_available{{{SCOPE}}})",
+                    "{{model_name}} {{reason}}",
+                )
+            ],
+            description="Whether the devices' counters can be read, and why not.",
+        ),
+        Panel(
+            title="Served",
+            unit="none",
+            kind="table",
+            width=6,
+            height=5,
+            queries=[
+                Query(
+                    "max by (model_name, weights, backend, device_name, dtype) "
+                    f"(bitwatt_model_info{{{SCOPE}}})",
+                    "{{model_name}}",
+                )
+            ],
+            description="What serves each model.",
+        ),
+    ],
+)
+
+_REQUESTS = Row(
+    "Requests",
+    [
+        Panel(
+            title="Running and waiting",
+            unit="none",
+            queries=[
+                Query(_gauge("vllm:num_requests_running"), "{{model_name}} running"),
+                Query(_gauge("vllm:num_requests_waiting"), "{{model_name}} waiting"),
+            ],
+            description="Requests in the engines' batches, and before them.",
+        ),
+        Panel(
+            title="Ended, by how",
+            unit="reqps",
+            queries=[
+                Query(
+                    rate("vllm:request_success_total", by="model_name, finished_reason"),
+                    "{{model_name}} {{finished_reason}}",
+                )
+            ],
+            description="stop, length, abort or error.",
+        ),
+        Panel(
+            title="Turned away, by why",
+            unit="reqps",
+            queries=[
+                Query(
+                    rate("vllm:admission_rejections_total", by="model_name, reason"),
+                    "{{model_name}} {{reason}}",
+                    "empty",
+                )
+            ],
+            description="Empty until a request is turned away.",
+        ),
+        Panel(
+            title="HTTP answers, by status",
+            unit="reqps",
+            queries=[
+                Query(
+                    "sum by (handler, status) "
+                    f"(rate(http_requests_total{{{_TARGET}}}[$__rate_interval]))",
+                    "{{handler}} {{status}}",
+                )
+            ],
+            description="499: the caller left first.",
+        ),
+        Panel(
+            title="Share of 5xx",
+            unit="percentunit",
+            queries=[Query("max by (job) (bitwatt:http_5xx:ratio5m)", "{{job}}")],
+            description="Over five minutes, of each job's worst server.",
+        ),
+        Panel(
+            title="Preemptions",
+            unit="cps",
+            queries=[Query(rate("vllm:num_preemptions_total"), "{{model_name}}")],
+            description="Requests set back because the KV cache was full.",
+        ),
+    ],
+)
+
+_LATENCY = Row(
+    "Latency",
+    [
+        _latency(
+            "Time to first token", "vllm:time_to_first_token_seconds", "Arrival to first token."
+        ),
+        _latency("Between tokens", "vllm:inter_token_latency_seconds", "One token to the next."),
+        _latency(
+            "Per output token",
+            "vllm:request_time_per_output_token_seconds",
+            "A request's mean after its first token.",
+        ),
+        _latency("Whole request", "vllm:e2e_request_latency_seconds", "Arrival to last token."),
+        _latency("Waiting", "vllm:request_queue_time_seconds", "In the engine's queue."),
+        _latency("Prefill", "vllm:request_prefill_time_seconds", "From running to first token."),
+        _latency("Decode", "vllm:request_decode_time_seconds", "From first to last token."),
+        _latency("Running", "vllm:request_inference_time_seconds", "Prefill and decode."),
+        _latency("Step", "bitwatt_engine_step_seconds", "One step of an engine."),
+    ],
+)
+
+_ENGINE = Row(
+    "Engines and processes",
+    [
+        Panel(
+            title="Steps a second",
+            unit="cps",
+            queries=[Query(rate("bitwatt_engine_steps_total"), "{{model_name}}")],
+            description="Steps the engines ran.",
+        ),
+        Panel(
+            title="Busy share",
+            unit="percentunit",
+            queries=[Query(rate("bitwatt_engine_busy_seconds_total"), "{{model_name}}")],
+            description="Share of the time in which a step ran.",
+        ),
+        Panel(
+            title="KV cache in use",
+            unit="percentunit",
+            queries=[Query(_gauge("vllm:kv_cache_usage_perc", "max"), "{{model_name}}")],
+            description="Share of its blocks.",
+        ),
+        Panel(
+            title="Anonymous memory of processes",
+            unit="bytes",
+            queries=[
+                Query(
+                    f"sum by (instance, process) (bitwatt_rss_anon_bytes{{{_TARGET}}})",
+                    "{{instance}} {{process}}",
+                )
+            ],
+            description="What grows if something leaks.",
+        ),
+        Panel(
+            title="Mean time of a step",
+            unit="s",
+            queries=[
+                Query(
+                    ratio(
+                        rate("bitwatt_engine_step_seconds_sum"),
+                        rate("bitwatt_engine_step_seconds_count"),
+                    ),
+                    "{{model_name}}",
+                    "empty",
+                )
+            ],
+            description="Seconds in steps over steps.",
+        ),
+    ],
+)
+
+OPERATIONS = Dashboard(
+    uid="bitwatt-operations",
+    title="bitwatt: operations",
+    description="State, errors and latency of the servers.",
+    variables=STANDARD_VARIABLES,
+    rows=(_STATE, _REQUESTS, _LATENCY, _ENGINE),
+)
