@@ -309,6 +309,7 @@ class ModelMetrics:
 
         The engine's counters begin anew when it restarts; the series go on.
         """
+        self.stats = stats
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         usage = stats.num_blocks_used / max(stats.num_blocks, 1)
