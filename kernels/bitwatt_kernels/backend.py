@@ -84,8 +84,12 @@ class Backend(Protocol):
         """Return the weight in the form this backend's ternary_linear reads fastest, on device."""
         ...
 
-    def prepare_head(self, weight: Tensor) -> object:
-        """Return [vocab_size, hidden_size] in the form this backend's head reads, on device."""
+    def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> object:
+        """Return [vocab_size, hidden_size] in the form this backend's head reads, on device.
+
+        bits  8 rounds each row to int8, and head() its input: near the same logits for half the
+              bytes
+        """
         ...
 
     def nbytes(self, prepared: object) -> int:

@@ -185,6 +185,21 @@ def test_dense_linear_and_head(backend: Backend, num_tokens: int, dtype: torch.d
 
 
 @each_backend
+@each_num_tokens
+@each_dtype
+def test_an_8_bit_head_is_near_for_a_byte_a_weight(
+    backend: Backend, num_tokens: int, dtype: torch.dtype
+) -> None:
+    x, weight = randn(num_tokens, 192).to(dtype), (randn(83, 192, seed=6) / 14).to(dtype)
+    prepared = backend.prepare_head(weight, bits=8)
+    logits = backend.head(x, prepared)
+    assert_near(logits, REFERENCE.head(x, REFERENCE.prepare_head(weight, bits=8)), torch.float32)
+    exact = REFERENCE.head(x, weight)
+    assert (logits - exact).norm() < 0.02 * exact.norm()
+    assert backend.nbytes(prepared) == 83 * 192 + 4 * 83
+
+
+@each_backend
 @each_dtype
 @pytest.mark.parametrize("head_dim", [32, 100, 128])
 def test_rope_and_cache_writes_its_slots_alone(
@@ -265,6 +280,7 @@ OPERATIONS = (
     "ternary_linear",
     "dense_linear",
     "head",
+    "head-8-bit",
 )
 
 
@@ -284,6 +300,9 @@ def run_rows(backend: Backend, operation: str, x: Tensor) -> Tensor:
             return backend.dense_linear(x, randn(83, 256, seed=13).to(x.dtype), None, None)
         case "head":
             return backend.head(x, backend.prepare_head(randn(300, 256, seed=14).to(x.dtype)))
+        case "head-8-bit":
+            weight = randn(300, 256, seed=14).to(x.dtype)
+            return backend.head(x, backend.prepare_head(weight, bits=8))
         case _:
             return rows_of(backend.quantize(x))
 

@@ -6,6 +6,7 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, DtypeError, KernelError, ShapeError
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
+from bitwatt_kernels.reference.head import Int8Head
 
 __all__ = ["NativeBackend", "PreparedTernary"]
 
@@ -133,8 +135,10 @@ class NativeBackend:
             None if bias is None else bias.data_ptr(),
         )
 
-    def prepare_head(self, weight: Tensor) -> Tensor:
-        """Return the head's matrix as it is: a tied embedding shares its memory."""
+    def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | Int8Head:
+        """Return the head's matrix as it is: a tied embedding shares its memory. Or in 8 bits."""
+        if bits == 8:
+            return self._dense.prepare_head(weight, bits=8)
         _dtype_of(weight)
         return weight.contiguous()
 
@@ -143,7 +147,7 @@ class NativeBackend:
             case PreparedTernary():
                 tensors = [prepared.blocks, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
-            case Tensor():
+            case Tensor() | Int8Head():
                 return int(prepared.nbytes)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
@@ -282,6 +286,8 @@ class NativeBackend:
         return out
 
     def head(self, x: Tensor, weight: object) -> Tensor:
+        if isinstance(weight, Int8Head):
+            return self._dense.head(x, weight)
         assert isinstance(weight, Tensor)
         num_tokens, hidden = x.shape
         vocab_size, expected = weight.shape

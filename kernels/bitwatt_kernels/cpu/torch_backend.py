@@ -1,6 +1,7 @@
 """The CPU backend of machines where the native kernels can't be built: plain torch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.packing import TernaryWeight, unpack
 from bitwatt_kernels.reference import elementwise as _elementwise
 from bitwatt_kernels.reference import linear as _linear
+from bitwatt_kernels.reference.head import Int8Head, quantize_head
 
 __all__ = ["TorchBackend"]
 
@@ -49,15 +51,16 @@ class TorchBackend:
         values = unpack(weight.codes.to(self.device)).T
         return _Int8Weight(values, weight.scales.to(self.device), bias)
 
-    def prepare_head(self, weight: Tensor) -> Tensor:
-        return weight.to(self.device)
+    def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | Int8Head:
+        weight = weight.to(self.device)
+        return quantize_head(weight) if bits == 8 else weight
 
     def nbytes(self, prepared: object) -> int:
         match prepared:
             case _Int8Weight():
                 tensors = [prepared.values, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
-            case Tensor():
+            case Tensor() | Int8Head():
                 return int(prepared.nbytes)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
@@ -125,6 +128,10 @@ class TorchBackend:
         )
 
     def head(self, x: Tensor, weight: object) -> Tensor:
+        if isinstance(weight, Int8Head):
+            q = self.quantize(x)
+            logits = torch._int_mm(q.codes, weight.codes.T).float()
+            return logits.div_(q.scales[:, None]).mul_(weight.scales)
         assert isinstance(weight, Tensor)
         return self.dense_linear(x, weight, None, None).float()
 

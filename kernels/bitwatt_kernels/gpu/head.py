@@ -1,7 +1,5 @@
 """The head's two forms: the checkpoint's own 16-bit matrix, or int8 with a scale a token id."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -9,30 +7,9 @@ from bitwatt_kernels.gpu.dense import dense_linear, int8_linear
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.elementwise import quantize
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
+from bitwatt_kernels.reference.head import Int8Head, quantize_head
 
 __all__ = ["Int8Head", "head", "quantize_head"]
-
-
-@dataclass(frozen=True, slots=True)
-class Int8Head:
-    """W[n, k] ≈ codes[n, k] · scales[n].
-
-    codes   [vocab_size, hidden_size] int8
-    scales  [vocab_size] float32
-    """
-
-    codes: Tensor
-    scales: Tensor
-
-
-def quantize_head(weight: Tensor) -> Int8Head:
-    """Return [vocab_size, hidden_size] rounded to int8, each row by its largest magnitude."""
-    codes, scales = [], []
-    for rows in weight.split(8192):  # float32 of a whole vocabulary would take gigabytes
-        scale = rows.float().abs().amax(dim=-1).clamp(min=1e-5) / 127
-        codes.append((rows.float() / scale[:, None]).round().to(torch.int8))
-        scales.append(scale)
-    return Int8Head(torch.cat(codes), torch.cat(scales))
 
 
 def head(x: Tensor, weight: Tensor | Int8Head, gpu: Gpu, *, batch_invariant: bool) -> Tensor:

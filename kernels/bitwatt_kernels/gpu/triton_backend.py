@@ -1,5 +1,7 @@
 """The Triton kernels as a Backend."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,26 +34,23 @@ class TritonBackend:
         device: torch.device,
         *,
         batch_invariant: bool = True,
-        int8_head: bool = False,
     ) -> None:
         """Raises BackendError if device is not a GPU of compute capability 8.0 or later.
 
         batch_invariant  sum dense matmuls in a fixed order; else cuBLAS chooses one by the batch
-        int8_head        round the head to int8: half its bytes, and logits near the 16-bit ones
         """
         self.gpu = Gpu(device)
         self.device = device
         self.batch_invariant = batch_invariant
-        self._int8_head = int8_head
 
     def prepare_ternary(self, weight: TernaryWeight) -> TernaryWeight:
         bias = None if weight.bias is None else weight.bias.to(self.device)
         codes = weight.codes.to(self.device).contiguous()
         return TernaryWeight(codes, weight.scales.to(self.device), bias)
 
-    def prepare_head(self, weight: Tensor) -> Tensor | _head.Int8Head:
+    def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | _head.Int8Head:
         weight = weight.to(self.device).contiguous()
-        return _head.quantize_head(weight) if self._int8_head else weight
+        return _head.quantize_head(weight) if bits == 8 else weight
 
     def nbytes(self, prepared: object) -> int:
         match prepared:

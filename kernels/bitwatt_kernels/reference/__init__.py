@@ -1,5 +1,7 @@
 """Plain torch, written to be read: the oracle every other backend is checked against."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,8 @@ from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference import attention as _attention
 from bitwatt_kernels.reference import elementwise as _elementwise
 from bitwatt_kernels.reference import linear as _linear
+from bitwatt_kernels.reference.head import Int8Head, quantize_head
+from bitwatt_kernels.reference.head import head as _head
 
 __all__ = ["ReferenceBackend"]
 
@@ -28,15 +32,16 @@ class ReferenceBackend:
         bias = None if weight.bias is None else weight.bias.to(self.device)
         return TernaryWeight(weight.codes.to(self.device), weight.scales.to(self.device), bias)
 
-    def prepare_head(self, weight: Tensor) -> Tensor:
-        return weight.to(self.device)
+    def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | Int8Head:
+        weight = weight.to(self.device)
+        return quantize_head(weight) if bits == 8 else weight
 
     def nbytes(self, prepared: object) -> int:
         match prepared:
             case TernaryWeight():
                 tensors = [prepared.codes, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
-            case Tensor():
+            case Tensor() | Int8Head():
                 return int(prepared.nbytes)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
@@ -89,5 +94,5 @@ class ReferenceBackend:
         return _attention.attention(queries, kv_cache, layout, scale)
 
     def head(self, x: Tensor, weight: object) -> Tensor:
-        assert isinstance(weight, Tensor)
-        return (x.double() @ weight.double().T).float()
+        assert isinstance(weight, Tensor | Int8Head)
+        return _head(x, weight)

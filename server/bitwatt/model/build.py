@@ -52,11 +52,12 @@ def build_transformer(
 
     weights        "fp16" makes ternary linears dense, in dtype
     max_model_len  lowers the model's own
+    head_bits      8 rounds the head to int8, which moves the logits a little
     Raises         CheckpointError where the source can't be served so
     """
     config = source.config
-    if head_bits != 16:
-        raise CheckpointError(f"a head of {head_bits} bits is not supported; 16 is (--head-bits)")
+    if head_bits not in (8, 16):
+        raise CheckpointError(f"a head has 8 or 16 bits, not {head_bits} (--head-bits)")
     if weights == "ternary" and not source.is_ternary:
         raise CheckpointError(
             "the checkpoint's linears are dense, not ternary: serve it with 16-bit weights "
@@ -74,7 +75,9 @@ def build_transformer(
             )
         config = replace(config, max_model_len=max_model_len)
     with torch.inference_mode():
-        return _Builder(source, config, weights, backend, dtype).build()
+        return _Builder(source, config, weights, backend, dtype).build(
+            head_bits=8 if head_bits == 8 else 16
+        )
 
 
 class _Builder:
@@ -97,7 +100,7 @@ class _Builder:
         self.other_bytes = 0
         self.num_parameters = 0
 
-    def build(self) -> Transformer:
+    def build(self, *, head_bits: Literal[8, 16]) -> Transformer:
         config = self.config
         embedding = self.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         layers = [self.layer(f"model.layers.{i}") for i in range(config.num_layers)]
@@ -106,7 +109,7 @@ class _Builder:
             head_weight = embedding
         else:
             head_weight = self.matrix("lm_head.weight", config.vocab_size, config.hidden_size)
-        head = self.backend.prepare_head(head_weight)
+        head = self.backend.prepare_head(head_weight, bits=head_bits)
         embedding_bytes = embedding.nbytes
         if head is not embedding:
             embedding_bytes += self.backend.nbytes(head)

@@ -191,6 +191,22 @@ def test_memory_counts_packed_bytes_and_a_tied_head_once(tmp_path: Path) -> None
     assert dense.other_weights_bytes - memory.other_weights_bytes == 4 * linear
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_an_8_bit_head_takes_a_byte_a_weight_and_barely_moves_the_logits(
+    tmp_path: Path, is_tied: bool
+) -> None:
+    write_online(tmp_path, "bitnet", tie_word_embeddings=is_tied)
+    wide, narrow = (
+        load(tmp_path, "ternary", "torch"),
+        load(tmp_path, "ternary", "torch", head_bits=8),
+    )
+    assert narrow.memory().embedding_bytes == 320 * 128 * 4 + 320 * 128 + 320 * 4
+    difference = logits_of(wide) - logits_of(narrow)
+    assert difference.norm() < 0.02 * logits_of(wide).norm()
+    with pytest.raises(CheckpointError, match="8 or 16 bits, not 4"):
+        load(tmp_path, "ternary", head_bits=4)
+
+
 def test_max_model_len_lowers_the_models_own(tmp_path: Path) -> None:
     write_dense(tmp_path)
     assert load(tmp_path, "fp16", max_model_len=64).config.max_model_len == 64

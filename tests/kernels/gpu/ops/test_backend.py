@@ -111,14 +111,13 @@ def test_a_token_gets_the_same_dense_bits_in_every_batch(
 def test_the_int8_head_stays_near_and_takes_half_the_bytes(
     backend: TritonBackend, device: torch.device
 ) -> None:
-    small = TritonBackend(device, int8_head=True)
     x = randn(5, 128, dtype=torch.bfloat16).to(device)
     weight = randn(200, 128, dtype=torch.bfloat16, seed=1)
-    prepared = small.prepare_head(weight)
+    prepared = backend.prepare_head(weight, bits=8)
     assert isinstance(prepared, Int8Head)
-    exact, rounded = backend.head(x, weight.to(device)), small.head(x, prepared)
+    exact, rounded = backend.head(x, weight.to(device)), backend.head(x, prepared)
     assert ((rounded - exact).norm() / exact.norm()).item() < 0.02
-    assert small.nbytes(prepared) == 200 * 128 + 200 * 4
+    assert backend.nbytes(prepared) == 200 * 128 + 200 * 4
     assert backend.nbytes(backend.prepare_head(weight)) == 200 * 128 * 2
 
 
