@@ -75,6 +75,9 @@ class ServeSettings(BaseSettings):
     )
     metrics_public: bool = Field(False, description="serve /metrics without a key")
     max_body_bytes: int = Field(2 * 2**20, ge=1024, le=2**30, description="a request's size")
+    max_open_requests: int = Field(
+        1024, ge=1, le=1_000_000, description="requests open at once, being read or answered"
+    )
     request_timeout: float = Field(
         600.0, gt=0, le=86_400, description="seconds until a request is given up"
     )

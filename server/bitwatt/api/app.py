@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from bitwatt import __version__
 from bitwatt.api import chat, comparison, completions, health, models, page, tokenize
 from bitwatt.api.errors import install_error_handlers
-from bitwatt.api.middleware import Gateway, LimitBody, RequireKey
+from bitwatt.api.middleware import Gateway, LimitBody, LimitOpen, RequireKey
 from bitwatt.api.served import Catalog, ServedModel
 from bitwatt.errors import EngineUnavailableError
 from bitwatt.settings import ServeSettings
@@ -103,6 +103,7 @@ def create_app(
         middleware=[
             Middleware(Gateway, metrics=metrics),
             Middleware(RequireKey, key_digests=settings.api_key, open_paths=open_paths),
+            Middleware(LimitOpen, max_open=settings.max_open_requests),
             Middleware(LimitBody, max_bytes=settings.max_body_bytes),
         ],
     )

@@ -47,7 +47,8 @@ async def create_completion(
             info,
             prompts,
             response_id=response_id,
-            max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens=body.max_tokens,
+            default_max_tokens=DEFAULT_MAX_TOKENS,
             logprobs=body.logprobs,
         )
         writers = [

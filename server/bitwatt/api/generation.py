@@ -219,14 +219,16 @@ def plan_generation(
     *,
     response_id: str,
     max_tokens: int | None,
+    default_max_tokens: int | None = None,
     logprobs: int | None,
     prompt_param: str = "prompt",
 ) -> Generation:
     """Return the request's choices, checked against the model's limits.
 
-    max_tokens  None for all that the context leaves
-    logprobs    how many top log-probabilities a token, None for none
-    prompt_param  the field the prompts come from, for errors to name
+    max_tokens          what the caller asked for; None leaves it to the default
+    default_max_tokens  given where the context leaves as much; None for all that it leaves
+    logprobs            how many top log-probabilities a token, None for none
+    prompt_param        the field the prompts come from, for errors to name
 
     Raises  InvalidRequestError
     """
@@ -237,18 +239,21 @@ def plan_generation(
         ("logit_bias", body.logit_bias),
     ):
         _check_token_ids(token_ids, info, field_name)
-    if body.min_tokens and max_tokens is not None and body.min_tokens > max_tokens:
-        raise InvalidRequestError(
-            f"min_tokens is {body.min_tokens}, more than max_tokens, {max_tokens}",
-            param="min_tokens",
-        )
     seed = randbits(63) if body.seed is None else body.seed
     num_choices = body.n or 1
     submits: list[Submit] = []
     for prompt in prompts:
-        room = info.max_model_len - len(prompt)
+        most = max_tokens
+        if most is None:
+            room = info.max_model_len - len(prompt)
+            most = room if default_max_tokens is None else min(default_max_tokens, room)
+        if (body.min_tokens or 0) > most:
+            raise InvalidRequestError(
+                f"min_tokens is {body.min_tokens}; the answer has at most {most} (max_tokens)",
+                param="min_tokens",
+            )
         sampling = body.sampling(
-            max_tokens=room if max_tokens is None else max_tokens,
+            max_tokens=most,
             seed=0,
             logprobs=logprobs,
             eos_token_ids=info.eos_token_ids,

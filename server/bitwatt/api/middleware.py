@@ -1,4 +1,4 @@
-"""What every request passes on its way in, outermost first: Gateway, RequireKey, LimitBody.
+"""What every request passes on its way in: Gateway, RequireKey, LimitOpen, LimitBody.
 
 All are plain ASGI: they hand `receive` and `send` through, so a client's going away is seen at
 once by whoever serves it.
@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitwatt.api.errors import describe, error_response
+from bitwatt.errors import QueueFullError
 from bitwatt.telemetry.metrics import Metrics
 
-__all__ = ["Gateway", "LimitBody", "RequireKey"]
+__all__ = ["Gateway", "LimitBody", "LimitOpen", "RequireKey"]
 
 _CALLERS_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
@@ -49,6 +50,7 @@ class Gateway:
             request_id = callers
         else:
             request_id = secrets.token_hex(12).encode()
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -112,6 +114,32 @@ class RequireKey:
         digest = sha256(key.strip()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._key_digests]
         return any(matches)
+
+
+class LimitOpen:
+    """Turns requests with a body away while max_open of them are open.
+
+    What waits in an engine's queue has been read and encoded; this bounds what comes before.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_open: int) -> None:
+        self._app = app
+        self._max_open = max_open
+        self._num_open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if self._num_open >= self._max_open:
+            full = QueueFullError(f"{self._max_open} requests are open (--max-open-requests)")
+            await describe(full).response()(scope, receive, send)
+            return
+        self._num_open += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_open -= 1
 
 
 class LimitBody:

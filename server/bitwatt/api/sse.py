@@ -103,7 +103,7 @@ class EventStream(Response):
             if not self._started:
                 raise
             if not isinstance(error, BitwattError):
-                logger.exception("a stream failed", extra=dict(scope.get("state", {})))
+                logger.exception("request %s failed midway", scope["state"]["request_id"])
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):
                     await write(b"data: " + describe(error).encode() + b"\n\n", more=False)

@@ -53,6 +53,12 @@ async def test_sixteen_tokens_are_the_default():
     assert engine.submitted[0].sampling.max_tokens == 16
 
 
+async def test_the_default_gives_way_where_the_context_leaves_less():
+    engine = FakeEngine()
+    await complete(engine, prompt=[5] * 250)
+    assert engine.submitted[0].sampling.max_tokens == 6
+
+
 async def test_n_choices_follow_each_prompt_and_a_prompt_counts_once():
     engine = FakeEngine()
     answer = await complete(engine, prompt=["a", "b c"], n=2, seed=5)

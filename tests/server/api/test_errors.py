@@ -104,6 +104,7 @@ async def test_what_is_not_a_json_object_is_refused(path, body):
         ({"logit_bias": {"99999": 1}}, "logit_bias"),
         ({"logit_bias": {str(i): 0 for i in range(301)}}, "logit_bias"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ({"min_tokens": 300}, "min_tokens"),
         ({"priority": 2**40}, "priority"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -314,6 +315,44 @@ async def test_headers_of_usual_size_pass_request_after_request():
         for _ in range(5):
             response = await client.get("/health", headers={"x-padding": "a" * 30_000})
             assert response.status_code == 200
+
+
+async def test_no_more_requests_are_read_than_may_be_open():
+    engine = FakeEngine(gate=asyncio.Event())
+    async with make_client(make_app(engine, max_open_requests=2)) as client:
+        answers = [
+            asyncio.create_task(client.post("/v1/completions", json=TEXT | {"stream": i == 0}))
+            for i in range(2)
+        ]
+        while len(engine.running) < 2:  # noqa: ASYNC110 - the fake has no events to wait for
+            await asyncio.sleep(0.005)
+        refused = await client.post("/v1/completions", json=TEXT)
+        assert "--max-open-requests" in error_of(refused, 503)["message"]
+        assert refused.headers["retry-after"]
+        assert (await client.get("/health")).status_code == 200
+        engine.gate.set()
+        for answer in await asyncio.gather(*answers):
+            assert answer.status_code == 200
+        assert (await client.post("/v1/completions", json=TEXT)).status_code == 200
+
+
+async def test_a_stream_that_fails_midway_tells_nothing_and_is_logged(caplog):
+    engine = FakeEngine(delay_s=0.01)
+    app = make_app(engine)
+    text = app.state.catalog.by_name["tiny"].text
+
+    async with (
+        run_server(app) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream("POST", "/v1/completions", json=TEXT | {"stream": True}) as response,
+    ):
+        lines = response.aiter_lines()
+        await anext(lines)
+        text.vocabulary.token_bytes[:] = [None] * len(text.vocabulary)
+        rest = [line async for line in lines if line]
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert f"request {response.headers['x-request-id']} failed midway" in caplog.text
+    assert not engine.running
 
 
 async def test_while_the_engine_is_away_requests_are_told_to_come_again():

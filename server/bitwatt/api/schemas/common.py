@@ -222,7 +222,7 @@ class GenerationBody(Body):
             logprobs=logprobs,
             seed=seed,
             stop_token_ids=tuple(dict.fromkeys([*eos, *(self.stop_token_ids or ())])),
-            min_tokens=min(self.min_tokens or 0, max_tokens),
+            min_tokens=self.min_tokens or 0,
         )
 
 
