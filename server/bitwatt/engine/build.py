@@ -138,7 +138,7 @@ def _make_kv_cache(config: EngineConfig, model: Transformer, max_model_len: int)
             f"(a token takes {bytes_per_block // BLOCK_SIZE} bytes) or lower --max-model-len"
         )
     kv_cache = KVCache(model.config, num_blocks, model.dtype, model.backend.device)
-    kv_cache.layers.zero_()  # takes the memory now: it would otherwise grow for hours, as a leak does
+    kv_cache.layers.zero_()  # takes the memory now; growing into it for hours would look a leak
     return kv_cache
 
 

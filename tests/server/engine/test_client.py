@@ -27,11 +27,18 @@ def model_path(tmp_path: Path) -> Path:
 class Engine:
     """A started client and the stats it reported."""
 
-    def __init__(self, model_path: Path, max_queue: int = 256, **config: object) -> None:
+    def __init__(
+        self,
+        model_path: Path,
+        max_queue: int = 256,
+        step_timeout_s: float = 60.0,
+        **config: object,
+    ) -> None:
         self.stats: list[EngineStats] = []
         self.client = EngineClient(
             EngineConfig(model_path=str(model_path), backend="fake", **config),  # type: ignore[arg-type]
             max_queue=max_queue,
+            step_timeout_s=step_timeout_s,
             on_step=lambda message: self.stats.append(message.stats),
         )
 
@@ -118,6 +125,27 @@ def test_killed_engine_fails_open_requests_and_serves_again(model_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_hung_engine_is_replaced_and_its_requests_fail_with_the_limit(model_path: Path) -> None:
+    async def scenario() -> None:
+        async with started(model_path, step_timeout_s=2.0) as engine:
+            client = engine.client
+            outputs = client.submit(make_submit("x", [1], 4000))
+            await anext(outputs)
+            hung = client.process_id
+            assert hung is not None
+            os.kill(hung, signal.SIGSTOP)
+            with pytest.raises(RequestFailedError, match=r"no step for .*--step-timeout"):
+                async for _ in outputs:
+                    pass
+            assert not client.is_healthy
+            async with asyncio.timeout(30):
+                await client.wait_ready()
+            assert client.process_id != hung
+            assert (await collect(engine, make_submit("y", [1])))[-1].finish_reason == "length"
+
+    asyncio.run(scenario())
+
+
 def test_request_past_the_queue_is_refused_and_the_others_go_on(model_path: Path) -> None:
     async def scenario() -> None:
         async with started(model_path, max_num_seqs=1, max_queue=1) as engine:
@@ -126,9 +154,8 @@ def test_request_past_the_queue_is_refused_and_the_others_go_on(model_path: Path
             await asyncio.sleep(0)
             with pytest.raises(QueueFullError, match=r"1 requests run and 1 wait.*--max-queue"):
                 await anext(engine.client.submit(make_submit("c", [1])))
-            assert len((await firsts[0]).token_ids) == 1
             for stream, first in zip(streams, firsts, strict=True):
-                await first
+                assert (await first).token_ids
                 await stream.aclose()
 
     asyncio.run(scenario())
