@@ -91,6 +91,9 @@ class TorchBackend:
                 f"activations have {x.codes.shape[1]} features; "
                 f"the weight takes {weight.values.shape[0]}"
             )
+        # torch.ops.onednn.qlinear_pointwise is as exact and, where oneDNN has kernels for it, 2.5
+        # times as fast on one token (Xeon with AMX). Where not, it runs reference loops: on a
+        # Zen 4 a 2560² matrix takes 213 ms instead of 0.09. So it isn't used.
         y = torch._int_mm(x.codes, weight.values).float()
         y.div_(x.scales[:, None]).mul_(weight.scales)
         if weight.bias is not None:

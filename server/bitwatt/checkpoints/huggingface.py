@@ -162,10 +162,10 @@ class HuggingFaceCheckpoint:
 
 def _quantization(config: Mapping[str, Any]) -> _Quantization | None:
     """Return how a config.json says its linears are ternary, or None where they are dense."""
-    if config["architectures"] == ["BitnetForCausalLM"]:
-        return _Quantization(is_online=True, is_inverse=False)
     quantization = config.get("quantization_config")
     if quantization is None:
+        if config["architectures"] == ["BitnetForCausalLM"]:  # masters, as 1bitLLM publishes them
+            return _Quantization(is_online=True, is_inverse=False)
         return None
     if not isinstance(quantization, Mapping):
         raise CheckpointError(f"quantization_config is {quantization!r}; expected an object")

@@ -10,6 +10,8 @@ __all__ = ["Llama3RopeScaling", "ModelConfig"]
 
 Activation = Literal["relu2", "silu"]
 
+_MAX_MODEL_LEN = 1 << 24  # the rotary table takes memory by it
+
 T = TypeVar("T", int, float, bool, str)
 
 
@@ -76,6 +78,10 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"{self.num_heads} heads can't share {self.num_kv_heads} key-value heads evenly"
+            )
+        if self.max_model_len > _MAX_MODEL_LEN:
+            raise CheckpointError(
+                f"max_model_len is {self.max_model_len}; at most {_MAX_MODEL_LEN} is supported"
             )
         if self.head_dim % 2:
             raise CheckpointError(f"head_dim is {self.head_dim}; rotary embedding wants it even")

@@ -103,6 +103,7 @@ def test_rope_is_read_from_the_older_and_the_newer_field() -> None:
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"num_key_value_heads": 3}, "4 heads can't share 3"),
         ({"head_dim": 33}, "even"),
+        ({"max_position_embeddings": 10**12}, "max_model_len is 1000000000000; at most"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps"),
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"eos_token_id": "2"}, "eos_token_id"),
