@@ -1,5 +1,9 @@
 """The native backend on each instruction set this machine has, and the oracle beside it."""
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from bitwatt_kernels.cpu.library import instruction_sets
@@ -9,12 +13,21 @@ from bitwatt_kernels.reference import ReferenceBackend
 
 CPU = torch.device("cpu")
 
+# test_sanitized.py runs these tests on a build of its own.
+_other_build = os.environ.get("BITWATT_TEST_CPU_LIBRARY")
+LIBRARY = Path(_other_build) if _other_build else None
+
 
 def available() -> list[str]:
+    """Return the instruction sets to test, or why there are none."""
     try:
-        return instruction_sets()
+        return instruction_sets(LIBRARY)
     except BackendError as error:
         return [str(error)]
+
+
+def make_native(**options: Any) -> NativeBackend:
+    return NativeBackend(CPU, library=LIBRARY, **options)
 
 
 @pytest.fixture(scope="session")
@@ -24,4 +37,4 @@ def reference() -> ReferenceBackend:
 
 @pytest.fixture(scope="session", params=available())
 def native(request: pytest.FixtureRequest) -> NativeBackend:
-    return NativeBackend(CPU, instruction_set=request.param, num_threads=2)
+    return make_native(instruction_set=request.param, num_threads=2)

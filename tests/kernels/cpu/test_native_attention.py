@@ -9,7 +9,7 @@ from bitwatt_kernels.cpu.native import NativeBackend
 from bitwatt_kernels.errors import KernelError
 from torch import Tensor
 
-from tests.kernels.cpu.conftest import CPU
+from tests.kernels.cpu.conftest import make_native
 from tests.kernels.cpu.factories import DTYPES, make_cache, make_layout
 
 STEPS = {
@@ -62,7 +62,7 @@ def test_a_query_attends_the_same_in_any_chunk_and_on_any_number_of_threads(
     native, num_heads, num_threads
 ):
     """Splits are merged in order of position: a chunk of 1 sums as a chunk of 500 does."""
-    backend = NativeBackend(CPU, instruction_set=native.instruction_set, num_threads=num_threads)
+    backend = make_native(instruction_set=native.instruction_set, num_threads=num_threads)
     length = 600
     layout, num_blocks = make_layout([length], [length])
     cache = make_cache(num_blocks, 1, 64, torch.float32)

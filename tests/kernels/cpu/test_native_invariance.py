@@ -8,7 +8,7 @@ from bitwatt_kernels.backend import QuantizedActivations
 from bitwatt_kernels.cpu.native import NativeBackend
 from torch import Tensor
 
-from tests.kernels.cpu.conftest import CPU, available
+from tests.kernels.cpu.conftest import available, make_native
 from tests.kernels.cpu.factories import make_ternary
 
 HIDDEN = 320
@@ -73,7 +73,7 @@ def test_a_token_is_the_same_on_every_number_of_threads(native, operation):
     x = _inputs(torch.bfloat16)
     two = _rows(OPERATIONS[operation](native, x))
     for num_threads in (1, 3, 7):
-        other = NativeBackend(CPU, instruction_set=native.instruction_set, num_threads=num_threads)
+        other = make_native(instruction_set=native.instruction_set, num_threads=num_threads)
         assert torch.equal(_rows(OPERATIONS[operation](other, x)), two)
 
 
@@ -83,7 +83,5 @@ def test_a_token_is_the_same_on_every_instruction_set_with_fused_multiply_add(op
     # The 16-bit head of this set multiplies pairs of bfloat16, in an order of its own.
     differs = {"portable", "avx512_bf16"} if operation == "head" else {"portable"}
     fused = [name for name in available() if name not in differs]
-    results = [
-        _rows(OPERATIONS[operation](NativeBackend(CPU, instruction_set=name), x)) for name in fused
-    ]
+    results = [_rows(OPERATIONS[operation](make_native(instruction_set=name), x)) for name in fused]
     assert all(torch.equal(result, results[0]) for result in results[1:])

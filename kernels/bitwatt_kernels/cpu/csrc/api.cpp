@@ -10,6 +10,9 @@
 #include "calls.h"
 #include "pool.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -23,13 +26,30 @@
 namespace bitwatt {
 
 #if defined(__x86_64__)
-extern const Kernels kernels_avx512_bf16, kernels_avx512_vnni, kernels_avx2;
+extern const Kernels kernels_amx_int8, kernels_avx512_bf16, kernels_avx512_vnni, kernels_avx2;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon_dotprod;
 #endif
 extern const Kernels kernels_portable;
+#if defined(BITWATT_EMULATE_AMX)
+extern const Kernels kernels_amx_emulated;
+#endif
 
 namespace {
+
+#if defined(__x86_64__)
+// GCC 12's __builtin_cpu_supports doesn't know AMX. The system must also save the tiles' state.
+bool has_amx_int8() {
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+    if ((edx & (kTile | kInt8)) != (kTile | kInt8)) return false;
+    constexpr unsigned kTileConfigAndData = 3u << 17;
+    unsigned low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & kTileConfigAndData) == kTileConfigAndData;
+}
+#endif
 
 bool can_run(const Kernels* kernels) {
 #if defined(__x86_64__)
@@ -40,7 +60,9 @@ bool can_run(const Kernels* kernels) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
     if (kernels == &kernels_avx512_vnni) return vnni;
-    if (kernels == &kernels_avx512_bf16) return vnni && __builtin_cpu_supports("avx512bf16");
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+    if (kernels == &kernels_avx512_bf16) return bf16;
+    if (kernels == &kernels_amx_int8) return bf16 && has_amx_int8();
 #elif defined(__aarch64__)
     if (kernels == &kernels_neon_dotprod) {
 #if defined(__linux__)
@@ -50,6 +72,9 @@ bool can_run(const Kernels* kernels) {
 #endif
     }
 #endif
+#if defined(BITWATT_EMULATE_AMX)
+    if (kernels == &kernels_amx_emulated) return true;
+#endif
     return kernels == &kernels_portable;
 }
 
@@ -57,6 +82,7 @@ bool can_run(const Kernels* kernels) {
 std::vector<const Kernels*> kernels_that_run() {
     std::vector<const Kernels*> all = {
 #if defined(__x86_64__)
+        &kernels_amx_int8,
         &kernels_avx512_bf16,
         &kernels_avx512_vnni,
         &kernels_avx2,
@@ -64,10 +90,13 @@ std::vector<const Kernels*> kernels_that_run() {
         &kernels_neon_dotprod,
 #endif
         &kernels_portable,
+#if defined(BITWATT_EMULATE_AMX)
+        &kernels_amx_emulated,
+#endif
     };
     std::vector<const Kernels*> running;
     for (const Kernels* kernels : all)
-        if (can_run(kernels) && kernels->prepare_thread()) running.push_back(kernels);
+        if (can_run(kernels) && kernels->prepare()) running.push_back(kernels);
     return running;
 }
 
@@ -220,7 +249,7 @@ BW_API const char* bw_instruction_sets() {
 BW_API Context* bw_create(const char* instruction_set, int num_threads) {
     for (const Kernels* kernels : kernels_that_run())
         if (std::strcmp(kernels->name, instruction_set) == 0)
-            return new Context{kernels, Pool(num_threads, kernels->prepare_thread)};
+            return new Context{kernels, Pool(num_threads)};
     return nullptr;
 }
 

@@ -110,7 +110,7 @@ struct HeadCall {
 
 struct Kernels {
     const char* name;
-    bool (*prepare_thread)();  // once a thread before its first kernel; false: not permitted here
+    bool (*prepare)();  // once a process before the first kernel; false: not permitted here
     void (*ternary_linear)(const TernaryCall&, int first_block, int last_block);
     void (*elementwise)(const ElementwiseCall&, int first_token, int last_token);
     void (*rope_and_cache)(const RopeCall&, int first_token, int last_token);

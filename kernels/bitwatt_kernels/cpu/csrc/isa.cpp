@@ -14,11 +14,15 @@ namespace bitwatt {
 
 extern const Kernels BW_TABLE(BITWATT_ISA);
 
-static bool nothing_to_prepare() { return true; }
+#if defined(BW_AMX)
+static bool prepare() { return BITWATT_ISA::request_tiles(); }
+#else
+static bool prepare() { return true; }
+#endif
 
 const Kernels BW_TABLE(BITWATT_ISA) = {
     BW_NAME(BITWATT_ISA),
-    nothing_to_prepare,
+    prepare,
     BITWATT_ISA::ternary_linear,
     BITWATT_ISA::elementwise,
     BITWATT_ISA::rope_and_cache,

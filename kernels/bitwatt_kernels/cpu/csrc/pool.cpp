@@ -65,9 +65,6 @@ float* scratch(ScratchSlot slot, size_t num_floats) {
     return static_cast<float*>(own.memory[slot]);
 }
 
-Pool::Pool(int num_threads, bool (*prepare_thread)())
-    : num_threads_(num_threads), prepare_thread_(prepare_thread) {}
-
 Pool::~Pool() {
     closing_ = true;
     job_.fetch_add(1);
@@ -94,7 +91,6 @@ bool Pool::take_part() {
 }
 
 void Pool::serve() {
-    prepare_thread_();
     uint32_t seen = 0;
     while (!closing_) {
         while (take_part()) {

@@ -13,7 +13,7 @@ namespace bitwatt {
 class Pool {
 public:
     // num_threads counts the caller's own; the others start with the first run that needs them.
-    Pool(int num_threads, bool (*prepare_thread)());
+    explicit Pool(int num_threads) : num_threads_(num_threads) {}
     ~Pool();
 
     int num_threads() const { return num_threads_; }
@@ -39,7 +39,6 @@ private:
     void serve();
 
     const int num_threads_;
-    bool (*const prepare_thread_)();
     std::mutex turn_;
     std::vector<std::thread> threads_;
 

@@ -13,7 +13,11 @@
 
 #include "calls.h"
 
+#if defined(BITWATT_SANITIZE)
+#define BW_INLINE [[maybe_unused]] static inline  // instrumented and inlined, it takes minutes to compile
+#else
 #define BW_INLINE static inline __attribute__((always_inline))
+#endif
 
 namespace bitwatt {
 namespace BITWATT_ISA {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "simd.h"
+#include "tiles.h"
 
 namespace bitwatt {
 namespace BITWATT_ISA {
@@ -226,7 +227,73 @@ BW_INLINE void finish(const TernaryCall& c, const int32_t* sums, int stride, int
     }
 }
 
+#if defined(BW_AMX)
+
+constexpr int kTilesFromTokens = 8;
+
+// Two token tiles times two row blocks: sums in tiles 0 to 3, activations in 4 and 5, codes in 6
+// and 7. A pair of row blocks is unpacked to bytes once and serves every token.
+static void ternary_linear_tiles(const TernaryCall& c, int first_block, int last_block) {
+    const int lines = c.K / 16, chunks = c.K / kTileBytes;
+    const size_t panel_bytes = static_cast<size_t>(c.K) * 16;
+    const int num_padded = (c.T + 2 * kTileRows - 1) / (2 * kTileRows) * (2 * kTileRows);
+    const int num_tail = c.T % (2 * kTileRows);
+    const size_t tail_bytes = static_cast<size_t>(2 * kTileRows) * c.K;
+    uint8_t* panel =
+        reinterpret_cast<uint8_t*>(scratch(kTileScratch, (2 * panel_bytes + tail_bytes) / 4));
+    // The last tokens, padded with zeros to whole tiles.
+    int8_t* tail = reinterpret_cast<int8_t*>(panel + 2 * panel_bytes);
+    if (num_tail) {
+        const size_t used = static_cast<size_t>(num_tail) * c.K;
+        __builtin_memcpy(tail, c.x.codes + static_cast<size_t>(c.T - num_tail) * c.K, used);
+        __builtin_memset(tail + used, 0, tail_bytes - used);
+    }
+    alignas(64) int32_t sums[4][16 * 16];
+    configure_tiles();
+    for (int block = first_block; block < last_block; block += 2) {
+        const int R = min_int(2, last_block - block);
+        for (int r = 0; r < 2; ++r) {
+            const uint8_t* line = c.blocks + (static_cast<size_t>(block) + min_int(r, R - 1)) *
+                                                 lines * kBlockBytes;
+            uint8_t* out = panel + r * panel_bytes;
+            for (int i = 0; i < lines; ++i, line += kBlockBytes)
+                for (int j = 0; j < 4; ++j, out += kBlockBytes)
+                    for (int b = 0; b < kBlockBytes; ++b)
+                        out[b] = static_cast<uint8_t>(line[b] >> 2 * j & 3);
+        }
+        for (int t = 0; t < num_padded; t += 2 * kTileRows) {
+            const bool is_tail = t + 2 * kTileRows > c.T;
+            const int8_t* x = is_tail ? tail : c.x.codes + static_cast<size_t>(t) * c.K;
+            zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+            for (int k = 0; k < chunks; ++k) {
+                const uint8_t* codes = panel + static_cast<size_t>(k) * kTileRows * kTileBytes;
+                load_tile<4>(x + k * kTileBytes, c.K);
+                load_tile<6>(codes, kTileBytes);
+                multiply_tiles<0, 4, 6>();
+                load_tile<7>(codes + panel_bytes, kTileBytes);
+                multiply_tiles<1, 4, 7>();
+                load_tile<5>(x + static_cast<size_t>(kTileRows) * c.K + k * kTileBytes, c.K);
+                multiply_tiles<2, 5, 6>();
+                multiply_tiles<3, 5, 7>();
+            }
+            store_tile<0>(sums[0]), store_tile<1>(sums[1]);
+            store_tile<2>(sums[2]), store_tile<3>(sums[3]);
+            for (int half = 0; half < 2; ++half) {
+                const int first = t + half * kTileRows, M = min_int(kTileRows, c.T - first);
+                for (int r = 0; r < R && M > 0; ++r)
+                    finish(c, sums[2 * half + r], 16, first, M, block + r);
+            }
+        }
+    }
+    release_tiles();
+}
+
+#endif
+
 static void ternary_linear(const TernaryCall& c, int first_block, int last_block) {
+#if defined(BW_AMX)
+    if (c.T >= kTilesFromTokens) return ternary_linear_tiles(c, first_block, last_block);
+#endif
     const size_t block_bytes = static_cast<size_t>(c.K) / 16 * kBlockBytes;
     int32_t sums[kTileTokens * kTileBlocks * 16];
     for (int block = first_block; block < last_block;) {
