@@ -1,0 +1,61 @@
+"""The engine, unchanged, on the Triton kernels under interpretation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bitwatt.training.export import export
+from bitwatt.training.model import LanguageModel, ModelConfig
+from bitwatt.training.tokenizer import train_tokenizer
+
+SCRIPT = """
+import json, sys
+from bitwatt import LLM, SamplingParams
+
+path, backend = sys.argv[1:]
+prompts = [[(7 * i + j) % 270 + 5 for j in range(n)] for i, n in enumerate((1, 30, 19))]
+sampling = SamplingParams(max_tokens=5, temperature=0.0)
+limits = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 64}
+with LLM(path, backend=backend, device="cpu", **limits) as llm:
+    generations = llm.generate(prompts, sampling)
+print(json.dumps([generation.token_ids for generation in generations]))
+"""
+
+
+def make_folder(folder: Path) -> Path:
+    texts = [f"def function_{i}(x):\n    return x + {i}\n" for i in range(60)]
+    tokenizer = train_tokenizer(texts, vocab_size=280)
+    config = ModelConfig(
+        "ternary",
+        vocab_size=280,
+        hidden_size=64,
+        intermediate_size=128,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        max_position=128,
+    )
+    export(LanguageModel(config), tokenizer, folder)
+    return folder
+
+
+def generate(folder: Path, backend: str, **environment: str) -> list[list[int]]:
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, str(folder), backend],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    tokens: list[list[int]] = json.loads(ran.stdout)
+    return tokens
+
+
+def test_engine_on_triton_kernels_gives_the_references_tokens(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    expected = generate(folder, "reference")
+    assert [len(tokens) for tokens in expected] == [5, 5, 5]
+    assert generate(folder, "triton", TRITON_INTERPRET="1") == expected
