@@ -75,6 +75,9 @@ class ServeSettings(BaseSettings):
     )
     metrics_public: bool = Field(False, description="serve /metrics without a key")
     max_body_bytes: int = Field(2 * 2**20, ge=1024, le=2**30, description="a request's size")
+    body_timeout: float = Field(
+        60.0, gt=0, le=3600, description="seconds until a request's body must have come"
+    )
     max_open_requests: int = Field(
         1024, ge=1, le=1_000_000, description="requests open at once, being read or answered"
     )

@@ -104,7 +104,9 @@ def create_app(
             Middleware(Gateway, metrics=metrics),
             Middleware(RequireKey, key_digests=settings.api_key, open_paths=open_paths),
             Middleware(LimitOpen, max_open=settings.max_open_requests),
-            Middleware(LimitBody, max_bytes=settings.max_body_bytes),
+            Middleware(
+                LimitBody, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout
+            ),
         ],
     )
     app.state.catalog = catalog

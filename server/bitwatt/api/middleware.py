@@ -4,6 +4,7 @@ All are plain ASGI: they hand `receive` and `send` through, so a client's going 
 once by whoever serves it.
 """
 
+import asyncio
 import hmac
 import logging
 import re
@@ -143,11 +144,15 @@ class LimitOpen:
 
 
 class LimitBody:
-    """Refuses a body of more than max_bytes, by its declared length or as it comes."""
+    """Refuses a body of more than max_bytes, by its declared length or as it comes.
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    A body that takes longer than timeout_s is given up, and its connection with it.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -160,14 +165,26 @@ class LimitBody:
             await response(scope, receive, send)
             return
         num_bytes = 0
+        is_complete = False
+        deadline_s = asyncio.get_running_loop().time() + self._timeout_s
 
         async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            if message["type"] == "http.request":
-                num_bytes += len(message.get("body", b""))
-                if num_bytes > self._max_bytes:
-                    raise HTTPException(413, self._message)
+            nonlocal num_bytes, is_complete
+            if is_complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(
+                    408,
+                    f"the body took longer than {self._timeout_s:g} s (--body-timeout)",
+                    {"Connection": "close"},
+                ) from None
+            num_bytes += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
+            if num_bytes > self._max_bytes:
+                raise HTTPException(413, self._message)
             return message
 
         await self._app(scope, counted, send)

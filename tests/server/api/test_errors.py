@@ -6,6 +6,7 @@ import json
 
 import httpx
 import pytest
+from bitwatt.api import server
 from bitwatt.api.server import MAX_HEAD_BYTES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -308,6 +309,25 @@ async def test_headers_without_end_are_cut_off():
                 await asyncio.sleep(0.001)
         writer.transport.abort()
     assert num_sent < 100 * MAX_HEAD_BYTES
+
+
+async def test_heads_and_bodies_that_never_come_are_given_up(monkeypatch):
+    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.05)
+    async with run_server(make_app(body_timeout=0.05)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        body = b"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\n"
+        for sent, answer in (
+            (b"", b""),
+            (b"GET /health HTTP/1.1\r\n", b""),
+            (body + b"Content-Length: 50\r\n\r\n{", b"HTTP/1.1 408"),
+            (b"GET /version HTTP/1.1\r\n\r\nGET", b"HTTP/1.1 200"),
+        ):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(sent)
+            received = await reader.read()
+            assert received.startswith(answer)
+            assert bool(received) is bool(answer)
+            writer.close()
 
 
 async def test_headers_of_usual_size_pass_request_after_request():
