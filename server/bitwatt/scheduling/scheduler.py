@@ -95,6 +95,7 @@ class Scheduler:
     ) -> None:
         assert max_num_seqs <= max_num_batched_tokens, "every running request advances in a step"
         self.blocks = blocks
+        self._block_size = blocks.block_size
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
@@ -217,16 +218,17 @@ class Scheduler:
         self.blocks.check_integrity([r.blocks for r in self._requests.values()])
 
     def _num_blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.blocks.block_size)
+        return -(-num_tokens // self._block_size)
 
     def _grow(self, request: Request, num_tokens: int) -> bool:
         """Give the request blocks for so many tokens; return False, and none, if they lack."""
         blocks = request.blocks
+        if num_tokens <= len(blocks) * self._block_size:
+            return True
         missing = self._num_blocks_for(num_tokens) - len(blocks)
         if missing > self.blocks.num_free:
             return False
-        for _ in range(missing):
-            blocks.append(self.blocks.allocate())
+        blocks.extend(self.blocks.allocate() for _ in range(missing))
         return True
 
     def _advance(self, request: Request, num_tokens: int, *, is_admission: bool = False) -> Chunk:
@@ -238,7 +240,7 @@ class Scheduler:
         samples = end == length
         if samples:
             request.num_pending += 1
-        if (min(end, num_known) // self.blocks.block_size) > len(request.prefixes):
+        if min(end, num_known) // self._block_size > len(request.prefixes):
             self._offer_full_blocks(request)
         first_new_block = 0 if is_admission else request.num_sent_blocks
         num_blocks = request.num_sent_blocks = len(request.blocks)
