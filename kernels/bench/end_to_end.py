@@ -17,7 +17,7 @@ from bitwatt_kernels.roofline import ModelSizes, Weights, step
 
 from bench.machine import EnergyMeter
 
-__all__ = ["bench_model", "model_sizes", "speedups"]
+__all__ = ["bench_model", "make_layout", "model_sizes", "speedups"]
 
 ENERGY_SECONDS = 1.5  # the counter moves every few hundredths of a second
 OUT_OF_MEMORY = "out of memory"
@@ -36,7 +36,7 @@ def model_sizes(config: ModelConfig) -> ModelSizes:
     )
 
 
-def _layout(
+def make_layout(
     num_sequences: int, context: int, new_tokens: int, max_context: int, device: torch.device
 ) -> StepLayout:
     """Return a step in which every sequence brings its last new_tokens of context."""
@@ -64,7 +64,7 @@ def _step(
     num_blocks = num_sequences * -(-context // BLOCK_SIZE)
     kv_cache = KVCache(model.config, num_blocks, dtype, device)
     kv_cache.layers.zero_()
-    layout = _layout(num_sequences, context, new_tokens, model.config.max_model_len, device)
+    layout = make_layout(num_sequences, context, new_tokens, model.config.max_model_len, device)
     num_tokens = num_sequences * new_tokens
     token_ids = torch.arange(num_tokens, device=device) % model.config.vocab_size
     last = torch.arange(new_tokens - 1, num_tokens, new_tokens, device=device)

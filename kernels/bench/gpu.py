@@ -29,6 +29,7 @@ from bitwatt_kernels.gpu.timing import CudaTimer, HostTimer, Timer
 from bitwatt_kernels.roofline import Weights
 
 from bench.end_to_end import bench_model, model_sizes, speedups
+from bench.layer_ops import bench_layer_ops
 from bench.machine import EnergyMeter, describe_machine, measure_rates
 from bench.matmuls import MatmulShape, bench_matmuls, summarize_matmuls
 from bench.report import goals, tables
@@ -38,6 +39,9 @@ __all__ = ["main"]
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "kernels/bench/results"
 OPS = REPOSITORY / "tests/kernels/gpu/ops"
+TEST_TIMEOUT_S = (
+    240  # of all the modules at once; a kernel that hangs must not take the bench along
+)
 NUM_TOKENS = [1, 8, 32, 128, 1024, 4096]
 REHEARSAL = ModelConfig(
     architecture="rehearsal",
@@ -116,7 +120,7 @@ class Bench:
             )
             for module in modules
         ]
-        outputs = [run.communicate()[0] for run in runs]
+        outputs = [_output(run, TEST_TIMEOUT_S) for run in runs]
         passed = sum(int(n) for out in outputs for n in re.findall(r"(\d+) passed", out))
         failed = [line for out in outputs for line in out.splitlines() if "FAILED" in line]
         are_good = all(run.returncode == 0 for run in runs) and passed > 0
@@ -153,6 +157,18 @@ class Bench:
                 break
         self.results["matmul_summary"] = summarize_matmuls(rows)
 
+    def bench_layer_ops(self, name: str) -> None:
+        self.results["layer_ops"] = list(
+            bench_layer_ops(
+                name,
+                _config(name),
+                num_tokens=[2] if self.is_rehearsal else [1, 8, 32, 128],
+                context=20 if self.is_rehearsal else 512,
+                device=self.device,
+                timer=self.timer,
+            )
+        )
+
     def bench_model(self, name: str, weights: Weights, *, pdl: bool = False) -> None:
         batches, prompts = [1, 8, 32, 128], [1024, 4096]
         if pdl:
@@ -175,6 +191,15 @@ class Bench:
             pdl=pdl,
         )
         self.results["speedups"] = speedups(rows)
+
+
+def _output(run: subprocess.Popen[str], timeout_s: float) -> str:
+    """Return what a process printed; one that doesn't end in time is killed."""
+    try:
+        return run.communicate(timeout=timeout_s)[0]
+    except subprocess.TimeoutExpired:
+        run.kill()
+        return run.communicate()[0] + f"\nFAILED: killed after {timeout_s:.0f} s\n"
 
 
 def _config(model: str) -> ModelConfig:
@@ -205,6 +230,7 @@ def _stages(bench: Bench, arguments: argparse.Namespace) -> list[tuple[str, Call
         stages.append(("tests", bench.test))
     stages.append(("rates", bench.measure_rates))
     stages += models(first)
+    stages.append((f"{first} layer ops", lambda: bench.bench_layer_ops(first)))
     stages.append(("matmuls", lambda: bench.bench_matmuls([first, *squares])))
     stages += [stage for name in reversed(others) for stage in models(name)]
     if bench.gpu.capability >= (9, 0) or bench.is_rehearsal:

@@ -67,6 +67,17 @@ def tables(results: dict[str, Any]) -> str:
                 ),
             )
         )
+    if "layer_ops" in results:
+        parts.append(
+            _table(
+                "Operations of one ternary layer, and the head, each on its own: microseconds",
+                ["operation", "tokens", "µs"],
+                (
+                    [row["op"], row["num_tokens"], f"{row['median_s'] * 1e6:.1f}"]
+                    for row in results["layer_ops"]
+                ),
+            )
+        )
     if "end_to_end" in results:
         parts.append(
             _table(

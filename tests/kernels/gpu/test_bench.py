@@ -57,6 +57,7 @@ def test_every_stage_rehearses_with_the_packages_of_a_gpu_image(tmp_path: Path) 
         ("bf16", "prefill", False),
         ("ternary", "decode", True),
     }
+    assert {"attention", "head 8 bits"} <= {row["op"] for row in results["layer_ops"]}
     assert {row["phase"] for row in results["speedups"]} == {"decode", "prefill"}
     assert "a rehearsal, whose figures mean nothing" in run.stdout
     assert json.loads(run.stdout.splitlines()[-1])["machine"]["packages"]["torch"]
