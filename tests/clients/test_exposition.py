@@ -34,6 +34,6 @@ def test_labels_are_unescaped():
 def test_what_the_server_exposes_is_read():
     metrics = Metrics()
     metrics.memory.labels('odd "name"', "packed_weights").set(12)
-    body, _ = metrics.render("")
+    body, _ = metrics.render()
     samples = parse_samples(body.decode())
     assert samples.total("bitwatt_memory_bytes", model_name='odd "name"') == 12

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from bitwatt.engine.messages import EngineInfo, EngineStats, TokenOutput
 from bitwatt.telemetry.arithmetic_energy import ModelShape, arithmetic_joules_per_token
@@ -53,6 +53,9 @@ _COUNTED = {
     "busy_s": "busy_seconds",
 }
 """Fields of EngineStats that count from the engine's start, and the counters they feed."""
+
+_ENDED = ("stop", "length", "abort", "error")
+_REJECTED = ("queue_full", "unavailable")
 
 _MEMORY_KINDS = {
     "packed_weights": "packed_weights_bytes",
@@ -267,10 +270,12 @@ class Metrics:
         self.device_energy.labels(*labels).set(state.energy_mj)
         self.device_memory_used.labels(*labels).set(state.memory_used_bytes / 2**20)
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the exposition in the format the Accept header asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+    def render(self) -> tuple[bytes, str]:
+        """Return the exposition in Prometheus's text format, and its content type.
+
+        Never in OpenMetrics, which prometheus-client writes with `vllm:` turned to `vllm_`.
+        """
+        return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
 
 
 class ModelMetrics:
@@ -286,6 +291,10 @@ class ModelMetrics:
             for field, counter in _COUNTED.items()
         }
         labels = self._labels
+        for ended in _ENDED:  # counters begin at zero, or the first event would be no increase
+            metrics.request_success.labels(*labels, ended)
+        for reason in _REJECTED:
+            metrics.admission_rejections.labels(*labels, reason)
         self._running = metrics.requests_running.labels(*labels)
         self._waiting = metrics.requests_waiting.labels(*labels)
         self._kv_cache_usage = metrics.kv_cache_usage.labels(*labels)

@@ -198,7 +198,7 @@ async def test_what_cannot_be_measured_has_a_reason_and_no_joules():
     model.open("a")
     model.on_step(StepOutputs(outputs=[], stats=EngineStats(num_steps=1)))
     assert model.close("a") == RequestEnergy(reason="no counter here")
-    text = metrics.render("")[0].decode()
+    text = metrics.render()[0].decode()
     assert (
         'bitwatt_energy_available{engine="0",model_name="m",reason="no_powercap",source="none"} 0.0'
         in text
@@ -211,7 +211,7 @@ async def test_what_cannot_be_measured_has_a_reason_and_no_joules():
 async def test_a_measured_model_says_by_what():
     bench = Bench("m")
     bench.close()
-    text = bench.metrics.render("")[0].decode()
+    text = bench.metrics.render()[0].decode()
     assert 'bitwatt_energy_available{engine="0",model_name="m",reason="",source="rapl"} 1.0' in text
 
 

@@ -190,3 +190,14 @@ def test_a_requests_times_are_measured_from_its_arrival():
     assert value(metrics, "vllm:request_generation_tokens_sum") == 4
     assert value(metrics, "vllm:request_prompt_tokens_sum") == 7
     assert value(metrics, "vllm:request_success_total", finished_reason="stop") == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("accept", ["*/*", "application/openmetrics-text;version=1.0.0,*/*;q=0.1"])
+async def test_whatever_a_scraper_accepts_it_reads_vllms_names(accept):
+    # prometheus-client's OpenMetrics encoder wrote vllm_num_requests_running to real Prometheus.
+    async with make_client(make_app(FakeEngine())) as client:
+        answer = await client.get("/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "\nvllm:num_requests_running{" in answer.text
+    assert "vllm_" not in answer.text
