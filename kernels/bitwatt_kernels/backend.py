@@ -92,6 +92,13 @@ class Backend(Protocol):
         """
         ...
 
+    def prepare_dense(self, weight: Tensor) -> Tensor:
+        """Return [out_features, in_features] as dense_linear reads it fastest, on device.
+
+        It may be opaque to everything else.
+        """
+        ...
+
     def nbytes(self, prepared: object) -> int:
         """Return the bytes of memory a prepared weight holds."""
         ...
@@ -136,7 +143,7 @@ class Backend(Protocol):
         """Return x · weightᵀ (+ bias) (+ residual), the 16-bit baseline's matmul.
 
         x         [T, in_features], in weight's dtype
-        weight    [out_features, in_features]
+        weight    what prepare_dense returned, or [out_features, in_features] as it is
         residual  [T, out_features], or None
         """
         ...

@@ -174,11 +174,13 @@ def test_ternary_linear_refuses_other_in_features(backend: Backend) -> None:
 def test_dense_linear_and_head(backend: Backend, num_tokens: int, dtype: torch.dtype) -> None:
     x, weight = randn(num_tokens, 192).to(dtype), (randn(83, 192, seed=6) / 14).to(dtype)
     bias, residual = randn(83, seed=7).to(dtype), randn(num_tokens, 83, seed=8).to(dtype)
+    prepared = backend.prepare_dense(weight)
+    assert backend.nbytes(prepared) == weight.nbytes
     for extras in ((None, None), (bias, None), (None, residual), (bias, residual)):
-        actual = backend.dense_linear(x, weight, *extras)
         num_roundings = 1 + sum(extra is not None for extra in extras)
         expected = REFERENCE.dense_linear(x, weight, *extras)
-        assert_near(actual, expected, dtype, num_roundings)
+        for form in (weight, prepared):
+            assert_near(backend.dense_linear(x, form, *extras), expected, dtype, num_roundings)
     logits = backend.head(x, backend.prepare_head(weight))
     assert_near(logits, REFERENCE.head(x, weight), dtype)
     assert backend.nbytes(backend.prepare_head(weight)) >= weight.nbytes
@@ -297,7 +299,8 @@ def run_rows(backend: Backend, operation: str, x: Tensor) -> Tensor:
             weight = backend.prepare_ternary(make_ternary(51, 256))
             return backend.ternary_linear(backend.quantize(x), weight, None, x.dtype)
         case "dense_linear":
-            return backend.dense_linear(x, randn(83, 256, seed=13).to(x.dtype), None, None)
+            weight = backend.prepare_dense(randn(83, 256, seed=13).to(x.dtype))
+            return backend.dense_linear(x, weight, None, None)
         case "head":
             return backend.head(x, backend.prepare_head(randn(300, 256, seed=14).to(x.dtype)))
         case "head-8-bit":

@@ -142,13 +142,16 @@ class NativeBackend:
         _dtype_of(weight)
         return weight.contiguous()
 
+    def prepare_dense(self, weight: Tensor) -> Tensor:
+        return self._dense.prepare_dense(weight)
+
     def nbytes(self, prepared: object) -> int:
         match prepared:
             case PreparedTernary():
                 tensors = [prepared.blocks, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
             case Tensor() | Int8Head():
-                return int(prepared.nbytes)
+                return self._dense.nbytes(prepared)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
 

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
-from bitwatt_kernels.cpu.tiled_linear import tiled_linear
+from bitwatt_kernels.cpu.dense import has_blocked_kernels, linear, tiled_linear
 from bitwatt_kernels.cpu.torch_attention import StepPlan
 from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.packing import TernaryWeight, unpack
@@ -55,13 +54,27 @@ class TorchBackend:
         weight = weight.to(self.device)
         return quantize_head(weight) if bits == 8 else weight
 
+    def prepare_dense(self, weight: Tensor) -> Tensor:
+        """Return the weight blocked as oneDNN's 16-bit kernels want it, where the CPU has them.
+
+        On a Zen 4 core one token takes 5.6 ms instead of 9.1 through 2560 → 13824, 38 µs instead
+        of 73 through 512 → 1536; a prompt's 256 take the same.
+        """
+        weight = weight.to(self.device)
+        if not has_blocked_kernels(weight.dtype):
+            return weight
+        blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return blocked
+
     def nbytes(self, prepared: object) -> int:
         match prepared:
             case _Int8Weight():
                 tensors = [prepared.values, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
-            case Tensor() | Int8Head():
-                return int(prepared.nbytes)
+            case Tensor():
+                return prepared.numel() * prepared.element_size()
+            case Int8Head():
+                return prepared.nbytes
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
 
@@ -106,7 +119,7 @@ class TorchBackend:
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
         if not self.batch_invariant:
-            y = F.linear(x, weight, bias)
+            y = linear(x, weight, bias)
         else:
             y = tiled_linear(x, weight)
             if bias is not None:

@@ -52,6 +52,9 @@ class TritonBackend:
         weight = weight.to(self.device).contiguous()
         return _head.quantize_head(weight) if bits == 8 else weight
 
+    def prepare_dense(self, weight: Tensor) -> Tensor:
+        return weight.to(self.device).contiguous()
+
     def nbytes(self, prepared: object) -> int:
         match prepared:
             case TernaryWeight():

@@ -36,6 +36,9 @@ class ReferenceBackend:
         weight = weight.to(self.device)
         return quantize_head(weight) if bits == 8 else weight
 
+    def prepare_dense(self, weight: Tensor) -> Tensor:
+        return weight.to(self.device)
+
     def nbytes(self, prepared: object) -> int:
         match prepared:
             case TernaryWeight():

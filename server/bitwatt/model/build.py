@@ -215,8 +215,9 @@ class _Builder:
                 matrix = self.source.dense(f"{name}.weight", rows, columns)
             matrices.append(self.to_device(matrix))
         weight = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
-        self.other_bytes += weight.nbytes
-        return weight
+        prepared = self.backend.prepare_dense(weight)
+        self.other_bytes += self.backend.nbytes(prepared)
+        return prepared
 
 
 def _dequantize(weight: TernaryWeight, dtype: torch.dtype) -> Tensor:

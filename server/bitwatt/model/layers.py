@@ -78,7 +78,7 @@ class TernaryLayer:
 class DenseLayer:
     """The same layer in 16 (or 32) bits, the baseline.
 
-    qkv, o, gate_up, down  [out_features, in_features] in the stream's dtype
+    qkv, o, gate_up, down  what backend.prepare_dense returned, in the stream's dtype
     """
 
     backend: Backend
