@@ -120,7 +120,8 @@ class Bench:
             )
             for module in modules
         ]
-        outputs = [_output(run, TEST_TIMEOUT_S) for run in runs]
+        deadline = time.monotonic() + TEST_TIMEOUT_S
+        outputs = [_output(run, deadline) for run in runs]
         passed = sum(int(n) for out in outputs for n in re.findall(r"(\d+) passed", out))
         failed = [line for out in outputs for line in out.splitlines() if "FAILED" in line]
         are_good = all(run.returncode == 0 for run in runs) and passed > 0
@@ -193,13 +194,13 @@ class Bench:
         self.results["speedups"] = speedups(rows)
 
 
-def _output(run: subprocess.Popen[str], timeout_s: float) -> str:
-    """Return what a process printed; one that doesn't end in time is killed."""
+def _output(run: subprocess.Popen[str], deadline: float) -> str:
+    """Return what a process printed; one that doesn't end by the deadline is killed."""
     try:
-        return run.communicate(timeout=timeout_s)[0]
+        return run.communicate(timeout=max(deadline - time.monotonic(), 1))[0]
     except subprocess.TimeoutExpired:
         run.kill()
-        return run.communicate()[0] + f"\nFAILED: killed after {timeout_s:.0f} s\n"
+        return run.communicate()[0] + f"\nFAILED: killed after {TEST_TIMEOUT_S} s\n"
 
 
 def _config(model: str) -> ModelConfig:

@@ -6,6 +6,8 @@ cores take from registers, where they are unpacked, and a small batch is the nar
 The codes of a packed byte are used in place where that is free. With t = byte >> 4, planes 0 and
 2 are byte & 3 and t & 3, planes 1 and 3 are byte & 12 and t & 12: four times their codes. Their
 products are summed apart and divided by four once, at the end: one shift for sixteen weights.
+The main loop then takes 0.62 instructions a weight for 8 tokens on sm_90, and 0.76 with a shift
+a plane (tests/kernels/gpu/test_linear_machine_code.py counts them).
 """
 
 import torch
@@ -24,6 +26,9 @@ __all__ = ["ternary_linear", "ternary_linear_kernel"]
 
 # Programs a launch aims at for each multiprocessor when num_splits is left open.
 PROGRAMS_PER_MULTIPROCESSOR = 2
+
+# Of each row's share; times 128 rows a program and 264 programs it is still less than L2.
+PREFETCH_BYTES = tl.constexpr(1024)
 
 
 @triton.jit
@@ -159,7 +164,12 @@ def ternary_linear_kernel(
     x_ptrs = x_ptr + m_read[None, :].to(tl.int64) * (row_bytes * 4) + (first + j)[:, None]
 
     if PDL:
-        _prefetch(w_ptr + n_read.to(tl.int64) * row_bytes + first)
+        # Weights depend on no kernel before this one: they travel while those still run.
+        if num_tokens <= BLOCK_TOKENS:
+            rows = w_ptr + n_read[:, None].to(tl.int64) * row_bytes
+            lines = tl.arange(0, 4) * 128
+            for start in range(first, tl.minimum(last, first + PREFETCH_BYTES), 512):
+                _prefetch(rows + tl.minimum(start + lines, last - 1)[None, :])
         tl.extra.cuda.gdc_wait()
 
     acc = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32)

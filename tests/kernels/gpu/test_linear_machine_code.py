@@ -24,7 +24,8 @@ ARGUMENTS = {
     "row_bytes": "i32",
     "num_splits": "i32",
 }
-CONFIGS = load("sm_90", (9, 0)).linear
+CONFIGS_OF = {capability: load("", (capability // 10, 0)).linear for capability in (80, 90, 100)}
+CONFIGS = CONFIGS_OF[90]
 # Instructions a weight, above which an H200 couldn't stream weights at its bandwidth is about
 # 1.7; these are what the layout and the unpacking are for.
 MOST_INSTRUCTIONS_PER_WEIGHT = {8: 0.8, 16: 1.1, 32: 1.1, 64: 1.1, 128: 1.5}
@@ -81,8 +82,11 @@ def assert_sound(code: MachineCode, config: LinearConfig, capability: int) -> No
     assert code.count(r"\bLDGSTS\.E.*\.128\b")
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
-@pytest.mark.parametrize("config", CONFIGS, ids=name)
+@pytest.mark.parametrize(
+    ("capability", "config"),
+    [(capability, config) for capability, configs in CONFIGS_OF.items() for config in configs],
+    ids=lambda value: name(value) if isinstance(value, LinearConfig) else f"sm_{value}",
+)
 def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
     config: LinearConfig, capability: int
 ) -> None:
