@@ -85,6 +85,11 @@ async def test_probes_tell_loading_from_down(engine, health, ready):
     assert await status(app, "GET", "/ready") == ready
 
 
+async def test_probes_may_ask_for_the_status_alone():
+    for path in ("/health", "/ready"):
+        assert await status(make_app(), "HEAD", path) == 200
+
+
 async def test_ready_names_the_models_it_waits_for():
     async with make_client(make_app(FakeEngine(is_ready=False, is_healthy=False))) as client:
         assert (await client.get("/ready")).json()["waiting_for"] == {"tiny": "down"}
