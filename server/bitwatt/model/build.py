@@ -184,19 +184,20 @@ class _Builder:
             down=self.dense(down),
         )
 
-    def to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.backend.device, self.dtype).contiguous()
+    def to_device(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a copy: a view of a file would fail, or change, with the file."""
+        return tensor.to(self.backend.device, dtype, copy=True).contiguous()
 
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
         self.num_parameters += rows * columns
-        return self.to_device(self.source.dense(name, rows, columns))
+        return self.to_device(self.source.dense(name, rows, columns), self.dtype)
 
     def norm(self, name: str, size: int) -> Tensor:
         """Return a norm's weight in float32: it costs nothing and is what norms compute in."""
         self.num_parameters += size
-        weight = self.source.dense(f"{name}.weight", size).to(self.backend.device, torch.float32)
+        weight = self.to_device(self.source.dense(f"{name}.weight", size), torch.float32)
         self.other_bytes += weight.nbytes
-        return weight.contiguous()
+        return weight
 
     def ternary(self, parts: list[tuple[str, int, int]]) -> object:
         weight = TernaryWeight.concatenate([self.source.ternary(*part) for part in parts])
@@ -213,7 +214,7 @@ class _Builder:
                 matrix = _dequantize(self.source.ternary(name, rows, columns), self.dtype)
             else:
                 matrix = self.source.dense(f"{name}.weight", rows, columns)
-            matrices.append(self.to_device(matrix))
+            matrices.append(self.to_device(matrix, self.dtype))
         weight = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
         prepared = self.backend.prepare_dense(weight)
         self.other_bytes += self.backend.nbytes(prepared)

@@ -144,6 +144,18 @@ def test_16_bit_weights_of_a_ternary_checkpoint_are_its_dequantized_ones(
     )
 
 
+@pytest.mark.parametrize("weights", ["ternary", "fp16"])
+def test_a_loaded_model_outlives_its_files(tmp_path: Path, weights: Weights) -> None:
+    """Tensors are read through a memory map: a view kept of it would change with the file."""
+    write_online(tmp_path, "bitnet")
+    model = load(tmp_path, weights, "torch")
+    before = logits_of(model)
+    path = tmp_path / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(logits_of(model), before)
+
+
 def test_names_of_1bitllm_checkpoints_are_known(tmp_path: Path) -> None:
     write_online(tmp_path, "bitnet", hidden_act="silu")
     expected = logits_of(load(tmp_path, "ternary"))
