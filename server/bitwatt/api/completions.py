@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
 from bitwatt.api.client_link import tied_to_client
-from bitwatt.api.generation import Delta, Generation, plan_generation
+from bitwatt.api.generation import Delta, Generation
 from bitwatt.api.json_route import JsonRoute
+from bitwatt.api.planning import plan_generation
 from bitwatt.api.responses import json_response
 from bitwatt.api.schemas.common import Shape
 from bitwatt.api.schemas.completions import (
