@@ -198,7 +198,7 @@ def test_an_8_bit_head_is_near_for_a_byte_a_weight(
     assert_near(logits, REFERENCE.head(x, REFERENCE.prepare_head(weight, bits=8)), torch.float32)
     exact = REFERENCE.head(x, weight)
     assert (logits - exact).norm() < 0.02 * exact.norm()
-    assert backend.nbytes(prepared) == 83 * 192 + 4 * 83
+    assert 83 * 192 < backend.nbytes(prepared) <= 83 * (192 + 8)
 
 
 @each_backend
