@@ -103,7 +103,7 @@ def serve(settings: ServeSettings) -> int:
     from bitwatt.telemetry.metrics import Metrics
     from bitwatt.text.processor import TextProcessor
 
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     if not settings.api_key and not _is_loopback(settings.host):
         logger.warning("anyone who reaches %s is served: no --api-key is set", settings.host)
     metrics = Metrics()

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, Settings
 from bitwatt.engine.messages import EngineConfig
 from bitwatt.telemetry.cost import Prices
 from bitwatt.telemetry.energy import EnergyChoice
+from bitwatt.telemetry.logs import LogFormat
 
 __all__ = ["ServeSettings", "Weights"]
 
@@ -96,6 +97,7 @@ class ServeSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="what is logged"
     )
+    log_format: LogFormat = Field("text", description="lines of text, or one JSON object a line")
 
     max_queue: int = Field(256, ge=0, le=100_000, description="requests that may wait")
     max_model_len: int | None = Field(

@@ -9,6 +9,7 @@ import hmac
 import logging
 import re
 import secrets
+import time
 from collections.abc import Collection
 from hashlib import sha256
 
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitwatt.api.errors import describe, error_response
 from bitwatt.errors import QueueFullError
+from bitwatt.telemetry.logs import current_request_id
 from bitwatt.telemetry.metrics import Metrics
 
 __all__ = ["Gateway", "LimitBody", "LimitOpen", "RequireKey"]
@@ -24,12 +26,27 @@ __all__ = ["Gateway", "LimitBody", "LimitOpen", "RequireKey"]
 _CALLERS_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 _NO_RESPONSE_STATUS = 499
+_POLLED = frozenset({"/health", "/ready", "/metrics"})
 
 logger = logging.getLogger(__name__)
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def _log_access(method: str, route: str, status: int, duration_s: float) -> None:
+    level = logging.DEBUG if route in _POLLED else logging.INFO
+    if logger.isEnabledFor(level):
+        logger.log(
+            level,
+            "%s %s %d in %.3f s",
+            method,
+            route,
+            status,
+            duration_s,
+            extra={"method": method, "route": route, "status": status, "duration_s": duration_s},
+        )
 
 
 class Gateway:
@@ -52,6 +69,8 @@ class Gateway:
         else:
             request_id = secrets.token_hex(12).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
+        current_request_id.set(request_id.decode())
+        began_s = time.perf_counter()
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -69,13 +88,11 @@ class Gateway:
                 raise
             await describe(error).response()(scope, receive, send_with_id)
         finally:
-            route = scope.get("route")
-            method = scope["method"]
-            self._metrics.http_requests.labels(
-                getattr(route, "path", "unmatched"),
-                method if method in _METHODS else "other",
-                str(status or _NO_RESPONSE_STATUS),
-            ).inc()
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            status = status or _NO_RESPONSE_STATUS
+            self._metrics.http_requests.labels(route, method, str(status)).inc()
+            _log_access(method, route, status, time.perf_counter() - began_s)
 
 
 class RequireKey:
