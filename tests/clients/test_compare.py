@@ -9,8 +9,9 @@ from bitwatt.cli import main
 from bitwatt.engine.messages import MemoryUse
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt_client import ComparisonError, Plan, Window, Work, as_json, as_table, compare
-from bitwatt_client.compare import Measured, summarize
+from bitwatt_client.compare import summarize
 from bitwatt_client.exposition import parse_samples
+from bitwatt_client.figures import Measured
 from bitwatt_client.plot import save_png
 from bitwatt_client.report import verdict
 from bitwatt_client.server import Answer, Server
@@ -43,14 +44,28 @@ def make_window(*, wall_s, ttft_s=0.1, decode_s=1.0, failures=(), num_tokens=11)
     return Window(answers=(answer, answer), failures=failures, num_cut=0, wall_s=wall_s)
 
 
-def measured(window, *, joules=None, text=MEMORY):
-    def scrape(total):
-        energy = "" if total is None else f"bitwatt_energy_joules_total {total}\n"
-        return parse_samples(text + energy)
+def joules_of(name, *, prefill, decode):
+    """Return a model's counters, a server's other model's beside them, and what idling took."""
+    return "".join(
+        f'bitwatt_energy_joules_total{{model_name="{model}",phase="{phase}"}} {value}\n'
+        for model, phase, value in [
+            (name, "prefill", prefill),
+            (name, "decode", decode),
+            (name, "idle", 10 * decode),
+            ("other", "decode", 20 * decode),
+        ]
+    )
 
-    after = None if joules is None else 1000 + joules
-    before = None if joules is None else 1000
-    return Measured(window=window, before=scrape(before), after=scrape(after))
+
+def measured(window, *, name="a", joules=None, text=MEMORY):
+    """Return a window in which a tenth of the joules went into prefill."""
+    before = after = text
+    if joules is not None:
+        before += joules_of(name, prefill=100, decode=1000)
+        after += joules_of(name, prefill=100 + joules / 10, decode=1000 + joules * 9 / 10)
+    return Measured(
+        name=name, window=window, before=parse_samples(before), after=parse_samples(after)
+    )
 
 
 def figures_of(comparison):
@@ -59,9 +74,10 @@ def figures_of(comparison):
 
 def make_comparison(*, rent=(None, None), num_windows=6, **of_b):
     a = [measured(make_window(wall_s=4.0, ttft_s=0.1, decode_s=1.0), joules=11.0)] * num_windows
-    b = [measured(make_window(wall_s=2.0, ttft_s=0.3, decode_s=0.5, **of_b), joules=44.0)]
+    window_b = make_window(wall_s=2.0, ttft_s=0.3, decode_s=0.5, **of_b)
+    b = [measured(window_b, name="b", joules=44.0)] * num_windows
     plan = Plan(work=WORK, num_windows=num_windows, dollars_per_hour=rent)
-    return summarize(a, b * num_windows, plan, names=("a", "b"))
+    return summarize(a, b, plan)
 
 
 def test_figures_are_what_they_are_by_hand():
@@ -76,8 +92,8 @@ def test_figures_are_what_they_are_by_hand():
     assert found["ttft_s"].gain.value == pytest.approx(3)
     assert found["e2e_s"].gain.value == pytest.approx(0.8 / 1.1)
     # 11 J and 44 J for 22 tokens.
-    assert found["joules_per_token"].a.median == 0.5
-    assert found["joules_per_token"].gain.value == 4
+    assert found["joules_per_token"].a.median == pytest.approx(0.5)
+    assert found["joules_per_token"].gain.value == pytest.approx(4)
     # $1.98 an hour for 5.5 tok/s, 19 800 an hour, is $100 a million; $3.96 for 11 tok/s as well.
     assert found["dollars_per_million_tokens"].a.median == pytest.approx(100)
     assert found["dollars_per_million_tokens"].gain.value == pytest.approx(1)
@@ -96,14 +112,15 @@ def test_an_interval_around_one_decides_nothing():
     walls = [(1.0, 2.0), (2.0, 1.0), (1.5, 1.5), (1.0, 2.0), (2.0, 1.0)]
     a = [measured(make_window(wall_s=wall)) for wall, _ in walls]
     b = [measured(make_window(wall_s=wall)) for _, wall in walls]
-    found = summarize(a, b, Plan(work=WORK, num_windows=5), names=("a", "b"))
+    found = summarize(a, b, Plan(work=WORK, num_windows=5))
     assert verdict(figures_of(found)["tokens_per_s"]) == "no clear difference"
 
 
 def test_energy_that_is_not_measured_is_null_with_its_reason():
-    told = 'bitwatt_energy_available{source="none",reason="no counter on this machine"} 0\n'
+    labels = 'model_name="a",source="none",reason="no counter on this machine"'
+    told = f"bitwatt_energy_available{{{labels}}} 0\n"
     both = [measured(make_window(wall_s=4.0), text=MEMORY + told)] * 2
-    comparison = summarize(both, both, Plan(work=WORK, num_windows=2), names=("a", "b"))
+    comparison = summarize(both, both, Plan(work=WORK, num_windows=2))
     energy = as_json(comparison)["figures"]["joules_per_token"]
     assert energy["a"] is energy["b"] is energy["gain"] is None
     assert energy["unavailable"] == "no counter on this machine"
@@ -112,13 +129,13 @@ def test_energy_that_is_not_measured_is_null_with_its_reason():
 
 def test_a_counter_that_stood_still_is_no_zero():
     still = [measured(make_window(wall_s=4.0), joules=0.0)] * 2
-    comparison = summarize(still, still, Plan(work=WORK, num_windows=2), names=("a", "b"))
+    comparison = summarize(still, still, Plan(work=WORK, num_windows=2))
     assert figures_of(comparison)["joules_per_token"].gain is None
 
 
 def test_a_server_without_metrics_is_compared_by_its_streams_alone():
-    bare = [Measured(window=make_window(wall_s=4.0))] * 2
-    comparison = summarize(bare, bare, Plan(work=WORK, num_windows=2), names=("a", "b"))
+    bare = [Measured(name="a", window=make_window(wall_s=4.0))] * 2
+    comparison = summarize(bare, bare, Plan(work=WORK, num_windows=2))
     found = figures_of(comparison)
     assert found["tokens_per_s"].gain.value == 1
     assert found["weights_bytes"].unavailable == "the server reports no memory by kind"
@@ -130,11 +147,11 @@ def test_a_pair_with_a_failure_is_left_out_and_told():
         measured(make_window(wall_s=4.0, failures=failures)) for failures in ((), ("503: full",))
     )
     plan = Plan(work=WORK, num_windows=2)
-    comparison = summarize([good, bad], [good, good], plan, names=("a", "b"))
+    comparison = summarize([good, bad], [good, good], plan)
     assert figures_of(comparison)["tokens_per_s"].a.n == 1
     assert comparison.notices[0] == "1 of 2 pairs of windows are left out: 503: full"
     with pytest.raises(ComparisonError, match="503: full"):
-        summarize([bad], [good], plan, names=("a", "b"))
+        summarize([bad], [good], plan)
 
 
 def test_unequal_work_is_told():

@@ -3,8 +3,9 @@
 It stands alone: it needs httpx, and matplotlib for pictures.
 """
 
-from bitwatt_client.compare import Comparison, Figure, Plan, compare
+from bitwatt_client.compare import Comparison, Plan, compare
 from bitwatt_client.errors import ClientError, ComparisonError, ServerError, StreamError
+from bitwatt_client.figures import Figure
 from bitwatt_client.load import Window, Work, run_window
 from bitwatt_client.report import as_json, as_table
 from bitwatt_client.server import Answer, Server, new_http_client

@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from bitwatt_client.compare import Comparison, Figure
+from bitwatt_client.compare import Comparison
+from bitwatt_client.figures import Figure
 from bitwatt_client.statistics import Spread
 
 __all__ = ["as_json", "as_table", "verdict"]

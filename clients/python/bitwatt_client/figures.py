@@ -1,0 +1,171 @@
+"""What two models are compared by: one figure each, from pairs of windows."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bitwatt_client.exposition import Samples
+from bitwatt_client.load import Window
+from bitwatt_client.statistics import Interval, Spread, bootstrap_ratio, spread
+
+__all__ = ["Figure", "Measured", "make_figures"]
+
+WEIGHT_KINDS = ("packed_weights", "embedding", "other_weights")
+HELD_KINDS = (*WEIGHT_KINDS, "kv_cache", "workspace")
+
+Better = Literal["higher", "lower"]
+Rents = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A window of a model with the server's /metrics around it; None where it serves none."""
+
+    name: str
+    window: Window
+    before: Samples | None = None
+    after: Samples | None = None
+
+    @property
+    def joules(self) -> float | None:
+        """What the model's steps took of its device's measured energy; None if unmeasured.
+
+        Idle power of the moments in which its steps ran is in it; waiting time is not.
+        """
+        if self.before is None or self.after is None:
+            return None
+        joules = 0.0
+        for phase in ("prefill", "decode"):
+            labels = {"model_name": self.name, "phase": phase}
+            after = self.after.total("bitwatt_energy_joules_total", **labels)
+            if after is None:
+                return None
+            joules += after - (self.before.total("bitwatt_energy_joules_total", **labels) or 0.0)
+        return joules if joules > 0 else None
+
+    @property
+    def why_no_joules(self) -> str | None:
+        """What the server says of energy it does not measure."""
+        if self.after is None:
+            return None
+        found = self.after.find("bitwatt_energy_available", model_name=self.name)
+        return next((s.labels.get("reason") for s in found if not s.value), None)
+
+    def held_bytes(self, kinds: Sequence[str]) -> float | None:
+        """Return the memory the model's engine holds of these kinds; None where it doesn't say."""
+        if self.after is None:
+            return None
+        name = "bitwatt_memory_bytes"
+        held = [self.after.total(name, model_name=self.name, kind=kind) for kind in kinds]
+        return sum(value or 0.0 for value in held) or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One thing measured of both models.
+
+    gain         how many times better a is than b; below 1 it is worse
+    unavailable  why there is no value
+    """
+
+    key: str
+    label: str
+    unit: str
+    better: Better
+    a: Spread | None = None
+    b: Spread | None = None
+    gain: Interval | None = None
+    unavailable: str | None = None
+
+
+def make_figures(a: Sequence[Measured], b: Sequence[Measured], rents: Rents) -> list[Figure]:
+    """Return every figure of these pairs of windows.
+
+    rents  dollars an hour of a and b; over the windows' wall-clock time, so at this load alone
+    """
+
+    def lower(key: str, label: str, unit: str) -> Figure:
+        return Figure(key=key, label=label, unit=unit, better="lower")
+
+    def rate(key: str, label: str) -> Figure:
+        return Figure(key=key, label=label, unit="tok/s", better="higher")
+
+    no_joules = a[-1].why_no_joules or b[-1].why_no_joules or "the server reports no energy"
+    no_memory = "the server reports no memory by kind"
+    return [
+        _compared(
+            rate("tokens_per_s", "output tokens/s, all requests"),
+            [m.window.tokens_per_s for m in a],
+            [m.window.tokens_per_s for m in b],
+        ),
+        _compared(
+            rate("decode_tokens_per_s", "decode tokens/s a request"),
+            [_decode_tokens_per_s(m) for m in a],
+            [_decode_tokens_per_s(m) for m in b],
+            "answers of one chunk have no time between tokens",
+        ),
+        _compared(
+            lower("ttft_s", "time to first token", "s"),
+            [statistics.median(answer.ttft_s for answer in m.window.answers) for m in a],
+            [statistics.median(answer.ttft_s for answer in m.window.answers) for m in b],
+        ),
+        _compared(
+            lower("e2e_s", "request latency", "s"),
+            [statistics.median(answer.e2e_s for answer in m.window.answers) for m in a],
+            [statistics.median(answer.e2e_s for answer in m.window.answers) for m in b],
+        ),
+        _compared(
+            lower("joules_per_token", "energy a token", "J"),
+            [_joules_per_token(m) for m in a],
+            [_joules_per_token(m) for m in b],
+            no_joules,
+        ),
+        _compared(
+            lower("dollars_per_million_tokens", "rent a million output tokens", "$"),
+            [_dollars_per_million(m, rents[0]) for m in a],
+            [_dollars_per_million(m, rents[1]) for m in b],
+            "no rent was given (--dollars-per-hour)",
+        ),
+        _compared(
+            lower("weights_bytes", "weights", "B"),
+            [a[-1].held_bytes(WEIGHT_KINDS)],
+            [b[-1].held_bytes(WEIGHT_KINDS)],
+            no_memory,
+        ),
+        _compared(
+            lower("memory_bytes", "weights, KV cache, workspace", "B"),
+            [a[-1].held_bytes(HELD_KINDS)],
+            [b[-1].held_bytes(HELD_KINDS)],
+            no_memory,
+        ),
+    ]
+
+
+def _compared(
+    figure: Figure,
+    a: Sequence[float | None],
+    b: Sequence[float | None],
+    unavailable: str | None = None,
+) -> Figure:
+    """Return the figure with the pairs that have a value on both sides."""
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x and y and x > 0 and y > 0]
+    if not pairs:
+        return replace(figure, unavailable=unavailable or "nothing was measured")
+    of_a, of_b = [x for x, _ in pairs], [y for _, y in pairs]
+    above, below = (of_a, of_b) if figure.better == "higher" else (of_b, of_a)
+    return replace(figure, a=spread(of_a), b=spread(of_b), gain=bootstrap_ratio(above, below))
+
+
+def _decode_tokens_per_s(measured: Measured) -> float | None:
+    times = [answer.tpot_s for answer in measured.window.answers if answer.tpot_s]
+    return 1 / statistics.median(times) if times else None
+
+
+def _joules_per_token(measured: Measured) -> float | None:
+    joules = measured.joules
+    return None if joules is None else joules / measured.window.num_tokens
+
+
+def _dollars_per_million(measured: Measured, rent: float | None) -> float | None:
+    return None if rent is None else rent / (measured.window.tokens_per_s * 3600) * 1e6
