@@ -24,6 +24,7 @@ _SIGNATURES: dict[str, list[type]] = {
         *(_P, _P, _I, _P, _I, _L, _P, _P, _P, _I, _P),
         *(_I, _I, _I, _I, _I, _F),
     ],
+    "bw_int8_head": [_P, _P, _P, _P, _P, _P, _P, _I, _I, _I],
     "bw_head": [_P, _P, _I, _P, _I, _P, _I, _I, _I],
 }
 

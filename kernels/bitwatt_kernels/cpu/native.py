@@ -17,9 +17,9 @@ from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, DtypeError, KernelError, ShapeError
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
-from bitwatt_kernels.reference.head import Int8Head
+from bitwatt_kernels.reference.head import quantize_head
 
-__all__ = ["NativeBackend", "PreparedTernary"]
+__all__ = ["NativeBackend", "PreparedInt8Head", "PreparedTernary"]
 
 # As in csrc/calls.h.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -53,6 +53,20 @@ class PreparedTernary:
     blocks_pointer: int
     scales_pointer: int
     bias_pointer: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedInt8Head:
+    """A head rounded to int8: W[n, k] ≈ codes[n, k] · scales[n].
+
+    codes   [vocab_size, hidden_size] int8 in [-127, 127]
+    scales  [vocab_size] float32
+    sums    [vocab_size] int32, Σ codes over hidden_size
+    """
+
+    codes: Tensor
+    scales: Tensor
+    sums: Tensor
 
 
 class NativeBackend:
@@ -135,12 +149,15 @@ class NativeBackend:
             None if bias is None else bias.data_ptr(),
         )
 
-    def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | Int8Head:
+    def prepare_head(
+        self, weight: Tensor, *, bits: Literal[8, 16] = 16
+    ) -> Tensor | PreparedInt8Head:
         """Return the head's matrix as it is: a tied embedding shares its memory. Or in 8 bits."""
-        if bits == 8:
-            return self._dense.prepare_head(weight, bits=8)
         _dtype_of(weight)
-        return weight.contiguous()
+        if bits == 16:
+            return weight.contiguous()
+        head = quantize_head(weight)
+        return PreparedInt8Head(head.codes, head.scales, head.codes.sum(dim=1, dtype=torch.int32))
 
     def prepare_dense(self, weight: Tensor) -> Tensor:
         return self._dense.prepare_dense(weight)
@@ -150,7 +167,9 @@ class NativeBackend:
             case PreparedTernary():
                 tensors = [prepared.blocks, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
-            case Tensor() | Int8Head():
+            case PreparedInt8Head():
+                return prepared.codes.nbytes + prepared.scales.nbytes + prepared.sums.nbytes
+            case Tensor():
                 return self._dense.nbytes(prepared)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
@@ -183,7 +202,7 @@ class NativeBackend:
             raise ShapeError(
                 f"activations have {K} features; the weight takes {weight.in_features}"
             )
-        out = torch.empty((num_tokens, weight.out_features), dtype=dtype)
+        out = torch.empty(num_tokens, weight.out_features, dtype=dtype)
         if residual is not None and (
             residual.shape != out.shape or residual.dtype != dtype or not residual.is_contiguous()
         ):
@@ -231,7 +250,7 @@ class NativeBackend:
                 f"qkv is {list(qkv.shape)} and rope {list(rope.shape)} for {num_heads} query "
                 f"heads, {num_groups} key-value heads and head_dim {head_dim}"
             )
-        queries = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype)
+        queries = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype)
         self._check(
             self._library.bw_rope_and_cache(
                 self._context,
@@ -264,7 +283,7 @@ class NativeBackend:
                 f"queries are {list(queries.shape)} for a cache of {num_groups} key-value heads "
                 f"and head_dim {head_dim}"
             )
-        out = torch.empty((num_tokens, num_heads * head_dim), dtype=queries.dtype)
+        out = torch.empty(num_tokens, num_heads * head_dim, dtype=queries.dtype)
         self._check(
             self._library.bw_attention(
                 self._context,
@@ -289,15 +308,15 @@ class NativeBackend:
         return out
 
     def head(self, x: Tensor, weight: object) -> Tensor:
-        if isinstance(weight, Int8Head):
-            return self._dense.head(x, weight)
+        if isinstance(weight, PreparedInt8Head):
+            return self._int8_head(self.quantize(x), weight)
         assert isinstance(weight, Tensor)
         num_tokens, hidden = x.shape
         vocab_size, expected = weight.shape
         if hidden != expected:
             raise ShapeError(f"x has {hidden} features; the head takes {expected}")
         _require_contiguous(x)
-        logits = torch.empty((num_tokens, vocab_size))
+        logits = torch.empty(num_tokens, vocab_size)
         self._check(
             self._library.bw_head(
                 self._context,
@@ -305,6 +324,28 @@ class NativeBackend:
                 _dtype_of(x),
                 weight.data_ptr(),
                 _dtype_of(weight),
+                logits.data_ptr(),
+                num_tokens,
+                vocab_size,
+                hidden,
+            )
+        )
+        return logits
+
+    def _int8_head(self, x: QuantizedActivations, weight: PreparedInt8Head) -> Tensor:
+        num_tokens, hidden = x.codes.shape
+        vocab_size, expected = weight.codes.shape
+        if hidden != expected:
+            raise ShapeError(f"x has {hidden} features; the head takes {expected}")
+        logits = torch.empty(num_tokens, vocab_size)
+        self._check(
+            self._library.bw_int8_head(
+                self._context,
+                x.codes.data_ptr(),
+                x.scales.data_ptr(),
+                weight.codes.data_ptr(),
+                weight.scales.data_ptr(),
+                weight.sums.data_ptr(),
                 logits.data_ptr(),
                 num_tokens,
                 vocab_size,
@@ -331,7 +372,7 @@ class NativeBackend:
         self, x: Tensor, width: int, activation: int, weight: Tensor | None, eps: float
     ) -> QuantizedActivations:
         num_tokens = x.shape[0]
-        codes = torch.empty((num_tokens, width), dtype=torch.int8)
+        codes = torch.empty(num_tokens, width, dtype=torch.int8)
         scales = torch.empty(num_tokens)
         sums = torch.empty(num_tokens, dtype=torch.int32)
         pointers = (None, codes.data_ptr(), scales.data_ptr(), sums.data_ptr())
@@ -341,7 +382,7 @@ class NativeBackend:
     def _elementwise(
         self, x: Tensor, width: int, activation: int, weight: Tensor | None, eps: float
     ) -> Tensor:
-        out = torch.empty((x.shape[0], width), dtype=x.dtype)
+        out = torch.empty(x.shape[0], width, dtype=x.dtype)
         pointers = (out.data_ptr(), None, None, None)
         self._call_elementwise(x, width, activation, weight, eps, pointers)
         return out

@@ -104,6 +104,30 @@ def test_head_is_within_float32_rounding_of_the_reference(
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 9])
+@pytest.mark.parametrize(("vocab_size", "hidden_size"), [(3, 64), (77, 192), (500, 512), (33, 100)])
+def test_int8_head_equals_the_reference(
+    native, reference, vocab_size, hidden_size, num_tokens, dtype
+):
+    weight = torch.randn(vocab_size, hidden_size).to(dtype)
+    x = torch.randn(num_tokens, hidden_size).to(dtype)
+    assert torch.equal(
+        native.head(x, native.prepare_head(weight, bits=8)),
+        reference.head(x, reference.prepare_head(weight, bits=8)),
+    )
+
+
+def test_the_largest_int8_logits_do_not_overflow(native, reference):
+    weight = torch.ones(20, 8192)
+    weight[:, ::2] = -1
+    x = weight[:2].clone()
+    assert torch.equal(
+        native.head(x, native.prepare_head(weight, bits=8)),
+        reference.head(x, reference.prepare_head(weight, bits=8)),
+    )
+
+
 def test_head_keeps_no_copy_of_a_tied_embedding(native: NativeBackend) -> None:
     embedding = torch.randn(32, 64)
     assert native.prepare_head(embedding) is embedding

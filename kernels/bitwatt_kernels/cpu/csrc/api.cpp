@@ -397,3 +397,22 @@ BW_API int bw_head(Context* context, const void* x, int dtype, const void* weigh
                });
     return kOk;
 }
+
+BW_API int bw_int8_head(Context* context, const int8_t* x_codes, const float* x_scales,
+                        const int8_t* codes, const float* scales, const int32_t* sums, float* out,
+                        int T, int V, int hidden) {
+    const int tokens = head_tokens(T);
+    const size_t stride = (static_cast<size_t>(hidden) + 63) / 64 * 64;
+    int8_t* copy = reinterpret_cast<int8_t*>(scratch(kCallScratch, tokens * stride / 4));
+    std::memset(copy, 0, tokens * stride);
+    for (int t = 0; t < T; ++t)
+        std::memcpy(copy + t * stride, x_codes + static_cast<size_t>(t) * hidden, hidden);
+    const Int8HeadCall c{copy, stride, x_scales, codes, scales, sums, out, T, V, hidden};
+    run_ranges(*context, blocks_of(V),
+               kLanes * (hidden / kBytesPerNanosecond + double(hidden) * tokens / 100),
+               [&](int first, int last) {
+                   const int end = last * kLanes < V ? last * kLanes : V;
+                   context->kernels->int8_head(c, first * kLanes, end);
+               });
+    return kOk;
+}

@@ -108,6 +108,18 @@ struct HeadCall {
     int T, V, hidden;
 };
 
+// logits = x · codes / x_scales · scales, the sums exact in int32.
+struct Int8HeadCall {
+    const int8_t* x;        // [head_tokens(T), x_stride] codes, zeros past T and hidden
+    size_t x_stride;        // a multiple of 64
+    const float* x_scales;  // [T]
+    const int8_t* codes;    // [V, hidden] in [-127, 127]
+    const float* scales;    // [V]
+    const int32_t* sums;    // [V], the sum of each row's codes
+    float* out;             // [T, V]
+    int T, V, hidden;
+};
+
 struct Kernels {
     const char* name;
     bool (*prepare)();  // once a process before the first kernel; false: not permitted here
@@ -121,6 +133,7 @@ struct Kernels {
     void (*widen)(const void* in, int dtype, int n, float* out);
     void (*head)(const HeadCall&, int first_row, int last_row);
     bool (*head_takes)(int dtype, int weight_dtype);
+    void (*int8_head)(const Int8HeadCall&, int first_row, int last_row);
 };
 
 // At least num_floats floats, 64-byte aligned, this thread's own until its next call with this slot.

@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "head.h"
+#include "int8_head.h"
 #include "ternary.h"
 
 namespace bitwatt {
@@ -31,6 +32,7 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BITWATT_ISA::widen_row,
     BITWATT_ISA::head,
     BITWATT_ISA::head_takes,
+    BITWATT_ISA::int8_head,
 };
 
 }  // namespace bitwatt

@@ -103,23 +103,33 @@ BW_INLINE double total(F64 sum) {
         for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
     return lanes[0];
 }
+template <int order>
+BW_INLINE F32 shuffle_quarters(F32 a, F32 b) { return {_mm512_shuffle_f32x4(a.v, b.v, order)}; }
+template <int order>
+BW_INLINE I32 shuffle_quarters(I32 a, I32 b) { return {_mm512_shuffle_i32x4(a.v, b.v, order)}; }
+template <int order>
+BW_INLINE F32 shuffle_lanes(F32 a, F32 b) { return {_mm512_shuffle_ps(a.v, b.v, order)}; }
+template <int order>
+BW_INLINE I32 shuffle_lanes(I32 a, I32 b) {
+    return {_mm512_castps_si512(shuffle_lanes<order>(F32{_mm512_castsi512_ps(a.v)},
+                                                     F32{_mm512_castsi512_ps(b.v)})
+                                    .v)};
+}
+BW_INLINE F32 permute(F32 a, __m512i lane) { return {_mm512_permutexvar_ps(lane, a.v)}; }
+BW_INLINE I32 permute(I32 a, __m512i lane) { return {_mm512_permutexvar_epi32(lane, a.v)}; }
 // Lane i of the result is the sum of a[i]'s lanes: l + (l + 8), then l + 4, l + 2, l + 1.
-BW_INLINE F32 totals(const F32* a) {
-    __m512 t[8], u[4], w[2];
+template <class V>
+BW_INLINE V totals(const V* a) {
+    V t[8], u[4], w[2];
     for (int i = 0; i < 8; ++i)
-        t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i].v, a[i + 8].v, 0x44),
-                             _mm512_shuffle_f32x4(a[i].v, a[i + 8].v, 0xEE));
+        t[i] = shuffle_quarters<0x44>(a[i], a[i + 8]) + shuffle_quarters<0xEE>(a[i], a[i + 8]);
     for (int i = 0; i < 4; ++i)
-        u[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[i], t[i + 4], 0x88),
-                             _mm512_shuffle_f32x4(t[i], t[i + 4], 0xDD));
+        u[i] = shuffle_quarters<0x88>(t[i], t[i + 4]) + shuffle_quarters<0xDD>(t[i], t[i + 4]);
     for (int i = 0; i < 2; ++i)
-        w[i] = _mm512_add_ps(_mm512_shuffle_ps(u[i], u[i + 2], 0x44),
-                             _mm512_shuffle_ps(u[i], u[i + 2], 0xEE));
-    __m512 r = _mm512_add_ps(_mm512_shuffle_ps(w[0], w[1], 0x88),
-                             _mm512_shuffle_ps(w[0], w[1], 0xDD));
+        w[i] = shuffle_lanes<0x44>(u[i], u[i + 2]) + shuffle_lanes<0xEE>(u[i], u[i + 2]);
     // The shuffles leave a[b3 b2 b1 b0] in lane b2 b3 b0 b1.
     const __m512i lane = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
-    return {_mm512_permutexvar_ps(lane, r)};
+    return permute(shuffle_lanes<0x88>(w[0], w[1]) + shuffle_lanes<0xDD>(w[0], w[1]), lane);
 }
 
 #elif defined(__AVX2__)
@@ -237,6 +247,18 @@ BW_INLINE F32 totals(const F32* a) {
         r.v[h] = _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7));
     }
     return r;
+}
+
+BW_INLINE I32 totals(const I32* a) {
+    int32_t sums[16];
+    for (int i = 0; i < 16; ++i) {
+        __m256i s = _mm256_add_epi32(a[i].v[0], a[i].v[1]);
+        __m128i q = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+        q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4E));
+        q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0xB1));
+        sums[i] = _mm_cvtsi128_si32(q);
+    }
+    return load(sums);
 }
 
 #undef BW_PAIR
@@ -432,6 +454,16 @@ BW_INLINE F32 totals(const F32* a) {
         for (int half = 8; half > 0; half /= 2)
             for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
         out[k] = lanes[0];
+    }
+    return load(out);
+}
+BW_INLINE I32 totals(const I32* a) {
+    int32_t out[16];
+    for (int k = 0; k < 16; ++k) {
+        int32_t lanes[16];
+        store(lanes, a[k]);
+        out[k] = 0;
+        for (int i = 0; i < 16; ++i) out[k] += lanes[i];
     }
     return load(out);
 }
