@@ -179,7 +179,7 @@ def decode_attention_kernel(
         maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
         weighted = tl.zeros([BLOCK_ROWS, DIM_BLOCK], tl.float32)
-        for i in range(num_splits):
+        for i in tl.range(0, num_splits, loop_unroll_factor=4):
             other = i * GROUP
             in_group = row < GROUP
             maximum2 = tl.load(
