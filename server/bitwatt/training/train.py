@@ -73,8 +73,10 @@ def train(
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOSS_FILE
-    if not options.resume:
-        path.unlink(missing_ok=True)
+    lines = path.read_text().splitlines() if options.resume else []
+    # What a broken-off run logged after its checkpoint is about to be done again.
+    kept = [line for line in lines if json.loads(line)["step"] <= record.step]
+    path.write_text("".join(f"{line}\n" for line in kept))
     recent = torch.zeros(())
     num_recent = 0
     clock = _Clock(record.minutes)

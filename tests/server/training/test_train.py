@@ -56,7 +56,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, monk
     record = make_record("ternary")
     train(record, *streams, tmp_path / "whole", EAGER)
 
-    def interrupt(*arguments: object) -> None:
+    def interrupt(path: Path, *arguments: object) -> None:
+        path.write_text('{"step": 10, "lost": "after the checkpoint"}\n')
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -67,6 +68,10 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, monk
     assert load_record(tmp_path / "parts").step == 9
     train(record, *streams, tmp_path / "parts", replace(EAGER, resume=True))
 
+    curves = [(tmp_path / part / LOSS_FILE).read_text().splitlines() for part in ("whole", "parts")]
+    losses = [[json.loads(line)["training_nats_per_token"] for line in curve] for curve in curves]
+    assert len(losses[0]) == len(losses[1]) == 2
+    assert losses[0][1] == losses[1][1]
     whole = load_model(tmp_path / "whole").state_dict()
     for name, tensor in load_model(tmp_path / "parts").state_dict().items():
         assert torch.equal(tensor, whole[name]), name
