@@ -2,14 +2,18 @@
 
     python -m bitwatt_kernels.gpu.tune --shapes 3840x2560 2560x2560 13824x2560 2560x6912
 
-Compiling the candidates takes minutes, which is why it never happens while serving.
+Compiling the candidates takes minutes of every core, which is why it never happens while serving.
 """
 
 import argparse
+import contextlib
 import math
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib.resources import files
 from itertools import product
@@ -26,7 +30,7 @@ from bitwatt_kernels.gpu.linear import ternary_linear
 from bitwatt_kernels.gpu.timing import CudaTimer, Timer
 from bitwatt_kernels.packing import TernaryWeight
 
-__all__ = ["REGIMES", "candidates", "tune"]
+__all__ = ["REGIMES", "candidates", "precompile", "tune"]
 
 # The most tokens an entry serves, and how many it is timed with.
 REGIMES: tuple[tuple[int | None, int], ...] = (
@@ -98,6 +102,36 @@ def _time_s(
     return times
 
 
+def _compile(config: LinearConfig, in_features: int) -> None:
+    """Leave a configuration's kernel in Triton's cache on disk."""
+    gpu = Gpu(torch.device("cuda"))
+    x = quantize(torch.zeros(config.block_tokens, in_features, device=gpu.device), gpu)
+    size = (config.block_out, in_features // 4)
+    codes = torch.zeros(size, dtype=torch.uint8, device=gpu.device)
+    weight = TernaryWeight(codes, torch.ones(config.block_out, device=gpu.device))
+    with contextlib.suppress(OutOfResources):
+        ternary_linear(x, weight, None, torch.bfloat16, gpu, config)
+
+
+def precompile(
+    shapes: Sequence[tuple[int, int]],
+    jobs: int,
+    *,
+    regimes: Sequence[tuple[int | None, int]] = REGIMES,
+) -> None:
+    """Compile every candidate for every shape in as many processes as jobs."""
+    kernels: dict[tuple[LinearConfig, bool], int] = {}
+    for (max_tokens, _), (_, in_features) in product(regimes, shapes):
+        for choice, num_splits in product(candidates(max_tokens), (1, 2)):
+            has_tail = in_features // 4 % choice.block_bytes != 0
+            config = replace(choice, max_tokens=None, num_splits=num_splits)
+            kernels[config, has_tail] = in_features
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        configs = [config for config, _ in kernels]
+        list(pool.map(_compile, configs, kernels.values(), chunksize=4))
+
+
 def tune(
     gpu: Gpu,
     shapes: Sequence[tuple[int, int]],
@@ -152,9 +186,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Tune launch configurations on this GPU.")
     parser.add_argument("--shapes", nargs="+", type=_shape, default=BITNET_2B4T, metavar="OUTxIN")
     parser.add_argument("--output", type=Path, help="default: the package's own tuned folder")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile"
+    )
     arguments = parser.parse_args()
     try:
         gpu = Gpu(torch.device("cuda"))
+        precompile(arguments.shapes, arguments.jobs)
         tuned = tune(gpu, arguments.shapes, CudaTimer(), report=_say)
     except BackendError as error:
         _say(f"cannot tune here: {error}")
