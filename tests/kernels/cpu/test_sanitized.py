@@ -34,7 +34,14 @@ def test_no_kernel_reads_or_writes_where_it_must_not(tmp_path: Path) -> None:
     run(["cmake", "-S", str(SOURCE), "-B", str(tmp_path), *options])
     run(["cmake", "--build", str(tmp_path), "--parallel", "2"])
     files = ["test_native_linear.py", "test_native_elementwise.py", "test_native_attention.py"]
-    pytest_options = ["-q", "-x", "-p", "no:faulthandler", "-k", "not torch.float16"]
+    pytest_options = [
+        "-q",
+        "-x",
+        "-p",
+        "no:faulthandler",
+        "-k",
+        "not torch.float16 and not 2560 and not 6912",
+    ]
     out = run(
         [sys.executable, "-m", "pytest", *pytest_options, *(str(TESTS / name) for name in files)],
         BITWATT_TEST_CPU_LIBRARY=str(tmp_path / "bitwatt_cpu.so"),

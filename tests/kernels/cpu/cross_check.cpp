@@ -1,0 +1,145 @@
+// Checks every instruction set this machine has against plain arithmetic and against each other,
+// through the C surface, with no Python: to be run where there is none, as under qemu-aarch64.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <sstream>
+#include <string>
+#include <vector>
+
+extern "C" {
+const char* bw_instruction_sets();
+void* bw_create(const char*, int);
+void bw_destroy(void*);
+int bw_repack(void*, const uint8_t*, uint8_t*, int, int);
+int bw_ternary_linear(void*, int8_t*, float*, int32_t*, const uint8_t*, const float*, const float*,
+                      const void*, void*, int, int, int, int);
+int bw_elementwise(void*, const void*, int, int, const void*, int, float, void*, int8_t*, float*,
+                   int32_t*, int, int);
+int bw_attention(void*, const void*, int, const void*, int, int64_t, const int32_t*,
+                 const int32_t*, const int32_t*, int, void*, int, int, int, int, int, float);
+int bw_head(void*, const void*, int, const void*, int, float*, int, int, int);
+int bw_int8_head(void*, const int8_t*, const float*, const int8_t*, const float*, const int32_t*,
+                 float*, int, int, int);
+}
+
+namespace {
+
+uint32_t state = 1;
+uint32_t next() { return state = state * 1664525u + 1013904223u, state >> 8; }
+float uniform() { return static_cast<float>(next()) / (1 << 23) - 1.0f; }
+
+int failures = 0;
+
+template <class T>
+void expect_equal(const std::vector<T>& ours, const std::vector<T>& theirs, const char* what) {
+    if (std::memcmp(ours.data(), theirs.data(), ours.size() * sizeof(T)) == 0) return;
+    std::printf("FAILED %s: not equal\n", what);
+    ++failures;
+}
+
+void expect_near(const std::vector<float>& ours, const std::vector<float>& theirs, float most,
+                 const char* what) {
+    float worst = 0;
+    for (size_t i = 0; i < ours.size(); ++i) worst = std::fmax(worst, std::fabs(ours[i] - theirs[i]));
+    if (worst <= most) return;
+    std::printf("FAILED %s: off by %g\n", what, static_cast<double>(worst));
+    ++failures;
+}
+
+struct Results {
+    std::vector<int8_t> codes;
+    std::vector<float> normed, attended, logits;
+};
+
+Results check(const std::string& name) {
+    state = 1;
+    void* context = bw_create(name.c_str(), 2);
+    Results results;
+    for (int T : {1, 3, 8, 33}) {
+        const int N = 50, K = 192, V = 37;
+        std::vector<float> x(T * K), weight(K, 1.5f), scales(64, 0.5f), x_scales(T);
+        for (float& value : x) value = uniform() * 3;
+        std::vector<int8_t> codes(T * K);
+        std::vector<int32_t> sums(T);
+        bw_elementwise(context, x.data(), 0, -1, nullptr, 0, 0, nullptr, codes.data(),
+                       x_scales.data(), sums.data(), T, K);
+        results.codes.insert(results.codes.end(), codes.begin(), codes.end());
+        std::vector<float> normed(T * K);
+        bw_elementwise(context, x.data(), 0, -1, weight.data(), 0, 1e-5f, normed.data(), nullptr,
+                       nullptr, nullptr, T, K);
+        results.normed.insert(results.normed.end(), normed.begin(), normed.end());
+
+        std::vector<uint8_t> packed(N * K / 4), blocks(64 * K / 4);
+        std::vector<int> trits(N * K);
+        for (int n = 0; n < N; ++n)
+            for (int k = 0; k < K; ++k) {
+                const int trit = static_cast<int>(next() % 3);
+                trits[n * K + k] = trit - 1;
+                packed[n * K / 4 + k % (K / 4)] |= static_cast<uint8_t>(trit << 2 * (k / (K / 4)));
+            }
+        bw_repack(context, packed.data(), blocks.data(), N, K);
+        std::vector<float> y(T * N), expected(T * N);
+        bw_ternary_linear(context, codes.data(), x_scales.data(), sums.data(), blocks.data(),
+                          scales.data(), nullptr, nullptr, y.data(), 0, T, N, K);
+        for (int t = 0; t < T; ++t)
+            for (int n = 0; n < N; ++n) {
+                int32_t sum = 0;
+                for (int k = 0; k < K; ++k) sum += codes[t * K + k] * trits[n * K + k];
+                expected[t * N + n] = static_cast<float>(sum) / x_scales[t] * 0.5f;
+            }
+        expect_equal(y, expected, "ternary_linear");
+
+        std::vector<float> head(V * K), logits(T * V), exact(T * V);
+        for (float& value : head) value = uniform();
+        bw_head(context, x.data(), 0, head.data(), 0, logits.data(), T, V, K);
+        results.logits.insert(results.logits.end(), logits.begin(), logits.end());
+        std::vector<int8_t> head_codes(V * K);
+        std::vector<int32_t> head_sums(V);
+        std::vector<float> ones(V, 1.0f);
+        for (int v = 0; v < V; ++v)
+            for (int k = 0; k < K; ++k) {
+                head_codes[v * K + k] = static_cast<int8_t>(next() % 255) - 127;
+                head_sums[v] += head_codes[v * K + k];
+            }
+        bw_int8_head(context, codes.data(), x_scales.data(), head_codes.data(), ones.data(),
+                     head_sums.data(), logits.data(), T, V, K);
+        for (int t = 0; t < T; ++t)
+            for (int v = 0; v < V; ++v) {
+                int32_t sum = 0;
+                for (int k = 0; k < K; ++k) sum += codes[t * K + k] * head_codes[v * K + k];
+                exact[t * V + v] = static_cast<float>(sum) / x_scales[t];
+            }
+        expect_equal(logits, exact, "int8_head");
+    }
+
+    const int H = 6, G = 2, D = 48, tokens = 70, blocks = 5;
+    std::vector<float> queries(tokens * H * D), cache(2 * blocks * G * 16 * D), out(tokens * H * D);
+    for (float& value : queries) value = uniform();
+    for (float& value : cache) value = uniform();
+    const int32_t starts[] = {0, tokens}, lens[] = {tokens}, table[] = {3, 0, 4, 1, 2};
+    bw_attention(context, queries.data(), 0, cache.data(), 0, blocks, starts, lens, table, 5,
+                 out.data(), tokens, 1, H, G, D, 0.2f);
+    results.attended = out;
+    bw_destroy(context);
+    return results;
+}
+
+}  // namespace
+
+int main() {
+    std::istringstream names(bw_instruction_sets());
+    const Results plain = check("portable");
+    for (std::string name; std::getline(names, name, ',');) {
+        std::printf("%s\n", name.c_str());
+        const Results results = check(name);
+        expect_equal(results.codes, plain.codes, "quantize");
+        expect_equal(results.normed, plain.normed, "rms_norm");
+        expect_near(results.logits, plain.logits, 1e-4f, "head");
+        expect_near(results.attended, plain.attended, 1e-5f, "attention");
+    }
+    std::printf(failures ? "%d failures\n" : "all equal\n", failures);
+    return failures != 0;
+}
