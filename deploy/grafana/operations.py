@@ -107,10 +107,9 @@ _REQUESTS = Row(
                 Query(
                     rate("vllm:admission_rejections_total", by="model_name, reason"),
                     "{{model_name}} {{reason}}",
-                    "empty",
                 )
             ],
-            description="Empty until a request is turned away.",
+            description="The queue was full, or the engine was not there.",
         ),
         Panel(
             title="HTTP answers, by status",

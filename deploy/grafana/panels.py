@@ -17,12 +17,13 @@ Kind = Literal["timeseries", "stat", "table"]
 class Query:
     """A PromQL expression and the name of what it gives.
 
-    idle  what it gives on a server nobody calls: "data", or "empty" where it divides by load
+    idle  what it gives on a server nobody calls: "data"; "empty" where it divides by load;
+          "absent", under load too, where the server doesn't do by default what it is about
     """
 
     expr: str
     legend: str
-    idle: Literal["data", "empty"] = "data"
+    idle: Literal["data", "empty", "absent"] = "data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

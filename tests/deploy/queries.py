@@ -1,0 +1,62 @@
+"""Every PromQL expression of the repository, by where it stands."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from bitwatt.telemetry.metrics import Metrics
+
+from deploy.grafana.generate import DASHBOARDS
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PROMETHEUS = DEPLOY / "prometheus"
+
+_NAME = re.compile(r"\b(?:up\b|vllm:\w+|bitwatt[_:][\w:]+|DCGM_\w+|http_\w+)")
+_SUFFIXES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "histogram": ("_bucket", "_sum", "_count"),
+}
+
+
+@dataclass(frozen=True)
+class PanelQuery:
+    """A panel's expression, as the generator has it."""
+
+    dashboard: str
+    panel: str
+    expr: str
+    idle: str
+
+    @property
+    def id(self):
+        return f"{self.dashboard}: {self.panel}"
+
+
+def panel_queries():
+    return [
+        PanelQuery(dashboard.uid, panel.title, query.expr, query.idle)
+        for dashboard in DASHBOARDS
+        for panel in dashboard.panels
+        for query in panel.queries
+    ]
+
+
+def rules(file):
+    groups = yaml.safe_load((PROMETHEUS / file).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def names_in(expr):
+    """Return the metrics the expression names."""
+    return set(_NAME.findall(re.sub(r"\{[^}]*\}", "", expr)))
+
+
+def series_names():
+    """Return every series the server can have, by the metric it belongs to."""
+    return {
+        family.name + suffix: family.name
+        for family in Metrics().registry.collect()
+        for suffix in _SUFFIXES[family.type]
+    }

@@ -1,0 +1,130 @@
+"""Dashboards, rules and alerts: generated from this tree, about metrics that exist."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.grafana import generate
+from deploy.grafana.generate import DASHBOARDS
+from deploy.grafana.panels import Dashboard
+from tests.deploy.queries import DEPLOY, names_in, panel_queries, rules, series_names
+
+QUERIES = panel_queries()
+
+
+def test_the_files_are_what_the_generator_writes():
+    assert generate.outdated() == []
+    assert generate.main(["--check"]) == 0
+
+
+def test_an_outdated_file_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(generate, "_FOLDER", tmp_path)
+    assert generate.main([]) == 0
+    (tmp_path / "bitwatt-capacity.json").write_text("{}")
+    (tmp_path / "stray.json").write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        generate.main(["--check"])
+    assert ended.value.code == 1
+    assert "bitwatt-capacity.json, stray.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.id)
+def test_a_panel_names_metrics_that_exist(query):
+    recorded = {rule["record"] for rule in rules("rules.yml")}
+    names = names_in(query.expr)
+    assert names
+    assert names <= series_names().keys() | recorded | {"up"}
+
+
+@pytest.mark.parametrize("rule", [*rules("rules.yml"), *rules("alerts.yml")], ids=str)
+def test_a_rule_names_metrics_that_exist(rule):
+    recorded = {other["record"] for other in rules("rules.yml")}
+    names = names_in(rule["expr"])
+    assert names
+    assert names <= series_names().keys() | recorded | {"up"}
+
+
+def test_every_metric_is_on_a_dashboard_or_in_a_rule():
+    by_series = series_names()
+    exprs = [query.expr for query in QUERIES] + [rule["expr"] for rule in rules("rules.yml")]
+    shown = {by_series[name] for expr in exprs for name in names_in(expr) if name in by_series}
+    assert set(by_series.values()) - shown == set()
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)
+def test_panels_say_their_unit_and_use_the_variables(dashboard: Dashboard):
+    given = {variable.name for variable in dashboard.variables} | {"datasource", "__rate_interval"}
+    for panel in dashboard.panels:
+        assert panel.unit, panel.title
+        assert panel.description, panel.title
+        for query in panel.queries:
+            used = set(re.findall(r"\$(\w+)", query.expr))
+            assert used <= given, (panel.title, used)
+            if "rate(" in query.expr:
+                assert "[$__rate_interval]" in query.expr, panel.title
+            divisors = [divisor[0] for divisor in query.expr.split(" / ")[1:]]
+            assert divisors.count("(") == query.expr.count(" > 0)"), panel.title
+            assert all(first == "(" or first.isdigit() for first in divisors), panel.title
+
+
+def test_savings_may_be_negative():
+    savings = [p for d in DASHBOARDS for p in d.panels if "saved" in p.title]
+    assert len(savings) == 4
+    for panel in savings:
+        drawn = panel.as_json(1, 0, 0)["fieldConfig"]["defaults"]
+        assert "min" not in drawn
+        assert drawn["thresholds"]["steps"][0] == {"color": "red", "value": None}
+        assert all(
+            "clamp" not in query.expr and "abs(" not in query.expr for query in panel.queries
+        )
+
+
+def test_estimated_joules_are_never_mixed_with_measured_ones_or_prices():
+    exprs = [query.expr for query in QUERIES] + [rule["expr"] for rule in rules("rules.yml")]
+    for expr in exprs:
+        names = names_in(expr)
+        if any("estimated_arithmetic" in name for name in names):
+            assert len(names) == 1
+    assert any("estimated_arithmetic" in expr for expr in exprs)
+
+
+def test_ids_are_unique_and_panels_do_not_overlap():
+    for dashboard in DASHBOARDS:
+        taken = set()
+        panels = dashboard.as_json()["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        for panel in panels:
+            place = panel["gridPos"]
+            cells = {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            assert not cells & taken, panel["title"]
+            assert max(x for x, _ in cells) < 24
+            taken |= cells
+
+
+def test_no_datasource_is_hard_coded():
+    for file in (DEPLOY / "grafana" / "dashboards").glob("*.json"):
+        text = json.loads(file.read_text())
+        for panel in text["panels"]:
+            if panel["type"] != "row":
+                assert panel["datasource"]["uid"] == "${datasource}"
+
+
+def test_grafana_is_provisioned_with_what_the_files_hold():
+    folder = DEPLOY / "grafana" / "provisioning"
+    [source] = yaml.safe_load((folder / "datasources" / "prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    scrape = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["global"]
+    assert source["jsonData"]["timeInterval"] == scrape["scrape_interval"]
+    [provider] = yaml.safe_load((folder / "dashboards" / "bitwatt.yaml").read_text())["providers"]
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    targets = [mount.split(":")[1] for mount in compose["services"]["grafana"]["volumes"]]
+    assert provider["options"]["path"] in targets
+    assert Path("/etc/grafana/provisioning").as_posix() in targets
