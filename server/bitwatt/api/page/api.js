@@ -31,7 +31,10 @@ export async function getJson(path) {
   return (await call(path)).json();
 }
 
-/** Yield the events of a streamed completion; throws ApiError for an error among them. */
+/**
+ * Yield the events of a streamed completion, each with the time it was read at.
+ * Throws ApiError for an error among them.
+ */
 export async function* streamEvents(path, body, signal) {
   const response = await call(path, {
     method: "POST",
@@ -43,6 +46,7 @@ export async function* streamEvents(path, body, signal) {
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
+    const at = performance.now();
     if (done) throw new ApiError(0, "The stream broke off.");
     const lines = (rest + value).split("\n");
     rest = lines.pop();
@@ -52,7 +56,7 @@ export async function* streamEvents(path, body, signal) {
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
       if (event.error) throw new ApiError(0, event.error.message);
-      yield event;
+      yield { event, at };
     }
   }
 }

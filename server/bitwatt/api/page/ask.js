@@ -86,11 +86,11 @@ function makePanel(side, name) {
     let numChunks = 0;
     let numTokens = null;
     try {
-      for await (const event of streamEvents("/v1/chat/completions", body, signal)) {
+      for await (const { event, at } of streamEvents("/v1/chat/completions", body, signal)) {
         if (event.usage) numTokens = event.usage.completion_tokens;
         const [choice] = event.choices;
         if (!choice || (!choice.delta.content && !choice.finish_reason)) continue;
-        lastAt = performance.now();
+        lastAt = at;
         if (firstAt === null) {
           firstAt = lastAt;
           figures.ttft.textContent = seconds((firstAt - startedAt) / 1000);

@@ -2,18 +2,20 @@
 
 import uPlot from "./vendor/uPlot.js";
 import { byId, make, markOf } from "./dom.js";
-import { digits, rate } from "./format.js";
+import { digits } from "./format.js";
 
 const KEEP_S = 300;
 const HEIGHT = 180;
+const whole = (value) => digits(Math.round(value));
 const percent = (value) => `${digits(value * 100)}%`;
 
 const CHARTS = [
-  { title: "Tokens generated a second", series: ["generation_tokens_per_s"], show: rate },
-  { title: "KV cache in use", series: ["kv_cache_usage"], show: percent },
-  { title: "Requests running and waiting", series: ["num_running", "num_waiting"], show: digits },
+  { title: "Tokens generated a second", series: ["generation_tokens_per_s"], show: whole, least: 10 },
+  { title: "KV cache in use", series: ["kv_cache_usage"], show: percent, least: 0.01 },
+  { title: "Requests running and waiting", series: ["num_running", "num_waiting"], show: whole, least: 4 },
 ];
 
+const clock = (time) => new Date(time * 1000).toLocaleTimeString("en-GB");
 const colorOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /** Return charts that take in the points of each poll. */
@@ -42,7 +44,7 @@ export function makeCharts() {
   return { take };
 }
 
-function makeView({ title, series, show }) {
+function makeView({ title, series, show, least }) {
   const now = make("p", { className: "now" });
   const plot = make("div", { className: "plot", role: "img" });
   const root = make("div", { className: "chart" }, make("h3", {}, title), now, plot);
@@ -71,8 +73,11 @@ function makeView({ title, series, show }) {
         width: plot.clientWidth,
         height: HEIGHT,
         series: [{}, ...lines],
-        axes: [{ ...axis, space: 70 }, { ...axis, size: 52, values: (_, ticks) => ticks.map(show) }],
-        scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, show === digits ? 4 : 0.01) * 1.1] } },
+        axes: [
+          { ...axis, space: 70, values: (_, ticks) => ticks.map(clock) },
+          { ...axis, size: 52, values: (_, ticks) => ticks.map(show) },
+        ],
+        scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, least) * 1.1] } },
         cursor: { show: false },
         legend: { show: false },
       },

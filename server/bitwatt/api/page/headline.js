@@ -7,9 +7,9 @@ import { verdict } from "./statistics.js";
 
 const TILES = [
   { key: "memory", title: "Memory", more: "more memory", less: "less memory", better: "lower" },
-  { key: "speed", title: "Tokens a second", more: "faster", less: "slower", better: "higher" },
+  { key: "speed", title: "Tokens a second", more: "more tokens", less: "fewer tokens", better: "higher" },
   { key: "energy", title: "Energy a token", more: "more energy", less: "less energy", better: "lower" },
-  { key: "cost", title: "Rent a million tokens", more: "more expensive", less: "cheaper", better: "lower" },
+  { key: "cost", title: "$ a million tokens", more: "more expensive", less: "cheaper", better: "lower" },
 ];
 
 /** Return the tiles; each show replaces what changed. */
@@ -41,8 +41,8 @@ function memoryOf({ a, b }) {
   };
 }
 
-function loadFoot({ plan, numRequests }) {
-  return `n = ${plan.windows} windows, ${numRequests} requests of each; ${plan.concurrency} at once.`;
+function loadFoot({ plan }) {
+  return `n\u00a0=\u00a0${plan.windows} windows of ${plan.requests} requests, ${plan.concurrency} at once.`;
 }
 
 function against(figure, show) {
@@ -59,7 +59,7 @@ function speedOf(asked, load) {
       figure: single(asked.a.decode / asked.b.decode),
       source: "measured",
       values: `${rate(asked.a.decode)} against ${rate(asked.b.decode)}, decode`,
-      foot: "n = 1 prompt, both models at once on this machine. The load measures them apart.",
+      foot: "n\u00a0=\u00a01 prompt, both models at once on this machine. The load measures them apart.",
     };
   }
   return { why: "not measured yet: ask both, or run the load" };
@@ -73,15 +73,15 @@ function energyOf({ a, b }, load) {
   const [ofA, ofB] = [a, b].map((model) => model?.energy.arithmetic_joules_per_token);
   const why = a?.energy.reason ?? b?.energy.reason ?? load?.unavailable.energy ?? "not measured yet: run the load";
   const foot = ofA && ofB
-    ? `Estimated by the papers' arithmetic alone: ${times(ofB / ofA)} (${joules(ofA)} against ${joules(ofB)}); memory traffic, which dominates, is left out.`
+    ? `${times(ofB / ofA)} by the papers' arithmetic alone (${joules(ofA)} against ${joules(ofB)} a token); memory traffic, which takes most, is left out.`
     : "";
-  return { why, foot };
+  return { why, foot, isEstimate: Boolean(foot) };
 }
 
 function costOf({ a, b }, load) {
   const figure = load?.figures.cost;
   if (figure) {
-    return { figure, source: "measured", values: against(figure, dollars), foot: `At the rent that is set. ${loadFoot(load)}` };
+    return { figure, source: "measured", values: against(figure, dollars), foot: `At the rent that is set, for this load. ${loadFoot(load)}` };
   }
   return { why: load?.unavailable.cost ?? costReason(a, b) };
 }
@@ -116,9 +116,13 @@ function makeTile({ key, title, more, less, better }) {
     badge.textContent = kind;
     gain.className = `gain ${figure ? verdict(figure) : "none"}`;
     gain.textContent = figure ? times(figure.gain) : "–";
+    said.className = figure ? "said" : "said why";
     said.textContent = figure ? inWords(figure.gain, verdict(figure)) : now.why;
     values.textContent = now.values ?? "";
-    foot.textContent = now.foot ?? "";
+    foot.replaceChildren(
+      ...(now.isEstimate ? [make("span", { className: "badge estimated" }, "estimated")] : []),
+      now.foot ?? "",
+    );
   }
 
   function inWords(value, word) {

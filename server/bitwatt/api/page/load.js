@@ -7,6 +7,7 @@ import { compare, median, verdict } from "./statistics.js";
 
 const NUM_WARMUPS = 1;
 const COUNTERS_SETTLE_MS = 400;
+const MIN_PIECES = 8; // in which an answer comes, for its decode to be timed
 
 export const FIGURES = [
   { key: "throughput", label: "Output tokens/s, all requests", better: "higher", show: rate },
@@ -27,6 +28,7 @@ export function makeLoad(onDone) {
     setRunning(true);
     const plan = {
       concurrency: byId("load-concurrency").valueAsNumber,
+      requests: byId("load-requests").valueAsNumber,
       tokens: byId("load-tokens").valueAsNumber,
       windows: byId("load-windows").valueAsNumber,
       prompts: await getJson("/page/prompts.json"),
@@ -87,8 +89,8 @@ async function measure(sides, plan, signal, report) {
   return {
     plan,
     figures,
-    numRequests: plan.windows * plan.concurrency,
     unavailable: {
+      decode: "the answers came in too few pieces to be timed; ask for more tokens",
       energy: Object.values(sides).map((s) => reasonOf(s.name)).find(Boolean)
         ?? "the counters did not move within a window; run longer ones",
       cost: "no rent is set (--usd-per-hour)",
@@ -104,49 +106,67 @@ function valueOf(key, window, prices) {
   return window[key];
 }
 
-/**
- * Run one window: so many requests at once, on one connection, each with its own prompt.
- * The salt keeps one window's prefix cache from answering for another's prefill.
- */
+/** Run one window: its requests in batches of the concurrency, one batch after the other. */
 async function runWindow(name, plan, round, signal) {
-  const prompts = Array.from(
-    { length: plan.concurrency },
-    (_, i) => plan.prompts[(round * plan.concurrency + i) % plan.prompts.length],
-  );
   const before = await joulesOf(name);
-  const firsts = [];
-  const lasts = [];
+  const answers = [];
+  let tookS = 0;
+  for (let first = 0; first < plan.requests; first += plan.concurrency) {
+    const size = Math.min(plan.concurrency, plan.requests - first);
+    const batch = await runBatch(name, plan, round * plan.requests + first, size, signal);
+    answers.push(...batch.answers);
+    tookS += batch.tookS;
+  }
+  if (before !== null) await new Promise((resolve) => setTimeout(resolve, COUNTERS_SETTLE_MS));
+  const after = await joulesOf(name);
+  const timed = answers.filter((answer) => answer.numPieces >= MIN_PIECES);
+  const numTokens = answers.length * plan.tokens;
+  return {
+    numTokens,
+    throughput: numTokens / tookS,
+    ttft: median(answers.map((answer) => answer.ttft)),
+    latency: median(answers.map((answer) => answer.latency)),
+    decode: timed.length < answers.length / 2 ? null : median(timed.map((answer) => answer.decode)),
+    joules: before === null || after === null || after <= before ? null : after - before,
+  };
+}
+
+/**
+ * Ask so many requests at once, on one connection, each with its own prompt.
+ * The salt keeps one batch's prefix cache from answering for another's prefill.
+ */
+async function runBatch(name, plan, first, size, signal) {
+  const prompts = Array.from({ length: size }, (_, i) => plan.prompts[(first + i) % plan.prompts.length]);
+  const answers = prompts.map(() => ({ firstAt: null, lastAt: null, numPieces: 0, reason: null }));
   const startedAt = performance.now();
-  let numTokens = 0;
   const body = {
     model: name,
     prompt: prompts,
     max_tokens: plan.tokens,
     temperature: 0,
-    seed: round,
+    seed: first,
     ignore_eos: true,
     cache_salt: `page-${startedAt}`,
   };
-  for await (const event of streamEvents("/v1/completions", body, signal)) {
-    if (event.usage) numTokens = event.usage.completion_tokens;
-    const now = performance.now();
+  for await (const { event, at } of streamEvents("/v1/completions", body, signal)) {
     for (const { index, text, finish_reason: reason } of event.choices) {
       if (!text && !reason) continue;
-      firsts[index] ??= now;
-      lasts[index] = now;
+      const answer = answers[index];
+      answer.firstAt ??= at;
+      answer.numPieces += at === answer.lastAt ? 0 : 1;
+      answer.lastAt = at;
+      answer.reason = reason;
     }
   }
-  const tookS = (Math.max(...lasts) - startedAt) / 1000;
-  await new Promise((resolve) => setTimeout(resolve, before === null ? 0 : COUNTERS_SETTLE_MS));
-  const after = await joulesOf(name);
-  const perRequest = numTokens / plan.concurrency;
+  if (answers.some(({ reason }) => reason !== "length")) throw new Error("An answer ended early: the work is not equal.");
   return {
-    numTokens,
-    throughput: numTokens / tookS,
-    ttft: median(firsts.map((at) => (at - startedAt) / 1000)),
-    latency: median(lasts.map((at) => (at - startedAt) / 1000)),
-    decode: median(lasts.map((at, i) => ((perRequest - 1) * 1000) / (at - firsts[i]))),
-    joules: before === null || after === null || after <= before ? null : after - before,
+    tookS: (Math.max(...answers.map(({ lastAt }) => lastAt)) - startedAt) / 1000,
+    answers: answers.map(({ firstAt, lastAt, numPieces }) => ({
+      ttft: (firstAt - startedAt) / 1000,
+      latency: (lastAt - startedAt) / 1000,
+      decode: ((plan.tokens - 1) * 1000) / (lastAt - firstAt),
+      numPieces,
+    })),
   };
 }
 
@@ -180,8 +200,8 @@ function makeTable({ plan, figures, unavailable }, sides) {
     return row;
   });
   const caption =
-    `${plan.windows} alternating windows of ${plan.concurrency} requests at once, ${plan.tokens} ` +
-    `tokens an answer, ${NUM_WARMUPS} warm-up of each dropped. A gain below 1× is a loss.`;
+    `${plan.windows} alternating windows of ${plan.requests} requests, ${plan.concurrency} at once, ` +
+    `${plan.tokens} tokens an answer; ${NUM_WARMUPS} warm-up of each dropped. A gain below 1× is a loss.`;
   return make(
     "table",
     {},

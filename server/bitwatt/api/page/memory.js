@@ -18,12 +18,33 @@ export const weightBytes = (model) => (model.memory ? sum(model.memory, WEIGHTS)
 export function showMemory(sides) {
   const known = Object.entries(sides).filter(([, model]) => model.memory);
   if (!known.length) return;
-  const widest = Math.max(...known.map(([, model]) => sum(model.memory, KINDS)), 1);
-  const rows = known.map(([side, model]) => makeRow(side, model, widest));
-  byId("memory").replaceChildren(...rows, makeTable(known));
+  byId("memory").replaceChildren(
+    make("div", { className: "memory-groups" },
+      makeGroup("Weights", known, WEIGHTS),
+      makeGroup("Weights, KV cache and workspace", known, KINDS)),
+    makeTable(known),
+  );
 }
 
-function makeRow(side, model, widest) {
+function makeGroup(title, known, kinds) {
+  const widest = Math.max(...known.map(([, model]) => sum(model.memory, kinds)), 1);
+  const rows = known.map(([side, model]) =>
+    make(
+      "div",
+      { className: "memory-row" },
+      make(
+        "p",
+        { className: "name" },
+        make("span", {}, markOf(side), model.name),
+        make("span", {}, bytes(sum(model.memory, kinds))),
+      ),
+      makeBar(model.memory, kinds, widest),
+    ),
+  );
+  return make("div", {}, make("h3", {}, title), ...rows);
+}
+
+function makeBar(memory, kinds, widest) {
   const bar = makeSvg("svg", {
     class: "bar",
     viewBox: "0 0 1000 10",
@@ -31,22 +52,12 @@ function makeRow(side, model, widest) {
     "aria-hidden": "true",
   });
   let x = 0;
-  for (const [kind] of KINDS) {
-    const width = (model.memory[kind] / widest) * 1000;
+  for (const [kind] of kinds) {
+    const width = (memory[kind] / widest) * 1000;
     bar.append(makeSvg("rect", { x, y: 0, width, height: 10, class: `fill-${kind}` }));
     x += width;
   }
-  return make(
-    "div",
-    { className: "memory-row" },
-    make(
-      "p",
-      { className: "name" },
-      make("span", {}, markOf(side), model.name),
-      make("span", {}, `${bytes(weightBytes(model))} of weights, ${bytes(sum(model.memory, KINDS))} in all`),
-    ),
-    bar,
-  );
+  return bar;
 }
 
 function makeTable(known) {

@@ -1,0 +1,84 @@
+"""A headless browser at the page, and screenshots of it.
+
+python -m tests.server.api.browser http://127.0.0.1:8000 docs/screenshots
+"""
+
+import asyncio
+import re
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from playwright.async_api import async_playwright, expect
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+class Watched:
+    """What a page asked for and complained of."""
+
+    def __init__(self, page):
+        self.complaints = []
+        self.urls = []
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.urls.append(request.url))
+
+    def _on_console(self, message):
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+
+@asynccontextmanager
+async def open_page(url, **options):
+    """Open the page at this address in a browser of its own."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=CHROMIUM_FLAGS
+        )
+        page = await browser.new_page(**options)
+        watched = Watched(page)
+        await page.goto(url)
+        try:
+            yield page, watched
+        finally:
+            await browser.close()
+
+
+async def run_load(page, *, windows=2, requests=4, tokens=12, timeout_s=20):
+    await page.get_by_label("Windows of each").fill(str(windows))
+    await page.get_by_label("Requests a window").fill(str(requests))
+    await page.get_by_label("Tokens an answer").fill(str(tokens))
+    await page.get_by_role("button", name="Run load").click()
+    status = page.locator("#load-status")
+    await expect(status).to_have_text(re.compile("^(Done:|Failed)"), timeout=timeout_s * 1000)
+
+
+async def take_screenshots(url, folder):
+    """Ask, measure, and save the page in light, in dark and as wide as a phone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    async with open_page(url, viewport={"width": 1280, "height": 900}) as (page, _):
+        await page.get_by_role("button", name="Ask both").click()
+        asked = page.locator("#ask-status")
+        await expect(asked).to_contain_text("tok/s", timeout=60_000)
+        await run_load(page, windows=5, requests=32, tokens=64, timeout_s=300)
+        await page.wait_for_timeout(1500)
+        for scheme in ("light", "dark"):
+            await page.emulate_media(color_scheme=scheme)
+            await page.wait_for_timeout(500)
+            await page.screenshot(path=folder / f"page-{scheme}.png", full_page=True)
+        await page.emulate_media(color_scheme="light")
+        await page.set_viewport_size({"width": 390, "height": 844})
+        await page.wait_for_timeout(500)
+        await page.screenshot(path=folder / "page-phone.png", full_page=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(take_screenshots(sys.argv[1], Path(sys.argv[2])))
