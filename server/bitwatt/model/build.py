@@ -199,27 +199,23 @@ class _Builder:
         self.other_bytes += weight.nbytes
         return weight
 
-    def ternary(self, parts: list[tuple[str, int, int]]) -> object:
+    def packed(self, parts: list[tuple[str, int, int]]) -> TernaryWeight:
         weight = TernaryWeight.concatenate([self.source.ternary(*part) for part in parts])
-        prepared = self.backend.prepare_ternary(weight)
         self.num_parameters += weight.out_features * weight.in_features
+        return weight
+
+    def ternary(self, parts: list[tuple[str, int, int]]) -> object:
+        prepared = self.backend.prepare_ternary(self.packed(parts))
         self.packed_bytes += self.backend.nbytes(prepared)
         return prepared
 
     def dense(self, parts: list[tuple[str, int, int]]) -> Tensor:
-        matrices = []
-        for name, rows, columns in parts:
-            self.num_parameters += rows * columns
-            if self.source.is_ternary:
-                matrix = _dequantize(self.source.ternary(name, rows, columns), self.dtype)
-            else:
-                matrix = self.source.dense(f"{name}.weight", rows, columns)
-            matrices.append(self.to_device(matrix, self.dtype))
-        weight = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
+        if self.source.is_ternary:
+            packed, device = self.packed(parts), self.backend.device
+            scales = packed.scales.to(device, self.dtype)
+            weight = unpack(packed.codes.to(device)).to(self.dtype).mul_(scales[:, None])
+        else:
+            weight = torch.cat([self.matrix(f"{name}.weight", *shape) for name, *shape in parts])
         prepared = self.backend.prepare_dense(weight)
         self.other_bytes += self.backend.nbytes(prepared)
         return prepared
-
-
-def _dequantize(weight: TernaryWeight, dtype: torch.dtype) -> Tensor:
-    return unpack(weight.codes).to(dtype) * weight.scales.to(dtype)[:, None]
