@@ -4,7 +4,7 @@ import pytest
 import torch
 from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight, pack, unpack
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +17,7 @@ def ternary_matrices(draw: st.DrawFn) -> Tensor:
     return torch.randint(-1, 2, (rows, columns), dtype=torch.int8, generator=generator)
 
 
+@settings(deadline=None)
 @given(ternary_matrices())
 def test_unpacking_what_was_packed_gives_it_back(weight: Tensor) -> None:
     codes = pack(weight)
@@ -24,6 +25,7 @@ def test_unpacking_what_was_packed_gives_it_back(weight: Tensor) -> None:
     assert torch.equal(unpack(codes), weight)
 
 
+@settings(deadline=None)
 @given(ternary_matrices())
 def test_code_3_never_occurs(weight: Tensor) -> None:
     codes = pack(weight)
