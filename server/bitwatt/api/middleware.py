@@ -36,7 +36,8 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def _log_access(method: str, route: str, status: int, duration_s: float) -> None:
-    level = logging.DEBUG if route in _POLLED else logging.INFO
+    is_quiet = method == "GET" and (status < 400 or route in _POLLED)
+    level = logging.DEBUG if is_quiet else logging.INFO
     if logger.isEnabledFor(level):
         logger.log(
             level,

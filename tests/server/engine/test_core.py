@@ -102,3 +102,22 @@ def test_counters_add_up() -> None:
     assert stats.num_prefix_cache_queries == 4 * 33
     assert stats.num_prefix_cache_hits == 3 * 32
     assert stats.num_running == stats.num_waiting == stats.num_blocks_used == 0
+
+
+def test_stats_tell_whose_prompt_a_step_computed_and_when_it_ended() -> None:
+    now = iter(range(1000))
+    scheduler = Scheduler(
+        BlockAllocator(8, 16), max_num_seqs=2, max_num_batched_tokens=8, max_model_len=64
+    )
+    core = EngineCore(scheduler, FakeRunner(VOCAB_SIZE), clock=lambda: float(next(now)))
+    core.submit(make_submit("a", [1] * 11, max_tokens=3))
+    steps = []
+    ended_s = 0.0
+    while core.has_work:
+        core.step()
+        stats = core.stats()
+        assert stats.time_s > stats.step_ended_s >= ended_s
+        ended_s = stats.step_ended_s
+        if stats.num_steps > len(steps):
+            steps.append((stats.step_prefill, stats.step_tokens))
+    assert steps == [({"a": 8}, 8), ({"a": 3}, 3), ({}, 1), ({}, 1)]

@@ -86,11 +86,13 @@ async def test_a_request_is_one_line_without_its_prompt(lines):
 
 
 @pytest.mark.anyio
-async def test_polls_are_logged_for_debugging_alone(lines):
-    async with make_client(make_app(FakeEngine())) as client:
-        for path in ("/health", "/ready", "/metrics"):
+async def test_polls_and_pages_are_logged_for_debugging_alone(lines):
+    async with make_client(make_app(FakeEngine(is_ready=False, is_healthy=False))) as client:
+        for path in ("/health", "/ready", "/metrics", "/version", "/nowhere"):
             await client.get(path)
-    assert [json.loads(line)["level"] for line in lines] == ["debug"] * 3
+    levels = {json.loads(line)["route"]: json.loads(line)["level"] for line in lines}
+    assert levels.pop("unmatched") == "info"
+    assert levels == dict.fromkeys(("/health", "/ready", "/metrics", "/version"), "debug")
 
 
 @pytest.mark.parametrize("style", ["text", "json"])

@@ -1,14 +1,22 @@
 """From an engine's steps and a counter's intervals to a request's joules and the metrics."""
 
 import asyncio
+import time
 
 import pytest
-from bitwatt.engine.messages import EngineStats, StepOutputs, TokenOutput
-from bitwatt.scheduling.request import FinishReason
+from bitwatt.engine.client import EngineClient
+from bitwatt.engine.messages import EngineConfig, EngineStats, StepOutputs, Submit, TokenOutput
+from bitwatt.scheduling.request import FinishReason, SamplingParams
 from bitwatt.telemetry import metering
 from bitwatt.telemetry.attribution import Interval
 from bitwatt.telemetry.energy import DeviceState, Unavailable
-from bitwatt.telemetry.metering import EnergyMeters, ModelEnergy, RequestEnergy, total_energy
+from bitwatt.telemetry.metering import (
+    EnergyMeters,
+    ModelEnergy,
+    RequestEnergy,
+    step_listener,
+    total_energy,
+)
 from bitwatt.telemetry.metrics import Metrics
 
 from tests.fakes import FakeEngine, make_app, make_client, make_info
@@ -285,3 +293,61 @@ def test_a_model_without_meters_measures_nothing():
     model.open("a")
     assert model.close("a").energy_joules is None
     assert model.source is None
+
+
+class Steady(Counter):
+    """A counter at a steady power."""
+
+    watts = 100.0
+
+    def read_joules(self):
+        return self.watts * time.monotonic()
+
+
+async def read_all(model, client, request_id):
+    sampling = SamplingParams(max_tokens=200, seed=1)
+    model.open(request_id)
+    submit = Submit(request_id=request_id, prompt_token_ids=[1] * 30, sampling=sampling)
+    async for _ in client.submit(submit):
+        pass
+    return model.close(request_id)
+
+
+@pytest.mark.anyio
+async def test_requests_and_idle_time_of_a_real_engine_add_up_to_the_counter(tmp_path):
+    (tmp_path / "config.json").write_text('{"vocab_size": 97}')
+    metrics = Metrics()
+    meters = EnergyMeters(open_counter=lambda *_: Steady())
+    model = meters.model("m", metrics.model("m"))
+    client = EngineClient(
+        EngineConfig(model_path=str(tmp_path), backend="fake"),
+        on_step=step_listener(metrics.model("m"), model),
+    )
+    await client.start()
+    try:
+        async with asyncio.timeout(60):
+            info = await client.wait_ready()
+            began_s = time.monotonic()
+            model.bind(info)
+            await asyncio.sleep(1.0)
+            first = await read_all(model, client, "warm")
+            await asyncio.sleep(1.0)
+            energies = await asyncio.gather(*(read_all(model, client, name) for name in "abcd"))
+            await asyncio.sleep(1.5)  # past the heartbeat that settles the last interval
+    finally:
+        model.unbind()
+        ended_s = time.monotonic()
+        await client.stop()
+    phases = {
+        sample.labels["phase"]: sample.value
+        for sample in next(iter(metrics.energy.collect())).samples
+        if sample.name.endswith("_total")
+    }
+    assert first.energy_joules is None or first.energy_joules >= 0
+    assert all(energy.energy_source == "rapl" for energy in energies)
+    assert phases["prefill"] > 0
+    assert phases["decode"] > 0
+    assert sum(energy.energy_joules for energy in energies) > 0
+    # What was metered is the counter's, less the moments before its first edge and after its last.
+    measured_s = sum(phases.values()) / Steady.watts
+    assert 2.0 < measured_s <= ended_s - began_s
