@@ -82,8 +82,24 @@ def tables(results: dict[str, Any]) -> str:
         parts.append(
             _table(
                 "Whole models: a step in milliseconds",
-                [*_END_TO_END, "mJ/token", "peak GB"],
+                [*_END_TO_END, "mJ/token", "weights GB", "peak GB"],
                 (_end_to_end_row(row) for row in results["end_to_end"]),
+            )
+        )
+    if results.get("speedups"):
+        ratios = ("weight_bytes_ratio", "peak_bytes_ratio", "joules_per_token_ratio")
+        parts.append(
+            _table(
+                "How many times less a ternary model takes than its bf16 twin",
+                ["model", "phase", "batch", "new", "time", "weights", "peak memory", "energy"],
+                (
+                    [
+                        *(row[key] for key in ("model", "phase", "num_sequences", "new_tokens")),
+                        f"{row['speedup']:.2f}×",
+                        *("" if row[key] is None else f"{row[key]:.2f}×" for key in ratios),
+                    ]
+                    for row in results["speedups"]
+                ),
             )
         )
     if "goals" in results:
@@ -127,7 +143,7 @@ def _end_to_end_row(row: dict[str, Any]) -> list[object]:
     start: list[object] = [row["model"], name, row["phase"], row["num_sequences"]]
     start.append(row["new_tokens"])
     if "skipped" in row:
-        return [*start, row["skipped"], "", "", "", ""]
+        return [*start, row["skipped"], "", "", "", f"{row['weight_bytes'] / 1e9:.2f}", ""]
     joules, peak = row["joules_per_token"], row["peak_bytes"]
     return [
         *start,
@@ -135,6 +151,7 @@ def _end_to_end_row(row: dict[str, Any]) -> list[object]:
         f"{row['tokens_per_s']:.0f}",
         f"{row['roofline_share']:.0%}",
         "" if joules is None else f"{joules * 1e3:.1f}",
+        f"{row['weight_bytes'] / 1e9:.2f}",
         "" if peak is None else f"{peak / 1e9:.2f}",
     ]
 
