@@ -160,6 +160,13 @@ def _attend_fast(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: fl
         grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
         y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen, scale=scale)
         return y.view(q.shape)
+    is_whole = q.shape[2] == k.shape[2]  # a prompt from its first token on
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        attn_mask=None if is_whole else seen,
+        is_causal=is_whole,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
