@@ -127,6 +127,10 @@ class ServeSettings(BaseSettings):
         False, description="make 16-bit answers independent of what else runs"
     )
 
+    shadow_percent: float = Field(
+        0.0, ge=0, le=100, description="share of requests mirrored to the other model, compared"
+    )
+
     energy_source: EnergyChoice = Field(
         "auto", description="what measures joules: the GPU's counter, the CPU's, either, or none"
     )
@@ -154,6 +158,9 @@ class ServeSettings(BaseSettings):
             raise ValueError("--weights and --served-model-name need a PATH")
         if self.compare and self.weights == "fp16":
             raise ValueError("--compare serves both weights; drop --weights fp16")
+        is_pair = self.compare if self.path is not None else self.compare is not False
+        if self.shadow_percent and not is_pair:
+            raise ValueError("--shadow-percent mirrors to a second model; add --compare")
         return self
 
     @property

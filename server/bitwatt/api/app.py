@@ -13,6 +13,7 @@ from bitwatt.api import chat, comparison, completions, health, models, page, tok
 from bitwatt.api.errors import install_error_handlers
 from bitwatt.api.middleware import Gateway, LimitBody, LimitOpen, RequireKey
 from bitwatt.api.served import Catalog, ServedModel
+from bitwatt.api.shadow import Shadow
 from bitwatt.errors import EngineUnavailableError
 from bitwatt.settings import ServeSettings
 from bitwatt.telemetry.history import INTERVAL_S, History
@@ -39,6 +40,9 @@ def create_app(
     """
     catalog = Catalog(served)
     history = History(served)
+    shadow = Shadow(
+        catalog, metrics, percent=settings.shadow_percent, timeout_s=settings.request_timeout
+    )
 
     async def keep_history() -> None:
         while True:
@@ -78,12 +82,14 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engines = [model.engine for model in catalog.by_name.values()]
         tasks = [asyncio.create_task(keep_history())]
+        shadow.start()
         try:
             for model in catalog.by_name.values():
                 await model.engine.start()
                 tasks.append(asyncio.create_task(report_start(model)))
             yield
         finally:
+            await shadow.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -113,6 +119,7 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.history = history
+    app.state.shadow = shadow
     install_error_handlers(app)
     for resource in (models, completions, chat, tokenize, health, comparison, page):
         app.include_router(resource.router)

@@ -26,7 +26,8 @@ from bitwatt.api.schemas.chat import (
     ChatTopLogprob,
 )
 from bitwatt.api.schemas.common import Shape
-from bitwatt.api.served import Models, SettingsOf
+from bitwatt.api.served import Models, ServedModel, SettingsOf
+from bitwatt.api.shadow import HEADER, ShadowOf
 from bitwatt.api.sse import EventStream, event
 from bitwatt.text.vocabulary import Vocabulary
 
@@ -37,19 +38,20 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/chat/completions")
 async def create_chat_completion(
-    body: ChatBody, request: Request, models: Models, settings: SettingsOf
+    body: ChatBody, request: Request, models: Models, settings: SettingsOf, shadow: ShadowOf
 ) -> Response:
     """Continue the conversation."""
     model = models.find(body.model)
-    info = model.require_info()
-    async with tied_to_client(request.receive, timeout_s=settings.request_timeout):
+    response_id = f"chatcmpl-{token_hex(12)}"
+
+    async def plan(model: ServedModel) -> Generation:
+        info = model.require_info()
         prompt = await model.text.encode_chat(
             [message.as_template_input() for message in body.messages],
             kwargs=body.chat_template_kwargs,
             max_tokens=info.max_model_len,
         )
-        response_id = f"chatcmpl-{token_hex(12)}"
-        generation = plan_generation(
+        return plan_generation(
             body,
             model,
             info,
@@ -59,6 +61,10 @@ async def create_chat_completion(
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             prompt_param="messages",
         )
+
+    async with tied_to_client(request.receive, timeout_s=settings.request_timeout):
+        generation = await plan(model)
+        shadow.offer(request.headers.get(HEADER), generation, plan)
         shape: Shape = {
             "id": response_id,
             "created": int(time.time()),

@@ -22,6 +22,7 @@ from bitwatt.api.schemas.completions import (
     PromptItem,
 )
 from bitwatt.api.served import Models, ServedModel, SettingsOf
+from bitwatt.api.shadow import HEADER, ShadowOf
 from bitwatt.api.sse import EventStream, event
 from bitwatt.engine.messages import EngineInfo
 
@@ -34,24 +35,32 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/completions")
 async def create_completion(
-    body: CompletionBody, request: Request, models: Models, settings: SettingsOf
+    body: CompletionBody,
+    request: Request,
+    models: Models,
+    settings: SettingsOf,
+    shadow: ShadowOf,
 ) -> Response:
     """Continue each prompt."""
     model = models.find(body.model)
-    info = model.require_info()
-    async with tied_to_client(request.receive, timeout_s=settings.request_timeout):
-        prompts = [await _encode(prompt, model, info) for prompt in body.prompt]
-        response_id = f"cmpl-{token_hex(12)}"
-        generation = plan_generation(
+    response_id = f"cmpl-{token_hex(12)}"
+
+    async def plan(model: ServedModel) -> Generation:
+        info = model.require_info()
+        return plan_generation(
             body,
             model,
             info,
-            prompts,
+            [await _encode(prompt, model, info) for prompt in body.prompt],
             response_id=response_id,
             max_tokens=body.max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             logprobs=body.logprobs,
         )
+
+    async with tied_to_client(request.receive, timeout_s=settings.request_timeout):
+        generation = await plan(model)
+        shadow.offer(request.headers.get(HEADER), generation, plan)
         writers = [
             _ChoiceWriter(generation, index, echo)
             for index, echo in enumerate(await _echoes(body, model))

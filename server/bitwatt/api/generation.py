@@ -1,7 +1,7 @@
 """Runs the choices of one request: engine's tokens in, text out."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from bitwatt.scheduling.request import FinishReason
 from bitwatt.telemetry.metering import RequestEnergy, total_energy
 from bitwatt.telemetry.metrics import RequestMetrics
 
-__all__ = ["Delta", "Generation"]
+__all__ = ["Delta", "Deltas", "Generation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,9 @@ class Delta:
     finish_reason: FinishReasonName | None = None
 
 
+Deltas = AsyncGenerator[Delta, None]
+
+
 @dataclass(slots=True)
 class _Tally:
     completion_tokens: int = 0
@@ -43,21 +46,24 @@ class Generation:
     """The choices of one request, to be run once.
 
     submits  one a choice: n to a prompt, prompt after prompt
+    watch    stands between stream and whoever reads it, if given
     """
 
     model: ServedModel
     submits: list[Submit]
     stops: tuple[str, ...]
     num_choices: int  # to a prompt
+    watch: Callable[[Deltas], Deltas] | None = None
     _tally: _Tally = field(default_factory=_Tally)
 
-    def stream(self) -> AsyncGenerator[Delta, None]:
+    def stream(self) -> Deltas:
         """Yield what is new, in order for each choice. Closing it aborts what still runs.
 
         Raises  QueueFullError, EngineUnavailableError, RequestFailedError
         """
         choices = [self._stream_choice(index) for index in range(len(self.submits))]
-        return choices[0] if len(choices) == 1 else _merge(choices)
+        deltas = choices[0] if len(choices) == 1 else _merge(choices)
+        return deltas if self.watch is None else self.watch(deltas)
 
     async def collect(self) -> list[Delta]:
         """Return every choice whole. Raises as stream does; cancelling it aborts what runs."""
@@ -90,7 +96,7 @@ class Generation:
             bitwatt=total_energy(self._tally.energy),
         )
 
-    async def _stream_choice(self, index: int) -> AsyncGenerator[Delta, None]:
+    async def _stream_choice(self, index: int) -> Deltas:
         submit = self.submits[index]
         model, tally = self.model, self._tally
         text = model.text.output(self.stops)
@@ -168,11 +174,11 @@ def _without_stop_token(submit: Submit, output: TokenOutput) -> Sequence[int]:
     return token_ids
 
 
-async def _merge(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+async def _merge(streams: Sequence[Deltas]) -> Deltas:
     """Yield what the streams bring, as it comes; the first error ends all of them."""
     queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=2 * len(streams))
 
-    async def pump(stream: AsyncGenerator[Delta, None]) -> None:
+    async def pump(stream: Deltas) -> None:
         try:
             async with aclosing(stream):
                 async for delta in stream:

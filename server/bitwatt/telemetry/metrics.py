@@ -201,6 +201,11 @@ class Metrics:
             "in no caller's usage.",
             (*pair, "side", "kind"),
         )
+        self.shadow_energy = counter(
+            "bitwatt_shadow_energy_joules",
+            "Measured energy of mirrored pairs' requests, by side; no series where none is.",
+            (*pair, "side"),
+        )
         self.shadow_agreement = Histogram(
             "bitwatt_shadow_text_agreement",
             "Share of a greedy pair's longer text before the two part; 1 where they are equal.",

@@ -9,7 +9,7 @@ const TILES = [
   { key: "memory", title: "Memory", more: "more memory", less: "less memory", better: "lower" },
   { key: "speed", title: "Tokens a second", more: "more tokens", less: "fewer tokens", better: "higher" },
   { key: "energy", title: "Energy a token", more: "more energy", less: "less energy", better: "lower" },
-  { key: "cost", title: "$ a million tokens", more: "more expensive", less: "cheaper", better: "lower" },
+  { key: "cost", title: "$ / 1M tokens", more: "more expensive", less: "cheaper", better: "lower" },
 ];
 
 /** Return the tiles; each show replaces what changed. */
