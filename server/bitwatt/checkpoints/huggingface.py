@@ -74,25 +74,21 @@ class HuggingFaceCheckpoint:
         assert quantization is not None
         weight_name = f"{name}.weight"
         weight = self._read(weight_name)
-        shape = tuple(weight.shape)
-        if quantization.is_online:
+        is_packed = weight.dtype == torch.uint8 and not quantization.is_online
+        rows = out_features // 4 if is_packed else out_features
+        if tuple(weight.shape) != (rows, in_features) or (is_packed and out_features % 4):
+            expected = f"[{out_features}{' / 4' if is_packed else ''}, {in_features}]"
+            raise self._error(weight_name, f"has shape {list(weight.shape)}; expected {expected}")
+        if not is_packed:
             self._expect_float(weight_name, weight)
+        if quantization.is_online:
             values, scale = ternarize(weight)
             if not bool(scale.isfinite()):
                 raise self._error(weight_name, "has values that are not finite")
         else:
-            if weight.dtype == torch.uint8:
-                shape = (shape[0] * 4, *shape[1:]) if shape else shape
-                values = self._unpack(weight_name, weight)
-            else:
-                self._expect_float(weight_name, weight)
-                values = self._ternary_values(weight_name, weight)
+            unpack = self._unpack if is_packed else self._ternary_values
+            values = unpack(weight_name, weight)
             scale = self._scale(f"{name}.weight_scale", is_inverse=quantization.is_inverse)
-        if shape != (out_features, in_features):
-            raise self._error(
-                weight_name,
-                f"is [out, in] = {list(shape)}; expected {[out_features, in_features]}",
-            )
         self._warn_if_zero(weight_name, is_zero=not bool(values.any()))
         try:
             codes = pack(values)
@@ -140,8 +136,8 @@ class HuggingFaceCheckpoint:
         return codes.to(torch.int8) - 1
 
     def _ternary_values(self, name: str, weight: Tensor) -> Tensor:
-        values = weight.to(torch.int8)
-        if not torch.equal(values.to(weight.dtype), weight) or bool((values.abs() > 1).any()):
+        values = weight.clamp(-1, 1).to(torch.int8)
+        if not torch.equal(values.to(weight.dtype), weight):
             raise self._error(name, "has values besides -1, 0 and 1, but comes with a weight_scale")
         return values
 

@@ -251,6 +251,9 @@ def test_an_all_zero_tensor_is_a_notice(tmp_path: Path) -> None:
     assert "model.safetensors" in notices[0]
 
 
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
 def change_tensor(folder: Path, name: str, change: Any) -> None:
     """Replace a tensor by change(tensor), or remove it where that is None."""
     path = folder / "model.safetensors"
@@ -267,19 +270,18 @@ def change_tensor(folder: Path, name: str, change: Any) -> None:
         ("model.layers.7.mlp.down_proj.weight", lambda t: torch.ones(2), "no place"),
         ("model.layers.1.input_layernorm.weight", lambda t: t[:-1], r"\[127\]; expected \[128\]"),
         ("model.norm.weight", lambda t: t.int(), "int32; expected a 16- or 32-bit float"),
-        (
-            "model.layers.0.mlp.up_proj.weight",
-            lambda t: t[:, :64].clone(),
-            r"expected \[192, 128\]",
-        ),
-        ("model.layers.0.mlp.up_proj.weight", lambda t: t[:4], r"expected \[192, 128\]"),
-        ("model.layers.0.mlp.up_proj.weight", lambda t: t.flatten(), r"expected \[192, 128\]"),
-        ("model.layers.0.mlp.up_proj.weight", lambda t: t | 3, "code of 3"),
-        ("model.layers.0.mlp.up_proj.weight", lambda t: t.float(), "besides -1, 0 and 1"),
-        ("model.layers.0.mlp.up_proj.weight", lambda t: t.short(), "int16"),
-        ("model.layers.0.mlp.up_proj.weight_scale", lambda t: t * 0, "one finite number but 0"),
-        ("model.layers.0.mlp.up_proj.weight_scale", lambda t: t * torch.nan, "one finite number"),
-        ("model.layers.0.mlp.up_proj.weight_scale", lambda t: t.expand(2).clone(), "one finite"),
+        (UP, lambda t: t[:, :64].clone(), r"\[48, 64\]; expected \[192 / 4, 128\]"),
+        (UP, lambda t: t[:4], r"\[4, 128\]; expected"),
+        (UP, lambda t: t.flatten(), r"\[6144\]; expected"),
+        (UP, lambda t: t[0, 0].clone(), r"\[\]; expected"),
+        (UP, lambda t: t | 3, "code of 3"),
+        (UP, lambda t: t.float().repeat(4, 1), "besides -1, 0 and 1"),
+        (UP, lambda t: torch.full((192, 128), -128.0), "besides -1, 0 and 1"),
+        (UP, lambda t: torch.full((192, 128), torch.nan), "besides -1, 0 and 1"),
+        (UP, lambda t: t.short().repeat(4, 1), "int16"),
+        (f"{UP}_scale", lambda t: t * 0, "one finite number but 0"),
+        (f"{UP}_scale", lambda t: t * torch.nan, "one finite number"),
+        (f"{UP}_scale", lambda t: t.expand(2).clone(), "one finite"),
     ],
 )
 def test_a_bad_tensor_is_named_with_its_file(
