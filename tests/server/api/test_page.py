@@ -22,6 +22,7 @@ from tests.server.api.browser import open_page, run_load
 
 pytestmark = pytest.mark.anyio
 
+REPLY = "the quick brown fox jumps over the lazy dog, and the dog sleeps on in the sun"
 FP16_MEMORY = MemoryUse(
     packed_weights_bytes=0,
     embedding_bytes=200,
@@ -51,7 +52,7 @@ class CountingEngine(FakeEngine):
             yield output
 
 
-def make_pair_app(*, reply="the quick brown fox", delays_s=(0.002, 0.004), **settings):
+def make_pair_app(*, reply=REPLY, delays_s=(0.02, 0.03), **settings):
     """Return an application over `tiny` and its slower 16-bit twin."""
     metrics = Metrics()
     infos = {
@@ -91,7 +92,7 @@ async def test_a_prompt_runs_on_both_models_and_a_load_fills_the_headline():
         for name in ("tiny", "tiny-fp16"):
             side = page.get_by_role("article", name=name, exact=True)
             await expect(side).to_contain_text("complete")
-            await expect(side.get_by_role("region")).to_have_text("the quick brown fox")
+            await expect(side.get_by_role("region")).to_have_text(REPLY)
             await expect(side.locator("dd")).to_have_text(
                 [re.compile(r"\d m?s"), re.compile(r"\d tok/s"), re.compile(r"^\d+$")]
             )
@@ -121,7 +122,7 @@ async def test_a_prompt_runs_on_both_models_and_a_load_fills_the_headline():
 
 @pytest.mark.needs_program("chromium")
 async def test_a_loss_is_shown_as_a_loss_on_a_phone_too():
-    app = make_pair_app(delays_s=(0.02, 0.002), usd_per_hour=2)
+    app = make_pair_app(delays_s=(0.03, 0.002), usd_per_hour=2)
     phone = {"width": 390, "height": 844}
     async with run_server(app) as url, open_page(url, viewport=phone) as (page, watched):
         await run_load(page)

@@ -3,6 +3,7 @@
 import { streamEvents } from "./api.js";
 import { byId, make, markOf } from "./dom.js";
 import { digits, rate, seconds } from "./format.js";
+import { decodeRate } from "./statistics.js";
 
 /** Return the panels and what runs them. onDone gets the finished answers, by side. */
 export function makeAsk(onDone) {
@@ -84,12 +85,14 @@ function makePanel(side, name) {
     let firstAt = null;
     let lastAt = null;
     let numChunks = 0;
+    let numPieces = 0;
     let numTokens = null;
     try {
       for await (const { event, at } of streamEvents("/v1/chat/completions", body, signal)) {
         if (event.usage) numTokens = event.usage.completion_tokens;
         const [choice] = event.choices;
         if (!choice || (!choice.delta.content && !choice.finish_reason)) continue;
+        numPieces += at === lastAt ? 0 : 1;
         lastAt = at;
         if (firstAt === null) {
           firstAt = lastAt;
@@ -98,9 +101,7 @@ function makePanel(side, name) {
         if (choice.delta.content) append(choice.delta.content);
         numChunks += 1;
         figures.tokens.textContent = digits(numChunks);
-        if (numChunks > 1) {
-          figures.rate.textContent = rate(((numChunks - 1) * 1000) / (lastAt - firstAt));
-        }
+        showDecode(decodeRate(numChunks, numPieces, firstAt, lastAt));
         if (choice.finish_reason === "length") state.textContent = "at the token limit";
         else if (choice.finish_reason) state.textContent = "complete";
       }
@@ -116,13 +117,17 @@ function makePanel(side, name) {
       root.classList.remove("running");
     }
     figures.tokens.textContent = digits(numTokens);
-    const decode = numTokens > 1 ? ((numTokens - 1) * 1000) / (lastAt - firstAt) : null;
-    figures.rate.textContent = decode === null ? "–" : rate(decode);
+    const decode = decodeRate(numTokens, numPieces, firstAt, lastAt);
+    showDecode(decode);
     return {
       decode,
       numTokens,
       said: `${name}: ${numTokens} tokens${decode === null ? "" : ` at ${rate(decode)}`}.`,
     };
+  }
+
+  function showDecode(decode) {
+    figures.rate.textContent = decode === null ? "–" : rate(decode);
   }
 
   function append(piece) {

@@ -62,7 +62,12 @@ function speedOf(asked, load) {
       foot: "n\u00a0=\u00a01 prompt, both models at once on this machine. The load measures them apart.",
     };
   }
-  return { why: "not measured yet: ask both, or run the load" };
+  const isTooQuick = asked?.a?.numTokens && asked?.b?.numTokens;
+  return {
+    why: isTooQuick
+      ? "the answers came in too few pieces to be timed: run the load"
+      : "not measured yet: ask both, or run the load",
+  };
 }
 
 function energyOf({ a, b }, load) {

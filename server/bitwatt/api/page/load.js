@@ -3,11 +3,10 @@
 import { getJson, streamEvents } from "./api.js";
 import { byId, make, markOf } from "./dom.js";
 import { dollars, joules, rate, seconds, times } from "./format.js";
-import { compare, median, verdict } from "./statistics.js";
+import { compare, decodeRate, median, verdict } from "./statistics.js";
 
 const NUM_WARMUPS = 1;
 const COUNTERS_SETTLE_MS = 400;
-const MIN_PIECES = 8; // in which an answer comes, for its decode to be timed
 
 export const FIGURES = [
   { key: "throughput", label: "Output tokens/s, all requests", better: "higher", show: rate },
@@ -119,14 +118,14 @@ async function runWindow(name, plan, round, signal) {
   }
   if (before !== null) await new Promise((resolve) => setTimeout(resolve, COUNTERS_SETTLE_MS));
   const after = await joulesOf(name);
-  const timed = answers.filter((answer) => answer.numPieces >= MIN_PIECES);
+  const decodes = answers.map((answer) => answer.decode).filter((decode) => decode !== null);
   const numTokens = answers.length * plan.tokens;
   return {
     numTokens,
     throughput: numTokens / tookS,
     ttft: median(answers.map((answer) => answer.ttft)),
     latency: median(answers.map((answer) => answer.latency)),
-    decode: timed.length < answers.length / 2 ? null : median(timed.map((answer) => answer.decode)),
+    decode: decodes.length < answers.length / 2 ? null : median(decodes),
     joules: before === null || after === null || after <= before ? null : after - before,
   };
 }
@@ -164,8 +163,7 @@ async function runBatch(name, plan, first, size, signal) {
     answers: answers.map(({ firstAt, lastAt, numPieces }) => ({
       ttft: (firstAt - startedAt) / 1000,
       latency: (lastAt - startedAt) / 1000,
-      decode: ((plan.tokens - 1) * 1000) / (lastAt - firstAt),
-      numPieces,
+      decode: decodeRate(plan.tokens, numPieces, firstAt, lastAt),
     })),
   };
 }

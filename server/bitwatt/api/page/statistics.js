@@ -10,6 +10,17 @@ export function quantile(values, share) {
 
 export const median = (values) => quantile(values, 0.5);
 
+const MIN_PIECES = 8;
+
+/**
+ * Return tokens a second after the first, from when an answer's pieces were read, in milliseconds.
+ * Null for one that came in too few pieces: a browser that is late reads many tokens at once.
+ */
+export function decodeRate(numTokens, numPieces, firstAt, lastAt) {
+  if (numPieces < MIN_PIECES || lastAt <= firstAt) return null;
+  return ((numTokens - 1) * 1000) / (lastAt - firstAt);
+}
+
 /** Return the median and the quartiles. */
 export const spread = (values) => ({
   median: median(values),
