@@ -307,7 +307,7 @@ def _shadow(title: str, histogram: str, description: str) -> Panel:
 
 
 _SHADOW = Row(
-    "Mirrored requests (--shadow)",
+    "Mirrored requests (--shadow-percent)",
     [
         Panel(
             title="Mirrored, by what came of it",
@@ -347,6 +347,25 @@ _SHADOW = Row(
                 )
             ],
             description="A second. The mirror's are in its engine's counters, and in no usage.",
+        ),
+        Panel(
+            title="Energy a token of mirrored pairs",
+            unit="joule",
+            queries=[
+                Query(
+                    ratio(
+                        rate("bitwatt_shadow_energy_joules_total", _PAIR, _BY_SIDE),
+                        rate(
+                            "bitwatt_shadow_tokens_total",
+                            f'{_PAIR},kind="generation"',
+                            _BY_SIDE,
+                        ),
+                    ),
+                    "{{model_name}} {{side}}",
+                    "absent",
+                )
+            ],
+            description="Measured, of the same requests on both twins; absent where none is.",
         ),
         _shadow(
             "Time to first token, pair by pair",
