@@ -189,6 +189,8 @@ _BACKENDS = {
     "triton": ("bitwatt_kernels.gpu.triton_backend", "TritonBackend"),
 }
 
+_WITH_OWN_THREADS = {"native"}  # besides torch's; these classes also take num_threads
+
 # By device type, the fastest first. The reference is chosen by name only.
 _PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "torch"),
@@ -205,23 +207,31 @@ class BackendChoice:
 
 
 def choose_backend(
-    device: torch.device, name: str | None = None, *, batch_invariant: bool = True
+    device: torch.device,
+    name: str | None = None,
+    *,
+    batch_invariant: bool = True,
+    num_threads: int | None = None,
 ) -> BackendChoice:
     """Return the named backend, or the fastest one that runs on device.
 
     batch_invariant  a token's 16-bit matmuls and attention must not depend on its batch either;
                      False lets the 16-bit baseline use the fastest kernels its library has
+    num_threads      CPU threads of the backend and, in this process, of torch; None for all
     Raises  BackendError if no candidate can run, with the reason of each
     """
     if name is not None and name not in _BACKENDS:
         raise BackendError(f"backend {name!r} is unknown; there are {', '.join(_BACKENDS)}")
     candidates = (name,) if name else _PREFERENCE.get(device.type, ())
     passed_over: dict[str, str] = {}
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     for candidate in candidates:
         module, class_name = _BACKENDS[candidate]
+        own = {"num_threads": num_threads} if candidate in _WITH_OWN_THREADS else {}
         try:
             factory = getattr(import_module(module), class_name)
-            backend = cast(Backend, factory(device, batch_invariant=batch_invariant))
+            backend = cast(Backend, factory(device, batch_invariant=batch_invariant, **own))
         except (BackendError, ImportError) as error:  # Triton is on Linux only
             passed_over[candidate] = str(error)
             continue

@@ -35,12 +35,11 @@ def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         return _build_fake(config)
     started = time.monotonic()
     device = _device(config.device)
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
     choice = choose_backend(
         device,
         config.backend,
         batch_invariant=config.batch_invariant or config.weights == "ternary",
+        num_threads=config.num_threads,
     )
     model = load_model(
         Path(config.model_path),

@@ -44,6 +44,16 @@ def test_the_environment_sets_the_number_of_threads(monkeypatch: pytest.MonkeyPa
         NativeBackend(CPU)
 
 
+def test_choosing_sets_the_threads_of_the_kernels_and_of_torch() -> None:
+    before = torch.get_num_threads()
+    try:
+        backend = choose_backend(CPU, "native", num_threads=1).backend
+        assert isinstance(backend, NativeBackend)
+        assert backend.num_threads == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_threads_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BITWATT_CPU_THREADS", raising=False)
     assert NativeBackend(CPU).num_threads == available_threads() >= 1
