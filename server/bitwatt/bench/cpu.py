@@ -19,7 +19,7 @@ from bitwatt.model.presets import PRESETS
 from bitwatt.model.random import random_model
 from bitwatt.model.transformer import Transformer
 
-__all__ = ["bench_cpu"]
+__all__ = ["bench_cpu", "make_layout"]
 
 _DTYPE = torch.bfloat16
 _CONTEXT_TOKENS = 64
@@ -126,7 +126,7 @@ def _time_step(
     query_lens: list[int],
     repeats: int,
 ) -> Spread:
-    layout = _layout(context_lens, query_lens)
+    layout = make_layout(context_lens, query_lens)
     token_ids = torch.zeros(sum(query_lens), dtype=torch.int64)
     last_tokens = layout.query_starts[1:].long() - 1
     return time_calls(
@@ -134,7 +134,7 @@ def _time_step(
     )
 
 
-def _layout(context_lens: list[int], query_lens: list[int]) -> StepLayout:
+def make_layout(context_lens: list[int], query_lens: list[int]) -> StepLayout:
     """Return a step of sequences whose blocks follow one another."""
     blocks = -(-max(context_lens) // BLOCK_SIZE)
     tables = torch.arange(len(context_lens) * blocks, dtype=torch.int32).view(-1, blocks)

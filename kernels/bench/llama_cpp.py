@@ -1,0 +1,155 @@
+"""Time the 2B4T shape in llama.cpp (TQ2_0, f16 head) beside bitwatt, in turns; last line is JSON.
+
+    python kernels/bench/llama_cpp.py [--folder build/llama-cpp] [--rounds 5]
+
+The first run makes a virtual environment in the folder, builds the llama-cpp-python package for
+this machine there, and writes 1.2 GB of random weights. Its model has SiLU where 2B4T has relu²:
+right for timing the shape, not for comparing tokens.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitwatt.bench.cpu import make_layout
+from bitwatt.bench.measure import describe_machine
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.presets import PRESETS
+from bitwatt.model.random import random_model
+from bitwatt_kernels.cpu.native import NativeBackend
+
+# Started with -P: this folder's llama_cpp.py must not hide the package of that name.
+CHILD = Path(__file__).parent / "llama_cpp_child.py"
+DECODE_TOKENS, PREFILL_TOKENS, NUM_THREADS = 64, 512, 2
+KINDS = {"decode": DECODE_TOKENS, "prefill": PREFILL_TOKENS}
+
+
+class Ours:
+    """The same work in this process."""
+
+    def __init__(self) -> None:
+        config = PRESETS["2B4T"]
+        backend = NativeBackend(torch.device("cpu"), num_threads=NUM_THREADS)
+        torch.set_num_threads(NUM_THREADS)
+        self.instruction_set = backend.instruction_set
+        self._model = random_model(
+            config, weights="ternary", backend=backend, dtype=torch.bfloat16, seed=0
+        )
+        self._cache = KVCache(config, PREFILL_TOKENS // 16 + 1, torch.bfloat16, backend.device)
+
+    def seconds(self, kind: str) -> float:
+        started = time.perf_counter()
+        if kind == "prefill":
+            self._step([7] * PREFILL_TOKENS, PREFILL_TOKENS)
+        else:
+            token = 7
+            for length in range(1, DECODE_TOKENS + 1):
+                token = self._step([token], length)
+        return time.perf_counter() - started
+
+    def _step(self, tokens: list[int], context_len: int) -> int:
+        layout = make_layout([context_len], [len(tokens)])
+        last = torch.tensor([len(tokens) - 1])
+        logits = self._model.forward(torch.tensor(tokens), layout, self._cache, last)
+        return int(logits.argmax())
+
+
+class Theirs:
+    """llama.cpp in a process and a Python environment of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        python = folder / "venv" / "bin" / "python"
+        if not python.exists():
+            _run([sys.executable, "-m", "venv", str(folder / "venv")])
+            build = os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}
+            _run([str(python), "-m", "pip", "install", "-q", "llama-cpp-python", "gguf"], env=build)
+        model = folder / "2b4t-tq2_0.gguf"
+        if not model.exists():
+            unfinished = model.with_suffix(".part")
+            _run([str(python), "-P", str(CHILD), "write", str(unfinished)])
+            unfinished.rename(model)
+        self._process = subprocess.Popen(  # noqa: S603
+            [str(python), "-P", str(CHILD), "serve", str(model)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.version = self._answer()
+
+    def seconds(self, kind: str) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write(kind + "\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"llama.cpp ended with status {self._process.wait()}")
+        return line.strip()
+
+
+def _run(command: list[str], env: dict[str, str] | None = None) -> None:
+    subprocess.run(command, check=True, env=env)  # noqa: S603
+
+
+def compare(folder: Path, rounds: int) -> dict[str, Any]:
+    """Return both sides' tokens per second, medians over rounds taken in turns, and the ratios."""
+    theirs, ours = Theirs(folder), Ours()
+    figures: dict[str, Any] = {}
+    for kind, num_tokens in KINDS.items():
+        times: dict[str, list[float]] = {"llama_cpp": [], "bitwatt": []}
+        for turn in range(rounds + 1):
+            pair = {"llama_cpp": theirs.seconds(kind), "bitwatt": ours.seconds(kind)}
+            if turn:  # the first warms up
+                for name, seconds in pair.items():
+                    times[name].append(num_tokens / seconds)
+        figures[kind] = {
+            name: {"tokens_per_s": statistics.median(t), "min": min(t), "max": max(t)}
+            for name, t in times.items()
+        }
+        ratio = statistics.median(times["bitwatt"]) / statistics.median(times["llama_cpp"])
+        figures[kind]["ratio"] = ratio
+        for name, t in times.items():
+            print(
+                f"{kind} {num_tokens} tokens, {name}: {statistics.median(t):.1f} tok/s "
+                f"({min(t):.1f}-{max(t):.1f})"
+            )
+        print(f"{kind}: bitwatt at {ratio:.2f} times llama.cpp's rate")
+    theirs.close()
+    return {
+        "benchmark": "llama_cpp",
+        "machine": describe_machine(),
+        "instruction_set": ours.instruction_set,
+        "num_threads": NUM_THREADS,
+        "llama_cpp": theirs.version,
+        "rounds": rounds,
+        **figures,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/llama-cpp"))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    print(json.dumps(compare(options.folder.resolve(), options.rounds)))
+
+
+if __name__ == "__main__":
+    main()
