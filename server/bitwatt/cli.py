@@ -101,6 +101,7 @@ def serve(settings: ServeSettings) -> int:
     from bitwatt.telemetry.logs import configure_logging
     from bitwatt.telemetry.metering import EnergyMeters, step_listener
     from bitwatt.telemetry.metrics import Metrics
+    from bitwatt.telemetry.tracing import Tracing, TracingUnavailableError
     from bitwatt.text.processor import TextProcessor
 
     configure_logging(settings.log_level, settings.log_format)
@@ -126,7 +127,8 @@ def serve(settings: ServeSettings) -> int:
                 metrics=model_metrics,
                 energy=energy,
             )
-    except CheckpointError as error:
+        tracing = Tracing.to_endpoint(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    except (CheckpointError, TracingUnavailableError) as error:
         logger.error("%s", error)
         return 1
 
@@ -136,7 +138,7 @@ def serve(settings: ServeSettings) -> int:
         failed.append(name)
         server.should_exit = True
 
-    app = create_app(served, settings, metrics, on_start_failure=give_up)
+    app = create_app(served, settings, metrics, on_start_failure=give_up, tracing=tracing)
     server = new_server(app, settings)
     # The server drains on SIGTERM and then raises it again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -131,6 +131,11 @@ class ServeSettings(BaseSettings):
         0.0, ge=0, le=100, description="share of requests mirrored to the other model, compared"
     )
 
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="where traces go, as http://localhost:4318/v1/traces",
+    )
     energy_source: EnergyChoice = Field(
         "auto", description="what measures joules: the GPU's counter, the CPU's, either, or none"
     )

@@ -14,10 +14,12 @@ from bitwatt.api.errors import install_error_handlers
 from bitwatt.api.middleware import Gateway, LimitBody, LimitOpen, RequireKey
 from bitwatt.api.served import Catalog, ServedModel
 from bitwatt.api.shadow import Shadow
+from bitwatt.api.tracing import TraceRequests
 from bitwatt.errors import EngineUnavailableError
 from bitwatt.settings import ServeSettings
 from bitwatt.telemetry.history import INTERVAL_S, History
 from bitwatt.telemetry.metrics import Metrics
+from bitwatt.telemetry.tracing import Tracing
 
 __all__ = ["create_app"]
 
@@ -32,6 +34,7 @@ def create_app(
     metrics: Metrics,
     *,
     on_start_failure: Callable[[str], None] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Return the application over these models.
 
@@ -97,6 +100,8 @@ def create_app(
             for model in catalog.by_name.values():
                 model.energy.unbind()
                 model.text.close()
+            if tracing is not None:
+                tracing.close()
 
     open_paths = (*OPEN_PATHS, "/metrics") if settings.metrics_public else OPEN_PATHS
     app = FastAPI(
@@ -107,6 +112,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
+            *([] if tracing is None else [Middleware(TraceRequests, tracing=tracing)]),
             Middleware(Gateway, metrics=metrics),
             Middleware(RequireKey, key_digests=settings.api_key, open_paths=open_paths),
             Middleware(LimitOpen, max_open=settings.max_open_requests),

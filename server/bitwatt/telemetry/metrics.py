@@ -16,6 +16,7 @@ from bitwatt.engine.messages import EngineInfo, EngineStats, TokenOutput
 from bitwatt.telemetry.arithmetic_energy import ModelShape, arithmetic_joules_per_token
 from bitwatt.telemetry.cost import Prices
 from bitwatt.telemetry.energy import DeviceState
+from bitwatt.telemetry.tracing import trace_generation
 
 __all__ = ["Metrics", "ModelMetrics", "RequestMetrics", "rss_anon_bytes"]
 
@@ -288,6 +289,7 @@ class ModelMetrics:
 
     def __init__(self, metrics: Metrics, name: str, engine: str = "0") -> None:
         self._metrics = metrics
+        self.name = name
         self._labels = (name, engine)
         self._last = EngineStats()
         self.stats = EngineStats()
@@ -407,7 +409,7 @@ class ModelMetrics:
 class RequestMetrics:
     """One request's times, observed as it runs."""
 
-    __slots__ = ("_arrival_s", "_clock", "_last_token_s", "_model", "num_tokens")
+    __slots__ = ("_arrival_s", "_clock", "_first_token_s", "_last_token_s", "_model", "num_tokens")
 
     def __init__(
         self, model: ModelMetrics, *, clock: Callable[[], float] = time.perf_counter
@@ -415,6 +417,7 @@ class RequestMetrics:
         self._model = model
         self._clock = clock
         self._arrival_s = clock()
+        self._first_token_s: float | None = None
         self._last_token_s = 0.0
         self.num_tokens = 0
 
@@ -429,6 +432,7 @@ class RequestMetrics:
             for _ in range(num_tokens):
                 self._model.inter_token_latency.observe(latency_s)
         else:
+            self._first_token_s = now
             self._model.time_to_first_token.observe(now - self._arrival_s)
         self._last_token_s = now
         self.num_tokens += num_tokens
@@ -439,7 +443,18 @@ class RequestMetrics:
         model.on_ended(reason)
         model.prompt_tokens.observe(num_prompt_tokens)
         model.generation_tokens.observe(self.num_tokens)
-        model.e2e_latency.observe(self._clock() - self._arrival_s)
+        duration_s = self._clock() - self._arrival_s
+        model.e2e_latency.observe(duration_s)
+        first = self._first_token_s
+        trace_generation(
+            model.name,
+            duration_s=duration_s,
+            time_to_first_token_s=None if first is None else first - self._arrival_s,
+            queue_s=None if last is None else last.queue_s,
+            finish_reason=reason,
+            num_prompt_tokens=num_prompt_tokens,
+            num_tokens=self.num_tokens,
+        )
         if last is None or last.decode_s is None:
             return
         prefill_s = last.prefill_s or 0.0
