@@ -74,7 +74,7 @@ function makeView({ title, series, show, least }) {
         height: HEIGHT,
         series: [{}, ...lines],
         axes: [
-          { ...axis, space: 70, values: (_, ticks) => ticks.map(clock) },
+          { ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map(clock) },
           { ...axis, size: 52, values: (_, ticks) => ticks.map(show) },
         ],
         scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, least) * 1.1] } },

@@ -1,0 +1,71 @@
+"""The page's own arithmetic, run by Node against values worked out by hand."""
+
+import json
+import subprocess
+from base64 import b64encode
+from pathlib import Path
+
+import bitwatt.api.page
+import pytest
+
+PAGE = Path(bitwatt.api.page.__file__).parent
+
+pytestmark = pytest.mark.needs_program("node")
+
+
+def as_module(name):
+    """Return a URL of the file's text: Node takes a .js file for CommonJS."""
+    return f"data:text/javascript;base64,{b64encode((PAGE / name).read_bytes()).decode()}"
+
+
+def evaluate(expressions):
+    """Return what each JavaScript expression comes to, with the page's modules at hand."""
+    code = (
+        f"import * as s from '{as_module('statistics.js')}';"
+        f"import * as f from '{as_module('format.js')}';"
+        f"console.log(JSON.stringify([{','.join(expressions)}]));"
+    )
+    command = ["node", "--no-warnings", "--input-type=module", "--eval", code]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def test_statistics_are_what_they_are_by_hand():
+    expected = {
+        "s.quantile([4, 1, 3, 2], 0.25)": 1.75,
+        "s.median([2, 1])": 1.5,
+        # Medians 4 and 2; the pairs alone give 2/1, 4/2 and 9/3.
+        's.compare([2, 4, 9], [1, 2, 3], "higher").gain': 2,
+        's.compare([2, 4, 9], [1, 2, 3], "higher").high': 3,
+        's.compare([2, 4, 9], [1, 2, 3], "lower").gain': 0.5,
+        # A pair without a value on one side is no pair.
+        's.compare([null, 4], [1, 2], "higher").a.n': 1,
+        's.compare([0], [1], "higher")': None,
+        's.compare([], [], "higher")': None,
+        "s.verdict({ low: 1.1, high: 2 })": "better",
+        "s.verdict({ low: 0.5, high: 0.9 })": "worse",
+        "s.verdict({ low: 0.9, high: 1.1 })": "unclear",
+        "s.verdict({ low: 1, high: 1 })": "equal",
+        # Ten tokens after the first in half a second.
+        "s.decodeRate(11, 8, 1000, 1500)": 20,
+        "s.decodeRate(11, 7, 1000, 1500)": None,
+        "s.decodeRate(11, 8, 1000, 1000)": None,
+    }
+    assert evaluate(expected) == list(expected.values())
+
+
+def test_numbers_are_shown_as_people_read_them():
+    expected = {
+        "f.bytes(7330000)": "7.33 MB",
+        "f.bytes(0)": "0 B",
+        "f.seconds(0.0453)": "45.3 ms",
+        "f.seconds(2)": "2 s",
+        "f.rate(1342.4)": "1,342 tok/s",
+        "f.joules(1.125e-6)": "1.13 µJ",
+        "f.joules(0.25)": "250 mJ",
+        "f.dollars(0.09)": "$0.09",
+        "f.dollars(0.00123)": "$0.00123",
+        "f.times(3.6123)": "3.61×",
+        "f.times(0.5)": "0.5×",
+        "f.times(48.13)": "48.1×",
+    }
+    assert evaluate(expected) == list(expected.values())
