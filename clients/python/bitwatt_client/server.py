@@ -79,7 +79,9 @@ class Server:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.model = model
         self._http = http
-        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._headers = {"X-Bitwatt-Shadow": "0"}  # mirrors would disturb what is measured
+        if api_key is not None:
+            self._headers["Authorization"] = f"Bearer {api_key}"
 
     async def list_models(self) -> list[str]:
         """Return the names of the models that are served there."""

@@ -9,7 +9,7 @@ from bitwatt.api.shadow import agreement
 from bitwatt.engine.messages import EngineStats
 from bitwatt.settings import ServeSettings
 from bitwatt.telemetry.metrics import Metrics
-from bitwatt_client import new_http_client
+from bitwatt_client import Server, Work, new_http_client, run_window
 from bitwatt_client.exposition import parse_samples
 
 from tests.fakes import FakeEngine, make_app, make_client, make_model, make_settings, run_server
@@ -211,6 +211,15 @@ async def test_the_setting_mirrors_what_does_not_say_otherwise():
         await pair.settle("compared", 2)
     assert pair.counted("bitwatt_shadow_requests_total", model_name="tiny") == 1
     assert pair.counted("bitwatt_shadow_requests_total", model_name="tiny-fp16") == 1
+
+
+async def test_what_a_client_measures_is_never_mirrored():
+    pair = Pair(shadow_percent=100)
+    work = Work(prompts=("fox",), num_requests=3, concurrency=1, max_tokens=4)
+    async with run_server(pair.app) as url, new_http_client() as http:
+        window = await run_window(Server(http, url, "tiny"), work)
+    assert len(window.answers) == 3
+    assert pair.twin.submitted == []
 
 
 async def test_nothing_is_mirrored_unasked():

@@ -38,7 +38,8 @@ export async function getJson(path) {
 export async function* streamEvents(path, body, signal) {
   const response = await call(path, {
     method: "POST",
-    headers: { "Content-Type": "application/json" },
+    // Mirrors would disturb what is measured.
+    headers: { "Content-Type": "application/json", "X-Bitwatt-Shadow": "0" },
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
