@@ -9,7 +9,7 @@ token_weights learns. So a request's figure is its proportional share of what wa
 holds for every interval. Pure arithmetic: no clock, no device.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +18,8 @@ from bitwatt.telemetry.token_weights import TokenWeights
 __all__ = ["Attributor", "Interval", "Split", "StepWork"]
 
 _IDLE_POWER_MEMORY = 0.9  # of the running mean, an idle interval
+_MAX_SILENCE_S = 5.0
+_MAX_UNSETTLED_S = 120.0  # of steps: a counter that fell silent for good must not collect them
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Attributor:
     """
 
     def __init__(self) -> None:
-        self._steps: list[StepWork] = []
+        self._steps: deque[StepWork] = deque()
         self._weights: dict[str, TokenWeights] = defaultdict(TokenWeights)
         self._settled_s = float("-inf")
         self.idle_watts: float | None = None
@@ -83,6 +85,8 @@ class Attributor:
             sum(step.prefill.values()), len(step.decode) + step.num_lost, step.end_s - step.start_s
         )
         self._steps.append(step)
+        while self._steps[0].end_s < step.end_s - _MAX_UNSETTLED_S:
+            self._steps.popleft()
 
     def split(self, interval: Interval, *, is_up: bool = True) -> Split:
         """Return where the interval's joules went; a step's part before its start is forgotten.
@@ -98,7 +102,7 @@ class Attributor:
             if (overlap_s := _overlap_s(step, interval.start_s, interval.end_s)) > 0
         ]
         self._settled_s = interval.end_s
-        self._steps = [step for step in self._steps if step.end_s > interval.end_s]
+        self._steps = deque(step for step in self._steps if step.end_s > interval.end_s)
         busy_s = _union_s([step for step, _ in shares], interval)
         waiting = self._waiting_joules(interval, length_s - busy_s, learns=is_up and not shares)
         if is_up:
@@ -117,12 +121,14 @@ class Attributor:
     def unsettled_joules(self, request_id: str) -> float | None:
         """Return what the request's steps not in any interval yet would take at the last power.
 
-        None where there are such steps and no busy interval was measured yet.
+        None where there are such steps, and no busy interval was measured yet or the counter has
+        been silent for so long that its last power says nothing of them.
         """
         joules = 0.0
+        is_stale = bool(self._steps) and self._steps[-1].end_s - self._settled_s > _MAX_SILENCE_S
         for step in self._steps:
             if request_id in step.prefill or request_id in step.decode:
-                if self.busy_watts is None:
+                if self.busy_watts is None or is_stale:
                     return None
                 split = Split()
                 seconds = step.end_s - max(step.start_s, self._settled_s)

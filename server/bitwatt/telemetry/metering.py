@@ -33,7 +33,7 @@ _MAX_LAG_S = 60.0
 _LOADING = Unavailable("loading", "the engine has not said yet which device it runs on")
 _STOPPED = Unavailable("stopped", "the server is stopping")
 _UNMETERED = Unavailable("off", "energy is not metered")
-_NO_BUSY_INTERVAL = "the first joules of this server are not measured yet; ask again"
+_NO_RECENT_INTERVAL = "the counter has told nothing of these moments, yet or any more"
 
 OpenCounter = Callable[[EnergyChoice, str, str | None], EnergyCounter | Unavailable]
 
@@ -185,7 +185,7 @@ class ModelEnergy:
             return RequestEnergy(reason=reason)
         unsettled = self._device.attributor.unsettled_joules(request_id)
         if unsettled is None:
-            return RequestEnergy(reason=_NO_BUSY_INTERVAL)
+            return RequestEnergy(reason=_NO_RECENT_INTERVAL)
         return RequestEnergy(
             energy_joules=settled + unsettled,
             energy_extrapolated_joules=unsettled,

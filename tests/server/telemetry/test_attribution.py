@@ -183,6 +183,18 @@ def test_steps_not_measured_yet_are_estimated_at_the_last_busy_power():
     assert attributor.unsettled_joules("c") == 0
 
 
+def test_a_counter_that_fell_silent_is_not_extrapolated_and_collects_no_steps():
+    attributor = Attributor()
+    attributor.add_step(StepWork(model="m", start_s=0, end_s=1, prefill={}, decode=["a"]))
+    attributor.split(Interval(0, 1, 100.0))
+    for second in range(1, 1000):
+        attributor.add_step(
+            StepWork(model="m", start_s=second, end_s=second + 1, prefill={}, decode=["a"])
+        )
+        assert (attributor.unsettled_joules("a") is None) == (second > 5)
+    assert len(attributor._steps) <= 121
+
+
 steps = st.builds(
     lambda model, start, length, prefill, decode, lost: StepWork(
         model=model,
