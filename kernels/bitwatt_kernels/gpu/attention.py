@@ -2,7 +2,7 @@
 
 A context is cut into splits of a fixed number of tokens. Each is reduced from nothing to a
 maximum, a sum of exponentials and a weighted sum of values, and these are merged first to last.
-Decode gives each split a program of its own; prefill walks the splits in one. Both run the same
+Decode spreads the splits over programs; prefill walks them in one. Both run the same
 tiles through the same code, so a token's result depends on its own context alone: not on the
 batch, not on the way its prompt was chunked.
 """
@@ -21,6 +21,9 @@ from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
 from bitwatt_kernels.gpu.rope import check_cache
 
 __all__ = ["attention", "decode_attention_kernel", "prefill_attention_kernel"]
+
+# Programs that decode aims at for each multiprocessor.
+PROGRAMS_PER_MULTIPROCESSOR = 4
 
 
 @triton.jit
@@ -94,7 +97,7 @@ def _store(out_ptrs, total, weighted, mask):
     tl.store(out_ptrs, y.to(out_ptrs.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_splits"])
 def decode_attention_kernel(
     queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
     keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]
@@ -103,13 +106,14 @@ def decode_attention_kernel(
     context_lens_ptr,  # [sequences] int32
     tables_ptr,  # [sequences, table_stride] int32
     out_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
-    partial_ptr,  # [sequences, kv heads, splits, GROUP, DIM_BLOCK] float32
-    partial_max_ptr,  # [sequences, kv heads, splits, GROUP] float32
+    partial_ptr,  # [sequences, kv heads, max_splits, GROUP, DIM_BLOCK] float32
+    partial_max_ptr,  # [sequences, kv heads, max_splits, GROUP] float32
     partial_sum_ptr,  # likewise
     counters_ptr,  # [sequences * kv heads] int32, zero before and after
     block_stride,
     table_stride,
     scale,
+    max_splits,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -123,9 +127,10 @@ def decode_attention_kernel(
 ):
     """Softmax(q · kᵀ · scale) · v for one token a sequence.
 
-    Grid (splits, kv heads, sequences). The last split of a sequence and head to arrive merges.
+    Grid (programs, kv heads, sequences). The programs of a sequence and head take its splits in
+    turn; the last to arrive merges them.
     """
-    split = tl.program_id(0)
+    program = tl.program_id(0)
     kv_head = tl.program_id(1)
     sequence = tl.program_id(2)
     num_kv_heads = tl.num_programs(1)
@@ -135,7 +140,7 @@ def decode_attention_kernel(
     token = tl.load(query_starts_ptr + sequence).to(tl.int64)
     has_token = tl.load(query_starts_ptr + sequence + 1) > token
     num_splits = tl.maximum(tl.cdiv(context, SPLIT_TOKENS), 1)
-    if (split >= num_splits) | (not has_token):
+    if (program >= num_splits) | (not has_token):
         return
 
     row = tl.arange(0, BLOCK_ROWS)
@@ -144,36 +149,45 @@ def decode_attention_kernel(
     base = (token * num_kv_heads + kv_head) * (GROUP * HEAD_DIM)
     in_tile = row[:, None] * HEAD_DIM + d[None, :]
     queries = tl.load(queries_ptr + base + in_tile, mask=inside, other=0)
-    maximum, total, weighted = _attend(
-        queries,
-        tl.zeros([BLOCK_ROWS], tl.int32) + (context - 1),
-        keys_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),
-        values_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),
-        tables_ptr + sequence.to(tl.int64) * table_stride,
-        block_stride,
-        scale,
-        split * SPLIT_TOKENS,
-        tl.minimum((split + 1) * SPLIT_TOKENS, context),
-        HEAD_DIM,
-        BLOCK_SIZE,
-        BLOCK_ROWS,
-        BLOCK_CONTEXT,
-        DIM_BLOCK,
-        PRECISION,
-    )
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
+    positions = tl.zeros([BLOCK_ROWS], tl.int32) + (context - 1)
+    keys = keys_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM)
+    values = values_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM)
+    table = tables_ptr + sequence.to(tl.int64) * table_stride
     if IS_SPLIT:
         pair = sequence * num_kv_heads + kv_head
-        slot = (pair.to(tl.int64) * tl.num_programs(0)) * GROUP + row
-        tile = slot[:, None] * DIM_BLOCK + d[None, :]
-        mine = split * GROUP
-        tl.store(partial_max_ptr + slot + mine, maximum, mask=row < GROUP)
-        tl.store(partial_sum_ptr + slot + mine, total, mask=row < GROUP)
-        tl.store(partial_ptr + tile + mine * DIM_BLOCK, weighted, mask=(row < GROUP)[:, None])
+        first = pair.to(tl.int64) * max_splits * GROUP
+        partial_ptr += first * DIM_BLOCK
+        partial_max_ptr += first
+        partial_sum_ptr += first
+        tile = row[:, None] * DIM_BLOCK + d[None, :]
+        for split in range(program, num_splits, tl.num_programs(0)):
+            maximum2, total2, weighted2 = _attend(
+                queries,
+                positions,
+                keys,
+                values,
+                table,
+                block_stride,
+                scale,
+                split * SPLIT_TOKENS,
+                tl.minimum((split + 1) * SPLIT_TOKENS, context),
+                HEAD_DIM,
+                BLOCK_SIZE,
+                BLOCK_ROWS,
+                BLOCK_CONTEXT,
+                DIM_BLOCK,
+                PRECISION,
+            )
+            mine = split * GROUP
+            in_group = row < GROUP
+            tl.store(partial_max_ptr + mine + row, maximum2, mask=in_group)
+            tl.store(partial_sum_ptr + mine + row, total2, mask=in_group)
+            tl.store(partial_ptr + mine * DIM_BLOCK + tile, weighted2, mask=in_group[:, None])
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.debug_barrier()  # every thread's part, before one thread releases them
         arrived = tl.atomic_add(counters_ptr + pair, 1, sem="acq_rel")
-        if arrived != num_splits - 1:
+        if arrived != tl.minimum(num_splits, tl.num_programs(0)) - 1:
             return
         tl.store(counters_ptr + pair, 0)
         maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
@@ -183,21 +197,41 @@ def decode_attention_kernel(
             other = i * GROUP
             in_group = row < GROUP
             maximum2 = tl.load(
-                partial_max_ptr + slot + other,
+                partial_max_ptr + other + row,
                 mask=in_group,
                 other=float("-inf"),
                 cache_modifier=".cg",
             )
             total2 = tl.load(
-                partial_sum_ptr + slot + other, mask=in_group, other=0.0, cache_modifier=".cg"
+                partial_sum_ptr + other + row, mask=in_group, other=0.0, cache_modifier=".cg"
             )
             weighted2 = tl.load(
-                partial_ptr + tile + other * DIM_BLOCK,
+                partial_ptr + other * DIM_BLOCK + tile,
                 mask=in_group[:, None],
                 other=0.0,
                 cache_modifier=".cg",
             )
             maximum, total, weighted = _merge(maximum, total, weighted, maximum2, total2, weighted2)
+    else:
+        maximum, total, weighted = _attend(
+            queries,
+            positions,
+            keys,
+            values,
+            table,
+            block_stride,
+            scale,
+            0,
+            context,
+            HEAD_DIM,
+            BLOCK_SIZE,
+            BLOCK_ROWS,
+            BLOCK_CONTEXT,
+            DIM_BLOCK,
+            PRECISION,
+        )
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
     _store(out_ptr + base + in_tile, total, weighted, inside)
 
 
@@ -313,7 +347,8 @@ def attention(
         )
     num_sequences = layout.context_lens.shape[0]
     is_decode = layout.max_query_len <= 1
-    tile = config.decode if is_decode else config.prefill
+    fits = group <= config.decode.block_rows
+    tile = config.decode if is_decode and fits else config.prefill
     if group > tile.block_rows or num_sequences * num_kv_heads > MAX_SPLIT_TILES:
         raise ShapeError(
             f"{group} query heads a key-value head and {num_sequences} sequences of "
@@ -345,6 +380,10 @@ def attention(
         return out.flatten(1)
 
     num_splits = max(1, triton.cdiv(layout.max_context_len, config.split_tokens))
+    # A tile's shared memory lets few programs share a multiprocessor: those that would only
+    # find a short context cost a large batch more than they give.
+    wanted = PROGRAMS_PER_MULTIPROCESSOR * gpu.num_multiprocessors
+    num_programs = min(num_splits, triton.cdiv(wanted, num_sequences * num_kv_heads))
     num_partials = num_sequences * num_heads * num_splits if num_splits > 1 else 1
     partial = torch.empty(
         num_partials, triton.next_power_of_2(head_dim), dtype=torch.float32, device=out.device
@@ -352,7 +391,7 @@ def attention(
     partial_max, partial_sum = torch.empty(
         2, num_partials, dtype=torch.float32, device=out.device
     ).unbind()
-    decode_attention_kernel[(num_splits, num_kv_heads, num_sequences)](
+    decode_attention_kernel[(num_programs, num_kv_heads, num_sequences)](
         *shared,
         layout.block_tables,
         out,
@@ -361,6 +400,7 @@ def attention(
         partial_sum,
         gpu.counters,
         *strides,
+        num_splits,
         IS_SPLIT=num_splits > 1,
         **options,
     )

@@ -30,6 +30,7 @@ ARGUMENTS = {
     "table_stride": "i32",
     "scale": "fp32",
     "num_sequences": "i32",
+    "max_splits": "i32",
 }
 ROPE = {
     "NUM_HEADS": 20,
@@ -69,7 +70,7 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
         constants | {"IS_SPLIT": True} if is_decode else constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        unaligned=frozenset({"table_stride", "num_sequences"}),
+        unaligned=frozenset({"table_stride", "num_sequences", "max_splits"}),
     )
     # Masks of a padded head_dim cost prefill a few registers, spilled once a split of the context.
     if head_dim == 128 or is_decode:
