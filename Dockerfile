@@ -24,13 +24,14 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir --index-url "${TORCH_INDEX}" 'torch>=2.11,<2.14'
 COPY . .
-RUN pip install --no-cache-dir .
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir '.[otel]'
 
 FROM build AS build-gpu
 RUN pip install --no-cache-dir 'torch>=2.11,<2.14'
 COPY . .
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir '.[nvidia]'
+RUN pip install --no-cache-dir '.[nvidia,otel]'
 
 FROM base AS runtime
 # Users without a name in /etc/passwd are named by the environment; root's group may write.
