@@ -90,6 +90,7 @@ BW_INLINE void store_f16(uint16_t* p, F32 a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+BW_INLINE bool has_nan(F32 a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 BW_INLINE F64 zero_f64() { return {{_mm512_setzero_pd(), _mm512_setzero_pd()}}; }
 BW_INLINE F64 add_squares(F64 sum, F32 x) {
     __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(x.v));
@@ -210,6 +211,10 @@ BW_INLINE void store_f16(uint16_t* p, F32 a) {
     for (int i = 0; i < 2; ++i)
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8 * i),
                          _mm256_cvtps_ph(a.v[i], _MM_FROUND_TO_NEAREST_INT));
+}
+BW_INLINE bool has_nan(F32 a) {
+    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(a.v[0], a.v[0], _CMP_UNORD_Q),
+                                           _mm256_cmp_ps(a.v[1], a.v[1], _CMP_UNORD_Q))) != 0;
 }
 BW_INLINE F64 zero_f64() {
     __m256d z = _mm256_setzero_pd();
@@ -363,6 +368,13 @@ BW_INLINE I32 round_to_int(F32 a) {
 #endif
 
 BW_INLINE F32 zero() { return splat(0.0f); }
+BW_INLINE bool has_nan(F32 a) {
+    float lanes[16];
+    store(lanes, a);
+    bool any = false;
+    for (int i = 0; i < 16; ++i) any |= lanes[i] != lanes[i];
+    return any;
+}
 BW_INLINE void store_int8(int8_t* p, I32 a) {
     int32_t lanes[16];
     store(lanes, a);
@@ -497,7 +509,7 @@ BW_INLINE I32 magnitude(F32 a) { return as_int(a) & splat(int32_t{0x7FFFFFFF}); 
 BW_INLINE void store_bf16(uint16_t* p, F32 a) {
     I32 x = as_int(a);
     I32 rounded = x + splat(int32_t{0x7FFF}) + (shift_right<16>(x) & splat(int32_t{1}));
-    if (__builtin_expect(largest(magnitude(a)) > 0x7F800000, 0)) {
+    if (__builtin_expect(has_nan(a), 0)) {
         int32_t lanes[16], halves[16];
         store(lanes, x);
         store(halves, rounded);

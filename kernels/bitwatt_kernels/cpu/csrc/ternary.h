@@ -296,18 +296,20 @@ static void ternary_linear(const TernaryCall& c, int first_block, int last_block
 #endif
     const size_t block_bytes = static_cast<size_t>(c.K) / 16 * kBlockBytes;
     int32_t sums[kTileTokens * kTileBlocks * 16];
+    const int num_tiles = (c.T + kTileTokens - 1) / kTileTokens;
     for (int block = first_block; block < last_block;) {
         const int R = c.T >= 3 && last_block - block >= kTileBlocks ? kTileBlocks : 1;
         const uint8_t* blocks = c.blocks + block * block_bytes;
-        for (int t = 0; t < c.T;) {
-            const int M = min_int(kTileTokens, c.T - t);
+        for (int i = 0; i < num_tiles; ++i) {
+            // Tiles of even sizes: a small last one would unpack the codes for few tokens.
+            const int t = static_cast<int>(static_cast<int64_t>(c.T) * i / num_tiles);
+            const int M = static_cast<int>(static_cast<int64_t>(c.T) * (i + 1) / num_tiles) - t;
             const int8_t* x = c.x.codes + static_cast<size_t>(t) * c.K;
             if (R == kTileBlocks)
                 tile_of<kTileBlocks>(M, blocks, block_bytes, x, c.K, sums);
             else
                 tile_of<1>(M, blocks, block_bytes, x, c.K, sums);
             for (int r = 0; r < R; ++r) finish(c, sums + r * 16, R * 16, t, M, block + r);
-            t += M;
         }
         block += R;
     }
