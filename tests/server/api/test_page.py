@@ -157,6 +157,22 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab_alone():
 
 
 @pytest.mark.needs_program("chromium")
+async def test_a_model_without_a_twin_can_be_asked_and_the_page_says_what_is_missing():
+    engine = FakeEngine(reply=REPLY)
+    async with run_server(make_app(engine)) as url, open_page(url) as (page, watched):
+        await expect(page.get_by_role("alert")).to_contain_text("bitwatt serve --compare")
+        await expect(page.locator("#tile-memory")).to_contain_text("needs two models")
+        await expect(page.get_by_role("button", name="Run load")).to_be_hidden()
+        await page.get_by_role("button", name="Ask both").click()
+        await expect(page.get_by_role("region", name="Answer of tiny")).to_have_text(REPLY)
+        memory = page.get_by_role("region", name="Memory by kind")
+        await memory.focus()
+        await page.wait_for_timeout(1500)
+        await expect(memory).to_be_focused()
+    assert watched.complaints == []
+
+
+@pytest.mark.needs_program("chromium")
 async def test_what_a_model_says_is_never_read_as_html():
     reply = "<img src=/x onerror=alert(1)><b>bold"
     async with run_server(make_pair_app(reply=reply)) as url, open_page(url) as (page, watched):

@@ -15,9 +15,14 @@ const sum = (memory, kinds) => kinds.reduce((total, [kind]) => total + memory[ki
 /** Return the bytes of a model's weights of every kind; null before its engine has said. */
 export const weightBytes = (model) => (model.memory ? sum(model.memory, WEIGHTS) : null);
 
+let shown = null;
+
+/** Show the bars and the table; the same figures leave them, and the focus in them, alone. */
 export function showMemory(sides) {
   const known = Object.entries(sides).filter(([, model]) => model.memory);
-  if (!known.length) return;
+  const now = JSON.stringify(known.map(([side, { name, memory }]) => [side, name, memory]));
+  if (!known.length || now === shown) return;
+  shown = now;
   byId("memory").replaceChildren(
     make("div", { className: "memory-groups" },
       makeGroup("Weights", known, WEIGHTS),
