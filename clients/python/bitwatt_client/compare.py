@@ -1,5 +1,6 @@
 """Two models under equal work, in alternating windows: A B A B."""
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,12 +61,13 @@ async def compare(
 
     Raises  ComparisonError if no pair of windows completed
     """
+    run = secrets.token_hex(8)  # no run finds another's prefix cache
     measured: dict[Side, list[Measured]] = {"a": [], "b": []}
     servers: tuple[tuple[Side, Server], ...] = (("a", a), ("b", b))
     for number in range(-plan.num_warmups, plan.num_windows):
         for side, server in servers:
             before = await _scrape(server)
-            window = await run_window(server, plan.work, salt=f"window-{number}")
+            window = await run_window(server, plan.work, salt=f"{run}-{number}")
             after = await _scrape(server)
             if on_window is not None:
                 on_window(server.model, number, window)

@@ -1,11 +1,12 @@
 """The page at `/`: driven in a headless browser, and its files over plain HTTP."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from bitwatt.api.app import create_app
 from bitwatt.engine.messages import EngineStats, MemoryUse
+from bitwatt.telemetry.metering import ModelEnergy
 from bitwatt.telemetry.metrics import Metrics, ModelMetrics
 from playwright.async_api import expect
 
@@ -31,11 +32,23 @@ FP16_MEMORY = MemoryUse(
 )
 
 
+class MeteredEnergy(ModelEnergy):
+    """So many joules a token, measured."""
+
+    source = "rapl"
+
+    def __init__(self, name, joules_per_token):
+        super().__init__(name)
+        self.unavailable = None
+        self.joules_per_token = joules_per_token
+
+
 @dataclass(kw_only=True)
 class CountingEngine(FakeEngine):
     """Reports its figures as an engine does."""
 
     metrics: ModelMetrics
+    energy: ModelEnergy
     stats: EngineStats = field(default_factory=EngineStats)
 
     async def submit(self, request):
@@ -49,11 +62,16 @@ class CountingEngine(FakeEngine):
                 num_steps=self.stats.num_steps + 1,
             )
             self.metrics.on_stats(self.stats)
+            if isinstance(self.energy, MeteredEnergy):
+                self.energy.busy_joules += self.energy.joules_per_token * len(output.token_ids)
             yield output
 
 
-def make_pair_app(*, reply=REPLY, delays_s=(0.02, 0.03), **settings):
-    """Return an application over `tiny` and its slower 16-bit twin."""
+def make_pair_app(*, reply=REPLY, delays_s=(0.02, 0.03), joules=None, **settings):
+    """Return an application over `tiny` and its slower 16-bit twin.
+
+    joules  a token, of each; None where nothing is measured
+    """
     metrics = Metrics()
     infos = {
         "tiny": make_info(num_linear_parameters=1000, num_layers=2, attention_width=8),
@@ -65,14 +83,17 @@ def make_pair_app(*, reply=REPLY, delays_s=(0.02, 0.03), **settings):
             attention_width=8,
         ),
     }
-    served = {
-        name: make_model(
-            CountingEngine(reply=reply, delay_s=delay_s, info=info, metrics=metrics.model(name)),
-            name=name,
-            metrics=metrics,
+    served = {}
+    for index, (name, info) in enumerate(infos.items()):
+        energy = ModelEnergy() if joules is None else MeteredEnergy(name, joules[index])
+        engine = CountingEngine(
+            reply=reply,
+            delay_s=delays_s[index],
+            info=info,
+            metrics=metrics.model(name),
+            energy=energy,
         )
-        for (name, info), delay_s in zip(infos.items(), delays_s, strict=True)
-    }
+        served[name] = replace(make_model(engine, name=name, metrics=metrics), energy=energy)
     return create_app(served, make_settings(**settings), metrics)
 
 
@@ -122,11 +143,16 @@ async def test_a_prompt_runs_on_both_models_and_a_load_fills_the_headline():
 
 @pytest.mark.needs_program("chromium")
 async def test_a_loss_is_shown_as_a_loss_on_a_phone_too():
-    app = make_pair_app(delays_s=(0.03, 0.002), usd_per_hour=2)
+    app = make_pair_app(delays_s=(0.03, 0.002), joules=(4, 1), usd_per_hour=2)
     phone = {"width": 390, "height": 844}
     async with run_server(app) as url, open_page(url, viewport=phone) as (page, watched):
         await run_load(page)
-        for name, said in (("speed", "fewer tokens"), ("cost", "more expensive")):
+        for name, said in (
+            ("speed", "fewer tokens"),
+            ("energy", "4 J against 1 J"),
+            ("energy", "300% more energy"),
+            ("cost", "more expensive"),
+        ):
             tile = page.locator(f"#tile-{name}")
             await expect(tile.locator(".gain.worse")).to_have_text(re.compile(r"^0\.\d+×$"))
             await expect(tile).to_contain_text(said)

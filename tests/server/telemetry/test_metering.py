@@ -116,6 +116,7 @@ async def test_a_requests_joules_are_its_share_of_the_steps_it_was_in(monkeypatc
     phases = {phase: bench.joules("m", phase) for phase in ("prefill", "decode", "idle")}
     assert phases == {"prefill": 80, "decode": 60, "idle": 20}
     assert bench.joules("m", "unattributed") == 20
+    assert model.busy_joules == 140
 
 
 @pytest.mark.anyio
