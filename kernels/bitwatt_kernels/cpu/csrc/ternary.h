@@ -41,23 +41,31 @@ static void tile(const uint8_t* blocks, size_t block_bytes, const int8_t* x, int
                  int32_t* sums) {
     constexpr int kPrefetchBytes = 1024;
     const int lines = K / 16;
-    if constexpr (M == 1 && R == 1) {
+    if constexpr (M <= 2 && R == 1) {
         // Shifts saved: (line & 3 << 2j) is the code times 4^j, at most 128, and each j sums apart.
-        __m512i s0 = _mm512_setzero_si512(), s1 = s0, s2 = s0, s3 = s0;
-        const __m512i m0 = _mm512_set1_epi8(3), m1 = _mm512_set1_epi8(12);
-        const __m512i m2 = _mm512_set1_epi8(48), m3 = _mm512_set1_epi8(static_cast<char>(192));
+        __m512i s[M][4];
+        for (int m = 0; m < M; ++m)
+            for (int j = 0; j < 4; ++j) s[m][j] = _mm512_setzero_si512();
         for (int i = 0; i < lines; ++i) {
-            _mm_prefetch(reinterpret_cast<const char*>(blocks + i * 64 + kPrefetchBytes), _MM_HINT_T0);
-            const __m512i line = _mm512_loadu_si512(blocks + i * 64);
-            const int8_t* a = x + i * 16;
-            s0 = _mm512_dpbusd_epi32(s0, _mm512_and_si512(line, m0), _mm512_set1_epi32(four(a)));
-            s1 = _mm512_dpbusd_epi32(s1, _mm512_and_si512(line, m1), _mm512_set1_epi32(four(a + 4)));
-            s2 = _mm512_dpbusd_epi32(s2, _mm512_and_si512(line, m2), _mm512_set1_epi32(four(a + 8)));
-            s3 = _mm512_dpbusd_epi32(s3, _mm512_and_si512(line, m3), _mm512_set1_epi32(four(a + 12)));
+            const uint8_t* p = blocks + i * 64;
+            _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetchBytes), _MM_HINT_T0);
+            const __m512i line = _mm512_loadu_si512(p);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                const __m512i mask = _mm512_set1_epi8(static_cast<char>(3 << 2 * j));
+                const __m512i code = _mm512_and_si512(line, mask);
+                for (int m = 0; m < M; ++m) {
+                    const int8_t* a = x + static_cast<size_t>(m) * K + i * 16 + j * 4;
+                    s[m][j] = _mm512_dpbusd_epi32(s[m][j], code, _mm512_set1_epi32(four(a)));
+                }
+            }
         }
-        s0 = _mm512_add_epi32(s0, _mm512_srai_epi32(s1, 2));
-        s2 = _mm512_add_epi32(_mm512_srai_epi32(s2, 4), _mm512_srai_epi32(s3, 6));
-        _mm512_storeu_si512(sums, _mm512_add_epi32(s0, s2));
+        for (int m = 0; m < M; ++m) {
+            const __m512i low = _mm512_add_epi32(s[m][0], _mm512_srai_epi32(s[m][1], 2));
+            const __m512i high =
+                _mm512_add_epi32(_mm512_srai_epi32(s[m][2], 4), _mm512_srai_epi32(s[m][3], 6));
+            _mm512_storeu_si512(sums + m * 16, _mm512_add_epi32(low, high));
+        }
         return;
     }
     __m512i s[M][R];
