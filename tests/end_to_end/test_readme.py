@@ -27,7 +27,7 @@ def test_every_make_target_named_exists() -> None:
 
 def test_make_serve_and_test_do_their_own_set_up() -> None:
     for target, program in (("serve", "bitwatt serve --port 8123"), ("test", "pytest")):
-        command = ["make", "--dry-run", "--always-make", target, "ARGS=--port 8123"]
+        command = ["make", "-n", "-B", "--no-print-directory", target, "ARGS=--port 8123"]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert "-m venv .venv" in ran
         assert "pip install" in ran
