@@ -50,6 +50,7 @@ def prepare() -> Material:
 def run(record: RunRecord, material: Material, folder: Path, loop: LoopOptions) -> None:
     """Train as `record` says; `folder` gets the checkpoint, the tokenizer and the curve."""
     save_tokenizer(material.tokenizer, folder)
+    (folder / VALIDATION_FILE).unlink(missing_ok=True)  # until the run is finished again
     record = train(record, material.training, material.held_out, folder, loop)
     validation = validate(folder, material)
     (folder / VALIDATION_FILE).write_text(json.dumps(asdict(validation), indent=2) + "\n")
