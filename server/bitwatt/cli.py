@@ -19,7 +19,14 @@ from pydantic_settings import (
 )
 
 from bitwatt import __version__, builtin
-from bitwatt.commands import ChatSettings, CompareSettings, run_chat, run_compare
+from bitwatt.commands import (
+    ChatSettings,
+    CompareSettings,
+    TuneSettings,
+    run_chat,
+    run_compare,
+    run_tune,
+)
 from bitwatt.settings import ServeSettings, Weights
 
 __all__ = ["main"]
@@ -28,6 +35,7 @@ _ENV_PREFIXES = {
     "serve": "BITWATT_",
     "compare": "BITWATT_CLIENT_",
     "chat": "BITWATT_CLIENT_",
+    "tune": "BITWATT_TUNE_",
 }
 _POSITIONAL = ("path", "url", "url-a", "url-b")
 
@@ -50,6 +58,7 @@ class Bitwatt(BaseSettings):
     serve: CliSubCommand[ServeSettings]
     compare: CliSubCommand[CompareSettings]
     chat: CliSubCommand[ChatSettings]
+    tune: CliSubCommand[TuneSettings]
 
     def cli_cmd(self) -> None:
         """Run what was asked for."""
@@ -61,6 +70,8 @@ class Bitwatt(BaseSettings):
             sys.exit(run_compare(self.compare))
         elif self.chat is not None:
             sys.exit(run_chat(self.chat))
+        elif self.tune is not None:
+            sys.exit(run_tune(self.tune))
         else:
             sys.exit("bitwatt: a command is needed; see bitwatt --help")
 

@@ -1,7 +1,8 @@
-"""The commands that call servers: `bitwatt compare` and `bitwatt chat`."""
+"""The commands beside `bitwatt serve`: compare, chat and tune."""
 
 import asyncio
 import json
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,14 @@ from bitwatt_client.prompts import DEFAULT_PROMPTS, read_prompts
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
-__all__ = ["ChatSettings", "CompareSettings", "run_chat", "run_compare"]
+__all__ = [
+    "ChatSettings",
+    "CompareSettings",
+    "TuneSettings",
+    "run_chat",
+    "run_compare",
+    "run_tune",
+]
 
 _CONFIG = SettingsConfigDict(
     env_prefix="BITWATT_CLIENT_",
@@ -171,3 +179,34 @@ def run_chat(settings: ChatSettings) -> int:
 
 def _said(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+class TuneSettings(BaseSettings):
+    """Time launch configurations of the ternary kernels on this machine's GPU and keep the best."""
+
+    model_config = _CONFIG | SettingsConfigDict(
+        env_prefix="BITWATT_TUNE_", cli_prog_name="bitwatt tune"
+    )
+
+    shapes: tuple[str, ...] = Field(
+        (), description="weights as OUTxIN, with commas; in place of those of 2B4T"
+    )
+    output: Path | None = Field(None, description="file to write, in place of the package's own")
+    jobs: int | None = Field(None, ge=1, le=1024, description="processes that compile")
+
+    @field_validator("shapes")
+    @classmethod
+    def _are_sizes(cls, shapes: tuple[str, ...]) -> tuple[str, ...]:
+        for shape in shapes:
+            if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
+                raise ValueError(f"{shape!r} is not OUTxIN, such as 2560x6912")
+        return shapes
+
+
+def run_tune(settings: TuneSettings) -> int:
+    """Tune and return the exit status: 2 where there is no GPU that the kernels run on."""
+    from bitwatt_kernels.gpu.tune import BITNET_2B4T, tune_this_gpu
+
+    sizes = [tuple(map(int, shape.split("x"))) for shape in settings.shapes]
+    shapes = [(out_features, in_features) for out_features, in_features in sizes]
+    return tune_this_gpu(shapes or BITNET_2B4T, output=settings.output, jobs=settings.jobs)

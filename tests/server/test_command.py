@@ -48,6 +48,12 @@ def test_a_wrong_variable_is_named_too(capsys, monkeypatch):
     assert "BITWATT_MAX_QUEUE" in error
 
 
+def test_tune_refuses_a_shape_that_is_none(capsys):
+    status, _, error = run(capsys, "tune", "--shapes", "2560x6912,12")
+    assert status == 2
+    assert "'12' is not OUTxIN" in error
+
+
 def test_flags_that_are_not_there_are_refused(capsys):
     status, _, error = run(capsys, "serve", "--prot", "1")
     assert status == 2

@@ -181,27 +181,39 @@ def _shape(text: str) -> tuple[int, int]:
     return out_features, in_features
 
 
-def main() -> int:
-    """Tune, write the JSON and return the exit status."""
-    parser = argparse.ArgumentParser(description="Tune launch configurations on this GPU.")
-    parser.add_argument("--shapes", nargs="+", type=_shape, default=BITNET_2B4T, metavar="OUTxIN")
-    parser.add_argument("--output", type=Path, help="default: the package's own tuned folder")
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile"
-    )
-    arguments = parser.parse_args()
+def tune_this_gpu(
+    shapes: Sequence[tuple[int, int]] = BITNET_2B4T,
+    *,
+    output: Path | None = None,
+    jobs: int | None = None,
+) -> int:
+    """Tune for (out, in) shapes, write the JSON and return the exit status.
+
+    output  None for the package's own tuned folder
+    jobs    processes that compile; None for one a core
+    """
     try:
         gpu = Gpu(torch.device("cuda"))
-        precompile(arguments.shapes, arguments.jobs)
-        tuned = tune(gpu, arguments.shapes, CudaTimer(), report=_say)
+        precompile(shapes, jobs or os.cpu_count() or 1)
+        tuned = tune(gpu, shapes, CudaTimer(), report=_say)
     except BackendError as error:
         _say(f"cannot tune here: {error}")
         return 2
     folder = Path(str(files("bitwatt_kernels"))) / "tuned"
-    output = arguments.output or folder / f"{gpu_slug(gpu.name)}.json"
+    output = output or folder / f"{gpu_slug(gpu.name)}.json"
     output.write_text(tuned.to_json())
     _say(f"wrote {output}")
     return 0
+
+
+def main() -> int:
+    """Read the command line, which needs no more than this package, and tune."""
+    parser = argparse.ArgumentParser(description="Tune launch configurations on this GPU.")
+    parser.add_argument("--shapes", nargs="+", type=_shape, default=BITNET_2B4T, metavar="OUTxIN")
+    parser.add_argument("--output", type=Path, help="default: the package's own tuned folder")
+    parser.add_argument("--jobs", type=int, help="processes that compile")
+    arguments = parser.parse_args()
+    return tune_this_gpu(arguments.shapes, output=arguments.output, jobs=arguments.jobs)
 
 
 def _say(line: str) -> None:
