@@ -91,7 +91,9 @@ def test_an_element_type_without_a_kernel_is_refused(native: NativeBackend) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 9])
-@pytest.mark.parametrize(("vocab_size", "hidden_size"), [(3, 64), (77, 192), (500, 512), (33, 100)])
+@pytest.mark.parametrize(
+    ("vocab_size", "hidden_size"), [(3, 64), (77, 192), (500, 512), (33, 100), (40, 1312)]
+)
 def test_head_is_within_float32_rounding_of_the_reference(
     native, reference, vocab_size, hidden_size, num_tokens, dtype
 ):
@@ -126,6 +128,14 @@ def test_the_largest_int8_logits_do_not_overflow(native, reference):
         native.head(x, native.prepare_head(weight, bits=8)),
         reference.head(x, reference.prepare_head(weight, bits=8)),
     )
+
+
+def test_a_wide_head_is_the_same_in_every_batch(native: NativeBackend) -> None:
+    """More columns than one pass over the activations covers, and rows that fill no group."""
+    weight, x = torch.randn(53, 1312).bfloat16(), torch.randn(19, 1312).bfloat16()
+    together = native.head(x, weight)
+    for first, last in [(0, 1), (3, 5), (4, 8), (5, 18)]:
+        assert torch.equal(native.head(x[first:last], weight), together[first:last])
 
 
 def test_head_keeps_no_copy_of_a_tied_embedding(native: NativeBackend) -> None:

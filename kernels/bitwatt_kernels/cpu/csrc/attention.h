@@ -61,7 +61,8 @@ BW_INLINE void score(const Workspace& w, int row, int key_offset, const Page& pa
         float lanes[kLanes];
         const F32 products = dots<Q, dtype>(
             w.queries + static_cast<size_t>(row) * w.width, w.width,
-            offset(page.rows, dtype, key * page.stride), page.stride, D, page.ahead);
+            offset(page.rows, dtype, key * page.stride), page.stride, D,
+            {page.ahead, page.ahead ? ~0u : 0u});
         store(lanes, products * splat(scale));
         for (int q = 0; q < Q; ++q)
             __builtin_memcpy(w.scores + static_cast<size_t>(row + q) * kSplitTokens + key_offset +
