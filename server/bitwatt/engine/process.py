@@ -48,15 +48,17 @@ class _Loop:
         self._rss_read_at = 0.0
 
     def run(self) -> None:
-        was_busy = False
+        is_checked = True
         while os.getppid() == self._parent:
             is_busy = self._core.has_work
-            if was_busy and not is_busy:
-                self._core.check_integrity()
-            was_busy = is_busy
             outputs = self._receive(timeout_s=0 if is_busy else HEARTBEAT_S)
             if self._core.has_work:
                 outputs += self._core.step()
+                is_checked = False
+            elif not is_checked:
+                # Idle for a heartbeat: nobody waits while every block is looked at.
+                self._core.check_integrity()
+                is_checked = True
             self._send(StepOutputs(outputs=outputs, stats=self._stats()))
 
     def _receive(self, timeout_s: float) -> list[TokenOutput]:

@@ -33,9 +33,7 @@ class Chunk:
     num_tokens      tokens computed; the last may be pending, known to the device alone
     is_pending      whether it is
     samples         whether the step draws the request's next token from its last token's logits
-    position        of the token drawn, with the seed the key of the generator
     new_blocks      blocks added since the request's last chunk, from index first_new_block on
-    is_admission    the request's first chunk since it (again) began to run: its row is new
     """
 
     request: Request
@@ -44,10 +42,18 @@ class Chunk:
     num_tokens: int
     is_pending: bool
     samples: bool
-    position: int
     first_new_block: int
     new_blocks: Sequence[int]
-    is_admission: bool
+
+    @property
+    def position(self) -> int:
+        """Position of the token drawn; with the seed, the key of the generator."""
+        return self.start + self.num_tokens
+
+    @property
+    def is_admission(self) -> bool:
+        """Whether it is the first since the request (again) began to run: its row is new."""
+        return self.first_new_block == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +165,9 @@ class Scheduler:
         i = 0
         while i < len(running) and budget:
             request = running[i]
-            # The last token a request may have is never fed back.
-            target = min(len(request.tokens) + request.num_pending, request.max_len - 1)
-            num_tokens = target - request.num_planned
-            if num_tokens == 0:
-                i += 1
+            num_tokens = len(request.tokens) + request.num_pending - request.num_planned
+            if num_tokens == 0 or request.num_planned == request.max_len - 1:
+                i += 1  # the last token a request may have is never fed back
                 continue
             if num_tokens > 1:
                 # A long prompt leaves each request behind it a token, so that none stalls for it.
@@ -231,18 +235,17 @@ class Scheduler:
         blocks.extend(self.blocks.allocate() for _ in range(missing))
         return True
 
-    def _advance(self, request: Request, num_tokens: int, *, is_admission: bool = False) -> Chunk:
+    def _advance(self, request: Request, num_tokens: int) -> Chunk:
         assert request.row is not None
         start = request.num_planned
         end = request.num_planned = start + num_tokens
         num_known = len(request.tokens)
-        length = num_known + request.num_pending
-        samples = end == length
+        samples = end == num_known + request.num_pending
         if samples:
             request.num_pending += 1
         if min(end, num_known) // self._block_size > len(request.prefixes):
             self._offer_full_blocks(request)
-        first_new_block = 0 if is_admission else request.num_sent_blocks
+        first_new_block = request.num_sent_blocks
         num_blocks = request.num_sent_blocks = len(request.blocks)
         return Chunk(
             request,
@@ -251,10 +254,8 @@ class Scheduler:
             num_tokens,
             end > num_known,
             samples,
-            length,
             first_new_block,
             request.blocks[first_new_block:] if num_blocks > first_new_block else (),
-            is_admission,
         )
 
     def _offer_full_blocks(self, request: Request) -> None:
@@ -295,7 +296,7 @@ class Scheduler:
         num_tokens = min(len(request.tokens) - request.num_planned, budget)
         can_hold = self._grow(request, request.num_planned + num_tokens)
         assert can_hold, "room was counted above"
-        return self._advance(request, num_tokens, is_admission=True)
+        return self._advance(request, num_tokens)
 
     def _count_admission(self, request: Request) -> None:
         if request.num_cached_tokens is not None:
@@ -317,6 +318,7 @@ class Scheduler:
         request.row = None
         self.blocks.free(request.blocks)
         request.blocks = []
+        request.num_sent_blocks = 0
         request.prefixes = []
 
     def _preempt(self, request: Request) -> None:
