@@ -9,12 +9,14 @@ from bitwatt.bench.engine import bench_batching, bench_exactness
 from bitwatt.bench.measure import describe_machine
 from bitwatt.bench.scheduling import bench_scheduler
 from bitwatt.bench.serving import bench_serving
+from bitwatt.bench.telemetry import bench_telemetry
 
 _BENCHES: dict[str, Callable[[], object]] = {
     "scheduler": lambda: [bench_scheduler(num_running) for num_running in (1, 64, 256)],
     "serving": bench_serving,
     "batching": bench_batching,
     "exactness": bench_exactness,
+    "telemetry": bench_telemetry,
 }
 
 

@@ -20,7 +20,9 @@ from typing import Any
 from bitwatt import builtin
 from bitwatt.bench.measure import spread_of
 
-__all__ = ["bench_serving"]
+__all__ = ["BITWATT", "bench_serving", "serve", "tokens_per_s"]
+
+BITWATT = "bitwatt"
 
 _NUM_CLIENTS = 64
 _MAX_TOKENS = 1500
@@ -28,10 +30,13 @@ _NUM_PROBES = 100
 
 
 @asynccontextmanager
-async def _serve(path: Path, *flags: str) -> AsyncIterator[int]:
-    """Run `bitwatt serve` on a free port, which is what comes back."""
+async def serve(path: Path, *flags: str, program: str = BITWATT) -> AsyncIterator[int]:
+    """Run `bitwatt serve` on a free port, which is what comes back.
+
+    program  the module run in its place
+    """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bitwatt", "serve", str(path), "--port", "0"),
+        *(sys.executable, "-m", program, "serve", str(path), "--port", "0"),
         *("--served-model-name", "bench", *flags),
         stderr=PIPE,
     )
@@ -82,16 +87,18 @@ def _completion(max_tokens: int) -> dict[str, Any]:
         "prompt": "def main():",
         "max_tokens": max_tokens,
         "stream": True,
+        "ignore_eos": True,
         "stream_options": {"include_usage": True},
     }
 
 
-async def _tokens_per_s(port: int) -> float:
+async def tokens_per_s(port: int, num_clients: int, max_tokens: int) -> float:
+    """Return the rate at which so many streams at once bring max_tokens each."""
     started = time.perf_counter()
     responses = await asyncio.gather(
         *(
-            _request(port, "POST", "/v1/completions", _completion(_MAX_TOKENS))
-            for _ in range(_NUM_CLIENTS)
+            _request(port, "POST", "/v1/completions", _completion(max_tokens))
+            for _ in range(num_clients)
         )
     )
     seconds = time.perf_counter() - started
@@ -111,9 +118,9 @@ async def _ttft_ms(port: int) -> float:
 
 async def _run() -> dict[str, Any]:
     flags = ("--backend", "fake", "--max-num-seqs", str(_NUM_CLIENTS), "--log-level", "info")
-    async with _serve(builtin.TERNARY, *flags) as port:
-        await _tokens_per_s(port)  # warm-up
-        rates = [await _tokens_per_s(port) for _ in range(5)]
+    async with serve(builtin.TERNARY, *flags) as port:
+        await tokens_per_s(port, _NUM_CLIENTS, _MAX_TOKENS)  # warm-up
+        rates = [await tokens_per_s(port, _NUM_CLIENTS, _MAX_TOKENS) for _ in range(5)]
         probes = [await _ttft_ms(port) for _ in range(_NUM_PROBES)][10:]
     return {
         "num_clients": _NUM_CLIENTS,

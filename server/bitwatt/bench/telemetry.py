@@ -1,0 +1,63 @@
+"""What telemetry costs: the embedded model's throughput with everything observed, and with nothing.
+
+Run as a program it is `bitwatt` with telemetry taken out, which no setting does.
+"""
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from bitwatt import builtin
+from bitwatt.bench.measure import spread_of
+from bitwatt.bench.serving import serve, tokens_per_s
+from bitwatt.cli import main
+from bitwatt.telemetry.metering import ModelEnergy
+from bitwatt.telemetry.metrics import ModelMetrics, RequestMetrics
+
+__all__ = ["bench_telemetry"]
+
+_NUM_CLIENTS = 32
+_MAX_TOKENS = 256
+_NUM_WINDOWS = 7
+_OBSERVERS = (
+    (ModelMetrics, "on_stats"),
+    (ModelMetrics, "on_ended"),
+    (RequestMetrics, "on_output"),
+    (RequestMetrics, "on_end"),
+    (ModelEnergy, "on_step"),
+)
+
+
+async def _run() -> dict[str, Any]:
+    flags = ("--max-num-seqs", str(_NUM_CLIENTS), "--no-prefix-caching")
+    rates: dict[str, list[float]] = {"on": [], "off": []}
+    async with (
+        serve(builtin.TERNARY, *flags) as on,
+        serve(builtin.TERNARY, *flags, program="bitwatt.bench.telemetry") as off,
+    ):
+        for window in range(_NUM_WINDOWS + 1):
+            for name, port in (("on", on), ("off", off)):
+                rate = await tokens_per_s(port, _NUM_CLIENTS, _MAX_TOKENS)
+                if window:  # the first is a warm-up
+                    rates[name].append(rate)
+    pairs = [a / b for a, b in zip(rates["on"], rates["off"], strict=True)]
+    return {
+        "num_clients": _NUM_CLIENTS,
+        "tokens_per_s": {name: asdict(spread_of(values)) for name, values in rates.items()},
+        "ratio_on_to_off": asdict(spread_of(pairs)),
+    }
+
+
+def bench_telemetry() -> dict[str, Any]:
+    """Return tokens/s of both in alternating windows, and their ratio window by window."""
+    return asyncio.run(_run())
+
+
+def _observe_nothing(*_: object) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    for observer, method in _OBSERVERS:
+        setattr(observer, method, _observe_nothing)
+    main()
