@@ -1,6 +1,6 @@
 """Benchmark the native CPU backend on random weights of the 2B4T shape; the last line is JSON.
 
-python kernels/bench/cpu.py [--layers N] [--twin-layers N] [--repeats N]
+python kernels/bench/cpu.py [--layers N] [--repeats N]
 """
 
 import argparse
@@ -13,13 +13,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="2B4T")
     parser.add_argument("--layers", type=int, help="fewer layers than the preset's")
-    parser.add_argument("--twin-layers", type=int, help="layers of the 16-bit twin; 0 for none")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     result = bench_cpu(
         preset=options.preset,
         num_layers=options.layers,
-        twin_layers=options.twin_layers,
         repeats=options.repeats,
     )
     print(json.dumps(result))

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 
+from bitwatt.bench.cpu import bench_cpu
 from bitwatt.bench.engine import bench_batching, bench_exactness
 from bitwatt.bench.measure import describe_machine
 from bitwatt.bench.scheduling import bench_scheduler
@@ -17,6 +18,7 @@ _BENCHES: dict[str, Callable[[], object]] = {
     "batching": bench_batching,
     "exactness": bench_exactness,
     "telemetry": bench_telemetry,
+    "cpu": bench_cpu,
 }
 
 

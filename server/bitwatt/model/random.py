@@ -56,11 +56,19 @@ class _RandomSource:
 
 
 def random_model(
-    config: ModelConfig, *, weights: Weights, backend: Backend, dtype: torch.dtype, seed: int
+    config: ModelConfig,
+    *,
+    weights: Weights,
+    backend: Backend,
+    dtype: torch.dtype,
+    seed: int,
+    head_bits: int = 16,
 ) -> Transformer:
     """Return a model of the config's shape with uniformly random ternary linears.
 
     The same seed gives the same weights in both forms, on one kind of device.
     """
     source = _RandomSource(config, backend.device, seed)
-    return build_transformer(source, weights=weights, backend=backend, dtype=dtype)
+    return build_transformer(
+        source, weights=weights, backend=backend, dtype=dtype, head_bits=head_bits
+    )
