@@ -74,6 +74,9 @@ class ServeSettings(BaseSettings):
         description="a key callers must have, or sha256:HEX of one; give several with commas",
         repr=False,
     )
+    cache_per_key: bool = Field(
+        False, description="share no prefix cache between keys, so that none can time another's"
+    )
     metrics_public: bool = Field(False, description="serve /metrics without a key")
     max_body_bytes: int = Field(2 * 2**20, ge=1024, le=2**30, description="a request's size")
     body_timeout: float = Field(

@@ -26,7 +26,7 @@ from bitwatt.api.schemas.chat import (
     ChatTopLogprob,
 )
 from bitwatt.api.schemas.common import Shape
-from bitwatt.api.served import Models, ServedModel, SettingsOf
+from bitwatt.api.served import KeySalt, Models, ServedModel, SettingsOf
 from bitwatt.api.shadow import HEADER, ShadowOf
 from bitwatt.api.sse import EventStream, event
 from bitwatt.text.vocabulary import Vocabulary
@@ -38,7 +38,12 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/chat/completions")
 async def create_chat_completion(
-    body: ChatBody, request: Request, models: Models, settings: SettingsOf, shadow: ShadowOf
+    body: ChatBody,
+    request: Request,
+    models: Models,
+    settings: SettingsOf,
+    shadow: ShadowOf,
+    key_salt: KeySalt,
 ) -> Response:
     """Continue the conversation."""
     model = models.find(body.model)
@@ -59,6 +64,7 @@ async def create_chat_completion(
             response_id=response_id,
             max_tokens=body.max_completion_tokens or body.max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            key_salt=key_salt,
             prompt_param="messages",
         )
 

@@ -21,7 +21,7 @@ from bitwatt.api.schemas.completions import (
     CompletionLogprobs,
     PromptItem,
 )
-from bitwatt.api.served import Models, ServedModel, SettingsOf
+from bitwatt.api.served import KeySalt, Models, ServedModel, SettingsOf
 from bitwatt.api.shadow import HEADER, ShadowOf
 from bitwatt.api.sse import EventStream, event
 from bitwatt.engine.messages import EngineInfo
@@ -40,6 +40,7 @@ async def create_completion(
     models: Models,
     settings: SettingsOf,
     shadow: ShadowOf,
+    key_salt: KeySalt,
 ) -> Response:
     """Continue each prompt."""
     model = models.find(body.model)
@@ -56,6 +57,7 @@ async def create_completion(
             max_tokens=body.max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             logprobs=body.logprobs,
+            key_salt=key_salt,
         )
 
     async with tied_to_client(request.receive, timeout_s=settings.request_timeout):

@@ -21,7 +21,9 @@ from bitwatt.errors import QueueFullError
 from bitwatt.telemetry.logs import current_request_id
 from bitwatt.telemetry.metrics import Metrics
 
-__all__ = ["Gateway", "LimitBody", "LimitOpen", "RequireKey"]
+__all__ = ["KEY_DIGEST", "Gateway", "LimitBody", "LimitOpen", "RequireKey"]
+
+KEY_DIGEST = "bitwatt.key_digest"
 
 _CALLERS_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
@@ -99,6 +101,8 @@ class Gateway:
 class RequireKey:
     """Lets a request pass with one of the keys, or to an open path.
 
+    Leaves the digest of the key a request came with in its scope, under KEY_DIGEST.
+
     key_digests  SHA-256 of each key; empty lets everyone pass
     """
 
@@ -110,12 +114,12 @@ class RequireKey:
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] == "lifespan"
-            or not self._key_digests
-            or scope["path"] in self._open_paths
-            or self._has_key(scope)
-        ):
+        if scope["type"] == "lifespan" or not self._key_digests:
+            await self._app(scope, receive, send)
+            return
+        digest = self._known_digest(scope)
+        if digest is not None or scope["path"] in self._open_paths:
+            scope[KEY_DIGEST] = digest
             await self._app(scope, receive, send)
             return
         response = error_response(
@@ -126,13 +130,13 @@ class RequireKey:
         )
         await response(scope, receive, send)
 
-    def _has_key(self, scope: Scope) -> bool:
+    def _known_digest(self, scope: Scope) -> bytes | None:
         scheme, _, key = (_header(scope, b"authorization") or b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            return False
+            return None
         digest = sha256(key.strip()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._key_digests]
-        return any(matches)
+        return digest if any(matches) else None
 
 
 class LimitOpen:

@@ -25,6 +25,7 @@ def plan_generation(
     max_tokens: int | None,
     default_max_tokens: int | None = None,
     logprobs: int | None,
+    key_salt: str = "",
     prompt_param: str = "prompt",
 ) -> Generation:
     """Return the request's choices, checked against the model's limits.
@@ -32,6 +33,7 @@ def plan_generation(
     max_tokens          what the caller asked for; None leaves it to the default
     default_max_tokens  given where the context leaves as much; None for all that it leaves
     logprobs            how many top log-probabilities a token, None for none
+    key_salt            keeps the prefix cache of the caller's key apart; "" shares it
     prompt_param        the field the prompts come from, for errors to name
 
     Raises  InvalidRequestError
@@ -68,7 +70,7 @@ def plan_generation(
                 prompt_token_ids=prompt,
                 sampling=replace(sampling, seed=(seed + choice) % _SEEDS),
                 priority=body.priority or 0,
-                cache_salt=body.cache_salt or "",
+                cache_salt=f"{key_salt}{body.cache_salt or ''}",
             )
             for choice in range(num_choices)
         ]

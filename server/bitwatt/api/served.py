@@ -7,6 +7,7 @@ from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
+from bitwatt.api.middleware import KEY_DIGEST
 from bitwatt.api.schemas.common import shorten
 from bitwatt.engine.messages import EngineInfo, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, InvalidRequestError
@@ -15,7 +16,7 @@ from bitwatt.telemetry.metering import ModelEnergy
 from bitwatt.telemetry.metrics import ModelMetrics
 from bitwatt.text.processor import TextProcessor
 
-__all__ = ["Catalog", "Engine", "Models", "ServedModel", "SettingsOf"]
+__all__ = ["Catalog", "Engine", "KeySalt", "Models", "ServedModel", "SettingsOf"]
 
 
 class Engine(Protocol):
@@ -102,3 +103,11 @@ async def _settings(request: Request) -> ServeSettings:
 
 
 SettingsOf = Annotated[ServeSettings, Depends(_settings)]
+
+
+async def _key_salt(request: Request, settings: SettingsOf) -> str:
+    digest: bytes | None = request.scope.get(KEY_DIGEST)
+    return digest.hex() if digest is not None and settings.cache_per_key else ""
+
+
+KeySalt = Annotated[str, Depends(_key_salt)]

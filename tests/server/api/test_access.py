@@ -69,6 +69,29 @@ async def test_several_keys_and_hashed_ones_are_taken_and_none_is_kept_in_clear(
     assert "first" not in repr(app.state.settings.model_dump())
 
 
+@pytest.mark.parametrize("is_apart", [True, False])
+async def test_keys_share_a_prefix_cache_unless_they_are_kept_apart(is_apart):
+    engine = FakeEngine()
+    async with make_client(make_app(engine, api_key="a,b", cache_per_key=is_apart)) as client:
+        for key in ("a", "a", "b"):
+            for path, asked in (
+                ("/v1/completions", {"prompt": "the", "cache_salt": "mine"}),
+                ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the"}]}),
+            ):
+                response = await client.post(
+                    path,
+                    json={"model": "tiny", **asked},
+                    headers={"authorization": f"Bearer {key}"},
+                )
+                assert response.status_code == 200
+    texts = [submit.cache_salt for submit in engine.submitted[::2]]
+    chats = [submit.cache_salt for submit in engine.submitted[1::2]]
+    for salts in (texts, chats):
+        assert salts[0] == salts[1]
+        assert (salts[1] != salts[2]) is is_apart
+    assert all(salt.endswith("mine") for salt in texts)
+
+
 @pytest.mark.parametrize(
     ("engine", "health", "ready"),
     [
