@@ -18,7 +18,6 @@ from bitwatt_kernels.cpu.native import NativeBackend
 from bitwatt.bench.measure import Spread, spread_of, time_calls
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import Submit
-from bitwatt.engine.process import rss_anon_bytes
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.presets import PRESETS
@@ -74,7 +73,6 @@ def bench_cpu(
         ("16-bit", "fp16", fast, 16),
     ):
         gc.collect()
-        before = rss_anon_bytes() or 0
         started = time.perf_counter()
         model = random_model(
             config,
@@ -88,7 +86,6 @@ def bench_cpu(
         figures[name] = _measure(model, config, head_bits, bandwidth, repeats, name, report)
         figures[name] |= {
             "made_s": made_s,
-            "resident_bytes": (rss_anon_bytes() or 0) - before,
             "weights_bytes": _weights_bytes(model),
         }
         del model
@@ -99,7 +96,6 @@ def bench_cpu(
             "decode_8": one["decode_8"]["tokens_per_s"] / twin["decode_8"]["tokens_per_s"],
             "prefill": one["prefill"]["tokens_per_s"] / twin["prefill"]["tokens_per_s"],
             "weights_bytes": one["weights_bytes"] / twin["weights_bytes"],
-            "resident_bytes": one["resident_bytes"] / twin["resident_bytes"],
         }
         for name, one in figures.items()
         if one is not twin

@@ -162,6 +162,7 @@ class Scheduler:
         budget = self.max_num_batched_tokens
         is_full = False
         running = self._running
+        size = self._block_size
         i = 0
         while i < len(running) and budget:
             request = running[i]
@@ -172,7 +173,8 @@ class Scheduler:
             if num_tokens > 1:
                 # A long prompt leaves each request behind it a token, so that none stalls for it.
                 num_tokens = min(num_tokens, max(1, budget - (len(running) - i - 1)))
-            while not self._grow(request, request.num_planned + num_tokens):
+            end = request.num_planned + num_tokens
+            while end > len(request.blocks) * size and not self._grow(request, end):
                 is_full = True
                 victim = running[-1]
                 self._preempt(victim)
@@ -226,13 +228,10 @@ class Scheduler:
 
     def _grow(self, request: Request, num_tokens: int) -> bool:
         """Give the request blocks for so many tokens; return False, and none, if they lack."""
-        blocks = request.blocks
-        if num_tokens <= len(blocks) * self._block_size:
-            return True
-        missing = self._num_blocks_for(num_tokens) - len(blocks)
+        missing = self._num_blocks_for(num_tokens) - len(request.blocks)
         if missing > self.blocks.num_free:
             return False
-        blocks.extend(self.blocks.allocate() for _ in range(missing))
+        request.blocks.extend(self.blocks.allocate() for _ in range(missing))
         return True
 
     def _advance(self, request: Request, num_tokens: int) -> Chunk:
@@ -243,10 +242,14 @@ class Scheduler:
         samples = end == num_known + request.num_pending
         if samples:
             request.num_pending += 1
-        if min(end, num_known) // self._block_size > len(request.prefixes):
+        num_computed = end if end < num_known else num_known
+        if num_computed >= (len(request.prefixes) + 1) * self._block_size:
             self._offer_full_blocks(request)
         first_new_block = request.num_sent_blocks
-        num_blocks = request.num_sent_blocks = len(request.blocks)
+        new_blocks: Sequence[int] = ()
+        if len(request.blocks) > first_new_block:
+            new_blocks = request.blocks[first_new_block:]
+            request.num_sent_blocks = len(request.blocks)
         return Chunk(
             request,
             request.row,
@@ -255,7 +258,7 @@ class Scheduler:
             end > num_known,
             samples,
             first_new_block,
-            request.blocks[first_new_block:] if num_blocks > first_new_block else (),
+            new_blocks,
         )
 
     def _offer_full_blocks(self, request: Request) -> None:
