@@ -13,14 +13,14 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bitwatt import builtin
 from bitwatt.bench.measure import spread_of
 
-__all__ = ["BITWATT", "bench_serving", "serve", "tokens_per_s"]
+__all__ = ["BITWATT", "Server", "bench_serving", "serve", "tokens_per_s"]
 
 BITWATT = "bitwatt"
 
@@ -29,9 +29,27 @@ _MAX_TOKENS = 1500
 _NUM_PROBES = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server."""
+
+    port: int
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Return the processor seconds that its processes have used; Linux only."""
+        children = Path(f"/proc/{self.pid}/task").glob("*/children")
+        pids = [self.pid, *(int(pid) for path in children for pid in path.read_text().split())]
+        ticks = 0
+        for pid in pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @asynccontextmanager
-async def serve(path: Path, *flags: str, program: str = BITWATT) -> AsyncIterator[int]:
-    """Run `bitwatt serve` on a free port, which is what comes back.
+async def serve(path: Path, *flags: str, program: str = BITWATT) -> AsyncIterator[Server]:
+    """Run `bitwatt serve` on a free port.
 
     program  the module run in its place
     """
@@ -44,7 +62,7 @@ async def serve(path: Path, *flags: str, program: str = BITWATT) -> AsyncIterato
         port = await asyncio.wait_for(_port(process), 60)
         while b" 200 " not in await _request(port, "GET", "/ready"):
             await asyncio.sleep(0.1)
-        yield port
+        yield Server(port, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         await process.wait()
@@ -118,7 +136,8 @@ async def _ttft_ms(port: int) -> float:
 
 async def _run() -> dict[str, Any]:
     flags = ("--backend", "fake", "--max-num-seqs", str(_NUM_CLIENTS), "--log-level", "info")
-    async with serve(builtin.TERNARY, *flags) as port:
+    async with serve(builtin.TERNARY, *flags) as server:
+        port = server.port
         await tokens_per_s(port, _NUM_CLIENTS, _MAX_TOKENS)  # warm-up
         rates = [await tokens_per_s(port, _NUM_CLIENTS, _MAX_TOKENS) for _ in range(5)]
         probes = [await _ttft_ms(port) for _ in range(_NUM_PROBES)][10:]

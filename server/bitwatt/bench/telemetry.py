@@ -31,25 +31,36 @@ _OBSERVERS = (
 async def _run() -> dict[str, Any]:
     flags = ("--max-num-seqs", str(_NUM_CLIENTS), "--no-prefix-caching")
     rates: dict[str, list[float]] = {"on": [], "off": []}
+    cpu_s: dict[str, list[float]] = {"on": [], "off": []}
     async with (
         serve(builtin.TERNARY, *flags) as on,
         serve(builtin.TERNARY, *flags, program="bitwatt.bench.telemetry") as off,
     ):
         for window in range(_NUM_WINDOWS + 1):
-            for name, port in (("on", on), ("off", off)):
-                rate = await tokens_per_s(port, _NUM_CLIENTS, _MAX_TOKENS)
+            for name, server in (("on", on), ("off", off)):
+                before = server.cpu_s()
+                rate = await tokens_per_s(server.port, _NUM_CLIENTS, _MAX_TOKENS)
                 if window:  # the first is a warm-up
                     rates[name].append(rate)
-    pairs = [a / b for a, b in zip(rates["on"], rates["off"], strict=True)]
+                    cpu_s[name].append(server.cpu_s() - before)
+
+    def pairs(values: dict[str, list[float]]) -> list[float]:
+        return [a / b for a, b in zip(values["on"], values["off"], strict=True)]
+
     return {
         "num_clients": _NUM_CLIENTS,
         "tokens_per_s": {name: asdict(spread_of(values)) for name, values in rates.items()},
-        "ratio_on_to_off": asdict(spread_of(pairs)),
+        "ratio_on_to_off": asdict(spread_of(pairs(rates))),
+        "cpu_s_a_window": {name: asdict(spread_of(values)) for name, values in cpu_s.items()},
+        "cpu_ratio_on_to_off": asdict(spread_of(pairs(cpu_s))),
     }
 
 
 def bench_telemetry() -> dict[str, Any]:
-    """Return tokens/s of both in alternating windows, and their ratio window by window."""
+    """Return tokens/s and processor time of both in alternating windows, and their ratios.
+
+    The processor time is the steadier of the two: what other work takes is not in it.
+    """
     return asyncio.run(_run())
 
 
