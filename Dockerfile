@@ -19,10 +19,10 @@ RUN apt-get update \
 WORKDIR /src
 
 FROM build AS build-cpu
-# PyTorch's own index has builds without CUDA, gigabytes smaller. pyproject.toml bounds the version.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# PyTorch's own index for CPUs has builds without CUDA, gigabytes smaller: give its address here.
+ARG TORCH_INDEX=
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir --index-url "${TORCH_INDEX}" 'torch>=2.11,<2.14'
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} 'torch>=2.11,<2.14'
 COPY . .
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir '.[otel]'
