@@ -12,8 +12,15 @@ __all__ = ["FakeRunner", "fake_token"]
 
 def fake_token(prompt_token_ids: list[int], seed: int, position: int, vocab_size: int) -> int:
     """Return the token the fake model draws: a hash of prompt, seed and position."""
-    key = f"{zlib.crc32(repr(prompt_token_ids).encode())},{seed},{position}".encode()
-    return zlib.crc32(key) % vocab_size
+    return _token(_key(prompt_token_ids, seed), position, vocab_size)
+
+
+def _key(prompt_token_ids: list[int], seed: int) -> str:
+    return f"{zlib.crc32(repr(prompt_token_ids).encode())},{seed}"
+
+
+def _token(key: str, position: int, vocab_size: int) -> int:
+    return zlib.crc32(f"{key},{position}".encode()) % vocab_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,6 @@ class FakeRunner:
     def _draw(self, request: Request, row: int, position: int) -> int:
         known = self._keys.get(row)
         if known is None or known[0] is not request:
-            prompt = zlib.crc32(repr(request.prompt_token_ids).encode())
-            known = self._keys[row] = (request, f"{prompt},{request.sampling.seed}")
-        return zlib.crc32(f"{known[1]},{position}".encode()) % self._vocab_size
+            key = _key(request.prompt_token_ids, request.sampling.seed)
+            known = self._keys[row] = (request, key)
+        return _token(known[1], position, self._vocab_size)

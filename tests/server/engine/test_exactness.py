@@ -224,7 +224,7 @@ def test_shared_prefix_of_512_tokens_is_computed_once() -> None:
     )
     core = EngineCore(scheduler, runner)
 
-    def num_computed(name: str, own: list[int]) -> int:
+    def run(name: str, own: list[int]) -> EngineStats:
         core.submit(
             Submit(
                 request_id=name,
@@ -232,17 +232,14 @@ def test_shared_prefix_of_512_tokens_is_computed_once() -> None:
                 sampling=SamplingParams(max_tokens=1, temperature=0.0),
             )
         )
-        total = 0
         while core.has_work:
             core.step()
-            total += core.stats().step_tokens if core.stats().num_steps else 0
-        return total
+        return core.stats()
 
-    first_hits = core.stats().num_prefix_cache_hits
-    num_computed("first", [1, 2, 3])
-    assert core.stats().num_prefix_cache_hits == first_hits == 0
-    num_computed("second", [4, 5])
-    stats = core.stats()
-    assert stats.num_prefix_cache_hits == 512
-    assert stats.step_tokens == 2  # the whole second request, in one step
+    first = run("first", [1, 2, 3])
+    assert first.num_prefix_cache_hits == 0
+    second = run("second", [4, 5])
+    assert second.num_prefix_cache_hits == 512
+    assert second.num_steps == first.num_steps + 1
+    assert second.step_tokens == 2
     core.close()
