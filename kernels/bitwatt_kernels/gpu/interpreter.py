@@ -1,4 +1,4 @@
-"""Whether kernels run in Triton's interpreter, and bfloat16 that rounds there as a GPU does."""
+"""Whether kernels run in Triton's interpreter, and arithmetic that is there as on a GPU."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ def _float32_to_bfloat16(values: Any) -> Any:
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
-def _teach_bfloat16() -> None:
-    """Give the interpreter bfloat16 casts that round half to even and dots that aren't integer.
+def _teach_arithmetic() -> None:
+    """Give the interpreter bfloat16 casts that round half to even, and dots by row and in floats.
 
     Triton 3.6 and 3.7 keep bfloat16 as uint16, truncate on the way down and multiply the bit
     patterns in tl.dot.
@@ -51,10 +51,15 @@ def _teach_bfloat16() -> None:
         return plain_fp_to_fp(self, src, dst_type, rounding_mode)
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *precision: Any) -> Any:
+        if not a.dtype.scalar.is_floating():
+            return plain_dot(self, a, b, d, *precision)
         a, b = (
             cast_impl(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)
         )
-        return plain_dot(self, a, b, d, *precision)
+        # Rounded once from float64: in float32 a row's bits would depend on the other rows, by
+        # how the machine's BLAS cuts a matrix of that shape into tiles.
+        products = np.matmul(a.data, b.data, dtype=np.float64)
+        return TensorHandle(products.astype(d.data.dtype) + d.data, d.dtype.scalar)
 
     InterpreterBuilder.cast_impl = cast_impl
     InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
@@ -62,4 +67,4 @@ def _teach_bfloat16() -> None:
 
 
 if INTERPRETED:
-    _teach_bfloat16()
+    _teach_arithmetic()
