@@ -22,6 +22,7 @@ __all__ = [
     "BackendChoice",
     "QuantizedActivations",
     "StepLayout",
+    "TernaryLayerWeights",
     "choose_backend",
 ]
 
@@ -69,6 +70,28 @@ class StepLayout:
     max_context_len: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TernaryLayerWeights:
+    """A transformer layer of ternary linears; layer.py says what it computes.
+
+    Norms are [width] float32, and a sub-norm None where the model has none; qkv, o, gate_up and
+    down are what prepare_ternary returned, queries ‖ keys ‖ values and gate ‖ up as one matrix.
+    """
+
+    num_heads: int
+    attention_scale: float
+    activation: Activation
+    eps: float
+    input_norm: Tensor
+    qkv: object
+    attention_sub_norm: Tensor | None
+    o: object
+    mlp_norm: Tensor
+    gate_up: object
+    mlp_sub_norm: Tensor | None
+    down: object
+
+
 class Backend(Protocol):
     """One arithmetic on one device. Methods are named alike in every backend, test and bench.
 
@@ -87,8 +110,9 @@ class Backend(Protocol):
     def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> object:
         """Return [vocab_size, hidden_size] in the form this backend's head reads, on device.
 
-        bits  8 rounds each row to int8, and head() its input: near the same logits for half the
-              bytes
+        weight  may lie in a mapped file: the result has its own memory
+        bits    8 rounds each row to int8, and head() its input: near the same logits for half the
+                bytes; of 16 bits the result serves embed() too, as tied embeddings want it
         """
         ...
 
@@ -99,8 +123,20 @@ class Backend(Protocol):
         """
         ...
 
+    def prepare_layer(self, layer: TernaryLayerWeights) -> object:
+        """Return the layer in the form this backend's ternary_layer runs fastest."""
+        ...
+
     def nbytes(self, prepared: object) -> int:
         """Return the bytes of memory a prepared weight holds."""
+        ...
+
+    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
+        """Return the tokens' rows, [T, hidden_size] in the embedding's dtype.
+
+        token_ids  [T] int64
+        embedding  [vocab_size, hidden_size] on device, or what prepare_head made of it in 16 bits
+        """
         ...
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
@@ -134,6 +170,17 @@ class Backend(Protocol):
         weight    what prepare_ternary returned
         residual  [T, out_features] in dtype, or None
         Returns   [T, out_features] dtype
+        """
+        ...
+
+    def ternary_layer(
+        self, h: Tensor, layer: object, rope: Tensor, kv_cache: Tensor, layout: StepLayout
+    ) -> Tensor:
+        """Return the residual stream after the layer, as h; bit for bit what layer.py computes.
+
+        h         [T, hidden_size]
+        layer     what prepare_layer returned
+        rope, kv_cache  as rope_and_cache takes them; the cache is written
         """
         ...
 

@@ -5,8 +5,16 @@ from functools import cache
 
 import pytest
 import torch
-from bitwatt_kernels.backend import _BACKENDS, BLOCK_SIZE, Backend, StepLayout, choose_backend
+from bitwatt_kernels.backend import (
+    _BACKENDS,
+    BLOCK_SIZE,
+    Backend,
+    StepLayout,
+    TernaryLayerWeights,
+    choose_backend,
+)
 from bitwatt_kernels.errors import BackendError, ShapeError
+from bitwatt_kernels.layer import LayerByOperations
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference import ReferenceBackend
 from bitwatt_kernels.reference.attention import rope_table
@@ -198,7 +206,8 @@ def test_an_8_bit_head_is_near_for_a_byte_a_weight(
     assert_near(logits, REFERENCE.head(x, REFERENCE.prepare_head(weight, bits=8)), torch.float32)
     exact = REFERENCE.head(x, weight)
     assert (logits - exact).norm() < 0.02 * exact.norm()
-    assert 83 * 192 < backend.nbytes(prepared) <= 83 * (192 + 8)
+    whole_blocks = backend.prepare_head(randn(96, 192).to(dtype), bits=8)
+    assert 96 * 192 < backend.nbytes(whole_blocks) <= 96 * (192 + 8)
 
 
 @each_backend
@@ -261,6 +270,58 @@ def test_attention_reads_no_more_than_was_written(
     expected = REFERENCE.attention(queries, cache, layout, 32**-0.5)
     real = layout.slots >= 0
     assert_near(actual[real], expected[real], dtype)
+
+
+@each_backend
+@each_dtype
+@pytest.mark.parametrize("has_sub_norms", [True, False], ids=["bitnet", "llama"])
+@pytest.mark.parametrize(
+    ("context_lens", "query_lens"),
+    [([1], [1]), ([300, 33, 40], [1, 1, 17]), ([40, 0, 600], [1, 1, 1])],
+    ids=["first-token", "mixed", "padding"],
+)
+def test_a_layer_is_its_operations(
+    backend: Backend,
+    dtype: torch.dtype,
+    has_sub_norms: bool,
+    context_lens: list[int],
+    query_lens: list[int],
+) -> None:
+    """Bit for bit, the cache it writes too, however much of it the backend fuses."""
+    hidden, inner, num_heads, num_groups, head_dim = 256, 320, 4, 2, 32
+    attended, qkv = num_heads * head_dim, (num_heads + 2 * num_groups) * head_dim
+
+    def linear(out_features: int, in_features: int, seed: int) -> object:
+        weight = make_ternary(out_features, in_features, bias=not has_sub_norms, seed=seed)
+        return backend.prepare_ternary(weight)
+
+    weights = TernaryLayerWeights(
+        num_heads=num_heads,
+        attention_scale=head_dim**-0.5,
+        activation="relu2" if has_sub_norms else "silu",
+        eps=EPS,
+        input_norm=randn(hidden, seed=20),
+        qkv=linear(qkv, hidden, 21),
+        attention_sub_norm=randn(attended, seed=22) if has_sub_norms else None,
+        o=linear(hidden, attended, 23),
+        mlp_norm=randn(hidden, seed=24),
+        gate_up=linear(2 * inner, hidden, 25),
+        mlp_sub_norm=randn(inner, seed=26) if has_sub_norms else None,
+        down=linear(hidden, inner, 27),
+    )
+    layout, num_blocks = make_layout(context_lens, query_lens)
+    h = randn(len(layout.positions), hidden, seed=28).to(dtype)
+    rope = rope_table(1024, head_dim, 5e5)
+    cache = make_poisoned_cache(layout, num_blocks, num_groups, head_dim, dtype)
+    expected_cache = cache.clone()
+    layer = backend.prepare_layer(weights)
+    actual = backend.ternary_layer(h, layer, rope, cache, layout)
+    expected = LayerByOperations.ternary_layer(backend, h, weights, rope, expected_cache, layout)
+    real = layout.slots >= 0
+    assert actual.dtype == dtype
+    assert torch.equal(actual[real], expected[real])
+    assert torch.equal(cache.nan_to_num(), expected_cache.nan_to_num())
+    assert not actual[real].isnan().any()
 
 
 def rows_of(result: object) -> Tensor:

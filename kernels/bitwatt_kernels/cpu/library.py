@@ -17,14 +17,16 @@ _P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
 # As declared in csrc/api.cpp; every function with the default result returns a Status.
 _SIGNATURES: dict[str, list[type]] = {
     "bw_repack": [_P, _P, _P, _I, _I],
-    "bw_ternary_linear": [_P, _P, _P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I],
+    "bw_block_rows": [_P, _P, _P, _I, _I, _I, _I],
+    "bw_embed": [_P, _P, _P, _P, _I, _I, _I, _I, _I],
+    "bw_linear": [_P, _P, _P, _P, _I, _P, _P, _P, _P, _P, _I, _I, _I, _I],
     "bw_elementwise": [_P, _P, _I, _I, _P, _I, _F, _P, _P, _P, _P, _I, _I],
     "bw_rope_and_cache": [_P, _P, _I, _P, _L, _P, _I, _L, _P, _P, _P, _I, _I, _I, _I],
     "bw_attention": [
         *(_P, _P, _I, _P, _I, _L, _P, _P, _P, _I, _P),
         *(_I, _I, _I, _I, _I, _F),
     ],
-    "bw_int8_head": [_P, _P, _P, _P, _P, _P, _P, _I, _I, _I],
+    "bw_ternary_layer": [_P, _P, _P, _P, _P, _P, _P, _I],
     "bw_head": [_P, _P, _I, _P, _I, _P, _I, _I, _I],
 }
 

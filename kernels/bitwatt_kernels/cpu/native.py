@@ -4,69 +4,52 @@ import ctypes
 import os
 import time
 import weakref
-from dataclasses import dataclass
+from ctypes import byref
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from bitwatt_kernels.backend import BLOCK_SIZE, Activation, QuantizedActivations, StepLayout
+from bitwatt_kernels.backend import (
+    BLOCK_SIZE,
+    Activation,
+    QuantizedActivations,
+    StepLayout,
+    TernaryLayerWeights,
+)
 from bitwatt_kernels.cpu.library import instruction_sets, load_library
+from bitwatt_kernels.cpu.native_layer import ACTIVATIONS, CacheView, NativeLayer, RopeTable, Step
+from bitwatt_kernels.cpu.prepared import (
+    PreparedHead,
+    PreparedInt8Head,
+    PreparedTernary,
+    padded_rows,
+)
 from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, DtypeError, KernelError, ShapeError
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 from bitwatt_kernels.reference.head import quantize_head
 
-__all__ = ["NativeBackend", "PreparedInt8Head", "PreparedTernary"]
+__all__ = ["NativeBackend"]
 
 # As in csrc/calls.h.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ACTIVATIONS: dict[Activation, int] = {"relu2": 0, "silu": 1}
 _NO_ACTIVATION = -1
-_ROWS_PER_BLOCK = 16
 _ALIGNMENT = 64
 
-# As in csrc/api.cpp.
+# As in csrc/ops.h.
 _STATUS = {
     1: "a block table names a block that the cache does not have, or has too few blocks",
     2: "a slot lies past the end of the cache",
     3: "a position lies past the end of the rope table",
+    4: "a token id lies past the end of the vocabulary",
 }
 
-
-@dataclass(frozen=True, slots=True)
-class PreparedTernary:
-    """A ternary matrix in the kernels' row blocks, rows padded to a multiple of 16.
-
-    blocks  [rows / 16 · in_features / 16 · 64] uint8, 64-byte aligned; layout in csrc/ternary.h
-    scales  [rows] float32, zeros past out_features
-    bias    [rows] float32, or None
-    """
-
-    blocks: Tensor
-    scales: Tensor
-    bias: Tensor | None
-    out_features: int
-    in_features: int
-    blocks_pointer: int
-    scales_pointer: int
-    bias_pointer: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedInt8Head:
-    """A head rounded to int8: W[n, k] ≈ codes[n, k] · scales[n].
-
-    codes   [vocab_size, hidden_size] int8 in [-127, 127]
-    scales  [vocab_size] float32
-    sums    [vocab_size] int32, Σ codes over hidden_size
-    """
-
-    codes: Tensor
-    scales: Tensor
-    sums: Tensor
+_INT8_HEAD_ROWS = 8192  # rounded at once: float32 of a whole vocabulary would take gigabytes
 
 
 class NativeBackend:
@@ -126,53 +109,90 @@ class NativeBackend:
             raise ShapeError(
                 f"in_features is {K}; the kernels take multiples of {IN_FEATURES_MULTIPLE}"
             )
-        rows = -(-N // _ROWS_PER_BLOCK) * _ROWS_PER_BLOCK
+        rows = padded_rows(N)
         blocks = self._allocate(rows * K // 4)
         codes = weight.codes.contiguous()
         self._check(
             self._library.bw_repack(self._context, codes.data_ptr(), blocks.data_ptr(), N, K)
         )
-        scales = torch.zeros(rows)
-        scales[:N] = weight.scales
-        bias = None
-        if weight.bias is not None:
-            bias = torch.zeros(rows)
-            bias[:N] = weight.bias
-        return PreparedTernary(
-            blocks,
-            scales,
-            bias,
-            N,
-            K,
-            blocks.data_ptr(),
-            scales.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-        )
+        bias = None if weight.bias is None else _padded(weight.bias, rows)
+        return PreparedTernary(blocks, _padded(weight.scales, rows), bias, N, K)
 
     def prepare_head(
         self, weight: Tensor, *, bits: Literal[8, 16] = 16
-    ) -> Tensor | PreparedInt8Head:
-        """Return the head's matrix as it is: a tied embedding shares its memory. Or in 8 bits."""
+    ) -> PreparedHead | PreparedInt8Head:
+        """Return the head in row blocks; a tied embedding's rows are read from them too."""
         _dtype_of(weight)
-        if bits == 16:
-            return weight.contiguous()
-        head = quantize_head(weight)
-        return PreparedInt8Head(head.codes, head.scales, head.codes.sum(dim=1, dtype=torch.int32))
+        vocab_size, hidden = weight.shape
+        if bits == 8:
+            return self._prepare_int8_head(weight)
+        pair = 2 if weight.dtype == torch.bfloat16 else 1
+        columns = -(-hidden // pair) * pair
+        blocks = self._allocate(padded_rows(vocab_size) * columns * weight.element_size())
+        self._block_rows(weight, blocks, pair)
+        return PreparedHead(blocks, weight.dtype, vocab_size, hidden)
+
+    def _prepare_int8_head(self, weight: Tensor) -> PreparedInt8Head:
+        vocab_size, hidden = weight.shape
+        columns = -(-hidden // 4) * 4
+        rows = padded_rows(vocab_size)
+        blocks, scales = self._allocate(rows * columns), torch.zeros(rows)
+        for first in range(0, vocab_size, _INT8_HEAD_ROWS):
+            head = quantize_head(weight[first : first + _INT8_HEAD_ROWS])
+            self._block_rows(
+                head.codes.view(torch.uint8).bitwise_xor_(0x80), blocks[first * columns :], 4
+            )
+            scales[first : first + len(head.scales)] = head.scales
+        return PreparedInt8Head(blocks, scales, vocab_size, hidden, columns)
+
+    def _block_rows(self, matrix: Tensor, blocks: Tensor, columns_per_line: int) -> None:
+        matrix = matrix.contiguous()
+        self._check(
+            self._library.bw_block_rows(
+                self._context,
+                matrix.data_ptr(),
+                blocks.data_ptr(),
+                *matrix.shape,
+                matrix.element_size(),
+                columns_per_line,
+            )
+        )
+
+    def prepare_layer(self, layer: TernaryLayerWeights) -> NativeLayer:
+        return NativeLayer.of(layer)
 
     def prepare_dense(self, weight: Tensor) -> Tensor:
         return self._dense.prepare_dense(weight)
 
     def nbytes(self, prepared: object) -> int:
         match prepared:
-            case PreparedTernary():
-                tensors = [prepared.blocks, prepared.scales, prepared.bias]
-                return sum(t.nbytes for t in tensors if t is not None)
-            case PreparedInt8Head():
-                return prepared.codes.nbytes + prepared.scales.nbytes + prepared.sums.nbytes
+            case PreparedTernary() | PreparedHead() | PreparedInt8Head():
+                return prepared.nbytes
             case Tensor():
                 return self._dense.nbytes(prepared)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
+
+    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
+        if isinstance(embedding, Tensor):
+            return self._dense.embed(token_ids, embedding)
+        assert isinstance(embedding, PreparedHead)
+        _require_contiguous(token_ids)
+        out = torch.empty(len(token_ids), embedding.hidden_size, dtype=embedding.dtype)
+        self._check(
+            self._library.bw_embed(
+                self._context,
+                token_ids.data_ptr(),
+                embedding.blocks.data_ptr(),
+                out.data_ptr(),
+                len(token_ids),
+                embedding.vocab_size,
+                embedding.hidden_size,
+                out.element_size(),
+                embedding.columns_per_line,
+            )
+        )
+        return out
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         return self._quantize(x, x.shape[1], _NO_ACTIVATION, None, 0.0)
@@ -184,14 +204,12 @@ class NativeBackend:
         return self._quantize(x, x.shape[1], _NO_ACTIVATION, weight, eps)
 
     def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        return self._elementwise(
-            gate_up, gate_up.shape[1] // 2, _ACTIVATIONS[activation], None, 0.0
-        )
+        return self._elementwise(gate_up, gate_up.shape[1] // 2, ACTIVATIONS[activation], None, 0.0)
 
     def gated_activation_quantize(
         self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
     ) -> QuantizedActivations:
-        return self._quantize(gate_up, gate_up.shape[1] // 2, _ACTIVATIONS[activation], weight, eps)
+        return self._quantize(gate_up, gate_up.shape[1] // 2, ACTIVATIONS[activation], weight, eps)
 
     def ternary_linear(
         self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype
@@ -210,21 +228,70 @@ class NativeBackend:
                 f"residual is {residual.dtype} {list(residual.shape)}; "
                 f"expected {dtype} {list(out.shape)}, contiguous"
             )
+        self._linear(x, 2, weight.blocks, weight.scales, weight.bias, residual, out, K)
+        return out
+
+    def _linear(
+        self,
+        x: QuantizedActivations,
+        bits: int,
+        blocks: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor,
+        num_columns: int,
+    ) -> None:
         self._check(
-            self._library.bw_ternary_linear(
+            self._library.bw_linear(
                 self._context,
                 x.codes.data_ptr(),
                 x.scales.data_ptr(),
                 x.sums.data_ptr(),
-                weight.blocks_pointer,
-                weight.scales_pointer,
-                weight.bias_pointer,
+                bits,
+                blocks.data_ptr(),
+                scales.data_ptr(),
+                None if bias is None else bias.data_ptr(),
                 None if residual is None else residual.data_ptr(),
                 out.data_ptr(),
                 _dtype_of(out),
-                num_tokens,
-                weight.out_features,
-                K,
+                *out.shape,
+                num_columns,
+            )
+        )
+
+    def ternary_layer(
+        self, h: Tensor, layer: object, rope: Tensor, kv_cache: Tensor, layout: StepLayout
+    ) -> Tensor:
+        assert isinstance(layer, NativeLayer)
+        _, num_blocks, num_groups, _, head_dim = _cache_shape(kv_cache)
+        _require_contiguous(
+            h,
+            rope,
+            layout.positions,
+            layout.slots,
+            layout.query_starts,
+            layout.context_lens,
+            layout.block_tables,
+        )
+        expected = (layer.hidden_size, layer.num_groups, layer.head_dim, layer.head_dim)
+        if (h.shape[1], num_groups, head_dim, rope.shape[1]) != expected:
+            raise ShapeError(
+                f"h is {list(h.shape)}, rope {list(rope.shape)} and the cache has {num_groups} "
+                f"key-value heads of {head_dim}; the layer has hidden_size {layer.hidden_size} "
+                f"and {layer.num_groups} key-value heads of {layer.head_dim}"
+            )
+        out = torch.empty_like(h)
+        self._check(
+            self._library.bw_ternary_layer(
+                self._context,
+                byref(layer.layer),
+                byref(Step.of(layout)),
+                byref(CacheView(kv_cache.data_ptr(), num_blocks, _dtype_of(kv_cache))),
+                byref(RopeTable(rope.data_ptr(), rope.shape[0])),
+                h.data_ptr(),
+                out.data_ptr(),
+                _dtype_of(h),
             )
         )
         return out
@@ -310,48 +377,31 @@ class NativeBackend:
     def head(self, x: Tensor, weight: object) -> Tensor:
         if isinstance(weight, PreparedInt8Head):
             return self._int8_head(self.quantize(x), weight)
-        assert isinstance(weight, Tensor)
-        num_tokens, hidden = x.shape
-        vocab_size, expected = weight.shape
-        if hidden != expected:
-            raise ShapeError(f"x has {hidden} features; the head takes {expected}")
+        assert isinstance(weight, PreparedHead)
         _require_contiguous(x)
-        logits = torch.empty(num_tokens, vocab_size)
+        _require_width(x, weight.hidden_size)
+        logits = torch.empty(x.shape[0], weight.vocab_size)
         self._check(
             self._library.bw_head(
                 self._context,
                 x.data_ptr(),
                 _dtype_of(x),
-                weight.data_ptr(),
-                _dtype_of(weight),
+                weight.blocks.data_ptr(),
+                _DTYPES[weight.dtype],
                 logits.data_ptr(),
-                num_tokens,
-                vocab_size,
-                hidden,
+                *logits.shape,
+                weight.hidden_size,
             )
         )
         return logits
 
     def _int8_head(self, x: QuantizedActivations, weight: PreparedInt8Head) -> Tensor:
-        num_tokens, hidden = x.codes.shape
-        vocab_size, expected = weight.codes.shape
-        if hidden != expected:
-            raise ShapeError(f"x has {hidden} features; the head takes {expected}")
-        logits = torch.empty(num_tokens, vocab_size)
-        self._check(
-            self._library.bw_int8_head(
-                self._context,
-                x.codes.data_ptr(),
-                x.scales.data_ptr(),
-                weight.codes.data_ptr(),
-                weight.scales.data_ptr(),
-                weight.sums.data_ptr(),
-                logits.data_ptr(),
-                num_tokens,
-                vocab_size,
-                hidden,
-            )
-        )
+        _require_width(x.codes, weight.hidden_size)
+        if weight.columns != weight.hidden_size:
+            padding = (0, weight.columns - weight.hidden_size)
+            x = replace(x, codes=F.pad(x.codes, padding))
+        logits = torch.empty(x.codes.shape[0], weight.vocab_size)
+        self._linear(x, 8, weight.blocks, weight.scales, None, None, logits, weight.columns)
         return logits
 
     def measure_read_bandwidth(self, num_bytes: int = 1 << 28) -> float:
@@ -436,6 +486,12 @@ def _threads_from_environment() -> int | None:
     return int(value)
 
 
+def _padded(values: Tensor, num_rows: int) -> Tensor:
+    padded = torch.zeros(num_rows)
+    padded[: len(values)] = values
+    return padded
+
+
 def _dtype_of(x: Tensor) -> int:
     try:
         return _DTYPES[x.dtype]
@@ -449,6 +505,11 @@ def _require_contiguous(*tensors: Tensor) -> None:
     for tensor in tensors:
         if not tensor.is_contiguous():
             raise ShapeError(f"a tensor of strides {tensor.stride()} is not contiguous")
+
+
+def _require_width(x: Tensor, hidden_size: int) -> None:
+    if x.shape[1] != hidden_size:
+        raise ShapeError(f"x has {x.shape[1]} features; the head takes {hidden_size}")
 
 
 def _cache_shape(kv_cache: Tensor) -> torch.Size:

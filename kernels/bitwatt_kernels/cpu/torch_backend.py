@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
 from bitwatt_kernels.cpu.dense import has_blocked_kernels, linear, tiled_linear
 from bitwatt_kernels.cpu.torch_attention import StepPlan
 from bitwatt_kernels.errors import BackendError, ShapeError
+from bitwatt_kernels.layer import LayerByOperations
 from bitwatt_kernels.packing import TernaryWeight, unpack
 from bitwatt_kernels.reference import elementwise as _elementwise
 from bitwatt_kernels.reference import linear as _linear
@@ -30,7 +32,7 @@ class _Int8Weight:
     bias: Tensor | None
 
 
-class TorchBackend:
+class TorchBackend(LayerByOperations):
     """Ternary linears as exact int8 matmuls; attention, norms and 16-bit matmuls of torch.
 
     A layout is read when it is first seen: one object stands for one step. Not thread-safe.
@@ -51,8 +53,8 @@ class TorchBackend:
         return _Int8Weight(values, weight.scales.to(self.device), bias)
 
     def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | Int8Head:
-        weight = weight.to(self.device)
-        return quantize_head(weight) if bits == 8 else weight
+        weight = weight.to(self.device, copy=bits == 16)
+        return quantize_head(weight) if bits == 8 else weight.contiguous()
 
     def prepare_dense(self, weight: Tensor) -> Tensor:
         """Return the weight blocked as oneDNN's 16-bit kernels want it, where the CPU has them.
@@ -77,6 +79,10 @@ class TorchBackend:
                 return prepared.nbytes
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
+
+    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
+        assert isinstance(embedding, Tensor)
+        return F.embedding(token_ids, embedding)
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         return _linear.quantize(x)

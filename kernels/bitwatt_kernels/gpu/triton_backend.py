@@ -15,12 +15,13 @@ from bitwatt_kernels.gpu import linear as _linear
 from bitwatt_kernels.gpu import rope as _rope
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
+from bitwatt_kernels.layer import LayerByOperations
 from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = ["TritonBackend"]
 
 
-class TritonBackend:
+class TritonBackend(LayerByOperations):
     """Every operation of the Backend protocol on an NVIDIA GPU.
 
     No operation waits for the device or reads its memory, so that a step can be captured into a
@@ -49,7 +50,7 @@ class TritonBackend:
         return TernaryWeight(codes, weight.scales.to(self.device), bias)
 
     def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | _head.Int8Head:
-        weight = weight.to(self.device).contiguous()
+        weight = weight.to(self.device, copy=bits == 16).contiguous()
         return _head.quantize_head(weight) if bits == 8 else weight
 
     def prepare_dense(self, weight: Tensor) -> Tensor:
@@ -66,6 +67,10 @@ class TritonBackend:
                 return int(prepared.nbytes)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
+
+    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
+        assert isinstance(embedding, Tensor)
+        return F.embedding(token_ids, embedding)
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         return _elementwise.quantize(x, self.gpu)

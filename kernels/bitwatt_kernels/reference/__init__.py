@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
+from bitwatt_kernels.layer import LayerByOperations
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference import attention as _attention
 from bitwatt_kernels.reference import elementwise as _elementwise
@@ -16,7 +17,7 @@ from bitwatt_kernels.reference.head import head as _head
 __all__ = ["ReferenceBackend"]
 
 
-class ReferenceBackend:
+class ReferenceBackend(LayerByOperations):
     """Every operation of the Backend protocol, exact where it is integer, float64 where it sums.
 
     Works on any device and dtype; keeps weights packed and unpacks them on every call.
@@ -33,8 +34,8 @@ class ReferenceBackend:
         return TernaryWeight(weight.codes.to(self.device), weight.scales.to(self.device), bias)
 
     def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | Int8Head:
-        weight = weight.to(self.device)
-        return quantize_head(weight) if bits == 8 else weight
+        weight = weight.to(self.device, copy=bits == 16)
+        return quantize_head(weight) if bits == 8 else weight.contiguous()
 
     def prepare_dense(self, weight: Tensor) -> Tensor:
         return weight.to(self.device)
@@ -48,6 +49,10 @@ class ReferenceBackend:
                 return int(prepared.nbytes)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
+
+    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
+        assert isinstance(embedding, Tensor)
+        return embedding[token_ids]
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         return _linear.quantize(x)

@@ -1,10 +1,11 @@
 """Builds a transformer from whatever holds its tensors."""
 
+import math
 from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
-from bitwatt_kernels.backend import Backend
+from bitwatt_kernels.backend import Backend, TernaryLayerWeights
 from bitwatt_kernels.packing import TernaryWeight, unpack
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from bitwatt.model.transformer import ModelMemory, Transformer
 __all__ = ["TensorSource", "Weights", "build_transformer"]
 
 Weights = Literal["ternary", "fp16"]
+
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 class TensorSource(Protocol):
@@ -96,21 +99,22 @@ class _Builder:
         self.weights = weights
         self.backend = backend
         self.dtype = dtype
+        self.vocabulary = (config.vocab_size, config.hidden_size)
         self.packed_bytes = 0
         self.other_bytes = 0
         self.num_parameters = 0
 
     def build(self, *, head_bits: Literal[8, 16]) -> Transformer:
         config = self.config
-        embedding = self.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        # A tied head of 16 bits and the embedding are one matrix in memory.
+        head = self.head(_EMBEDDING, 16) if config.is_tied and head_bits == 16 else None
+        embedding = self.matrix(_EMBEDDING, *self.vocabulary) if head is None else head
         layers = [self.layer(f"model.layers.{i}") for i in range(config.num_layers)]
         norm = self.norm("model.norm", config.hidden_size)
-        if config.is_tied:
-            head_weight = embedding
-        else:
-            head_weight = self.matrix("lm_head.weight", config.vocab_size, config.hidden_size)
-        head = self.backend.prepare_head(head_weight, bits=head_bits)
-        embedding_bytes = embedding.nbytes
+        if head is None:
+            head = self.head(_EMBEDDING if config.is_tied else "lm_head.weight", head_bits)
+        self.num_parameters += math.prod(self.vocabulary) * (1 if config.is_tied else 2)
+        embedding_bytes = self.backend.nbytes(embedding)
         if head is not embedding:
             embedding_bytes += self.backend.nbytes(head)
         rope = rope_table(config, self.backend.device)
@@ -158,10 +162,11 @@ class _Builder:
             self.norm(f"{mlp}.ffn_sub_norm", inner) if config.has_sub_norms else None,
         )
         if self.weights == "ternary":
-            return TernaryLayer(
-                self.backend,
-                shape,
-                self.dtype,
+            weights = TernaryLayerWeights(
+                num_heads=shape.num_heads,
+                attention_scale=shape.attention_scale,
+                activation=shape.activation,
+                eps=shape.eps,
                 input_norm=norms[0],
                 qkv=self.ternary(qkv),
                 attention_sub_norm=sub_norms[0],
@@ -171,6 +176,7 @@ class _Builder:
                 mlp_sub_norm=sub_norms[1],
                 down=self.ternary(down),
             )
+            return TernaryLayer(self.backend, self.backend.prepare_layer(weights))
         return DenseLayer(
             self.backend,
             shape,
@@ -189,8 +195,11 @@ class _Builder:
         return tensor.to(self.backend.device, dtype, copy=True).contiguous()
 
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
-        self.num_parameters += rows * columns
         return self.to_device(self.source.dense(name, rows, columns), self.dtype)
+
+    def head(self, name: str, bits: Literal[8, 16]) -> object:
+        weight = self.source.dense(name, *self.vocabulary).to(self.dtype)
+        return self.backend.prepare_head(weight, bits=bits)
 
     def norm(self, name: str, size: int) -> Tensor:
         """Return a norm's weight in float32: it costs nothing and is what norms compute in."""
@@ -216,6 +225,7 @@ class _Builder:
             weight = unpack(packed.codes.to(device)).to(self.dtype).mul_(scales[:, None])
         else:
             weight = torch.cat([self.matrix(f"{name}.weight", *shape) for name, *shape in parts])
+            self.num_parameters += weight.numel()
         prepared = self.backend.prepare_dense(weight)
         self.other_bytes += self.backend.nbytes(prepared)
         return prepared

@@ -1,16 +1,11 @@
-"""One transformer layer, with ternary or with dense linears.
+"""One transformer layer, with ternary or with dense linears, as bitwatt_kernels/layer.py has it.
 
-    h += o(sub_norm(attention(norm(h))))
-    h += down(sub_norm(f(gate(norm(h))) · up(norm(h))))
-
-The sub-norms are BitNet's; LLaMA has none. Queries, keys and values are one matrix, and gate and
-up another. Both layers hold weights and call the backend: no state changes after construction.
+Both hold weights and call the backend: no state changes after construction.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from bitwatt_kernels.backend import Activation, Backend, StepLayout
 from torch import Tensor
 
@@ -37,46 +32,23 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TernaryLayer:
-    """Packed weights times int8 activations; the stream is rounded to dtype at each addition.
+    """Packed weights times int8 activations, in whatever pieces the backend runs it.
 
-    qkv, o, gate_up, down  what backend.prepare_ternary returned
+    prepared  what backend.prepare_layer returned
     """
 
     backend: Backend
-    shape: LayerShape
-    dtype: torch.dtype
-    input_norm: Tensor
-    qkv: object
-    attention_sub_norm: Tensor | None
-    o: object
-    mlp_norm: Tensor
-    gate_up: object
-    mlp_sub_norm: Tensor | None
-    down: object
+    prepared: object
 
     def forward(self, h: Tensor, rope: Tensor, kv_cache: Tensor, layout: StepLayout) -> Tensor:
-        backend, shape, dtype = self.backend, self.shape, self.dtype
-        x = backend.rms_norm_quantize(h, self.input_norm, shape.eps)
-        qkv = backend.ternary_linear(x, self.qkv, None, dtype)
-        q = backend.rope_and_cache(qkv, rope, kv_cache, layout, shape.num_heads)
-        attended = backend.attention(q, kv_cache, layout, shape.attention_scale)
-        if self.attention_sub_norm is None:
-            x = backend.quantize(attended)
-        else:
-            x = backend.rms_norm_quantize(attended, self.attention_sub_norm, shape.eps)
-        h = backend.ternary_linear(x, self.o, h, dtype)
-
-        x = backend.rms_norm_quantize(h, self.mlp_norm, shape.eps)
-        gate_up = backend.ternary_linear(x, self.gate_up, None, dtype)
-        x = backend.gated_activation_quantize(
-            gate_up, shape.activation, self.mlp_sub_norm, shape.eps
-        )
-        return backend.ternary_linear(x, self.down, h, dtype)
+        return self.backend.ternary_layer(h, self.prepared, rope, kv_cache, layout)
 
 
 @dataclass(frozen=True, slots=True)
 class DenseLayer:
     """The same layer in 16 (or 32) bits, the baseline.
+
+    Queries, keys and values are one matrix, and gate and up another.
 
     qkv, o, gate_up, down  what backend.prepare_dense returned, in the stream's dtype
     """

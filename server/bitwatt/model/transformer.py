@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from bitwatt_kernels.backend import Backend, StepLayout
 from torch import Tensor
 
@@ -33,6 +32,8 @@ class ModelMemory:
 class Transformer:
     """A model on one device; forward changes nothing but the KV cache it is given.
 
+    embedding  what backend.embed takes; the head itself where a model ties the two in 16 bits
+
     notices  what an operator should know once, found while loading
     """
 
@@ -42,7 +43,7 @@ class Transformer:
         backend: Backend,
         dtype: torch.dtype,
         *,
-        embedding: Tensor,
+        embedding: object,
         layers: Sequence[Layer],
         norm: Tensor,
         head: object,
@@ -71,7 +72,7 @@ class Transformer:
         kv_cache      takes the tokens' keys and values at layout.slots
         logit_tokens  [R] int64, indexes into the step's tokens
         """
-        h = F.embedding(token_ids, self._embedding)  # [T, hidden_size]
+        h = self.backend.embed(token_ids, self._embedding)  # [T, hidden_size]
         for layer, layer_cache in zip(self._layers, kv_cache.by_layer, strict=True):
             h = layer.forward(h, self._rope, layer_cache, layout)
         if not len(logit_tokens):

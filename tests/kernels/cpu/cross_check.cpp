@@ -14,15 +14,14 @@ const char* bw_instruction_sets();
 void* bw_create(const char*, int);
 void bw_destroy(void*);
 int bw_repack(void*, const uint8_t*, uint8_t*, int, int);
-int bw_ternary_linear(void*, int8_t*, float*, int32_t*, const uint8_t*, const float*, const float*,
-                      const void*, void*, int, int, int, int);
+int bw_block_rows(void*, const char*, char*, int, int, int, int);
+int bw_linear(void*, int8_t*, float*, int32_t*, int, const uint8_t*, const float*, const float*,
+              const void*, void*, int, int, int, int);
 int bw_elementwise(void*, const void*, int, int, const void*, int, float, void*, int8_t*, float*,
                    int32_t*, int, int);
 int bw_attention(void*, const void*, int, const void*, int, int64_t, const int32_t*,
                  const int32_t*, const int32_t*, int, void*, int, int, int, int, int, float);
 int bw_head(void*, const void*, int, const void*, int, float*, int, int, int);
-int bw_int8_head(void*, const int8_t*, const float*, const int8_t*, const float*, const int32_t*,
-                 float*, int, int, int);
 }
 
 namespace {
@@ -47,6 +46,11 @@ void expect_near(const std::vector<float>& ours, const std::vector<float>& their
     if (worst <= most) return;
     std::printf("FAILED %s: off by %g\n", what, static_cast<double>(worst));
     ++failures;
+}
+
+template <class T>
+char* bytes(std::vector<T>& values) {
+    return reinterpret_cast<char*>(values.data());
 }
 
 struct Results {
@@ -82,8 +86,8 @@ Results check(const std::string& name) {
             }
         bw_repack(context, packed.data(), blocks.data(), N, K);
         std::vector<float> y(T * N), expected(T * N);
-        bw_ternary_linear(context, codes.data(), x_scales.data(), sums.data(), blocks.data(),
-                          scales.data(), nullptr, nullptr, y.data(), 0, T, N, K);
+        bw_linear(context, codes.data(), x_scales.data(), sums.data(), 2, blocks.data(),
+                  scales.data(), nullptr, nullptr, y.data(), 0, T, N, K);
         for (int t = 0; t < T; ++t)
             for (int n = 0; n < N; ++n) {
                 int32_t sum = 0;
@@ -92,20 +96,27 @@ Results check(const std::string& name) {
             }
         expect_equal(y, expected, "ternary_linear");
 
-        std::vector<float> head(V * K), logits(T * V), exact(T * V);
+        std::vector<float> head(V * K), head_blocks(64 * K), logits(T * V), exact(T * V);
         for (float& value : head) value = uniform();
-        bw_head(context, x.data(), 0, head.data(), 0, logits.data(), T, V, K);
+        bw_block_rows(context, bytes(head), bytes(head_blocks), V, K, 4, 1);
+        bw_head(context, x.data(), 0, head_blocks.data(), 0, logits.data(), T, V, K);
         results.logits.insert(results.logits.end(), logits.begin(), logits.end());
+        std::vector<uint8_t> halves(2 * V * K), half_blocks(2 * 64 * K);
+        for (int i = 0; i < V * K; ++i) std::memcpy(&halves[2 * i], bytes(head) + 4 * i + 2, 2);
+        bw_block_rows(context, bytes(halves), bytes(half_blocks), V, K, 2, 2);
+        bw_head(context, x.data(), 0, half_blocks.data(), 1, logits.data(), T, V, K);
+        results.logits.insert(results.logits.end(), logits.begin(), logits.end());
+
         std::vector<int8_t> head_codes(V * K);
-        std::vector<int32_t> head_sums(V);
-        std::vector<float> ones(V, 1.0f);
-        for (int v = 0; v < V; ++v)
-            for (int k = 0; k < K; ++k) {
-                head_codes[v * K + k] = static_cast<int8_t>(next() % 255) - 127;
-                head_sums[v] += head_codes[v * K + k];
-            }
-        bw_int8_head(context, codes.data(), x_scales.data(), head_codes.data(), ones.data(),
-                     head_sums.data(), logits.data(), T, V, K);
+        std::vector<uint8_t> offset_codes(V * K), code_blocks(64 * K);
+        std::vector<float> ones(64, 1.0f);
+        for (int i = 0; i < V * K; ++i) {
+            head_codes[i] = static_cast<int8_t>(static_cast<int>(next() % 255) - 127);
+            offset_codes[i] = static_cast<uint8_t>(head_codes[i] + 128);
+        }
+        bw_block_rows(context, bytes(offset_codes), bytes(code_blocks), V, K, 1, 4);
+        bw_linear(context, codes.data(), x_scales.data(), sums.data(), 8, code_blocks.data(),
+                  ones.data(), nullptr, nullptr, logits.data(), 0, T, V, K);
         for (int t = 0; t < T; ++t)
             for (int v = 0; v < V; ++v) {
                 int32_t sum = 0;

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bitwatt_kernels.cpu.native import NativeBackend
-from bitwatt_kernels.errors import DtypeError, ShapeError
+from bitwatt_kernels.errors import DtypeError, KernelError, ShapeError
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference import ReferenceBackend
 
@@ -131,16 +131,40 @@ def test_the_largest_int8_logits_do_not_overflow(native, reference):
 
 
 def test_a_wide_head_is_the_same_in_every_batch(native: NativeBackend) -> None:
-    """More columns than one pass over the activations covers, and rows that fill no group."""
+    """More columns than one segment of the sums covers, and rows that fill no block."""
     weight, x = torch.randn(53, 1312).bfloat16(), torch.randn(19, 1312).bfloat16()
+    weight = native.prepare_head(weight)
     together = native.head(x, weight)
     for first, last in [(0, 1), (3, 5), (4, 8), (5, 18)]:
         assert torch.equal(native.head(x[first:last], weight), together[first:last])
 
 
-def test_head_keeps_no_copy_of_a_tied_embedding(native: NativeBackend) -> None:
-    embedding = torch.randn(32, 64)
-    assert native.prepare_head(embedding) is embedding
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("vocab_size", "hidden_size"), [(3, 64), (77, 33), (500, 512)])
+def test_a_tied_embedding_is_read_from_the_head(native, vocab_size, hidden_size, dtype):
+    """One matrix in memory serves both, and its rows are the checkpoint's bit for bit."""
+    weight = torch.randn(vocab_size, hidden_size).to(dtype)
+    head = native.prepare_head(weight)
+    token_ids = torch.cat([torch.arange(vocab_size), torch.tensor([1, 0, vocab_size - 1])])
+    assert torch.equal(native.embed(token_ids, head), weight[token_ids])
+    assert torch.equal(native.embed(token_ids, weight), weight[token_ids])
+
+
+@pytest.mark.parametrize("token_id", [-1, 32])
+def test_a_token_id_past_the_vocabulary_is_refused(native: NativeBackend, token_id: int) -> None:
+    head = native.prepare_head(torch.randn(32, 64))
+    with pytest.raises(KernelError, match="token id"):
+        native.embed(torch.tensor([0, token_id]), head)
+
+
+def test_a_prepared_head_is_a_copy(native: NativeBackend) -> None:
+    """The checkpoint's file may change or vanish under a view of it."""
+    weight = torch.randn(32, 64)
+    head = native.prepare_head(weight)
+    row = weight[:1].clone()
+    weight.zero_()
+    assert torch.equal(native.embed(torch.tensor([0]), head), row)
+    assert native.nbytes(head) == weight.nbytes
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

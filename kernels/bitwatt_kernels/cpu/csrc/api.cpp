@@ -1,14 +1,11 @@
 // The C surface that native.py calls: pointers and sizes in, one Status out.
-//
-// Each function cuts its call into parts worth a thread's while and runs them on the context's
-// pool. How a call is cut never shows in its result.
 
+#include <atomic>
 #include <cstring>
 #include <string>
 #include <vector>
 
-#include "calls.h"
-#include "pool.h"
+#include "layer.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -100,131 +97,50 @@ std::vector<const Kernels*> kernels_that_run() {
     return running;
 }
 
-struct Context {
-    const Kernels* kernels;
-    Pool pool;
-};
-
-enum Status : int { kOk = 0, kBlockOutOfRange = 1, kSlotOutOfRange = 2, kPositionOutOfRange = 3 };
-
-// Handing a part to another thread costs about a microsecond; a part should take several.
-constexpr double kPartNanoseconds = 3000;
-constexpr int kPartsPerThread = 4;
-// One core, roughly: what a part is worth, never how it is computed.
-constexpr double kBytesPerNanosecond = 16, kMultipliesPerNanosecond = 150;
-constexpr double kElementsPerNanosecond = 2;
-
-// body(first, last) over [0, num_units), cut into parts; unit_ns is what one unit takes a core.
-template <class Body>
-void run_ranges(Context& context, int64_t num_units, double unit_ns, const Body& body) {
-    const double worth = num_units * unit_ns / kPartNanoseconds;
-    int64_t parts = static_cast<int64_t>(context.pool.num_threads()) * kPartsPerThread;
-    if (worth < parts) parts = static_cast<int64_t>(worth);
-    if (parts > num_units) parts = num_units;
-    if (parts <= 1) {
-        if (num_units > 0) body(0, static_cast<int>(num_units));
-        return;
-    }
-    context.pool.run(static_cast<int>(parts), [&](int part) {
-        body(static_cast<int>(num_units * part / parts),
-             static_cast<int>(num_units * (part + 1) / parts));
-    });
-}
-
-int blocks_of(int n) { return (n + kLanes - 1) / kLanes; }
-
-void repack_block(const RepackCall& c, int block) {
-    // Unpacked to a byte a code, 16 rows at a time; rows past N have codes 1, weight 0.
-    const int quarter = c.K / 4;
-    uint8_t* rows = reinterpret_cast<uint8_t*>(scratch(kRowScratch, (kLanes * c.K + 3) / 4));
-    std::memset(rows, 1, static_cast<size_t>(kLanes) * c.K);
-    for (int r = 0; r < kLanes && block * kLanes + r < c.N; ++r) {
-        const uint8_t* codes = c.codes + static_cast<size_t>(block * kLanes + r) * quarter;
+// From codes [N, K / 4], layout in packing.py, to a row block's 2-bit lines, layout in codes.h.
+void repack_block(const uint8_t* codes, uint8_t* out, int N, int K, int block) {
+    // Unpacked to a byte a code, 32 rows at a time; rows past N have codes 1, weight 0.
+    const int quarter = K / 4;
+    uint8_t* rows = reinterpret_cast<uint8_t*>(scratch(kRowScratch, kBlockRows * K / 4));
+    std::memset(rows, 1, static_cast<size_t>(kBlockRows) * K);
+    for (int r = 0; r < kBlockRows && block * kBlockRows + r < N; ++r) {
+        const uint8_t* row = codes + static_cast<size_t>(block * kBlockRows + r) * quarter;
         for (int plane = 0; plane < 4; ++plane)
             for (int j = 0; j < quarter; ++j)
-                rows[static_cast<size_t>(r) * c.K + plane * quarter + j] = codes[j] >> 2 * plane & 3;
+                rows[static_cast<size_t>(r) * K + plane * quarter + j] = row[j] >> 2 * plane & 3;
     }
-    uint8_t* out = c.blocks + static_cast<size_t>(block) * (c.K / 16) * kBlockBytes;
-    for (int line = 0; line < c.K / 16; ++line)
-        for (int r = 0; r < kLanes; ++r) {
-            const uint8_t* row = rows + static_cast<size_t>(r) * c.K + line * 16;
+    for (int line = 0; line < K / 16; ++line)
+        for (int r = 0; r < kBlockRows; ++r) {
+            const uint8_t* row = rows + static_cast<size_t>(r) * K + line * 16;
             for (int b = 0; b < 4; ++b)
                 *out++ = static_cast<uint8_t>(row[b] | row[4 + b] << 2 | row[8 + b] << 4 |
                                               row[12 + b] << 6);
         }
 }
 
-int run_elementwise(Context& context, const ElementwiseCall& c) {
-    run_ranges(context, c.T, c.K * (c.gated ? 2 : 1) / kElementsPerNanosecond,
-               [&](int first, int last) { context.kernels->elementwise(c, first, last); });
-    return kOk;
+// Chunks of neighbouring columns, of each of a block's 32 rows in turn; zeros past the matrix.
+template <size_t kChunk>
+void block_rows(const char* rows, char* out, int num_rows, size_t row_bytes) {
+    for (size_t at = 0; at < row_bytes; at += kChunk)
+        for (int r = 0; r < kBlockRows; ++r, out += kChunk) {
+            const char* from = rows + r * row_bytes + at;
+            std::memset(out, 0, kChunk);
+            if (r >= num_rows) continue;
+            if (at + kChunk <= row_bytes)
+                std::memcpy(out, from, kChunk);
+            else
+                std::memcpy(out, from, row_bytes - at);
+        }
 }
 
-// One step's attention: tiles of queries and, where those are few, splits of a decode's keys.
-struct AttentionPlan {
-    std::vector<AttentionTile> tiles;      // parts of the first pass
-    std::vector<AttentionTile> merges;     // parts of the second, in order of their partials
-    std::vector<size_t> partials;          // a tile's place among the partials, or kWhole
-    size_t num_partials = 0;
-    static constexpr size_t kWhole = SIZE_MAX;
+// How a matrix of row blocks lies: see bw_block_rows.
+struct BlockedRows {
+    size_t chunk, row_bytes, block_bytes;
+    BlockedRows(int columns, int item_bytes, int columns_per_line)
+        : chunk(static_cast<size_t>(item_bytes) * columns_per_line),
+          row_bytes(static_cast<size_t>(item_bytes) * columns),
+          block_bytes((row_bytes + chunk - 1) / chunk * chunk * kBlockRows) {}
 };
-
-constexpr int kTileRows = 64;
-
-void plan_attention(const AttentionCall& c, int num_threads, AttentionPlan& plan) {
-    plan.tiles.clear(), plan.merges.clear(), plan.partials.clear();
-    plan.num_partials = 0;
-    const int tile_tokens = kTileRows / (c.H / c.G) > 1 ? kTileRows / (c.H / c.G) : 1;
-    const bool few = c.S * c.G < num_threads * kPartsPerThread;
-    for (int s = 0; s < c.S; ++s) {
-        const int first = c.query_starts[s], last = c.query_starts[s + 1];
-        const int context_len = c.context_lens[s];
-        if (first == last || context_len == 0) continue;
-        for (int g = 0; g < c.G; ++g)
-            for (int token = first; token < last; token += tile_tokens) {
-                AttentionTile tile{s, g, token, 0, context_len - (last - token), 0, 0};
-                tile.num_tokens = last - token < tile_tokens ? last - token : tile_tokens;
-                const int num_keys = tile.first_position + tile.num_tokens;
-                tile.last_split = (num_keys + kSplitTokens - 1) / kSplitTokens;
-                if (few && tile.num_tokens == 1 && tile.last_split > 1) {
-                    plan.merges.push_back(tile);
-                    for (int split = 0; split < tile.last_split; ++split) {
-                        AttentionTile part = tile;
-                        part.first_split = split, part.last_split = split + 1;
-                        plan.tiles.push_back(part);
-                        plan.partials.push_back(plan.num_partials++);
-                    }
-                } else {
-                    plan.tiles.push_back(tile);
-                    plan.partials.push_back(AttentionPlan::kWhole);
-                }
-            }
-    }
-}
-
-int check_blocks(const AttentionCall& c) {
-    for (int s = 0; s < c.S; ++s) {
-        const int used = blocks_of(c.context_lens[s]);
-        if (used > c.max_blocks) return kBlockOutOfRange;
-        const int32_t* blocks = c.block_tables + static_cast<size_t>(s) * c.max_blocks;
-        for (int i = 0; i < used; ++i)
-            if (blocks[i] < 0 || blocks[i] >= c.num_blocks) return kBlockOutOfRange;
-    }
-    return kOk;
-}
-
-// Tokens of no sequence with a context have zeros.
-void clear_padding(const AttentionCall& c, int T) {
-    const size_t row_bytes = static_cast<size_t>(c.H) * c.D * item_size(c.dtype);
-    const auto clear = [&](int first, int last) {
-        if (last > first)
-            std::memset(static_cast<char*>(c.out) + first * row_bytes, 0,
-                        (last - first) * row_bytes);
-    };
-    for (int s = 0; s < c.S; ++s)
-        if (c.context_lens[s] == 0) clear(c.query_starts[s], c.query_starts[s + 1]);
-    clear(c.query_starts[c.S], T);
-}
 
 }  // namespace
 
@@ -283,29 +199,57 @@ BW_API uint64_t bw_read(Context* context, const uint64_t* words, int64_t num_wor
     return total;
 }
 
+// Ternary codes [N, K / 4] into row blocks, blocks_of(N) * 32 * K / 4 bytes.
 BW_API int bw_repack(Context* context, const uint8_t* codes, uint8_t* blocks, int N, int K) {
-    const RepackCall c{codes, blocks, N, K};
-    run_ranges(*context, blocks_of(N), K * kLanes / kElementsPerNanosecond,
+    run_ranges(*context, blocks_of(N), K * kBlockRows / kElementsPerNanosecond,
                [&](int first, int last) {
-                   for (int block = first; block < last; ++block) repack_block(c, block);
+                   for (int block = first; block < last; ++block)
+                       repack_block(codes, blocks + static_cast<size_t>(block) * kBlockRows * K / 4,
+                                    N, K, block);
                });
     return kOk;
 }
 
-BW_API int bw_ternary_linear(Context* context, int8_t* codes, float* x_scales, int32_t* x_sums,
-                             const uint8_t* blocks, const float* scales, const float* bias,
-                             const void* residual, void* out, int dtype, int T, int N, int K) {
-    const TernaryCall c{{codes, x_scales, x_sums}, blocks, scales, bias, residual, out, dtype,
-                        T,                         N,      K};
-    constexpr int kUnit = 2;  // blocks that a tile may take together
-    const int num_blocks = blocks_of(N);
-    const double bytes = kUnit * kLanes * K / 4.0, multiplies = kUnit * kLanes * double(K) * T;
-    run_ranges(*context, (num_blocks + kUnit - 1) / kUnit,
-               bytes / kBytesPerNanosecond + multiplies / kMultipliesPerNanosecond,
+// A matrix [num_rows, columns] into row blocks [blocks][lines][32][columns_per_line], a line 2 or 4
+// bytes a row.
+BW_API int bw_block_rows(Context* context, const char* rows, char* out, int num_rows, int columns,
+                         int item_bytes, int columns_per_line) {
+    const BlockedRows to(columns, item_bytes, columns_per_line);
+    const auto one = to.chunk == 2 ? block_rows<2> : block_rows<4>;
+    run_ranges(*context, blocks_of(num_rows), columns * kBlockRows / kElementsPerNanosecond,
                [&](int first, int last) {
-                   const int end = last * kUnit < num_blocks ? last * kUnit : num_blocks;
-                   context->kernels->ternary_linear(c, first * kUnit, end);
+                   for (int block = first; block < last; ++block)
+                       one(rows + to.row_bytes * block * kBlockRows, out + to.block_bytes * block,
+                           num_rows - block * kBlockRows, to.row_bytes);
                });
+    return kOk;
+}
+
+// Rows ids [T] of a matrix that bw_block_rows blocked, [T, columns].
+BW_API int bw_embed(Context* context, const int64_t* ids, const char* blocks, char* out, int T,
+                    int num_rows, int columns, int item_bytes, int columns_per_line) {
+    for (int t = 0; t < T; ++t)
+        if (ids[t] < 0 || ids[t] >= num_rows) return kTokenOutOfRange;
+    const BlockedRows in(columns, item_bytes, columns_per_line);
+    run_ranges(*context, T, columns / kElementsPerNanosecond, [&](int first, int last) {
+        for (int t = first; t < last; ++t) {
+            const char* from =
+                blocks + ids[t] / kBlockRows * in.block_bytes + ids[t] % kBlockRows * in.chunk;
+            char* to = out + t * in.row_bytes;
+            for (size_t at = 0; at < in.row_bytes; at += in.chunk, from += kBlockRows * in.chunk)
+                std::memcpy(to + at, from,
+                            in.row_bytes - at < in.chunk ? in.row_bytes - at : in.chunk);
+        }
+    });
+    return kOk;
+}
+
+// bits: 2 for blocks of bw_repack, 8 for those that bw_block_rows made of weights plus 128.
+BW_API int bw_linear(Context* context, int8_t* codes, float* x_scales, int32_t* x_sums, int bits,
+                     const uint8_t* blocks, const float* scales, const float* bias,
+                     const void* residual, void* out, int dtype, int T, int N, int K) {
+    run_linear(*context, {{codes, x_scales, x_sums}, bits, blocks, scales, bias, residual, out,
+                          dtype, T, N, K});
     return kOk;
 }
 
@@ -314,23 +258,18 @@ BW_API int bw_elementwise(Context* context, const void* x, int dtype, int activa
                           const void* weight, int weight_dtype, float eps, void* out,
                           int8_t* codes, float* scales, int32_t* sums, int T, int K) {
     const bool gated = activation >= 0;
-    return run_elementwise(*context, {x, dtype, gated, activation, weight, weight_dtype, eps, out,
-                                      {codes, scales, sums}, T, K});
+    run_elementwise(*context, {x, dtype, gated, activation, weight, weight_dtype, eps, out,
+                               {codes, scales, sums}, T, K});
+    return kOk;
 }
 
 BW_API int bw_rope_and_cache(Context* context, const void* qkv, int dtype, const float* rope,
                              int64_t rope_rows, void* cache, int cache_dtype, int64_t num_blocks,
                              const int64_t* positions, const int64_t* slots, void* queries, int T,
                              int H, int G, int D) {
-    for (int t = 0; t < T; ++t) {
-        if (slots[t] >= num_blocks * kLanes) return kSlotOutOfRange;
-        if (positions[t] < 0 || positions[t] >= rope_rows) return kPositionOutOfRange;
-    }
     const RopeCall c{qkv,   rope,        cache, positions, slots, queries,
                      dtype, cache_dtype, T,     H,         G,     D,       num_blocks};
-    run_ranges(*context, T, (H + 2 * G) * D / kElementsPerNanosecond,
-               [&](int first, int last) { context->kernels->rope_and_cache(c, first, last); });
-    return kOk;
+    return run_rope_and_cache(*context, c, rope_rows);
 }
 
 BW_API int bw_attention(Context* context, const void* queries, int dtype, const void* cache,
@@ -340,79 +279,33 @@ BW_API int bw_attention(Context* context, const void* queries, int dtype, const 
     const AttentionCall c{queries, cache,       query_starts, context_lens, block_tables, out,
                           dtype,   cache_dtype, S,            H,            G,            D,
                           max_blocks, num_blocks, scale};
-    if (const int status = check_blocks(c)) return status;
-    clear_padding(c, T);
-    thread_local AttentionPlan plan;
-    const AttentionPlan& planned = plan;
-    plan_attention(c, context->pool.num_threads(), plan);
-    const size_t partial_floats =
-        static_cast<size_t>(H / G) * (padded_width(D) + kLanes);
-    float* partials =
-        plan.num_partials ? scratch(kCallScratch, plan.num_partials * partial_floats) : nullptr;
-    double multiplies = 0;
-    for (const AttentionTile& tile : plan.tiles)
-        multiplies += double(tile.num_tokens) * (H / G) * D * 2 * kSplitTokens *
-                      (tile.last_split - tile.first_split);
-    const double num_tiles = double(plan.tiles.size());
-    run_ranges(*context, plan.tiles.size(), multiplies / num_tiles / 10, [&](int first, int last) {
-        for (int i = first; i < last; ++i) {
-            const size_t place = planned.partials[i];
-            context->kernels->attention(
-                c, planned.tiles[i],
-                place == AttentionPlan::kWhole ? nullptr : partials + place * partial_floats);
-        }
-    });
-    const float* next = partials;
-    for (const AttentionTile& tile : plan.merges) {
-        context->kernels->merge_splits(c, tile, next);
-        next += tile.last_split * partial_floats;
-    }
-    return kOk;
+    return run_attention(*context, c, T);
 }
 
+BW_API int bw_ternary_layer(Context* context, const Layer* layer, const Step* step,
+                            const CacheView* cache, const RopeTable* rope, const void* h, void* out,
+                            int dtype) {
+    return run_layer(*context, *layer, *step, *cache, *rope, h, out, dtype);
+}
+
+// weight: what bw_block_rows made of [V, hidden], head_pair(weight_dtype) columns a line.
 BW_API int bw_head(Context* context, const void* x, int dtype, const void* weight,
                    int weight_dtype, float* out, int T, int V, int hidden) {
-    const int tokens = head_tokens(T);
-    const size_t stride = (static_cast<size_t>(hidden) + 31) / 32 * 32;
-    const bool as_is = context->kernels->head_takes(dtype, weight_dtype);
-    const int x_dtype = as_is ? dtype : int{kFloat32};
-    float* copy = scratch(kCallScratch, tokens * stride);
-    std::memset(copy, 0, tokens * stride * item_size(x_dtype));
-    for (int t = 0; t < T; ++t) {
-        const size_t row_bytes = hidden * item_size(dtype);
-        const char* row = static_cast<const char*>(x) + t * row_bytes;
-        char* to = reinterpret_cast<char*>(copy) + t * stride * item_size(x_dtype);
-        if (as_is)
-            std::memcpy(to, row, row_bytes);
-        else
-            context->kernels->widen(row, dtype, hidden, reinterpret_cast<float*>(to));
+    const int pair = head_pair(weight_dtype), columns = (hidden + pair - 1) / pair * pair;
+    const bool as_is = context->kernels->head_takes(dtype, weight_dtype) && columns == hidden;
+    HeadCall c{x, weight, out, dtype, static_cast<size_t>(columns), weight_dtype, T, V, columns};
+    if (!as_is) {
+        c.x_dtype = kFloat32;
+        c.x_stride = padded_width(columns);
+        float* wide = scratch(kCallScratch, T * c.x_stride);
+        for (int t = 0; t < T; ++t)
+            context->kernels->widen(static_cast<const char*>(x) + t * hidden * item_size(dtype),
+                                    dtype, hidden, wide + t * c.x_stride);
+        c.x = wide;
     }
-    const HeadCall c{copy, weight, out, x_dtype, stride, weight_dtype, T, V, hidden};
-    const double row_bytes = double(hidden) * item_size(weight_dtype);
+    const double block_bytes = kBlockRows * double(columns) * item_size(weight_dtype);
     run_ranges(*context, blocks_of(V),
-               kLanes * (row_bytes / kBytesPerNanosecond + double(hidden) * tokens / 25),
-               [&](int first, int last) {
-                   const int end = last * kLanes < V ? last * kLanes : V;
-                   context->kernels->head(c, first * kLanes, end);
-               });
-    return kOk;
-}
-
-BW_API int bw_int8_head(Context* context, const int8_t* x_codes, const float* x_scales,
-                        const int8_t* codes, const float* scales, const int32_t* sums, float* out,
-                        int T, int V, int hidden) {
-    const int tokens = head_tokens(T);
-    const size_t stride = (static_cast<size_t>(hidden) + 63) / 64 * 64;
-    int8_t* copy = reinterpret_cast<int8_t*>(scratch(kCallScratch, tokens * stride / 4));
-    std::memset(copy, 0, tokens * stride);
-    for (int t = 0; t < T; ++t)
-        std::memcpy(copy + t * stride, x_codes + static_cast<size_t>(t) * hidden, hidden);
-    const Int8HeadCall c{copy, stride, x_scales, codes, scales, sums, out, T, V, hidden};
-    run_ranges(*context, blocks_of(V),
-               kLanes * (hidden / kBytesPerNanosecond + double(hidden) * tokens / 100),
-               [&](int first, int last) {
-                   const int end = last * kLanes < V ? last * kLanes : V;
-                   context->kernels->int8_head(c, first * kLanes, end);
-               });
+               block_bytes / kBytesPerNanosecond + kBlockRows * double(columns) * T / 25,
+               [&](int first, int last) { context->kernels->head(c, first, last); });
     return kOk;
 }

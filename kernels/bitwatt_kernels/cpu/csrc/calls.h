@@ -1,7 +1,7 @@
 // What one call of each kernel reads and writes, and the table of kernels an instruction set gives.
 //
 // T tokens, S sequences, H and G query and key-value heads, D head_dim, as in backend.py. A kernel
-// works on a range of its call's independent parts (row blocks, tokens, heads); ops.cpp splits the
+// works on a range of its call's independent parts (row blocks, tokens, heads); ops.h splits the
 // ranges over threads. No kernel's result for a token depends on the range it is called with.
 
 #pragma once
@@ -17,9 +17,12 @@ inline size_t item_size(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 
 enum Activation : int { kRelu2 = 0, kSilu = 1 };
 
-constexpr int kLanes = 16;         // floats of a vector, rows of a row block, tokens of a KV block
-constexpr int kBlockBytes = 64;    // 16 rows x 16 columns of codes
+constexpr int kLanes = 16;         // floats of a vector, rows of a row group, tokens of a KV block
+constexpr int kBlockRows = 32;     // of a row block: two row groups
+constexpr int kLineBytes = 64;     // of a row group's neighbouring columns; layouts in codes.h
 constexpr int kSplitTokens = 256;  // keys of a split: attention sums split by split
+
+inline int blocks_of(int rows) { return (rows + kBlockRows - 1) / kBlockRows; }
 
 // codes [T, K] int8, scales [T] float32, sums [T] int32
 struct Quantized {
@@ -28,21 +31,17 @@ struct Quantized {
     int32_t* sums;
 };
 
-struct TernaryCall {
+// out = (x · codes' weights) / x scales · scales (+ bias) (+ residual); layout of blocks in codes.h
+struct CodesCall {
     Quantized x;
-    const uint8_t* blocks;  // [ceil(N / 16), K / 16, 64]
-    const float* scales;    // [ceil(N / 16) * 16]
-    const float* bias;      // [ceil(N / 16) * 16] or null
+    int bits;               // 2: ternary weights; 8: weights in [-127, 127]
+    const uint8_t* blocks;  // [ceil(N / 32)][K / (32 / bits)][2][64]
+    const float* scales;    // [ceil(N / 32) * 32]
+    const float* bias;      // [ceil(N / 32) * 32] or null
     const void* residual;   // [T, N] or null
     void* out;              // [T, N]
     int dtype;
     int T, N, K;
-};
-
-struct RepackCall {
-    const uint8_t* codes;  // [N, K / 4], layout in packing.py
-    uint8_t* blocks;       // [ceil(N / 16), K / 16, 64]
-    int N, K;
 };
 
 // Covers quantize, rms_norm and gated_activation with or without quantization: x is widened, gated
@@ -93,37 +92,25 @@ struct AttentionTile {
     int first_split, last_split;
 };
 
-// Tokens the head multiplies at once: rows past T are zeros.
-inline int head_tile(int T) { return T >= 3 ? 4 : T; }
-inline int head_tokens(int T) { return (T + head_tile(T) - 1) / head_tile(T) * head_tile(T); }
 inline int padded_width(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
+// Neighbouring columns a line of a head of this dtype holds; layout in head.h.
+constexpr int head_pair(int dtype) { return dtype == kBFloat16 ? 2 : 1; }
+
 struct HeadCall {
-    const void* x;  // [head_tokens(T), x_stride], zeros past T and hidden
-    const void* weight;  // [V, hidden]
+    const void* x;       // [T, x_stride], zeros past hidden
+    const void* weight;  // [ceil(V / 32)][columns / P][2][16][P], P = head_pair
     float* out;          // [T, V]
     int x_dtype;         // float32, or whatever head_takes
-    size_t x_stride;     // a multiple of 32
+    size_t x_stride;
     int weight_dtype;
-    int T, V, hidden;
-};
-
-// logits = x · codes / x_scales · scales, the sums exact in int32.
-struct Int8HeadCall {
-    const int8_t* x;        // [head_tokens(T), x_stride] codes, zeros past T and hidden
-    size_t x_stride;        // a multiple of 64
-    const float* x_scales;  // [T]
-    const int8_t* codes;    // [V, hidden] in [-127, 127]
-    const float* scales;    // [V]
-    const int32_t* sums;    // [V], the sum of each row's codes
-    float* out;             // [T, V]
-    int T, V, hidden;
+    int T, V, columns;  // columns: hidden, padded to a multiple of P
 };
 
 struct Kernels {
     const char* name;
     bool (*prepare)();  // once a process before the first kernel; false: not permitted here
-    void (*ternary_linear)(const TernaryCall&, int first_block, int last_block);
+    void (*linear)(const CodesCall&, int first_block, int last_block);
     void (*elementwise)(const ElementwiseCall&, int first_token, int last_token);
     void (*rope_and_cache)(const RopeCall&, int first_token, int last_token);
     // partial: null to write the result, else [rows, D + 2] for merge_splits, rows = tokens * H / G
@@ -131,13 +118,12 @@ struct Kernels {
     // partials [splits][H / G][D + 2] of one query token, split by split in order
     void (*merge_splits)(const AttentionCall&, const AttentionTile&, const float* partials);
     void (*widen)(const void* in, int dtype, int n, float* out);
-    void (*head)(const HeadCall&, int first_row, int last_row);
+    void (*head)(const HeadCall&, int first_block, int last_block);
     bool (*head_takes)(int dtype, int weight_dtype);
-    void (*int8_head)(const Int8HeadCall&, int first_row, int last_row);
 };
 
 // At least num_floats floats, 64-byte aligned, this thread's own until its next call with this slot.
-enum ScratchSlot { kRowScratch, kTileScratch, kCallScratch, kNumScratchSlots };
+enum ScratchSlot { kRowScratch, kTileScratch, kCallScratch, kLayerScratch, kNumScratchSlots };
 float* scratch(ScratchSlot slot, size_t num_floats);
 
 }  // namespace bitwatt

@@ -1,4 +1,4 @@
-// Sixteen dot products at a time, for attention's scores and the language-model head's logits.
+// Sixteen dot products at a time, for attention's scores.
 //
 // Each is summed in sixteen lanes along its length and then over the lanes by the tree of totals(),
 // whatever the shape of the tile it falls in: so a token's result doesn't depend on its neighbours.

@@ -1,191 +1,166 @@
-// The language-model head: logits in float32 of rows kept as they came.
+// The language-model head in float: logits in float32 of rows kept as they came.
 //
-// A weight row is read once a token tile; while one group of rows is multiplied, the next is
-// fetched. Where the machine multiplies pairs of bfloat16 (AVX512_BF16), it does so for a bfloat16
-// head of bfloat16 activations; else everything is widened to float32.
+// Rows lie in blocks of 32 as [V / 32][ceil(hidden / P)][2][16][P]: two groups of 16 rows take turns,
+// and a line has P neighbouring columns of 16 rows, two of bfloat16 and one of other types. So a
+// block is one stream of memory, a line meets one broadcast of activations, and the sums of 16 rows
+// are the lanes of a vector. Each is summed column by column, in segments of 256 columns, whatever
+// the tile of tokens it falls in. Where the machine multiplies pairs of bfloat16 (AVX512_BF16), it
+// does so for a bfloat16 head of bfloat16 activations; else everything is widened to float32.
 
 #pragma once
 
-#include "dots.h"
+#include "simd.h"
 
 namespace bitwatt {
 namespace BITWATT_ISA {
 
-#if defined(__AVX512BF16__)
+constexpr int kSegmentColumns = 256;
 
-constexpr int kPairLanes = 32;
+#if defined(__AVX512F__)
+constexpr int kHeadTokens = 12;
+constexpr int head_groups(int) { return 2; }
+#else
+constexpr int kHeadTokens = 4;
+constexpr int head_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
+#endif
 
-BW_INLINE __m512bh load_pairs(const uint16_t* p) {
-    return bits<__m512bh>(_mm512_loadu_si512(p));
+// sums[m][r] = the 16 rows of group r times columns [first, last) of token m.
+template <int M, int R, int dtype>
+BW_INLINE void head_segment(const void* lines, const float* x, size_t x_stride, int first, int last,
+                            F32 (&sums)[M][R]) {
+    for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) sums[m][r] = zero();
+    if constexpr (dtype == kBFloat16) {
+        for (int k = first; k < last; k += 2) {
+            F32 even[R], odd[R];
+            for (int r = 0; r < R; ++r) {
+                const I32 pair = load(static_cast<const int32_t*>(lines) + (k + r) * kLanes);
+                even[r] = as_float(shift_left<16>(pair));
+                odd[r] = as_float(pair & splat(static_cast<int32_t>(0xFFFF0000)));
+            }
+            for (int m = 0; m < M; ++m) {
+                const F32 a = splat(x[m * x_stride + k]), b = splat(x[m * x_stride + k + 1]);
+                for (int r = 0; r < R; ++r)
+                    sums[m][r] = fma(odd[r], b, fma(even[r], a, sums[m][r]));
+            }
+        }
+    } else {
+        for (int k = first; k < last; ++k) {
+            F32 w[R];
+            for (int r = 0; r < R; ++r)
+                w[r] = load_as(lines, dtype, (2 * k + r) * kLanes);
+            for (int m = 0; m < M; ++m) {
+                const F32 a = splat(x[m * x_stride + k]);
+                for (int r = 0; r < R; ++r) sums[m][r] = fma(w[r], a, sums[m][r]);
+            }
+        }
+    }
 }
 
-template <int Q, int R>
-BW_INLINE void dot_pairs(const uint16_t* x, size_t x_stride, const uint16_t* rows,
-                         size_t row_stride, int n, F32* sums, int stride, Ahead ahead) {
-    __m512 s[R * Q];
-    for (int j = 0; j < R * Q; ++j) s[j] = _mm512_setzero_ps();
-    int i = 0;
-    for (; i + kPairLanes <= n; i += kPairLanes) {
-        __m512bh a[Q];
-        for (int q = 0; q < Q; ++q) a[q] = load_pairs(x + q * x_stride + i);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const uint16_t* row = rows + r * row_stride + i;
-            if (ahead.rows >> r & 1)
-                _mm_prefetch(reinterpret_cast<const char*>(row + ahead.distance), _MM_HINT_T0);
-            const __m512bh w = load_pairs(row);
-            for (int q = 0; q < Q; ++q) s[r * Q + q] = _mm512_dpbf16_ps(s[r * Q + q], w, a[q]);
+#if defined(__AVX512BF16__)
+
+// The same of pairs of bfloat16: a line times two activations of each token.
+template <int M, int R>
+BW_INLINE void head_segment_pairs(const void* lines, const uint16_t* x, size_t x_stride, int first,
+                                  int last, F32 (&sums)[M][R]) {
+    __m512 s[M][R];
+    for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) s[m][r] = _mm512_setzero_ps();
+    for (int k = first; k < last; k += 2) {
+        __m512bh w[R];
+        for (int r = 0; r < R; ++r)
+            w[r] = bits<__m512bh>(
+                _mm512_loadu_si512(static_cast<const int32_t*>(lines) + (k + r) * kLanes));
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) {
+            int32_t pair;
+            __builtin_memcpy(&pair, x + m * x_stride + k, 4);
+            const __m512bh a = bits<__m512bh>(_mm512_set1_epi32(pair));
+            for (int r = 0; r < R; ++r) s[m][r] = _mm512_dpbf16_ps(s[m][r], w[r], a);
         }
     }
-    if (i < n) {
-        const __mmask32 rest = (1u << (n - i)) - 1;
-        for (int r = 0; r < R; ++r) {
-            const __m512bh w =
-                bits<__m512bh>(_mm512_maskz_loadu_epi16(rest, rows + r * row_stride + i));
-            for (int q = 0; q < Q; ++q)
-                s[r * Q + q] = _mm512_dpbf16_ps(s[r * Q + q], w, load_pairs(x + q * x_stride + i));
-        }
-    }
-    for (int r = 0; r < R; ++r)
-        for (int q = 0; q < Q; ++q) sums[q * stride + r].v = s[r * Q + q];
+    for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) sums[m][r] = {s[m][r]};
 }
 
 #endif
 
-// Logits of Q tokens from t on, for a group of up to R = 16 / Q rows.
-template <int Q, int dtype>
-BW_INLINE void head_group(const HeadCall& c, int t, int row, int num_rows) {
-    constexpr int R = kLanes / Q;
-    const void* w = offset(c.weight, dtype, static_cast<size_t>(row) * c.hidden);
-    // The tiles of tokens share out bringing the next group into the cache.
-    unsigned fetched = 0;
-    for (int r = t / Q; r < R; r += (c.T + Q - 1) / Q) fetched |= 1u << r;
-    const Ahead ahead{static_cast<size_t>(R) * c.hidden, fetched};
-    F32 sums[kLanes];
-    if (num_rows < R)
-        for (int j = 0; j < kLanes; ++j) sums[j] = zero();
-    F32 logits;
+// Logits of tokens [t, t + M) for R groups of rows from row on.
+template <int M, int R, int dtype>
+static void head_tile(const HeadCall& c, const void* lines, int t, int row) {
+    F32 logits[M][R];
+    for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) logits[m][r] = zero();
+    for (int first = 0; first < c.columns; first += kSegmentColumns) {
+        const int last = min_int(first + kSegmentColumns, c.columns);
+        F32 sums[M][R];
 #if defined(__AVX512BF16__)
-    if (dtype == kBFloat16 && c.x_dtype == kBFloat16) {
-        const uint16_t* x = static_cast<const uint16_t*>(c.x) + static_cast<size_t>(t) * c.x_stride;
-        const uint16_t* rows = static_cast<const uint16_t*>(w);
-        if (num_rows == R)
-            dot_pairs<Q, R>(x, c.x_stride, rows, c.hidden, c.hidden, sums, R, ahead);
+        if (dtype == kBFloat16 && c.x_dtype == kBFloat16)
+            head_segment_pairs<M, R>(lines, static_cast<const uint16_t*>(c.x) + t * c.x_stride,
+                                     c.x_stride, first, last, sums);
         else
-            for (int r = 0; r < num_rows; ++r)
-                dot_pairs<Q, 1>(x, c.x_stride, rows + static_cast<size_t>(r) * c.hidden, c.hidden,
-                                c.hidden, sums + r, R, Ahead());
-        logits = totals(sums);
-    } else
 #endif
-    {
-        const float* x = static_cast<const float*>(c.x) + static_cast<size_t>(t) * c.x_stride;
-        if (num_rows == R) {
-            logits = dots<Q, dtype>(x, c.x_stride, w, c.hidden, c.hidden, ahead);
-        } else {
-            for (int r = 0; r < num_rows; ++r)
-                dot_lanes<Q, 1, dtype>(x, c.x_stride,
-                                       offset(w, dtype, static_cast<size_t>(r) * c.hidden),
-                                       c.hidden, c.hidden, sums + r, R, Ahead());
-            logits = totals(sums);
-        }
+            head_segment<M, R, dtype>(lines, static_cast<const float*>(c.x) + t * c.x_stride,
+                                      c.x_stride, first, last, sums);
+        for (int m = 0; m < M; ++m)
+            for (int r = 0; r < R; ++r) logits[m][r] = logits[m][r] + sums[m][r];
     }
-    float lanes[kLanes];
-    store(lanes, logits);
-    for (int q = 0; q < min_int(Q, c.T - t); ++q)
-        for (int r = 0; r < num_rows; ++r)
-            c.out[static_cast<size_t>(t + q) * c.V + row + r] = lanes[q * R + r];
-}
-
-template <int Q, int dtype>
-static void head_rows(const HeadCall& c, int first_row, int last_row) {
-    constexpr int R = kLanes / Q;
-    for (int row = first_row; row < last_row; row += R)
-        for (int t = 0; t < c.T; t += Q)
-            head_group<Q, dtype>(c, t, row, min_int(R, last_row - row));
-}
-
-#if defined(__AVX512BF16__)
-
-// sums[q * R + r] += columns [0, n) of row r times x[q], n a multiple of 32.
-template <int Q, int R>
-BW_INLINE void add_pairs(const uint16_t* x, size_t x_stride, const uint16_t* rows,
-                         size_t row_stride, int n, F32* sums, size_t ahead) {
-    __m512 s[R * Q];
-    for (int j = 0; j < R * Q; ++j) s[j] = sums[j].v;
-    for (int i = 0; i < n; i += kPairLanes) {
-        __m512bh a[Q];
-        for (int q = 0; q < Q; ++q) a[q] = load_pairs(x + q * x_stride + i);
-#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m)
         for (int r = 0; r < R; ++r) {
-            const uint16_t* row = rows + r * row_stride + i;
-            if (ahead) _mm_prefetch(reinterpret_cast<const char*>(row + ahead), _MM_HINT_T1);
-            const __m512bh w = load_pairs(row);
-            for (int q = 0; q < Q; ++q) s[q * R + r] = _mm512_dpbf16_ps(s[q * R + r], w, a[q]);
+            const int first = row + r * kLanes, rows = min_int(kLanes, c.V - first);
+            if (rows > 0)
+                store_some(c.out + static_cast<size_t>(t + m) * c.V + first, kFloat32, 0, rows,
+                           logits[m][r]);
         }
-    }
-    for (int j = 0; j < R * Q; ++j) sums[j].v = s[j];
 }
 
-// The same sums as head_rows<4>, 16 rows and 8 tokens at a time, cut along the row: so that the
-// tokens' part stays in the first cache while the rows pass. Returns the first row not done.
-static int head_blocks(const HeadCall& c, int first_row, int last_row) {
-    constexpr int kRows = 16, kTokens = 8, kColumns = 640, kTile = 4;
-    int row = first_row;
-    for (; row + kRows <= last_row; row += kRows)
-        for (int t = 0; t < c.T; t += kTokens) {
-            const int tiles = min_int(kTokens, head_tokens(c.T) - t) / kTile;
-            F32 sums[kTokens / kTile][kRows / kTile][kLanes];
-            for (int i = 0; i < kTokens / kTile; ++i)
-                for (int g = 0; g < kRows / kTile; ++g)
-                    for (int j = 0; j < kLanes; ++j) sums[i][g][j] = zero();
-            for (int column = 0; column < c.hidden; column += kColumns)
-                for (int g = 0; g < kRows / kTile; ++g)
-                    for (int i = 0; i < tiles; ++i) {
-                        const uint16_t* x = static_cast<const uint16_t*>(c.x) +
-                                            (t + i * kTile) * c.x_stride + column;
-                        const uint16_t* w =
-                            static_cast<const uint16_t*>(c.weight) +
-                            (static_cast<size_t>(row) + g * kTile) * c.hidden + column;
-                        add_pairs<kTile, kTile>(
-                            x, c.x_stride, w, c.hidden, min_int(kColumns, c.hidden - column),
-                            sums[i][g],
-                            t == 0 && i == 0 ? static_cast<size_t>(kRows) * c.hidden : 0);
-                    }
-            for (int i = 0; i < tiles; ++i)
-                for (int g = 0; g < kRows / kTile; ++g) {
-                    float lanes[kLanes];
-                    store(lanes, totals(sums[i][g]));
-                    const int token = t + i * kTile;
-                    for (int q = 0; q < min_int(kTile, c.T - token); ++q)
-                        __builtin_memcpy(c.out + static_cast<size_t>(token + q) * c.V + row +
-                                             g * kTile,
-                                         lanes + q * kTile, kTile * sizeof(float));
-                }
-        }
-    return row;
+template <int M, int dtype>
+static void head_block(const HeadCall& c, const void* block, int t, int row) {
+    constexpr int R = head_groups(M), P = head_pair(dtype);
+    for (int r = 0; r < 2; r += R)
+        head_tile<M, R, dtype>(c, offset(block, dtype, r * kLanes * P), t, row + r * kLanes);
 }
-
-#endif
 
 template <int dtype>
-static void head_tiles(const HeadCall& c, int first_row, int last_row) {
-#if defined(__AVX512BF16__)
-    if (c.x_dtype == kBFloat16 && c.T > 4 && c.hidden % kPairLanes == 0)
-        first_row = head_blocks(c, first_row, last_row);
-#endif
-    switch (head_tile(c.T)) {
-        case 1: return head_rows<1, dtype>(c, first_row, last_row);
-        case 2: return head_rows<2, dtype>(c, first_row, last_row);
-        default: return head_rows<4, dtype>(c, first_row, last_row);
+static void head_block_of(int M, const HeadCall& c, const void* block, int t, int row) {
+    static_assert(kHeadTokens == 4 || kHeadTokens == 12, "every count has its case");
+    switch (M) {
+        case 1: return head_block<1, dtype>(c, block, t, row);
+        case 2: return head_block<2, dtype>(c, block, t, row);
+        case 3: return head_block<3, dtype>(c, block, t, row);
+        case 4: return head_block<4, dtype>(c, block, t, row);
+    }
+    if constexpr (kHeadTokens == 12) switch (M) {
+        case 5: return head_block<5, dtype>(c, block, t, row);
+        case 6: return head_block<6, dtype>(c, block, t, row);
+        case 7: return head_block<7, dtype>(c, block, t, row);
+        case 8: return head_block<8, dtype>(c, block, t, row);
+        case 9: return head_block<9, dtype>(c, block, t, row);
+        case 10: return head_block<10, dtype>(c, block, t, row);
+        case 11: return head_block<11, dtype>(c, block, t, row);
+        case 12: return head_block<12, dtype>(c, block, t, row);
     }
 }
 
-static void head(const HeadCall& c, int first_row, int last_row) {
+template <int dtype>
+static void head_blocks(const HeadCall& c, int first_block, int last_block) {
+    const int num_tiles = (c.T + kHeadTokens - 1) / kHeadTokens;
+    for (int b = first_block; b < last_block; ++b) {
+        const void* block =
+            offset(c.weight, dtype, static_cast<size_t>(b) * kBlockRows * c.columns);
+        for (int i = 0; i < num_tiles; ++i) {
+            const int t = static_cast<int>(static_cast<int64_t>(c.T) * i / num_tiles);
+            const int M = static_cast<int>(static_cast<int64_t>(c.T) * (i + 1) / num_tiles) - t;
+            head_block_of<dtype>(M, c, block, t, b * kBlockRows);
+        }
+    }
+}
+
+static void head(const HeadCall& c, int first_block, int last_block) {
     switch (c.weight_dtype) {
-        case kBFloat16: return head_tiles<kBFloat16>(c, first_row, last_row);
-        case kFloat16: return head_tiles<kFloat16>(c, first_row, last_row);
-        default: return head_tiles<kFloat32>(c, first_row, last_row);
+        case kBFloat16: return head_blocks<kBFloat16>(c, first_block, last_block);
+        case kFloat16: return head_blocks<kFloat16>(c, first_block, last_block);
+        default: return head_blocks<kFloat32>(c, first_block, last_block);
     }
 }
 

@@ -1,10 +1,9 @@
 // One instruction set's kernels: compiled once for each, with its flags and its name.
 
 #include "attention.h"
+#include "codes.h"
 #include "elementwise.h"
 #include "head.h"
-#include "int8_head.h"
-#include "ternary.h"
 
 namespace bitwatt {
 
@@ -24,7 +23,7 @@ static bool prepare() { return true; }
 const Kernels BW_TABLE(BITWATT_ISA) = {
     BW_NAME(BITWATT_ISA),
     prepare,
-    BITWATT_ISA::ternary_linear,
+    BITWATT_ISA::linear,
     BITWATT_ISA::elementwise,
     BITWATT_ISA::rope_and_cache,
     BITWATT_ISA::attention,
@@ -32,7 +31,6 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BITWATT_ISA::widen_row,
     BITWATT_ISA::head,
     BITWATT_ISA::head_takes,
-    BITWATT_ISA::int8_head,
 };
 
 }  // namespace bitwatt

@@ -1,0 +1,391 @@
+// Weight codes times int8 activations: int32 sums, exact in any order.
+//
+// Weights lie in row blocks of 32 as [N / 32][lines][2][64 bytes]: the two groups of 16 rows take
+// turns line by line, so that a block is one stream of memory. A 64-byte line holds, for 16 rows,
+//   2 bits: 16 columns; byte b has row b / 4, its bits 2j and 2j + 1 the code of column 4j + b % 4
+//   8 bits: 4 columns; byte b is the code of row b / 4 and column b % 4
+// So (line >> 2j) & 3, or the line itself, multiplies against four activations, broadcast, for
+// sixteen rows at once: one operand of vpdpbusd, of vpmaddubsw, of NEON's sdot, and one row of an
+// AMX tile. Codes are unsigned, the weight plus 1 or plus 128: what that adds is undone once an
+// output, sum of a * (code - zero) = sum of a * code - zero * sum of a.
+
+#pragma once
+
+#include "simd.h"
+#include "tiles.h"
+
+namespace bitwatt {
+namespace BITWATT_ISA {
+
+// Tokens a tile covers, and row groups it takes at once: their sums and codes fill the registers.
+#if defined(__AVX512VNNI__)
+constexpr int kTileTokens = 12;
+constexpr int tile_groups(int) { return 2; }
+#elif defined(__AVX2__)
+constexpr int kTileTokens = 4;
+constexpr int tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
+#else
+constexpr int kTileTokens = 4;
+constexpr int tile_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
+#endif
+
+constexpr int kGroupLines = 2 * kLineBytes;  // from a group's line to its next
+constexpr int kPrefetchBytes = 4096;
+constexpr int kBlockSums = 2 * kLanes;
+
+constexpr int planes_of(int bits) { return bits == 2 ? 4 : 1; }
+constexpr int columns_of(int bits) { return 4 * planes_of(bits); }
+
+BW_INLINE int32_t four(const int8_t* p) {
+    int32_t word;
+    __builtin_memcpy(&word, p, 4);
+    return word;
+}
+
+// sums[m][r] = the 16 outputs of row group r for token m, over K columns. M tokens of K
+// activations, x_stride apart; R groups, from the one whose lines start at lines.
+#if defined(__AVX512VNNI__)
+
+BW_INLINE __m512i load_line(const uint8_t* p) {
+    // Past what the processor fetches by itself: 8% of a Zen 5's decode step.
+    _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetchBytes), _MM_HINT_T0);
+    return _mm512_loadu_si512(p);
+}
+
+template <int bits, int M, int R>
+static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, int32_t* sums) {
+    const int num_lines = K / columns_of(bits);
+    if constexpr (bits == 2 && M <= 2) {
+        // Shifts saved: (line & 3 << 2j) is the code times 4^j, at most 128, and each j sums apart.
+        __m512i s[M][R][4];
+        for (int m = 0; m < M; ++m)
+            for (int r = 0; r < R; ++r)
+                for (int j = 0; j < 4; ++j) s[m][r][j] = _mm512_setzero_si512();
+        for (int i = 0; i < num_lines; ++i) {
+            __m512i line[R];
+            for (int r = 0; r < R; ++r) line[r] = load_line(lines + i * kGroupLines + r * kLineBytes);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                const __m512i mask = _mm512_set1_epi8(static_cast<char>(3 << 2 * j));
+                for (int m = 0; m < M; ++m) {
+                    const __m512i a = _mm512_set1_epi32(four(x + m * x_stride + i * 16 + j * 4));
+                    for (int r = 0; r < R; ++r)
+                        s[m][r][j] = _mm512_dpbusd_epi32(
+                            s[m][r][j], _mm512_and_si512(line[r], mask), a);
+                }
+            }
+        }
+        for (int m = 0; m < M; ++m)
+            for (int r = 0; r < R; ++r) {
+                const __m512i* t = s[m][r];
+                const __m512i low = _mm512_add_epi32(t[0], _mm512_srai_epi32(t[1], 2));
+                const __m512i high =
+                    _mm512_add_epi32(_mm512_srai_epi32(t[2], 4), _mm512_srai_epi32(t[3], 6));
+                _mm512_storeu_si512(sums + m * kBlockSums + r * kLanes,
+                                    _mm512_add_epi32(low, high));
+            }
+        return;
+    }
+    __m512i s[M][R];
+    for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) s[m][r] = _mm512_setzero_si512();
+    const __m512i mask = _mm512_set1_epi8(3);
+    for (int i = 0; i < num_lines; ++i) {
+        __m512i line[R];
+        for (int r = 0; r < R; ++r) line[r] = load_line(lines + i * kGroupLines + r * kLineBytes);
+        const auto multiply_plane = [&](int j) __attribute__((always_inline)) {
+            __m512i code[R];
+            for (int r = 0; r < R; ++r) {
+                code[r] = bits == 8 ? line[r] : _mm512_and_si512(line[r], mask);
+                if (bits == 2) line[r] = _mm512_srli_epi16(line[r], 2);
+            }
+#pragma GCC unroll 12
+            for (int m = 0; m < M; ++m) {
+                const __m512i a =
+                    _mm512_set1_epi32(four(x + m * x_stride + i * columns_of(bits) + j * 4));
+                for (int r = 0; r < R; ++r) s[m][r] = _mm512_dpbusd_epi32(s[m][r], code[r], a);
+            }
+        };
+        multiply_plane(0);
+        if (bits == 2) multiply_plane(1), multiply_plane(2), multiply_plane(3);
+    }
+    for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r)
+            _mm512_storeu_si512(sums + m * kBlockSums + r * kLanes, s[m][r]);
+}
+
+#elif defined(__AVX2__)
+
+template <int bits, int M, int R>
+static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, int32_t* sums) {
+    // Of 2-bit codes a pair of products is at most 2 * 2 * 128 in size, so int16 holds the 32
+    // pairs of 8 lines; of 8-bit ones at most 2 * 127 * 128, so it holds one.
+    constexpr int kLinesInInt16 = bits == 2 ? 8 : 1;
+    const int num_lines = K / columns_of(bits);
+    const __m256i mask = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
+    const __m256i zero_code = _mm256_set1_epi8(static_cast<char>(0x80));
+    constexpr int H = 2 * R;  // half lines
+    __m256i s[M][H];
+    for (int m = 0; m < M; ++m)
+        for (int h = 0; h < H; ++h) s[m][h] = _mm256_setzero_si256();
+    for (int first = 0; first < num_lines; first += kLinesInInt16) {
+        const int last = min_int(first + kLinesInInt16, num_lines);
+        __m256i pairs[M][H];
+        for (int m = 0; m < M; ++m)
+            for (int h = 0; h < H; ++h) pairs[m][h] = _mm256_setzero_si256();
+        for (int i = first; i < last; ++i) {
+            const uint8_t* p = lines + i * kGroupLines;
+            __m256i line[H];
+            for (int h = 0; h < H; ++h) {
+                if (h % 2 == 0)
+                    _mm_prefetch(reinterpret_cast<const char*>(p + 32 * h + kPrefetchBytes),
+                                 _MM_HINT_T0);
+                line[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * h));
+            }
+            const auto multiply_plane = [&](int j) __attribute__((always_inline)) {
+                __m256i code[H];
+                for (int h = 0; h < H; ++h) {
+                    code[h] = bits == 2 ? _mm256_and_si256(line[h], mask)
+                                        : _mm256_xor_si256(line[h], zero_code);
+                    if (bits == 2) line[h] = _mm256_srli_epi16(line[h], 2);
+                }
+#pragma GCC unroll 4
+                for (int m = 0; m < M; ++m) {
+                    const __m256i a = _mm256_set1_epi32(
+                        four(x + m * x_stride + i * columns_of(bits) + j * 4));
+                    for (int h = 0; h < H; ++h)
+                        // |a| times the weight with a's sign, where the codes take eight bits.
+                        pairs[m][h] = _mm256_add_epi16(
+                            pairs[m][h],
+                            bits == 2 ? _mm256_maddubs_epi16(code[h], a)
+                                      : _mm256_maddubs_epi16(_mm256_abs_epi8(a),
+                                                             _mm256_sign_epi8(code[h], a)));
+                }
+            };
+            multiply_plane(0);
+            if (bits == 2) multiply_plane(1), multiply_plane(2), multiply_plane(3);
+        }
+        for (int m = 0; m < M; ++m)
+            for (int h = 0; h < H; ++h)
+                s[m][h] = _mm256_add_epi32(s[m][h], _mm256_madd_epi16(pairs[m][h], ones));
+    }
+    for (int m = 0; m < M; ++m)
+        for (int h = 0; h < H; ++h)
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + m * kBlockSums + h * 8), s[m][h]);
+}
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+template <int bits, int M, int R>
+static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, int32_t* sums) {
+    const int num_lines = K / columns_of(bits);
+    const uint8x16_t mask = vdupq_n_u8(3), zero_code = vdupq_n_u8(0x80);
+    int32x4_t s[M][4 * R];
+    for (int m = 0; m < M; ++m)
+        for (int q = 0; q < 4 * R; ++q) s[m][q] = vdupq_n_s32(0);
+    for (int i = 0; i < num_lines; ++i) {
+        const uint8_t* p = lines + i * kGroupLines;
+        __builtin_prefetch(p + kPrefetchBytes);
+        int8x16_t a[M];
+        for (int m = 0; m < M; ++m) {
+            const int8_t* from = x + m * x_stride + i * columns_of(bits);
+            a[m] = bits == 2 ? vld1q_s8(from) : vreinterpretq_s8_s32(vdupq_n_s32(four(from)));
+        }
+        for (int q = 0; q < 4 * R; ++q) {
+            const uint8x16_t line = vld1q_u8(p + q * 16);
+            if constexpr (bits == 2) {
+                const int8x16_t c0 = vreinterpretq_s8_u8(vandq_u8(line, mask));
+                const int8x16_t c1 = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(line, 2), mask));
+                const int8x16_t c2 = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(line, 4), mask));
+                const int8x16_t c3 = vreinterpretq_s8_u8(vshrq_n_u8(line, 6));
+                for (int m = 0; m < M; ++m) {
+                    s[m][q] = vdotq_laneq_s32(s[m][q], c0, a[m], 0);
+                    s[m][q] = vdotq_laneq_s32(s[m][q], c1, a[m], 1);
+                    s[m][q] = vdotq_laneq_s32(s[m][q], c2, a[m], 2);
+                    s[m][q] = vdotq_laneq_s32(s[m][q], c3, a[m], 3);
+                }
+            } else {
+                const int8x16_t code = vreinterpretq_s8_u8(veorq_u8(line, zero_code));
+                for (int m = 0; m < M; ++m) s[m][q] = vdotq_s32(s[m][q], code, a[m]);
+            }
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int q = 0; q < 4 * R; ++q) vst1q_s32(sums + m * kBlockSums + q * 4, s[m][q]);
+}
+
+#else
+
+template <int bits, int M, int R>
+static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, int32_t* sums) {
+    constexpr int kCodes = R * kLineBytes, kMask = bits == 2 ? 3 : 255;
+    for (int m = 0; m < M; ++m)
+        for (int row = 0; row < R * kLanes; ++row) sums[m * kBlockSums + row] = 0;
+    for (int i = 0; i < K / columns_of(bits); ++i)
+        for (int j = 0; j < planes_of(bits); ++j) {
+            int16_t code[kCodes];
+            for (int b = 0; b < kCodes; ++b)
+                code[b] = static_cast<int16_t>(lines[i * kGroupLines + b] >> 2 * j & kMask);
+            for (int m = 0; m < M; ++m) {
+                const int8_t* a = x + m * x_stride + i * columns_of(bits) + j * 4;
+                for (int row = 0; row < R * kLanes; ++row)
+                    sums[m * kBlockSums + row] +=
+                        code[4 * row] * a[0] + code[4 * row + 1] * a[1] + code[4 * row + 2] * a[2] +
+                        code[4 * row + 3] * a[3];
+            }
+        }
+}
+
+#endif
+
+// What a code exceeds its weight by, in the sums: AVX2 and NEON multiply 8-bit weights themselves.
+constexpr int zero_of(int bits) {
+#if !defined(__AVX512VNNI__) && (defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD))
+    return bits == 2 ? 1 : 0;
+#else
+    return bits == 2 ? 1 : 128;
+#endif
+}
+
+// Sums of both groups of a block.
+template <int bits, int M>
+static void block_tile(const uint8_t* block, const int8_t* x, size_t x_stride, int K,
+                       int32_t* sums) {
+    constexpr int R = tile_groups(M);
+    for (int r = 0; r < 2; r += R)
+        tile<bits, M, R>(block + r * kLineBytes, x, x_stride, K, sums + r * kLanes);
+}
+
+template <int bits>
+static void block_tile_of(int M, const uint8_t* block, const int8_t* x, size_t x_stride, int K,
+                          int32_t* sums) {
+    static_assert(kTileTokens == 4 || kTileTokens == 12, "every count has its case");
+    switch (M) {
+        case 1: return block_tile<bits, 1>(block, x, x_stride, K, sums);
+        case 2: return block_tile<bits, 2>(block, x, x_stride, K, sums);
+        case 3: return block_tile<bits, 3>(block, x, x_stride, K, sums);
+        case 4: return block_tile<bits, 4>(block, x, x_stride, K, sums);
+    }
+    if constexpr (kTileTokens == 12) switch (M) {
+        case 5: return block_tile<bits, 5>(block, x, x_stride, K, sums);
+        case 6: return block_tile<bits, 6>(block, x, x_stride, K, sums);
+        case 7: return block_tile<bits, 7>(block, x, x_stride, K, sums);
+        case 8: return block_tile<bits, 8>(block, x, x_stride, K, sums);
+        case 9: return block_tile<bits, 9>(block, x, x_stride, K, sums);
+        case 10: return block_tile<bits, 10>(block, x, x_stride, K, sums);
+        case 11: return block_tile<bits, 11>(block, x, x_stride, K, sums);
+        case 12: return block_tile<bits, 12>(block, x, x_stride, K, sums);
+    }
+}
+
+// Round M tokens' int32 sums of 16 rows to their outputs, as reference/linear.py's rescale.
+BW_INLINE void finish(const CodesCall& c, int zero, const int32_t* sums, int stride, int token,
+                      int M, int row) {
+    const int rows = min_int(kLanes, c.N - row);
+    if (rows <= 0) return;
+    const F32 scales = load(c.scales + row);
+    for (int m = 0; m < M; ++m) {
+        const int t = token + m;
+        const size_t first = static_cast<size_t>(t) * c.N + row;
+        F32 y = to_float(load(sums + m * stride) - splat(zero * c.x.sums[t]));
+        y = y / splat(c.x.scales[t]) * scales;
+        if (c.bias) y = y + load(c.bias + row);
+        if (c.residual) y = y + load_some(offset(c.residual, c.dtype, first), c.dtype, 0, rows);
+        store_some(offset(c.out, c.dtype, first), c.dtype, 0, rows, y);
+    }
+}
+
+#if defined(BW_AMX)
+
+constexpr int kTilesFromTokens = 8;
+
+// Two token tiles times a block's two row groups: sums in tiles 0 to 3, activations in 4 and 5,
+// codes in 6 and 7. A block of 2-bit codes is unpacked to 8-bit ones once and serves every token.
+template <int bits>
+static void codes_linear_tiles(const CodesCall& c, int first_block, int last_block) {
+    const int num_lines = c.K / columns_of(bits), chunks = c.K / kTileBytes;
+    const size_t panel_bytes = bits == 2 ? static_cast<size_t>(c.K) * kBlockRows : 0;
+    const int num_padded = (c.T + 2 * kTileRows - 1) / (2 * kTileRows) * (2 * kTileRows);
+    const int num_tail = c.T % (2 * kTileRows);
+    const size_t tail_bytes = static_cast<size_t>(2 * kTileRows) * c.K;
+    uint8_t* panel =
+        reinterpret_cast<uint8_t*>(scratch(kTileScratch, (panel_bytes + tail_bytes) / 4));
+    // The last tokens, padded with zeros to whole tiles.
+    int8_t* tail = reinterpret_cast<int8_t*>(panel + panel_bytes);
+    if (num_tail) {
+        const size_t used = static_cast<size_t>(num_tail) * c.K;
+        __builtin_memcpy(tail, c.x.codes + static_cast<size_t>(c.T - num_tail) * c.K, used);
+        __builtin_memset(tail + used, 0, tail_bytes - used);
+    }
+    alignas(64) int32_t sums[4][16 * 16];
+    configure_tiles();
+    for (int block = first_block; block < last_block; ++block) {
+        const uint8_t* codes = c.blocks + static_cast<size_t>(block) * num_lines * kGroupLines;
+        if (bits == 2) {
+            uint8_t* out = panel;
+            for (int i = 0; i < num_lines; ++i, codes += kGroupLines)
+                for (int j = 0; j < 4; ++j, out += kGroupLines)
+                    for (int b = 0; b < kGroupLines; ++b)
+                        out[b] = static_cast<uint8_t>(codes[b] >> 2 * j & 3);
+            codes = panel;
+        }
+        for (int t = 0; t < num_padded; t += 2 * kTileRows) {
+            const bool is_tail = t + 2 * kTileRows > c.T;
+            const int8_t* x = is_tail ? tail : c.x.codes + static_cast<size_t>(t) * c.K;
+            zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+            for (int k = 0; k < chunks; ++k) {
+                const uint8_t* w = codes + static_cast<size_t>(k) * kTileRows * kGroupLines;
+                load_tile<4>(x + k * kTileBytes, c.K);
+                load_tile<6>(w, kGroupLines);
+                multiply_tiles<0, 4, 6>();
+                load_tile<7>(w + kLineBytes, kGroupLines);
+                multiply_tiles<1, 4, 7>();
+                load_tile<5>(x + static_cast<size_t>(kTileRows) * c.K + k * kTileBytes, c.K);
+                multiply_tiles<2, 5, 6>();
+                multiply_tiles<3, 5, 7>();
+            }
+            store_tile<0>(sums[0]), store_tile<1>(sums[1]);
+            store_tile<2>(sums[2]), store_tile<3>(sums[3]);
+            for (int half = 0; half < 2; ++half) {
+                const int first = t + half * kTileRows, M = min_int(kTileRows, c.T - first);
+                for (int r = 0; r < 2 && M > 0; ++r)
+                    finish(c, zero_of(bits), sums[2 * half + r], 16, first, M,
+                           block * kBlockRows + r * kLanes);
+            }
+        }
+    }
+    release_tiles();
+}
+
+#endif
+
+template <int bits>
+static void codes_linear(const CodesCall& c, int first_block, int last_block) {
+#if defined(BW_AMX)
+    if (c.T >= kTilesFromTokens && c.K % kTileBytes == 0)
+        return codes_linear_tiles<bits>(c, first_block, last_block);
+#endif
+    const size_t block_bytes = static_cast<size_t>(c.K) / columns_of(bits) * kGroupLines;
+    int32_t sums[kTileTokens * kBlockSums];
+    const int num_tiles = (c.T + kTileTokens - 1) / kTileTokens;
+    for (int block = first_block; block < last_block; ++block) {
+        const uint8_t* codes = c.blocks + block * block_bytes;
+        for (int i = 0; i < num_tiles; ++i) {
+            // Tiles of even sizes: a small last one would unpack the codes for few tokens.
+            const int t = static_cast<int>(static_cast<int64_t>(c.T) * i / num_tiles);
+            const int M = static_cast<int>(static_cast<int64_t>(c.T) * (i + 1) / num_tiles) - t;
+            block_tile_of<bits>(M, codes, c.x.codes + static_cast<size_t>(t) * c.K, c.K, c.K, sums);
+            for (int r = 0; r < 2; ++r)
+                finish(c, zero_of(bits), sums + r * kLanes, kBlockSums, t, M,
+                       block * kBlockRows + r * kLanes);
+        }
+    }
+}
+
+static void linear(const CodesCall& c, int first_block, int last_block) {
+    if (c.bits == 2) return codes_linear<2>(c, first_block, last_block);
+    return codes_linear<8>(c, first_block, last_block);
+}
+
+}  // namespace BITWATT_ISA
+}  // namespace bitwatt

@@ -1,0 +1,76 @@
+#include "layer.h"
+
+namespace bitwatt {
+
+namespace {
+
+// A layer's intermediate results: the calling thread's own, and the next layer's too.
+class Workspace {
+public:
+    Workspace(const Layer& layer, int T, int dtype) {
+        const size_t tokens = T, item = item_size(dtype);
+        const size_t attended = static_cast<size_t>(layer.H) * layer.D;
+        const int widest = layer.down.K > layer.o.K ? layer.down.K : layer.o.K;
+        const size_t sizes[] = {
+            tokens * (widest > layer.qkv.K ? widest : layer.qkv.K),
+            tokens * sizeof(float),
+            tokens * sizeof(int32_t),
+            tokens * layer.qkv.N * item,
+            tokens * attended * item,
+            tokens * attended * item,
+            tokens * layer.o.N * item,
+            tokens * layer.gate_up.N * item,
+        };
+        size_t total = 0;
+        for (size_t size : sizes) total += aligned(size);
+        char* p = reinterpret_cast<char*>(scratch(kLayerScratch, total / sizeof(float)));
+        char* parts[8];
+        for (int i = 0; i < 8; ++i) parts[i] = p, p += aligned(sizes[i]);
+        x = {reinterpret_cast<int8_t*>(parts[0]), reinterpret_cast<float*>(parts[1]),
+             reinterpret_cast<int32_t*>(parts[2])};
+        qkv = parts[3], queries = parts[4], attention = parts[5], h = parts[6], gate_up = parts[7];
+    }
+
+    Quantized x;
+    void *qkv, *queries, *attention, *h, *gate_up;
+
+private:
+    static size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+};
+
+}  // namespace
+
+int run_layer(Context& context, const Layer& layer, const Step& step, const CacheView& cache,
+              const RopeTable& rope, const void* h, void* out, int dtype) {
+    const int T = step.T, H = layer.H, G = layer.G, D = layer.D;
+    const Workspace w(layer, T, dtype);
+    const auto norm_quantize = [&](const void* in, const float* weight, int K) {
+        run_elementwise(context, {in, dtype, false, 0, weight, kFloat32, layer.eps, nullptr, w.x,
+                                  T, K});
+    };
+    const auto linear = [&](const Matrix& m, const void* residual, void* y) {
+        run_linear(context, {w.x, 2, m.blocks, m.scales, m.bias, residual, y, dtype, T, m.N, m.K});
+    };
+
+    norm_quantize(h, layer.input_norm, layer.qkv.K);
+    linear(layer.qkv, nullptr, w.qkv);
+    const RopeCall rotate{w.qkv, rope.rows,   cache.data, step.positions, step.slots, w.queries,
+                          dtype, cache.dtype, T,          H,              G,          D,
+                          cache.num_blocks};
+    if (const int status = run_rope_and_cache(context, rotate, rope.num_rows)) return status;
+    const AttentionCall attend{w.queries, cache.data, step.query_starts, step.context_lens,
+                               step.block_tables, w.attention, dtype, cache.dtype, step.S, H, G, D,
+                               step.max_blocks, cache.num_blocks, layer.attention_scale};
+    if (const int status = run_attention(context, attend, T)) return status;
+    norm_quantize(w.attention, layer.attention_sub_norm, H * D);
+    linear(layer.o, h, w.h);
+
+    norm_quantize(w.h, layer.mlp_norm, layer.gate_up.K);
+    linear(layer.gate_up, nullptr, w.gate_up);
+    run_elementwise(context, {w.gate_up, dtype, true, layer.activation, layer.mlp_sub_norm,
+                              kFloat32, layer.eps, nullptr, w.x, T, layer.down.K});
+    linear(layer.down, w.h, out);
+    return kOk;
+}
+
+}  // namespace bitwatt

@@ -1,0 +1,77 @@
+"""Weights as the native kernels read them; layouts in csrc/codes.h and csrc/head.h."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["BLOCK_ROWS", "PreparedHead", "PreparedInt8Head", "PreparedTernary", "padded_rows"]
+
+BLOCK_ROWS = 32
+
+
+def padded_rows(num_rows: int) -> int:
+    """Return the rows that num_rows take in whole row blocks."""
+    return -(-num_rows // BLOCK_ROWS) * BLOCK_ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTernary:
+    """A ternary matrix in row blocks, two bits a weight.
+
+    blocks  [rows / 32 · in_features / 16 · 128] uint8, 64-byte aligned; rows padded to whole blocks
+    scales  [rows] float32, zeros past out_features
+    bias    [rows] float32, or None
+    """
+
+    blocks: Tensor
+    scales: Tensor
+    bias: Tensor | None
+    out_features: int
+    in_features: int
+
+    @property
+    def nbytes(self) -> int:
+        bias_bytes = 0 if self.bias is None else self.bias.nbytes
+        return self.blocks.nbytes + self.scales.nbytes + bias_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedHead:
+    """A head in its own dtype, and an embedding: row blocks of 32, column by column.
+
+    blocks  [bytes] uint8, 64-byte aligned: [rows / 32][lines][32][columns_per_line] of dtype
+    """
+
+    blocks: Tensor
+    dtype: torch.dtype
+    vocab_size: int
+    hidden_size: int
+
+    @property
+    def columns_per_line(self) -> int:
+        return 2 if self.dtype == torch.bfloat16 else 1  # as head_pair in csrc/calls.h
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedInt8Head:
+    """A head rounded to int8: W[n, k] ≈ (codes[n, k] - 128) · scales[n].
+
+    blocks   [rows / 32 · columns / 4 · 128] uint8 codes, 64-byte aligned
+    scales   [rows] float32
+    columns  hidden_size, padded to a multiple of 4
+    """
+
+    blocks: Tensor
+    scales: Tensor
+    vocab_size: int
+    hidden_size: int
+    columns: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes + self.scales.nbytes
