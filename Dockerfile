@@ -24,14 +24,17 @@ ARG TORCH_INDEX=
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} 'torch>=2.11,<2.14'
 COPY . .
+# Kernels that don't compile are no error to pip, which installs the rest: the library must be there.
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir '.[otel]'
+RUN pip install --no-cache-dir '.[otel]' \
+    && ls "$(python -c 'import bitwatt_kernels.cpu as c; print(*c.__path__)')/bitwatt_cpu.so"
 
 FROM build AS build-gpu
 RUN pip install --no-cache-dir 'torch>=2.11,<2.14'
 COPY . .
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir '.[nvidia,otel]'
+RUN pip install --no-cache-dir '.[nvidia,otel]' \
+    && ls "$(python -c 'import bitwatt_kernels.cpu as c; print(*c.__path__)')/bitwatt_cpu.so"
 
 FROM base AS runtime
 # Users without a name in /etc/passwd are named by the environment; root's group may write.
