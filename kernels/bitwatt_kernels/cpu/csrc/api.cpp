@@ -187,26 +187,26 @@ BW_API void bw_advise_huge_pages(void* start, size_t bytes) {
 BW_API uint64_t bw_read(Context* context, const uint64_t* words, int64_t num_words) {
     constexpr int64_t kUnit = 1 << 15;
     std::atomic<uint64_t> total{0};
-    run_ranges(*context, num_words / kUnit, kUnit * 8 / kBytesPerNanosecond,
-               [&](int first, int last) {
-                   uint64_t sums[8] = {};
-                   for (int64_t i = first * kUnit; i < last * kUnit; i += 8) {
-                       __builtin_prefetch(words + i + 256);
-                       for (int j = 0; j < 8; ++j) sums[j] += words[i + j];
-                   }
-                   for (uint64_t sum : sums) total += sum;
-               });
+    const auto read = [&](int first, int last) {
+        uint64_t sums[8] = {};
+        for (int64_t i = first * kUnit; i < last * kUnit; i += 8) {
+            __builtin_prefetch(words + i + 256);
+            for (int j = 0; j < 8; ++j) sums[j] += words[i + j];
+        }
+        for (uint64_t sum : sums) total += sum;
+    };
+    ranges(*context, num_words / kUnit, kUnit * 8 / kBytesPerNanosecond, read).run(*context);
     return total;
 }
 
 // Ternary codes [N, K / 4] into row blocks, blocks_of(N) * 32 * K / 4 bytes.
 BW_API int bw_repack(Context* context, const uint8_t* codes, uint8_t* blocks, int N, int K) {
-    run_ranges(*context, blocks_of(N), K * kBlockRows / kElementsPerNanosecond,
-               [&](int first, int last) {
-                   for (int block = first; block < last; ++block)
-                       repack_block(codes, blocks + static_cast<size_t>(block) * kBlockRows * K / 4,
-                                    N, K, block);
-               });
+    const auto repack = [&](int first, int last) {
+        for (int block = first; block < last; ++block)
+            repack_block(codes, blocks + static_cast<size_t>(block) * kBlockRows * K / 4, N, K,
+                         block);
+    };
+    ranges(*context, blocks_of(N), K * kBlockRows / kElementsPerNanosecond, repack).run(*context);
     return kOk;
 }
 
@@ -216,12 +216,14 @@ BW_API int bw_block_rows(Context* context, const char* rows, char* out, int num_
                          int item_bytes, int columns_per_line) {
     const BlockedRows to(columns, item_bytes, columns_per_line);
     const auto one = to.chunk == 2 ? block_rows<2> : block_rows<4>;
-    run_ranges(*context, blocks_of(num_rows), columns * kBlockRows / kElementsPerNanosecond,
-               [&](int first, int last) {
-                   for (int block = first; block < last; ++block)
-                       one(rows + to.row_bytes * block * kBlockRows, out + to.block_bytes * block,
-                           num_rows - block * kBlockRows, to.row_bytes);
-               });
+    const auto block_range = [&](int first, int last) {
+        for (int block = first; block < last; ++block)
+            one(rows + to.row_bytes * block * kBlockRows, out + to.block_bytes * block,
+                num_rows - block * kBlockRows, to.row_bytes);
+    };
+    ranges(*context, blocks_of(num_rows), columns * kBlockRows / kElementsPerNanosecond,
+           block_range)
+        .run(*context);
     return kOk;
 }
 
@@ -231,7 +233,7 @@ BW_API int bw_embed(Context* context, const int64_t* ids, const char* blocks, ch
     for (int t = 0; t < T; ++t)
         if (ids[t] < 0 || ids[t] >= num_rows) return kTokenOutOfRange;
     const BlockedRows in(columns, item_bytes, columns_per_line);
-    run_ranges(*context, T, columns / kElementsPerNanosecond, [&](int first, int last) {
+    const auto gather = [&](int first, int last) {
         for (int t = first; t < last; ++t) {
             const char* from =
                 blocks + ids[t] / kBlockRows * in.block_bytes + ids[t] % kBlockRows * in.chunk;
@@ -240,7 +242,8 @@ BW_API int bw_embed(Context* context, const int64_t* ids, const char* blocks, ch
                 std::memcpy(to + at, from,
                             in.row_bytes - at < in.chunk ? in.row_bytes - at : in.chunk);
         }
-    });
+    };
+    ranges(*context, T, columns / kElementsPerNanosecond, gather).run(*context);
     return kOk;
 }
 
@@ -248,8 +251,9 @@ BW_API int bw_embed(Context* context, const int64_t* ids, const char* blocks, ch
 BW_API int bw_linear(Context* context, int8_t* codes, float* x_scales, int32_t* x_sums, int bits,
                      const uint8_t* blocks, const float* scales, const float* bias,
                      const void* residual, void* out, int dtype, int T, int N, int K) {
-    run_linear(*context, {{codes, x_scales, x_sums}, bits, blocks, scales, bias, residual, out,
-                          dtype, T, N, K});
+    const CodesCall c{{codes, x_scales, x_sums}, bits, blocks, scales, bias, residual, out, dtype,
+                      T, N, K};
+    linear(*context, c).run(*context);
     return kOk;
 }
 
@@ -258,8 +262,9 @@ BW_API int bw_elementwise(Context* context, const void* x, int dtype, int activa
                           const void* weight, int weight_dtype, float eps, void* out,
                           int8_t* codes, float* scales, int32_t* sums, int T, int K) {
     const bool gated = activation >= 0;
-    run_elementwise(*context, {x, dtype, gated, activation, weight, weight_dtype, eps, out,
-                               {codes, scales, sums}, T, K});
+    const ElementwiseCall c{x,   dtype, gated, activation, weight, weight_dtype,
+                            eps, out,   {codes, scales, sums}, T, K};
+    elementwise(*context, c).run(*context);
     return kOk;
 }
 
@@ -269,7 +274,9 @@ BW_API int bw_rope_and_cache(Context* context, const void* qkv, int dtype, const
                              int H, int G, int D) {
     const RopeCall c{qkv,   rope,        cache, positions, slots, queries,
                      dtype, cache_dtype, T,     H,         G,     D,       num_blocks};
-    return run_rope_and_cache(*context, c, rope_rows);
+    if (const int status = check(c, rope_rows)) return status;
+    rope_and_cache(*context, c).run(*context);
+    return kOk;
 }
 
 BW_API int bw_attention(Context* context, const void* queries, int dtype, const void* cache,
@@ -279,7 +286,12 @@ BW_API int bw_attention(Context* context, const void* queries, int dtype, const 
     const AttentionCall c{queries, cache,       query_starts, context_lens, block_tables, out,
                           dtype,   cache_dtype, S,            H,            G,            D,
                           max_blocks, num_blocks, scale};
-    return run_attention(*context, c, T);
+    const Attention attention(*context, c, T);
+    if (const int status = attention.check()) return status;
+    attention.clear_padding();
+    attention.tiles().run(*context);
+    attention.merges().run(*context);
+    return kOk;
 }
 
 BW_API int bw_ternary_layer(Context* context, const Layer* layer, const Step* step,
@@ -304,8 +316,9 @@ BW_API int bw_head(Context* context, const void* x, int dtype, const void* weigh
         c.x = wide;
     }
     const double block_bytes = kBlockRows * double(columns) * item_size(weight_dtype);
-    run_ranges(*context, blocks_of(V),
-               block_bytes / kBytesPerNanosecond + kBlockRows * double(columns) * T / 25,
-               [&](int first, int last) { context->kernels->head(c, first, last); });
+    const auto multiply = [&](int first, int last) { context->kernels->head(c, first, last); };
+    ranges(*context, blocks_of(V),
+           block_bytes / kBytesPerNanosecond + kBlockRows * double(columns) * T / 25, multiply)
+        .run(*context);
     return kOk;
 }

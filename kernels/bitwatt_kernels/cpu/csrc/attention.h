@@ -43,14 +43,17 @@ struct Workspace {
     }
 };
 
-// A block's keys or values: where they lie, as what, how far apart (in elements), and how far the
-// next block of the sequence lies, to be prefetched; 0 if it need not be.
+// A block's keys or values: where they lie, as what, how far apart (in elements), and the page to
+// be fetched meanwhile, or null.
 struct Page {
     const void* rows;
     int dtype;
     size_t stride;
-    size_t ahead;
+    const void* ahead;
 };
+
+// A page is multiplied in about the time memory takes to answer: more of them must be under way.
+constexpr int kPagesAhead = 4;
 
 // scores[row + q][key] = row + q's query · each key of the page · scale
 template <int Q, int dtype>
@@ -62,7 +65,7 @@ BW_INLINE void score(const Workspace& w, int row, int key_offset, const Page& pa
         const F32 products = dots<Q, dtype>(
             w.queries + static_cast<size_t>(row) * w.width, w.width,
             offset(page.rows, dtype, key * page.stride), page.stride, D,
-            {page.ahead, page.ahead ? ~0u : 0u});
+            page.ahead ? offset(page.ahead, dtype, key * page.stride) : nullptr);
         store(lanes, products * splat(scale));
         for (int q = 0; q < Q; ++q)
             __builtin_memcpy(w.scores + static_cast<size_t>(row + q) * kSplitTokens + key_offset +
@@ -84,7 +87,7 @@ BW_INLINE void add_values_columns(const Workspace& w, int row, int key_offset, c
         F32 v[N];
         for (int n = 0; n < N; ++n) {
             const size_t at = key * page.stride + column + n * kLanes;
-            if (page.ahead) __builtin_prefetch(offset(page.rows, dtype, at + page.ahead));
+            prefetch(page.ahead, dtype, at);
             v[n] = load_dtype<dtype>(page.rows, at);
         }
         for (int q = 0; q < Q; ++q) {
@@ -164,34 +167,47 @@ struct Split {
     }
 };
 
-BW_INLINE const void* page_at(const AttentionCall& c, int plane, int64_t block, int group) {
-    const size_t row = ((static_cast<size_t>(plane) * c.num_blocks + block) * c.G + group) * kLanes;
+BW_INLINE const void* page_at(const AttentionCall& c, int plane, int sequence, int group, int key) {
+    const int64_t block =
+        c.block_tables[static_cast<size_t>(sequence) * c.max_blocks + key / kLanes];
+    const size_t row = ((plane * c.num_blocks + block) * c.G + group) * kLanes;
     return offset(c.cache, c.cache_dtype, row * c.D);
 }
 
-// The key's block of the sequence as it lies in the cache, or widened into out: that pays where
-// several tiles of rows read it, and where its rows are not whole vectors.
-BW_INLINE Page page_of(const AttentionCall& c, const AttentionTile& tile, const Split& split,
-                       int plane, int key, bool widened, float* out) {
-    const int32_t* blocks = c.block_tables + static_cast<size_t>(tile.sequence) * c.max_blocks;
-    const int block = (split.start + key) / kLanes;
-    const void* rows = page_at(c, plane, blocks[block], tile.group);
-    size_t ahead = 0;
-    if (key + kLanes < split.num_keys) {
-        const char* next =
-            static_cast<const char*>(page_at(c, plane, blocks[block + 1], tile.group));
-        ahead = static_cast<size_t>(next - static_cast<const char*>(rows)) /
-                item_size(c.cache_dtype);
-    }
+// Page i of a split, which reads its keys' pages and then its values'; past them come the keys of
+// the tile's next split, or of the tile of a decode that a thread takes next. Null past those.
+BW_INLINE const void* page_of_split(const AttentionCall& c, const AttentionTile& tile,
+                                    const Split& split, int i) {
+    const int num_pages = (split.num_keys + kLanes - 1) / kLanes;
+    if (i < 2 * num_pages)
+        return page_at(c, i / num_pages, tile.sequence, tile.group,
+                       split.start + i % num_pages * kLanes);
+    const int past = (i - 2 * num_pages) * kLanes, next = split.start + kSplitTokens + past;
+    const int last = tile.first_position + tile.num_tokens;
+    if (next < min_int(tile.last_split * kSplitTokens, last))
+        return page_at(c, 0, tile.sequence, tile.group, next);
+    if (next < last || tile.num_tokens > 1) return nullptr;
+    const bool is_last = tile.group + 1 == c.G;
+    const int sequence = tile.sequence + is_last, group = is_last ? 0 : tile.group + 1;
+    if (sequence == c.S || past >= c.context_lens[sequence]) return nullptr;
+    return page_at(c, 0, sequence, group, past);
+}
+
+// The page as it lies in the cache, or widened into out: that pays where several tiles of rows read
+// it, and where its rows are not whole vectors.
+BW_INLINE Page page_of(const AttentionCall& c, const AttentionTile& tile, const Split& split, int i,
+                       int num_rows, bool widened, float* out) {
+    const void* rows = page_of_split(c, tile, split, i);
+    const void* ahead = page_of_split(c, tile, split, i + kPagesAhead);
     if (!widened) return {rows, c.cache_dtype, static_cast<size_t>(c.D), ahead};
     const int width = padded_width(c.D);
-    for (int r = 0; r < min_int(kLanes, split.num_keys - key); ++r) {
+    for (int r = 0; r < num_rows; ++r) {
         const size_t at = static_cast<size_t>(r) * c.D;
-        if (ahead) __builtin_prefetch(offset(rows, c.cache_dtype, at + ahead));
+        for (int k = 0; k < c.D; k += kLanes) prefetch(ahead, c.cache_dtype, at + k);
         widen_row(offset(rows, c.cache_dtype, at), c.cache_dtype, c.D,
                   out + static_cast<size_t>(r) * width);
     }
-    return {out, kFloat32, static_cast<size_t>(width), 0};
+    return {out, kFloat32, static_cast<size_t>(width), nullptr};
 }
 
 template <int dtype>
@@ -224,12 +240,17 @@ static void add_page(const Workspace& w, const Split& split, int key, const Page
 static void attend_split(const AttentionCall& c, const AttentionTile& tile, const Split& split,
                          const Workspace& w) {
     const bool widened = split.last_row - split.first_row > 4 || c.D % kLanes;
-    for (int key = 0; key < split.num_keys; key += kLanes) {
-        const Page page = page_of(c, tile, split, 0, key, widened, w.page);
-        switch (page.dtype) {
-            case kBFloat16: score_page<kBFloat16>(w, split, key, page, c.D, c.scale); break;
-            case kFloat16: score_page<kFloat16>(w, split, key, page, c.D, c.scale); break;
-            default: score_page<kFloat32>(w, split, key, page, w.width, c.scale);
+    const int num_pages = (split.num_keys + kLanes - 1) / kLanes;
+    const auto page = [&](int i) {
+        const int num_rows = min_int(kLanes, split.num_keys - i % num_pages * kLanes);
+        return page_of(c, tile, split, i, num_rows, widened, w.page);
+    };
+    for (int i = 0; i < num_pages; ++i) {
+        const Page keys = page(i);
+        switch (keys.dtype) {
+            case kBFloat16: score_page<kBFloat16>(w, split, i * kLanes, keys, c.D, c.scale); break;
+            case kFloat16: score_page<kFloat16>(w, split, i * kLanes, keys, c.D, c.scale); break;
+            default: score_page<kFloat32>(w, split, i * kLanes, keys, w.width, c.scale);
         }
     }
     for (int row = split.first_row; row < split.last_row; ++row)
@@ -237,12 +258,12 @@ static void attend_split(const AttentionCall& c, const AttentionTile& tile, cons
     for (size_t i = static_cast<size_t>(split.first_row) * w.width;
          i < static_cast<size_t>(split.last_row) * w.width; i += kLanes)
         store(w.sums + i, zero());
-    for (int key = 0; key < split.num_keys; key += kLanes) {
-        const Page page = page_of(c, tile, split, 1, key, widened, w.page);
-        switch (page.dtype) {
-            case kBFloat16: add_page<kBFloat16>(w, split, key, page); break;
-            case kFloat16: add_page<kFloat16>(w, split, key, page); break;
-            default: add_page<kFloat32>(w, split, key, page);
+    for (int i = 0; i < num_pages; ++i) {
+        const Page values = page(num_pages + i);
+        switch (values.dtype) {
+            case kBFloat16: add_page<kBFloat16>(w, split, i * kLanes, values); break;
+            case kFloat16: add_page<kFloat16>(w, split, i * kLanes, values); break;
+            default: add_page<kFloat32>(w, split, i * kLanes, values);
         }
     }
 }

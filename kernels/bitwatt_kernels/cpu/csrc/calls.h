@@ -20,6 +20,7 @@ enum Activation : int { kRelu2 = 0, kSilu = 1 };
 constexpr int kLanes = 16;         // floats of a vector, rows of a row group, tokens of a KV block
 constexpr int kBlockRows = 32;     // of a row block: two row groups
 constexpr int kLineBytes = 64;     // of a row group's neighbouring columns; layouts in codes.h
+constexpr int kPrefetchBytes = 4096;  // past what is read of a stream; what it brings: codes.h, head.h
 constexpr int kSplitTokens = 256;  // keys of a split: attention sums split by split
 
 inline int blocks_of(int rows) { return (rows + kBlockRows - 1) / kBlockRows; }

@@ -30,7 +30,6 @@ constexpr int tile_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
 #endif
 
 constexpr int kGroupLines = 2 * kLineBytes;  // from a group's line to its next
-constexpr int kPrefetchBytes = 4096;
 constexpr int kBlockSums = 2 * kLanes;
 
 constexpr int planes_of(int bits) { return bits == 2 ? 4 : 1; }
@@ -47,7 +46,7 @@ BW_INLINE int32_t four(const int8_t* p) {
 #if defined(__AVX512VNNI__)
 
 BW_INLINE __m512i load_line(const uint8_t* p) {
-    // Past what the processor fetches by itself: 8% of a Zen 5's decode step.
+    // On a Zen 5 a decode step takes 10% more without, one of 8 tokens 60% more.
     _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetchBytes), _MM_HINT_T0);
     return _mm512_loadu_si512(p);
 }

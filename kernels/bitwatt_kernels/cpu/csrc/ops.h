@@ -26,46 +26,100 @@ constexpr int kPartsPerThread = 4;
 constexpr double kBytesPerNanosecond = 16, kMultipliesPerNanosecond = 150;
 constexpr double kElementsPerNanosecond = 2;
 
-// body(first, last) over [0, num_units), cut into parts; unit_ns is what one unit takes a core.
+// body(first, last) over [0, num_units), cut into parts: a phase of a job, or a job of its own.
 template <class Body>
-void run_ranges(Context& context, int64_t num_units, double unit_ns, const Body& body) {
+struct Ranges {
+    Body body;
+    int64_t num_units;
+    int num_parts;
+
+    void operator()(int part) const {
+        body(static_cast<int>(num_units * part / num_parts),
+             static_cast<int>(num_units * (part + 1) / num_parts));
+    }
+    Phase phase() const { return Phase::of(*this, num_parts); }
+    void run(Context& context) const {
+        const Phase only = phase();
+        context.pool.run(&only, 1);
+    }
+};
+
+// unit_ns is what one unit takes a core.
+template <class Body>
+Ranges<Body> ranges(const Context& context, int64_t num_units, double unit_ns, const Body& body) {
     const double worth = num_units * unit_ns / kPartNanoseconds;
     int64_t parts = static_cast<int64_t>(context.pool.num_threads()) * kPartsPerThread;
     if (worth < parts) parts = static_cast<int64_t>(worth);
+    if (parts < 1) parts = 1;
     if (parts > num_units) parts = num_units;
-    if (parts <= 1) {
-        if (num_units > 0) body(0, static_cast<int>(num_units));
-        return;
-    }
-    context.pool.run(static_cast<int>(parts), [&](int part) {
-        body(static_cast<int>(num_units * part / parts),
-             static_cast<int>(num_units * (part + 1) / parts));
-    });
+    return {body, num_units, static_cast<int>(parts)};
 }
 
-inline void run_linear(Context& context, const CodesCall& c) {
-    const double bytes = kBlockRows * double(c.K) * c.bits / 8;
+inline auto linear(const Context& context, const CodesCall& c) {
+    const double block_bytes = kBlockRows * double(c.K) * c.bits / 8;
     const double multiplies = kBlockRows * double(c.K) * c.T;
-    run_ranges(context, blocks_of(c.N),
-               bytes / kBytesPerNanosecond + multiplies / kMultipliesPerNanosecond,
-               [&](int first, int last) { context.kernels->linear(c, first, last); });
+    return ranges(context, blocks_of(c.N),
+                  block_bytes / kBytesPerNanosecond + multiplies / kMultipliesPerNanosecond,
+                  [&context, c](int first, int last) { context.kernels->linear(c, first, last); });
 }
 
-inline void run_elementwise(Context& context, const ElementwiseCall& c) {
-    run_ranges(context, c.T, c.K * (c.gated ? 2 : 1) / kElementsPerNanosecond,
-               [&](int first, int last) { context.kernels->elementwise(c, first, last); });
+inline auto elementwise(const Context& context, const ElementwiseCall& c) {
+    return ranges(context, c.T, c.K * (c.gated ? 2 : 1) / kElementsPerNanosecond,
+                  [&context, c](int first, int last) {
+                      context.kernels->elementwise(c, first, last);
+                  });
 }
 
-inline int run_rope_and_cache(Context& context, const RopeCall& c, int64_t rope_rows) {
+inline int check(const RopeCall& c, int64_t rope_rows) {
     for (int t = 0; t < c.T; ++t) {
         if (c.slots[t] >= c.num_blocks * kLanes) return kSlotOutOfRange;
         if (c.positions[t] < 0 || c.positions[t] >= rope_rows) return kPositionOutOfRange;
     }
-    run_ranges(context, c.T, (c.H + 2 * c.G) * c.D / kElementsPerNanosecond,
-               [&](int first, int last) { context.kernels->rope_and_cache(c, first, last); });
     return kOk;
 }
 
-int run_attention(Context& context, const AttentionCall& c, int T);
+inline auto rope_and_cache(const Context& context, const RopeCall& c) {
+    return ranges(context, c.T, (c.H + 2 * c.G) * c.D / kElementsPerNanosecond,
+                  [&context, c](int first, int last) {
+                      context.kernels->rope_and_cache(c, first, last);
+                  });
+}
+
+// One step's attention, cut into tiles of queries and, where those are few, splits of keys.
+class Attention {
+public:
+    // The plan is this thread's, and stands until it makes the next.
+    Attention(const Context& context, const AttentionCall& c, int num_tokens);
+
+    int check() const;
+    // Tokens of no sequence with a context have zeros.
+    void clear_padding() const;
+
+    auto tiles() const {
+        return ranges(context_, num_tiles_, tile_ns_,
+                      [this](int first, int last) { attend(first, last); });
+    }
+    // After the tiles.
+    auto merges() const {
+        return ranges(context_, num_merges_, kPartNanoseconds,
+                      [this](int first, int last) { merge(first, last); });
+    }
+
+private:
+    void attend(int first, int last) const;
+    void merge(int first, int last) const;
+
+    const Context& context_;
+    const AttentionCall c_;
+    const int num_tokens_;
+    int64_t num_tiles_, num_merges_;
+    double tile_ns_;
+    const AttentionTile* tiles_;   // [num_tiles_]
+    const AttentionTile* merges_;  // [num_merges_], in order of their partials
+    const size_t* places_;         // [num_tiles_], a tile's place among the partials, or kWhole
+    const size_t* merge_places_;   // [num_merges_], of the first of its partials
+    float* partials_;
+    size_t partial_floats_;
+};
 
 }  // namespace bitwatt

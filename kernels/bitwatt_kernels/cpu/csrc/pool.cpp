@@ -65,6 +65,21 @@ float* scratch(ScratchSlot slot, size_t num_floats) {
     return static_cast<float*>(own.memory[slot]);
 }
 
+namespace {
+
+uint64_t pack(uint32_t job, int end, int count) {
+    return static_cast<uint64_t>(job) << 32 | static_cast<uint64_t>(end) << 16 |
+           static_cast<uint64_t>(count);
+}
+uint32_t job_of(uint64_t packed) { return static_cast<uint32_t>(packed >> 32); }
+int end_of(uint64_t packed) { return static_cast<int>(packed >> 16 & 0xFFFF); }
+int count_of(uint64_t packed) { return static_cast<int>(packed & 0xFFFF); }
+
+}  // namespace
+
+Pool::Pool(int num_threads)
+    : num_threads_(num_threads), lanes_(new Lane[static_cast<size_t>(num_threads) * kMaxPhases]) {}
+
 Pool::~Pool() {
     closing_ = true;
     job_.fetch_add(1);
@@ -72,61 +87,91 @@ Pool::~Pool() {
     for (std::thread& thread : threads_) thread.join();
 }
 
-// Runs one part of the current job; false if none is left to claim.
-bool Pool::take_part() {
-    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+// Runs one part of a phase; false if this lane has none left to take, or the job is over.
+bool Pool::take_part(uint32_t job, int phase, int lane_of) {
+    Slot& slot = slots_[phase];
+    std::atomic<uint64_t>& tickets = lane(phase, lane_of).ticket;
+    uint64_t ticket = tickets.load(std::memory_order_acquire);
     for (;;) {
-        const uint64_t num_parts = ticket >> 16 & 0xFFFF, part = ticket & 0xFFFF;
-        if (part >= num_parts) return false;
-        // Read before the claim: if it succeeds, a part was unclaimed, so these were this job's.
-        const Function function = function_.load(std::memory_order_relaxed);
-        const void* body = body_.load(std::memory_order_relaxed);
-        if (ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel,
+        if (job_of(ticket) != job || count_of(ticket) >= end_of(ticket)) return false;
+        // Read before the part is taken: if it then is, the job was not over, and these are its.
+        const Phase::Function function = slot.function.load(std::memory_order_relaxed);
+        const void* body = slot.body.load(std::memory_order_relaxed);
+        if (tickets.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel,
                                           std::memory_order_acquire)) {
-            function(body, static_cast<int>(part));
-            num_done_.fetch_add(1, std::memory_order_release);
+            function(body, count_of(ticket));
+            slot.progress.fetch_add(1, std::memory_order_release);
             return true;
         }
     }
 }
 
-void Pool::serve() {
+// Whether all parts of a phase are done, as they are of a job that is over.
+bool Pool::is_done(uint32_t job, int phase) const {
+    const uint64_t progress = slots_[phase].progress.load(std::memory_order_acquire);
+    return job_of(progress) != job || count_of(progress) == end_of(progress);
+}
+
+void Pool::walk(uint32_t job, int thread) {
+    for (int phase = 0; phase < kMaxPhases; ++phase) {
+        if (job_of(slots_[phase].progress.load(std::memory_order_acquire)) != job) return;
+        for (int i = 0; i < num_threads_; ++i)
+            while (take_part(job, phase, (thread + i) % num_threads_)) {
+            }
+        const auto done = [&] { return is_done(job, phase); };
+        // Only a thread that the system took off its core in the middle of a part is slower.
+        while (!spin_until(done)) std::this_thread::yield();
+    }
+}
+
+void Pool::serve(int thread) {
     uint32_t seen = 0;
     while (!closing_) {
-        while (take_part()) {
-        }
         const auto called = [&] { return job_.load(std::memory_order_acquire) != seen; };
         if (!spin_until(called)) job_.wait(seen);
         seen = job_.load(std::memory_order_acquire);
+        walk(seen, thread);
     }
 }
 
 void Pool::start_threads() {
     while (static_cast<int>(threads_.size()) + 1 < num_threads_) {
+        const int thread = static_cast<int>(threads_.size()) + 1;
         try {
-            threads_.emplace_back([this] { serve(); });
+            threads_.emplace_back([this, thread] { serve(thread); });
         } catch (const std::system_error&) {
-            return;  // the threads there are do the work; the next run tries again
+            return;  // the threads there are do the work; the next job tries again
         }
     }
 }
 
-void Pool::run_shared(int num_parts, Function function, const void* body) {
-    const std::lock_guard<std::mutex> lock(turn_);
-    start_threads();
-    const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
-    function_.store(function, std::memory_order_relaxed);
-    body_.store(body, std::memory_order_relaxed);
-    num_done_.store(0, std::memory_order_relaxed);
-    ticket_.store(job << 32 | static_cast<uint64_t>(num_parts) << 16, std::memory_order_release);
-    job_.fetch_add(1, std::memory_order_release);
-    job_.notify_all();
-
-    while (take_part()) {
+void Pool::run(const Phase* phases, int num_phases) {
+    bool is_shared = false;
+    for (int p = 0; p < num_phases; ++p) is_shared |= phases[p].num_parts > 1;
+    if (!is_shared || num_threads_ == 1) {
+        for (int p = 0; p < num_phases; ++p)
+            for (int part = 0; part < phases[p].num_parts; ++part)
+                phases[p].function(phases[p].body, part);
+        return;
     }
-    const auto done = [&] { return num_done_.load(std::memory_order_acquire) == num_parts; };
-    // Only a thread that the system took off its core in the middle of a part is slower than this.
-    while (!spin_until(done)) std::this_thread::yield();
+    const std::lock_guard<std::mutex> turn(turn_);
+    start_threads();
+    const uint32_t job = job_.load(std::memory_order_relaxed) + 1;
+    for (int p = 0; p < num_phases; ++p) {
+        Slot& slot = slots_[p];
+        const int64_t parts = phases[p].num_parts;
+        slot.function.store(phases[p].function, std::memory_order_relaxed);
+        slot.body.store(phases[p].body, std::memory_order_relaxed);
+        for (int t = 0; t < num_threads_; ++t) {
+            const int first = static_cast<int>(parts * t / num_threads_);
+            const int end = static_cast<int>(parts * (t + 1) / num_threads_);
+            lane(p, t).ticket.store(pack(job, end, first), std::memory_order_release);
+        }
+        slot.progress.store(pack(job, phases[p].num_parts, 0), std::memory_order_release);
+    }
+    job_.store(job, std::memory_order_release);
+    job_.notify_all();
+    walk(job, 0);
 }
 
 }  // namespace bitwatt

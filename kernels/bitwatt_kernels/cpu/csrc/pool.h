@@ -1,53 +1,70 @@
-// A few threads that share out the parts of one call, and wait for the next one cheaply.
+// A few threads that share out the parts of a job's phases, and wait for the next job cheaply.
 
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace bitwatt {
 
+// Work in num_parts independent parts, [0, num_parts) in any order on any threads. What body points
+// at must outlive the job.
+struct Phase {
+    using Function = void (*)(const void* body, int part);
+    Function function;
+    const void* body;
+    int num_parts;  // < 65536
+
+    template <class Body>
+    static Phase of(const Body& body, int num_parts) {
+        return {[](const void* b, int part) { (*static_cast<const Body*>(b))(part); }, &body,
+                num_parts};
+    }
+};
+
 class Pool {
 public:
-    // num_threads counts the caller's own; the others start with the first run that needs them.
-    explicit Pool(int num_threads) : num_threads_(num_threads) {}
+    static constexpr int kMaxPhases = 16;
+
+    // num_threads counts the caller's own; the others start with the first job that needs them.
+    explicit Pool(int num_threads);
     ~Pool();
 
     int num_threads() const { return num_threads_; }
 
-    // Calls body(part) once for each part in [0, num_parts), on any of the threads; returns when
-    // all are done. num_parts < 65536. Safe from several threads: calls take turns.
-    template <class Body>
-    void run(int num_parts, const Body& body) {
-        if (num_parts <= 1 || num_threads_ == 1) {
-            for (int part = 0; part < num_parts; ++part) body(part);
-            return;
-        }
-        run_shared(num_parts, [](const void* b, int part) { (*static_cast<const Body*>(b))(part); },
-                   &body);
-    }
+    // Runs the phases in order: a phase's parts start when all parts of the one before are done.
+    // Safe from several threads: jobs take turns.
+    void run(const Phase* phases, int num_phases);
 
 private:
-    using Function = void (*)(const void* body, int part);
+    // A phase of the current job. A thread takes parts of its own lane first, neighbours in memory,
+    // and then of the others'. Tickets and progress carry the job's number, so that a thread late
+    // for one job never touches the next: the upper 32 bits; 16 bits each for an end and a count.
+    struct Slot {
+        std::atomic<Phase::Function> function{nullptr};
+        std::atomic<const void*> body{nullptr};
+        alignas(64) std::atomic<uint64_t> progress{0};  // parts there are, parts done
+    };
+    struct alignas(64) Lane {
+        std::atomic<uint64_t> ticket{0};  // end of the lane, next part to take
+    };
 
-    void run_shared(int num_parts, Function function, const void* body);
     void start_threads();
-    bool take_part();
-    void serve();
+    void serve(int thread);
+    void walk(uint32_t job, int thread);
+    bool take_part(uint32_t job, int phase, int lane);
+    bool is_done(uint32_t job, int phase) const;
+    Lane& lane(int phase, int thread) const { return lanes_[phase * num_threads_ + thread]; }
 
     const int num_threads_;
     std::mutex turn_;
     std::vector<std::thread> threads_;
-
-    // The current job: its number, its parts and the next of them to claim, 32, 16 and 16 bits.
-    // function_ and body_ are that job's for as long as a part of it is unclaimed.
-    alignas(64) std::atomic<uint64_t> ticket_{0};
-    std::atomic<Function> function_{nullptr};
-    std::atomic<const void*> body_{nullptr};
-    alignas(64) std::atomic<int> num_done_{0};
+    Slot slots_[kMaxPhases];
+    std::unique_ptr<Lane[]> lanes_;
     alignas(64) std::atomic<uint32_t> job_{0};  // what idle threads sleep on
     std::atomic<bool> closing_{false};
 };
