@@ -13,17 +13,13 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from bitwatt.bench.cpu import make_layout
+from bitwatt.bench.cpu import ModelProcess
+from bitwatt.bench.cpu_child import ChildConfig
 from bitwatt.bench.measure import describe_machine
-from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.presets import PRESETS
-from bitwatt.model.random import random_model
-from bitwatt_kernels.cpu.native import NativeBackend
 
 # Started with -P: this folder's llama_cpp.py must not hide the package of that name.
 CHILD = Path(__file__).parent / "llama_cpp_child.py"
@@ -32,33 +28,19 @@ KINDS = {"decode": DECODE_TOKENS, "prefill": PREFILL_TOKENS}
 
 
 class Ours:
-    """The same work in this process."""
+    """The same work in our engine, as `make bench` runs it."""
 
     def __init__(self) -> None:
-        config = PRESETS["2B4T"]
-        backend = NativeBackend(torch.device("cpu"), num_threads=NUM_THREADS)
-        torch.set_num_threads(NUM_THREADS)
-        self.instruction_set = backend.instruction_set
-        self._model = random_model(
-            config, weights="ternary", backend=backend, dtype=torch.bfloat16, seed=0
-        )
-        self._cache = KVCache(config, PREFILL_TOKENS // 16 + 1, torch.bfloat16, backend.device)
+        num_layers = PRESETS["2B4T"].num_layers
+        self._process = ModelProcess(ChildConfig("2B4T", num_layers, "ternary", head_bits=16))
+        self.instruction_set = self._process.model.instruction_set
 
     def seconds(self, kind: str) -> float:
-        started = time.perf_counter()
-        if kind == "prefill":
-            self._step([7] * PREFILL_TOKENS, PREFILL_TOKENS)
-        else:
-            token = 7
-            for length in range(1, DECODE_TOKENS + 1):
-                token = self._step([token], length)
-        return time.perf_counter() - started
+        work = ("prefill", PREFILL_TOKENS) if kind == "prefill" else ("generate", DECODE_TOKENS)
+        return self._process.measure(*work).seconds
 
-    def _step(self, tokens: list[int], context_len: int) -> int:
-        layout = make_layout([context_len], [len(tokens)])
-        last = torch.tensor([len(tokens) - 1])
-        logits = self._model.forward(torch.tensor(tokens), layout, self._cache, last)
-        return int(logits.argmax())
+    def close(self) -> None:
+        self._process.close()
 
 
 class Theirs:
@@ -131,6 +113,7 @@ def compare(folder: Path, rounds: int) -> dict[str, Any]:
             )
         print(f"{kind}: bitwatt at {ratio:.2f} times llama.cpp's rate")
     theirs.close()
+    ours.close()
     return {
         "benchmark": "llama_cpp",
         "machine": describe_machine(),

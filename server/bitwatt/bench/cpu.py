@@ -1,45 +1,29 @@
-"""The 2B4T shape on this machine's CPU: read bandwidth, then packed ternary beside its 16-bit twin.
+"""The 2B4T shape on this machine's CPU: packed ternary beside its 16-bit twin, taken in turns.
 
-Every figure is measured in one run. The roofline is the least time a decode step could take: the
-bytes it must read, at the rate this machine was just measured to read.
+Each model lives in a process of its own, as an engine does, and the processes are asked in turns:
+a shared machine's speed moves from minute to minute, and a ratio holds within a round. The
+roofline is the least time a decode step could take: the bytes it must read of the weights, at the
+rate that memory was read at just before.
 """
 
-import gc
+import json
+import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-import torch
-from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
-from bitwatt_kernels.cpu.native import NativeBackend
-
-from bitwatt.bench.measure import Spread, spread_of, time_calls
-from bitwatt.engine.core import EngineCore
-from bitwatt.engine.messages import Submit
-from bitwatt.model.config import ModelConfig
-from bitwatt.model.kv_cache import KVCache
+from bitwatt.bench.cpu_child import ChildConfig, Measurement, Model
+from bitwatt.bench.measure import Spread, spread_of
+from bitwatt.engine.environment import engine_environment
 from bitwatt.model.presets import PRESETS
-from bitwatt.model.random import random_model
-from bitwatt.model.runner import ModelRunner
-from bitwatt.model.transformer import Transformer
-from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.request import SamplingParams
-from bitwatt.scheduling.scheduler import Scheduler
 
-__all__ = ["bench_cpu", "make_layout"]
+__all__ = ["ModelProcess", "bench_cpu"]
 
-_DTYPE = torch.bfloat16
-_CONTEXT_TOKENS = 128
-_PREFILL_TOKENS = 512
-_BATCHES = (1, 8)
-_STEPS = 6  # timed together
-_MAX_MODEL_LEN = 640
-_SEED = 0
+_WORK = {"decode_1": ("decode", 1), "decode_8": ("decode", 8), "prefill": ("prefill", 512)}
 
 
-def _say(line: str) -> None:
+def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
@@ -48,184 +32,136 @@ def bench_cpu(
     preset: str = "2B4T",
     num_layers: int | None = None,
     repeats: int = 5,
-    report: Callable[[str], None] = _say,
+    report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
-    """Return the figures of one run: bandwidth, then each model's decode, prefill and memory.
+    """Return each model's decode, prefill and memory, and the ternary ones' ratios to the twin.
 
     num_layers   fewer layers than the preset's, for a quick look; figures are of what ran
+    repeats      counted rounds, after one that warms up
     report       takes a line as each figure is known
     """
-    config = PRESETS[preset]
-    config = replace(config, num_layers=num_layers or config.num_layers)
-    backend = NativeBackend(torch.device("cpu"), batch_invariant=True)
-    torch.set_num_threads(backend.num_threads)
-    bandwidth = backend.measure_read_bandwidth()
-    report(
-        f"{backend.num_threads} threads, {backend.instruction_set}: "
-        f"{bandwidth / 1e9:.1f} GB/s read from memory"
-    )
-    # The baseline runs as fast as its library can.
-    fast = NativeBackend(torch.device("cpu"), batch_invariant=False)
-    figures: dict[str, dict[str, Any]] = {}
-    for name, weights, its_backend, head_bits in (
-        ("ternary", "ternary", backend, 16),
-        ("ternary, int8 head", "ternary", backend, 8),
-        ("16-bit", "fp16", fast, 16),
-    ):
-        gc.collect()
-        started = time.perf_counter()
-        model = random_model(
-            config,
-            weights="ternary" if weights == "ternary" else "fp16",
-            backend=its_backend,
-            dtype=_DTYPE,
-            seed=_SEED,
-            head_bits=head_bits,
-        )
-        made_s = time.perf_counter() - started
-        figures[name] = _measure(model, config, head_bits, bandwidth, repeats, name, report)
-        figures[name] |= {
-            "made_s": made_s,
-            "weights_bytes": _weights_bytes(model),
-        }
-        del model
-    twin = figures["16-bit"]
-    ratios = {
-        name: {
-            "decode_1": one["decode_1"]["tokens_per_s"] / twin["decode_1"]["tokens_per_s"],
-            "decode_8": one["decode_8"]["tokens_per_s"] / twin["decode_8"]["tokens_per_s"],
-            "prefill": one["prefill"]["tokens_per_s"] / twin["prefill"]["tokens_per_s"],
-            "weights_bytes": one["weights_bytes"] / twin["weights_bytes"],
-        }
-        for name, one in figures.items()
-        if one is not twin
+    num_layers = num_layers or PRESETS[preset].num_layers
+    twin = ModelProcess(ChildConfig(preset, num_layers, "fp16", head_bits=16))
+    models = {
+        "ternary": ModelProcess(ChildConfig(preset, num_layers, "ternary", head_bits=16)),
+        "ternary, int8 head": ModelProcess(ChildConfig(preset, num_layers, "ternary", head_bits=8)),
+        "16-bit": twin,
     }
+    try:
+        rounds = _measure(models, repeats)
+    finally:
+        for model in models.values():
+            model.close()
+    figures = {name: _figures(m.model, rounds[name]) for name, m in models.items()}
+    for name, one in figures.items():
+        _report(name, one, report)
     return {
         "preset": preset,
-        "num_layers": config.num_layers,
-        "instruction_set": backend.instruction_set,
-        "num_threads": backend.num_threads,
-        "read_gb_per_s": bandwidth / 1e9,
+        "num_layers": num_layers,
+        "instruction_set": twin.model.instruction_set,
+        "num_threads": twin.model.num_threads,
         "models": figures,
-        "to_16_bit": ratios,
+        "to_16_bit": {
+            name: _ratios(m.model, twin.model, rounds[name], rounds["16-bit"])
+            for name, m in models.items()
+            if m is not twin
+        },
     }
 
 
-def _weights_bytes(model: Transformer) -> int:
-    memory = model.memory()
-    return memory.packed_weights_bytes + memory.embedding_bytes + memory.other_weights_bytes
+class ModelProcess:
+    """A model in a process of its own, started as an engine is; ready when made."""
 
-
-def _measure(
-    model: Transformer,
-    config: ModelConfig,
-    head_bits: int,
-    bandwidth: float,
-    repeats: int,
-    name: str,
-    report: Callable[[str], None],
-) -> dict[str, Any]:
-    memory = model.memory()
-    step_bytes = memory.packed_weights_bytes + memory.other_weights_bytes
-    step_bytes += config.vocab_size * config.hidden_size * head_bits // 8
-    roofline_s = step_bytes / bandwidth
-    figures: dict[str, Any] = {"step_bytes": step_bytes, "roofline_ms": 1e3 * roofline_s}
-    for batch in _BATCHES:
-        spread = _time_decode(model, config, batch, repeats)
-        figures[f"decode_{batch}"] = {
-            "ms": _milliseconds(spread),
-            "tokens_per_s": batch / spread.median,
-            "of_roofline": roofline_s / spread.median,
-        }
-        report(
-            f"{name} decode, batch {batch}: roofline {1e3 * roofline_s:.1f} ms, "
-            f"measured {1e3 * spread.median:.1f} ms ({100 * roofline_s / spread.median:.0f}%), "
-            f"{batch / spread.median:.1f} tok/s"
+    def __init__(self, config: ChildConfig) -> None:
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "bitwatt.bench.cpu_child", json.dumps(asdict(config))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=engine_environment(),
         )
-    spread = _time_prefill(model, config, repeats)
-    figures["prefill"] = {
-        "num_tokens": _PREFILL_TOKENS,
-        "ms": _milliseconds(spread),
-        "tokens_per_s": _PREFILL_TOKENS / spread.median,
-    }
-    report(
-        f"{name} prefill, {_PREFILL_TOKENS} tokens: {1e3 * spread.median:.0f} ms, "
-        f"{_PREFILL_TOKENS / spread.median:.0f} tok/s"
-    )
+        self.model = Model(**self._answer())
+
+    def measure(self, kind: str, count: int) -> Measurement:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{kind} {count}\n")
+        self._process.stdin.flush()
+        return Measurement(**self._answer())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a benchmark's process ended with status {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+# By work: one measurement a round.
+_Rounds = dict[str, list[Measurement]]
+
+
+def _measure(models: dict[str, ModelProcess], repeats: int) -> dict[str, _Rounds]:
+    rounds: dict[str, _Rounds] = {name: {work: [] for work in _WORK} for name in models}
+    for work, (kind, count) in _WORK.items():
+        for repeat in range(repeats + 1):
+            for name, model in models.items():
+                measurement = model.measure(kind, count)
+                if repeat:
+                    rounds[name][work].append(measurement)
+    return rounds
+
+
+def _figures(model: Model, rounds: _Rounds) -> dict[str, Any]:
+    figures: dict[str, Any] = asdict(model)
+    for work, (kind, count) in _WORK.items():
+        measured = rounds[work]
+        figure: dict[str, Any] = {
+            "ms": asdict(spread_of([1e3 * m.seconds for m in measured])),
+            "tokens_per_s": asdict(spread_of([count / m.seconds for m in measured])),
+        }
+        if kind == "decode":
+            shares = [model.step_bytes / m.read_bytes_per_s / m.seconds for m in measured]
+            reads = [m.read_bytes_per_s / 1e9 for m in measured]
+            figure |= {
+                "of_roofline": asdict(spread_of(shares)),
+                "read_gb_per_s": asdict(spread_of(reads)),
+            }
+        figures[work] = figure
     return figures
 
 
-def _time_decode(model: Transformer, config: ModelConfig, batch: int, repeats: int) -> Spread:
-    """Return the seconds of an engine's decode step with some 128 tokens of context each."""
-    core = _make_core(model, config, batch)
-    num_steps = (repeats + 1) * _STEPS
-    for i in range(batch):
-        prompt = [(31 * i + j) % config.vocab_size for j in range(_CONTEXT_TOKENS - num_steps // 2)]
-        sampling = SamplingParams(max_tokens=num_steps + 8, temperature=0.0)
-        core.submit(Submit(request_id=str(i), prompt_token_ids=prompt, sampling=sampling))
-    num_first_tokens = 0
-    while num_first_tokens < batch:
-        num_first_tokens += len(core.step())
-
-    def steps() -> None:
-        for _ in range(_STEPS):
-            core.step()
-
-    spread = time_calls(steps, repeats=repeats)
-    core.abort([str(i) for i in range(batch)])
-    core.close()
-    return Spread(spread.median / _STEPS, spread.min / _STEPS, spread.max / _STEPS, spread.n)
+def _ratios(model: Model, twin: Model, ours: _Rounds, theirs: _Rounds) -> dict[str, Any]:
+    """Return speeds as multiples of the twin's, round by round, and memory as shares of its."""
+    ratios: dict[str, Any] = {work: asdict(_pairwise(theirs[work], ours[work])) for work in _WORK}
+    ratios["weights_bytes"] = model.weights_bytes / twin.weights_bytes
+    if model.rss_anon_bytes is not None and twin.rss_anon_bytes is not None:
+        ratios["rss_anon_bytes"] = model.rss_anon_bytes / twin.rss_anon_bytes
+    return ratios
 
 
-def _time_prefill(model: Transformer, config: ModelConfig, repeats: int) -> Spread:
-    """Return the seconds an engine takes to the first token of a prompt of 512."""
-    core = _make_core(model, config, 1)
-    seconds = []
-    for repeat in range(repeats + 1):
-        prompt = [(repeat + j) % config.vocab_size for j in range(_PREFILL_TOKENS)]
-        sampling = SamplingParams(max_tokens=1, temperature=0.0)
-        core.submit(Submit(request_id=str(repeat), prompt_token_ids=prompt, sampling=sampling))
-        started = time.perf_counter()
-        while core.has_work:
-            core.step()
-        seconds.append(time.perf_counter() - started)
-    core.close()
-    return spread_of(seconds[1:])
+def _pairwise(slow: list[Measurement], fast: list[Measurement]) -> Spread:
+    return spread_of([a.seconds / b.seconds for a, b in zip(slow, fast, strict=True)])
 
 
-def _make_core(model: Transformer, config: ModelConfig, max_num_seqs: int) -> EngineCore:
-    num_blocks = max_num_seqs * _MAX_MODEL_LEN // BLOCK_SIZE
-    kv_cache = KVCache(config, num_blocks, _DTYPE, model.backend.device)
-    kv_cache.layers.zero_()
-    blocks = BlockAllocator(num_blocks, BLOCK_SIZE, prefix_caching=False)
-    limits = {
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": _PREFILL_TOKENS,
-        "max_model_len": _MAX_MODEL_LEN,
-    }
-    return EngineCore(Scheduler(blocks, **limits), ModelRunner(model, kv_cache, **limits))
-
-
-def _milliseconds(spread: Spread) -> dict[str, float]:
-    return {key: value if key == "n" else 1e3 * value for key, value in asdict(spread).items()}
-
-
-def make_layout(context_lens: list[int], query_lens: list[int]) -> StepLayout:
-    """Return a step of sequences whose blocks follow one another."""
-    blocks = -(-max(context_lens) // BLOCK_SIZE)
-    tables = torch.arange(len(context_lens) * blocks, dtype=torch.int32).view(-1, blocks)
-    positions = [
-        torch.arange(context - query, context)
-        for context, query in zip(context_lens, query_lens, strict=True)
-    ]
-    slots = [row * blocks * BLOCK_SIZE + where for row, where in enumerate(positions)]
-    starts = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32)
-    return StepLayout(
-        positions=torch.cat(positions),
-        slots=torch.cat(slots),
-        query_starts=starts,
-        context_lens=torch.tensor(context_lens, dtype=torch.int32),
-        block_tables=tables,
-        max_query_len=max(query_lens),
-        max_context_len=max(context_lens),
+def _report(name: str, figures: dict[str, Any], report: Callable[[str], None]) -> None:
+    resident = figures["rss_anon_bytes"]
+    report(
+        f"{name}: made in {figures['made_s']:.1f} s, weights {figures['weights_bytes'] / 1e9:.2f} "
+        f"GB, resident {'unknown' if resident is None else f'{resident / 1e9:.2f} GB'}"
     )
+    for work, (kind, count) in _WORK.items():
+        one = figures[work]
+        line = f"  {kind} {count}: {one['ms']['median']:.1f} ms, "
+        line += f"{one['tokens_per_s']['median']:.1f} tok/s"
+        if kind == "decode":
+            line += (
+                f", {100 * one['of_roofline']['median']:.0f}% of the roofline "
+                f"at {one['read_gb_per_s']['median']:.1f} GB/s"
+            )
+        report(line)

@@ -13,6 +13,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from bitwatt.engine.environment import engine_environment
 from bitwatt.engine.messages import (
     MAX_STEPS_AHEAD,
     Abort,
@@ -222,7 +223,8 @@ class EngineClient:
             socket.bind(address)
             self._socket = socket
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "bitwatt.engine.process", address
+                *(sys.executable, "-m", "bitwatt.engine.process", address),
+                env=engine_environment(),
             )
             self._last_message_s = time.monotonic()
             self._send(self._config)

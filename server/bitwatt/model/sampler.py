@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitwatt.model.drawing import draw
 from bitwatt.scheduling.request import SamplingParams
 
 __all__ = ["LogprobsBatch", "Sampled", "Sampler", "SamplingRow", "counter_uniform"]
@@ -111,7 +112,15 @@ class Sampler:
         drawn = [i for i, r in enumerate(rows) if r.sampling.temperature > 0]
         if drawn:
             index = torch.tensor(drawn, device=self._device)
-            tokens[index] = _draw(logits[index], [rows[i] for i in drawn])
+            chosen = [rows[i] for i in drawn]
+            uniform = counter_uniform(
+                [r.sampling.seed for r in chosen], [r.position for r in chosen]
+            )
+            tokens[index] = draw(
+                logits[index],
+                [r.sampling for r in chosen],
+                torch.from_numpy(uniform).to(self._device),
+            )
         self._count(tokens, rows)
         logprobs = None
         if log_probabilities is not None and num_logprobs is not None:
@@ -154,36 +163,3 @@ class Sampler:
             return
         state = torch.tensor([r.row for r in rows], device=self._device)
         self._counts[state, tokens] += 1
-
-
-def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Return a token a row, from the distribution that temperature and filters leave, [R]."""
-    device = logits.device
-
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
-
-    # No filter renormalizes: a division that only some batches need would show in the last bit.
-    logits = logits / column([r.sampling.temperature for r in rows])
-    ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)
-    weights = ordered.softmax(dim=-1)
-    if any(r.sampling.top_k for r in rows):
-        limit = column([r.sampling.top_k or logits.shape[-1] for r in rows])
-        rank = torch.arange(logits.shape[-1], device=device)
-        weights = weights.masked_fill(rank >= limit, 0.0)
-    if any(r.sampling.top_p < 1 for r in rows):
-        limit = column([r.sampling.top_p for r in rows])
-        cumulative = weights.double().cumsum(dim=-1)
-        before = cumulative - weights
-        beyond = (before >= limit * cumulative[:, -1:]) & (limit < 1)
-        beyond[:, 0] = False
-        weights = weights.masked_fill(beyond, 0.0)
-    if any(r.sampling.min_p for r in rows):
-        floor = column([r.sampling.min_p for r in rows]) * weights[:, :1]
-        weights = weights.masked_fill(weights < floor, 0.0)
-    cumulative = weights.double().cumsum(dim=-1)
-    uniform = counter_uniform([r.sampling.seed for r in rows], [r.position for r in rows])
-    target = torch.from_numpy(uniform).to(device)[:, None] * cumulative[:, -1:]
-    chosen = (cumulative <= target).sum(dim=-1, keepdim=True)
-    last = (weights > 0).sum(dim=-1, keepdim=True) - 1  # rounding may reach the total
-    return tokens.gather(1, torch.minimum(chosen, last))[:, 0]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bitwatt.model.drawing import draw
 from bitwatt.model.sampler import Sampler, SamplingRow, counter_uniform
 from bitwatt.scheduling.request import SamplingParams
 
@@ -62,6 +63,62 @@ def test_min_p_drops_what_is_less_likely_than_a_share_of_the_best() -> None:
     logits = torch.full((1, VOCAB_SIZE), -torch.inf)
     logits[0, :3] = torch.tensor([0.6, 0.31, 0.09]).log()
     assert draw_many(logits, min_p=0.5).nonzero()[:, 0].tolist() == [0, 1]
+
+
+FILTERS = [
+    {"top_k": 1},
+    {"top_k": 700},
+    {"top_k": 1500},
+    {"top_k": 10**6, "min_p": 0.01},
+    {"top_p": 0.1},
+    {"top_p": 0.9},
+    {"top_p": 0.999999},
+    {"top_k": 1100, "top_p": 0.8},
+    {"top_k": 40, "top_p": 0.95, "min_p": 0.05},
+]
+
+
+def left_by_sorting(logits: torch.Tensor, p: SamplingParams) -> torch.Tensor:
+    """What the filters leave of a row, as their definitions read: the whole row sorted."""
+    logits = logits / p.temperature
+    order = logits.sort(descending=True, stable=True).indices
+    weights = logits.softmax(-1)[order].double()
+    if p.top_k:
+        weights[p.top_k :] = 0
+    before = weights.cumsum(0) - weights
+    if p.top_p < 1:
+        weights[1:][before[1:] >= p.top_p * weights.sum()] = 0
+    weights[weights < p.min_p * weights[0]] = 0
+    left = torch.zeros_like(weights)
+    left[order] = weights
+    return left / left.sum()
+
+
+@pytest.mark.parametrize("settings", FILTERS, ids=str)
+@pytest.mark.parametrize("shape", ["peaked", "flat", "tied"])
+def test_filters_of_a_large_vocabulary_leave_what_sorting_it_would(
+    shape: str, settings: dict[str, float]
+) -> None:
+    """More tokens than are ranked at first; flat rows reach past them, tied ones end in a tie."""
+    params = make_params(temperature=0.8, **settings)
+    logits = torch.randn(1, 5000, generator=torch.Generator().manual_seed(4))
+    logits = {"peaked": logits * 6, "flat": logits / 10, "tied": logits.round()}[shape]
+    expected = left_by_sorting(logits[0], params)
+    count = 3000
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    tokens = draw(logits.expand(count, -1), [params] * count, uniform)
+    frequencies = torch.bincount(tokens, minlength=5000) / count
+    assert expected[tokens].min() > 0
+    # An even grid meets each token's interval as often as its length, to one at each end.
+    assert (frequencies - expected).abs().max() < 2 / count
+
+
+def test_the_largest_uniform_number_draws_a_token_that_has_a_weight() -> None:
+    logits = torch.full((1, 3000), -torch.inf)
+    logits[0, [5, 7]] = 0.0
+    almost_one = torch.tensor([1 - 2.0**-53], dtype=torch.float64)
+    for settings in ({}, {"top_k": 2}, {"top_p": 0.9999}):
+        assert draw(logits, [make_params(**settings)], almost_one).tolist() == [7]
 
 
 def test_same_seed_and_position_draw_the_same_token_in_any_batch() -> None:

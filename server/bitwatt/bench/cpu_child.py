@@ -1,0 +1,190 @@
+"""One model of cpu.py in a process of its own: `python -m bitwatt.bench.cpu_child CONFIG`.
+
+Prints what it is as a line of JSON, then answers each line of standard input with a measurement,
+until the input ends:
+
+    decode N    a step of N sequences with some 128 tokens of context each
+    prefill N   a prompt of N tokens, to its first token
+    generate N  N tokens one after the other, from a prompt of one
+"""
+
+import gc
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import torch
+from bitwatt_kernels.backend import BLOCK_SIZE
+from bitwatt_kernels.cpu.native import NativeBackend
+
+from bitwatt.engine.core import EngineCore
+from bitwatt.engine.messages import Submit
+from bitwatt.engine.process import rss_anon_bytes
+from bitwatt.model.config import ModelConfig
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.presets import PRESETS
+from bitwatt.model.random import random_model
+from bitwatt.model.runner import ModelRunner
+from bitwatt.model.transformer import Transformer
+from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.request import SamplingParams
+from bitwatt.scheduling.scheduler import Scheduler
+
+__all__ = ["ChildConfig", "Measurement", "Model"]
+
+_DTYPE = torch.bfloat16
+_MAX_BATCH = 8
+_MAX_PROMPT_TOKENS = 512
+_CONTEXT_TOKENS = 128
+_STEPS = 8  # timed together
+_WARMUP_STEPS = 3
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChildConfig:
+    """What to make: a preset's shape, or its first layers."""
+
+    preset: str
+    num_layers: int
+    weights: Literal["ternary", "fp16"]
+    head_bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What was made, ready to serve.
+
+    step_bytes         what a decode step reads of the weights
+    rss_anon_bytes     of the process with the KV cache of a batch of 8; None where unknown
+    """
+
+    instruction_set: str
+    num_threads: int
+    made_s: float
+    weights_bytes: int
+    step_bytes: int
+    rss_anon_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Seconds of what was asked for, and what memory gave just before."""
+
+    seconds: float
+    read_bytes_per_s: float
+
+
+class _Child:
+    def __init__(self, options: ChildConfig) -> None:
+        config = replace(PRESETS[options.preset], num_layers=options.num_layers)
+        # The baseline runs as fast as its library can.
+        is_exact = options.weights == "ternary"
+        self.backend = NativeBackend(torch.device("cpu"), batch_invariant=is_exact)
+        torch.set_num_threads(self.backend.num_threads)
+        started = time.perf_counter()
+        model = random_model(
+            config,
+            weights=options.weights,
+            backend=self.backend,
+            dtype=_DTYPE,
+            seed=_SEED,
+            head_bits=options.head_bits,
+        )
+        made_s = time.perf_counter() - started
+        self.config = config
+        self.core = _make_core(model, config)
+        gc.collect()
+        memory = model.memory()
+        linear_bytes = memory.packed_weights_bytes + memory.other_weights_bytes
+        head_bytes = config.vocab_size * config.hidden_size * options.head_bits // 8
+        self.model = Model(
+            instruction_set=self.backend.instruction_set,
+            num_threads=self.backend.num_threads,
+            made_s=made_s,
+            weights_bytes=linear_bytes + memory.embedding_bytes,
+            step_bytes=linear_bytes + head_bytes,
+            rss_anon_bytes=rss_anon_bytes(),
+        )
+        self._num_submitted = 0
+
+    def measure(self, kind: str, count: int) -> Measurement:
+        read_bytes_per_s = self.backend.measure_read_bandwidth()
+        match kind:
+            case "decode":
+                seconds = self._decode(count)
+            case "prefill":
+                seconds = self._run(num_prompt_tokens=count, max_tokens=1)
+            case "generate":
+                seconds = self._run(num_prompt_tokens=1, max_tokens=count)
+            case _:
+                raise ValueError(f"{kind!r} is not decode, prefill or generate")
+        return Measurement(seconds, read_bytes_per_s)
+
+    def _decode(self, batch: int) -> float:
+        """Return the seconds of an engine's decode step with some 128 tokens of context each."""
+        num_steps = _WARMUP_STEPS + _STEPS
+        ids = [self._submit(_CONTEXT_TOKENS - num_steps // 2, num_steps + 2) for _ in range(batch)]
+        num_first_tokens = 0
+        while num_first_tokens < batch:
+            num_first_tokens += len(self.core.step())
+        for _ in range(_WARMUP_STEPS):
+            self.core.step()
+        started = time.perf_counter()
+        for _ in range(_STEPS):
+            self.core.step()
+        seconds = time.perf_counter() - started
+        self.core.abort(ids)
+        while self.core.has_work:
+            self.core.step()
+        return seconds / _STEPS
+
+    def _run(self, num_prompt_tokens: int, max_tokens: int) -> float:
+        """Return the seconds of one request, alone."""
+        started = time.perf_counter()
+        self._submit(num_prompt_tokens, max_tokens)
+        while self.core.has_work:
+            self.core.step()
+        return time.perf_counter() - started
+
+    def _submit(self, num_tokens: int, max_tokens: int) -> str:
+        self._num_submitted += 1
+        name = str(self._num_submitted)
+        vocab_size = self.config.vocab_size
+        prompt = [(31 * self._num_submitted + j) % vocab_size for j in range(num_tokens)]
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+        self.core.submit(Submit(request_id=name, prompt_token_ids=prompt, sampling=sampling))
+        return name
+
+
+def _make_core(model: Transformer, config: ModelConfig) -> EngineCore:
+    num_blocks = (_MAX_BATCH * _CONTEXT_TOKENS + _MAX_PROMPT_TOKENS) // BLOCK_SIZE + 2 * _MAX_BATCH
+    kv_cache = KVCache(config, num_blocks, _DTYPE, model.backend.device)
+    kv_cache.layers.zero_()  # resident from the start
+    blocks = BlockAllocator(num_blocks, BLOCK_SIZE, prefix_caching=False)
+    limits = {
+        "max_num_seqs": _MAX_BATCH,
+        "max_num_batched_tokens": _MAX_PROMPT_TOKENS,
+        "max_model_len": _MAX_PROMPT_TOKENS + BLOCK_SIZE,
+    }
+    return EngineCore(Scheduler(blocks, **limits), ModelRunner(model, kv_cache, **limits))
+
+
+def _say(answer: Model | Measurement) -> None:
+    print(json.dumps(asdict(answer)), flush=True)
+
+
+def main() -> None:
+    """Make the model of the JSON given as the only argument, and answer until the input ends."""
+    child = _Child(ChildConfig(**json.loads(sys.argv[1])))
+    _say(child.model)
+    for line in sys.stdin:
+        kind, count = line.split()
+        _say(child.measure(kind, int(count)))
+    child.core.close()
+
+
+if __name__ == "__main__":
+    main()
