@@ -5,9 +5,10 @@ heads, D for head_dim. A backend's result for a token never depends on the other
 step: sums that decide it run in an order fixed by the token's own sizes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, Protocol, cast
+from typing import Generic, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,15 +21,17 @@ __all__ = [
     "Activation",
     "Backend",
     "BackendChoice",
+    "LayerWeights",
     "QuantizedActivations",
     "StepLayout",
-    "TernaryLayerWeights",
     "choose_backend",
 ]
 
 BLOCK_SIZE = 16  # tokens a KV-cache block holds
 
 Activation = Literal["relu2", "silu"]
+
+W = TypeVar("W", covariant=True)  # a linear's prepared weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,12 @@ class StepLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TernaryLayerWeights:
-    """A transformer layer of ternary linears; layer.py says what it computes.
+class LayerWeights(Generic[W]):
+    """A transformer layer; layer.py says what one of ternary linears computes.
 
     Norms are [width] float32, and a sub-norm None where the model has none; qkv, o, gate_up and
-    down are what prepare_ternary returned, queries ‖ keys ‖ values and gate ‖ up as one matrix.
+    down are what prepare_ternary or prepare_dense returned, queries ‖ keys ‖ values and gate ‖ up
+    as one matrix.
     """
 
     num_heads: int
@@ -83,13 +87,13 @@ class TernaryLayerWeights:
     activation: Activation
     eps: float
     input_norm: Tensor
-    qkv: object
+    qkv: W
     attention_sub_norm: Tensor | None
-    o: object
+    o: W
     mlp_norm: Tensor
-    gate_up: object
+    gate_up: W
     mlp_sub_norm: Tensor | None
-    down: object
+    down: W
 
 
 class Backend(Protocol):
@@ -112,7 +116,8 @@ class Backend(Protocol):
 
         weight  may lie in a mapped file: the result has its own memory
         bits    8 rounds each row to int8, and head() its input: near the same logits for half the
-                bytes; of 16 bits the result serves embed() too, as tied embeddings want it
+                bytes
+        The result serves embed() too: a tied embedding is one matrix in memory.
         """
         ...
 
@@ -123,8 +128,8 @@ class Backend(Protocol):
         """
         ...
 
-    def prepare_layer(self, layer: TernaryLayerWeights) -> object:
-        """Return the layer in the form this backend's ternary_layer runs fastest."""
+    def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> object:
+        """Return a model's layers in the form this backend's ternary_layers runs fastest."""
         ...
 
     def nbytes(self, prepared: object) -> int:
@@ -135,7 +140,7 @@ class Backend(Protocol):
         """Return the tokens' rows, [T, hidden_size] in the embedding's dtype.
 
         token_ids  [T] int64
-        embedding  [vocab_size, hidden_size] on device, or what prepare_head made of it in 16 bits
+        embedding  [vocab_size, hidden_size] on device, or what prepare_head made of it
         """
         ...
 
@@ -173,14 +178,15 @@ class Backend(Protocol):
         """
         ...
 
-    def ternary_layer(
-        self, h: Tensor, layer: object, rope: Tensor, kv_cache: Tensor, layout: StepLayout
+    def ternary_layers(
+        self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
     ) -> Tensor:
-        """Return the residual stream after the layer, as h; bit for bit what layer.py computes.
+        """Return the residual stream after the layers, as h; bit for bit what layer.py computes.
 
-        h         [T, hidden_size]
-        layer     what prepare_layer returned
-        rope, kv_cache  as rope_and_cache takes them; the cache is written
+        h          [T, hidden_size]
+        layers     what prepare_layers returned
+        rope       as rope_and_cache takes it
+        kv_caches  [num_layers, 2, num_blocks, G, BLOCK_SIZE, D]; the step's tokens are written
         """
         ...
 

@@ -125,7 +125,9 @@ class ServeSettings(BaseSettings):
         0.9, gt=0, le=1, description="share of a GPU's memory to use"
     )
     prefix_caching: bool = Field(True, description="reuse the KV cache of equal prompt starts")
-    head_bits: Literal[8, 16] = Field(16, description="bits of the output head's weights")
+    head_bits: Literal[8, 16] = Field(
+        16, description="bits of the output head's weights, and of a tied embedding's"
+    )
     batch_invariant: bool = Field(
         False, description="make 16-bit answers independent of what else runs"
     )

@@ -9,12 +9,12 @@ from bitwatt_kernels.backend import (
     _BACKENDS,
     BLOCK_SIZE,
     Backend,
+    LayerWeights,
     StepLayout,
-    TernaryLayerWeights,
     choose_backend,
 )
 from bitwatt_kernels.errors import BackendError, ShapeError
-from bitwatt_kernels.layer import LayerByOperations
+from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference import ReferenceBackend
 from bitwatt_kernels.reference.attention import rope_table
@@ -212,6 +212,23 @@ def test_an_8_bit_head_is_near_for_a_byte_a_weight(
 
 @each_backend
 @each_dtype
+@pytest.mark.parametrize("hidden_size", [192, 33])
+def test_a_tied_embedding_is_read_from_the_head(
+    backend: Backend, dtype: torch.dtype, hidden_size: int
+) -> None:
+    """One matrix in memory serves both: its rows are the checkpoint's, or near them in 8 bits."""
+    weight = randn(83, hidden_size, seed=6).to(dtype)
+    token_ids = torch.cat([torch.arange(83), torch.tensor([1, 0, 82])])
+    for embedding in (weight, backend.prepare_head(weight)):
+        assert torch.equal(backend.embed(token_ids, embedding), weight[token_ids])
+    rows = backend.embed(token_ids, backend.prepare_head(weight, bits=8))
+    assert rows.dtype == dtype
+    assert torch.equal(rows, REFERENCE.embed(token_ids, REFERENCE.prepare_head(weight, bits=8)))
+    assert (rows - weight[token_ids]).float().norm() < 0.02 * weight[token_ids].float().norm()
+
+
+@each_backend
+@each_dtype
 @pytest.mark.parametrize("head_dim", [32, 100, 128])
 def test_rope_and_cache_writes_its_slots_alone(
     backend: Backend, dtype: torch.dtype, head_dim: int
@@ -280,7 +297,7 @@ def test_attention_reads_no_more_than_was_written(
     [([1], [1]), ([300, 33, 40], [1, 1, 17]), ([40, 0, 600], [1, 1, 1])],
     ids=["first-token", "mixed", "padding"],
 )
-def test_a_layer_is_its_operations(
+def test_layers_are_their_operations(
     backend: Backend,
     dtype: torch.dtype,
     has_sub_norms: bool,
@@ -295,32 +312,37 @@ def test_a_layer_is_its_operations(
         weight = make_ternary(out_features, in_features, bias=not has_sub_norms, seed=seed)
         return backend.prepare_ternary(weight)
 
-    weights = TernaryLayerWeights(
-        num_heads=num_heads,
-        attention_scale=head_dim**-0.5,
-        activation="relu2" if has_sub_norms else "silu",
-        eps=EPS,
-        input_norm=randn(hidden, seed=20),
-        qkv=linear(qkv, hidden, 21),
-        attention_sub_norm=randn(attended, seed=22) if has_sub_norms else None,
-        o=linear(hidden, attended, 23),
-        mlp_norm=randn(hidden, seed=24),
-        gate_up=linear(2 * inner, hidden, 25),
-        mlp_sub_norm=randn(inner, seed=26) if has_sub_norms else None,
-        down=linear(hidden, inner, 27),
-    )
+    def layer(seed: int) -> LayerWeights:
+        return LayerWeights(
+            num_heads=num_heads,
+            attention_scale=head_dim**-0.5,
+            activation="relu2" if has_sub_norms else "silu",
+            eps=EPS,
+            input_norm=randn(hidden, seed=seed + 0),
+            qkv=linear(qkv, hidden, seed + 1),
+            attention_sub_norm=randn(attended, seed=seed + 2) if has_sub_norms else None,
+            o=linear(hidden, attended, seed + 3),
+            mlp_norm=randn(hidden, seed=seed + 4),
+            gate_up=linear(2 * inner, hidden, seed + 5),
+            mlp_sub_norm=randn(inner, seed=seed + 6) if has_sub_norms else None,
+            down=linear(hidden, inner, seed + 7),
+        )
+
+    weights = [layer(20), layer(40)]
     layout, num_blocks = make_layout(context_lens, query_lens)
     h = randn(len(layout.positions), hidden, seed=28).to(dtype)
     rope = rope_table(1024, head_dim, 5e5)
     cache = make_poisoned_cache(layout, num_blocks, num_groups, head_dim, dtype)
-    expected_cache = cache.clone()
-    layer = backend.prepare_layer(weights)
-    actual = backend.ternary_layer(h, layer, rope, cache, layout)
-    expected = LayerByOperations.ternary_layer(backend, h, weights, rope, expected_cache, layout)
+    caches = torch.stack([cache, cache / 2])
+    expected_caches = caches.clone()
+    actual = backend.ternary_layers(h, backend.prepare_layers(weights), rope, caches, layout)
+    expected = LayersByOperations.ternary_layers(
+        backend, h, tuple(weights), rope, expected_caches, layout
+    )
     real = layout.slots >= 0
     assert actual.dtype == dtype
     assert torch.equal(actual[real], expected[real])
-    assert torch.equal(cache.nan_to_num(), expected_cache.nan_to_num())
+    assert torch.equal(caches.nan_to_num(), expected_caches.nan_to_num())
     assert not actual[real].isnan().any()
 
 

@@ -26,7 +26,7 @@ _SIGNATURES: dict[str, list[type]] = {
         *(_P, _P, _I, _P, _I, _L, _P, _P, _P, _I, _P),
         *(_I, _I, _I, _I, _I, _F),
     ],
-    "bw_ternary_layer": [_P, _P, _P, _P, _P, _P, _P, _I],
+    "bw_ternary_layers": [_P, _P, _I, _P, _P, _P, _P, _P, _I],
     "bw_head": [_P, _P, _I, _P, _I, _P, _I, _I, _I],
 }
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import time
 import weakref
+from collections.abc import Sequence
 from ctypes import byref
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,12 @@ from torch import Tensor
 from bitwatt_kernels.backend import (
     BLOCK_SIZE,
     Activation,
+    LayerWeights,
     QuantizedActivations,
     StepLayout,
-    TernaryLayerWeights,
 )
 from bitwatt_kernels.cpu.library import instruction_sets, load_library
-from bitwatt_kernels.cpu.native_layer import ACTIVATIONS, CacheView, NativeLayer, RopeTable, Step
+from bitwatt_kernels.cpu.native_layer import ACTIVATIONS, CacheView, NativeLayers, RopeTable, Step
 from bitwatt_kernels.cpu.prepared import (
     PreparedHead,
     PreparedInt8Head,
@@ -143,7 +144,7 @@ class NativeBackend:
                 head.codes.view(torch.uint8).bitwise_xor_(0x80), blocks[first * columns :], 4
             )
             scales[first : first + len(head.scales)] = head.scales
-        return PreparedInt8Head(blocks, scales, vocab_size, hidden, columns)
+        return PreparedInt8Head(blocks, scales, weight.dtype, vocab_size, hidden, columns)
 
     def _block_rows(self, matrix: Tensor, blocks: Tensor, columns_per_line: int) -> None:
         matrix = matrix.contiguous()
@@ -158,8 +159,8 @@ class NativeBackend:
             )
         )
 
-    def prepare_layer(self, layer: TernaryLayerWeights) -> NativeLayer:
-        return NativeLayer.of(layer)
+    def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> NativeLayers:
+        return NativeLayers.of(layers)
 
     def prepare_dense(self, weight: Tensor) -> Tensor:
         return self._dense.prepare_dense(weight)
@@ -176,20 +177,38 @@ class NativeBackend:
     def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
         if isinstance(embedding, Tensor):
             return self._dense.embed(token_ids, embedding)
-        assert isinstance(embedding, PreparedHead)
+        assert isinstance(embedding, PreparedHead | PreparedInt8Head)
+        if isinstance(embedding, PreparedHead):
+            shape = (embedding.vocab_size, embedding.hidden_size)
+            return self._gather(
+                token_ids, embedding.blocks, embedding.dtype, shape, embedding.columns_per_line
+            )
+        shape = (embedding.vocab_size, embedding.columns)
+        codes = self._gather(token_ids, embedding.blocks, torch.uint8, shape, 4)
+        rows = codes[:, : embedding.hidden_size].float() - 128
+        return rows.mul_(embedding.scales[token_ids, None]).to(embedding.dtype)
+
+    def _gather(
+        self,
+        token_ids: Tensor,
+        blocks: Tensor,
+        dtype: torch.dtype,
+        shape: tuple[int, int],
+        columns_per_line: int,
+    ) -> Tensor:
+        """Return rows of a matrix of shape that _block_rows blocked, [T, columns] of dtype."""
         _require_contiguous(token_ids)
-        out = torch.empty(len(token_ids), embedding.hidden_size, dtype=embedding.dtype)
+        out = torch.empty(len(token_ids), shape[1], dtype=dtype)
         self._check(
             self._library.bw_embed(
                 self._context,
                 token_ids.data_ptr(),
-                embedding.blocks.data_ptr(),
+                blocks.data_ptr(),
                 out.data_ptr(),
                 len(token_ids),
-                embedding.vocab_size,
-                embedding.hidden_size,
+                *shape,
                 out.element_size(),
-                embedding.columns_per_line,
+                columns_per_line,
             )
         )
         return out
@@ -260,34 +279,38 @@ class NativeBackend:
             )
         )
 
-    def ternary_layer(
-        self, h: Tensor, layer: object, rope: Tensor, kv_cache: Tensor, layout: StepLayout
+    def ternary_layers(
+        self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
     ) -> Tensor:
-        assert isinstance(layer, NativeLayer)
-        _, num_blocks, num_groups, _, head_dim = _cache_shape(kv_cache)
+        assert isinstance(layers, NativeLayers)
+        num_layers = kv_caches.shape[0]
+        _, num_blocks, num_groups, _, head_dim = _cache_shape(kv_caches[0])
         _require_contiguous(
             h,
             rope,
+            kv_caches,
             layout.positions,
             layout.slots,
             layout.query_starts,
             layout.context_lens,
             layout.block_tables,
         )
-        expected = (layer.hidden_size, layer.num_groups, layer.head_dim, layer.head_dim)
-        if (h.shape[1], num_groups, head_dim, rope.shape[1]) != expected:
+        given = (h.shape[1], num_layers, num_groups, head_dim, rope.shape[1])
+        head_dims = (layers.head_dim, layers.head_dim)
+        if given != (layers.hidden_size, len(layers.layers), layers.num_groups, *head_dims):
             raise ShapeError(
-                f"h is {list(h.shape)}, rope {list(rope.shape)} and the cache has {num_groups} "
-                f"key-value heads of {head_dim}; the layer has hidden_size {layer.hidden_size} "
-                f"and {layer.num_groups} key-value heads of {layer.head_dim}"
+                f"h is {list(h.shape)}, rope {list(rope.shape)} and the caches "
+                f"{list(kv_caches.shape)}; the {len(layers.layers)} layers have hidden_size "
+                f"{layers.hidden_size} and {layers.num_groups} key-value heads of {layers.head_dim}"
             )
         out = torch.empty_like(h)
         self._check(
-            self._library.bw_ternary_layer(
+            self._library.bw_ternary_layers(
                 self._context,
-                byref(layer.layer),
+                layers.layers,
+                num_layers,
                 byref(Step.of(layout)),
-                byref(CacheView(kv_cache.data_ptr(), num_blocks, _dtype_of(kv_cache))),
+                byref(CacheView(kv_caches.data_ptr(), num_blocks, _dtype_of(kv_caches))),
                 byref(RopeTable(rope.data_ptr(), rope.shape[0])),
                 h.data_ptr(),
                 out.data_ptr(),

@@ -1,6 +1,7 @@
-"""A ternary layer's weights and a step's layout, as csrc/layer.h reads them."""
+"""Ternary layers' weights and a step's layout, as csrc/layer.h reads them."""
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import Activation, StepLayout, TernaryLayerWeights
+from bitwatt_kernels.backend import Activation, LayerWeights, StepLayout
 from bitwatt_kernels.cpu.prepared import PreparedTernary
 from bitwatt_kernels.errors import DtypeError, ShapeError
 
-__all__ = ["ACTIVATIONS", "CacheView", "NativeLayer", "RopeTable", "Step"]
+__all__ = ["ACTIVATIONS", "CacheView", "NativeLayers", "RopeTable", "Step"]
 
 ACTIVATIONS: dict[Activation, int] = {"relu2": 0, "silu": 1}  # as in csrc/calls.h
 
@@ -95,53 +96,64 @@ class RopeTable(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class NativeLayer:
-    """A layer's weights, kept alive, and the structure that points at them."""
+class NativeLayers:
+    """A model's layers, of one shape: weights, kept alive, and structures that point at them."""
 
-    weights: TernaryLayerWeights
-    layer: ctypes.Structure
-    hidden_size: int
-    num_groups: int
-    head_dim: int
+    weights: tuple[LayerWeights[object], ...]
+    layers: "ctypes.Array[_Layer]"
 
     @classmethod
-    def of(cls, weights: TernaryLayerWeights) -> "NativeLayer":
+    def of(cls, weights: Sequence[LayerWeights[object]]) -> "NativeLayers":
         """Raises ShapeError or DtypeError where the parts don't fit each other."""
-        qkv, o, gate_up, down = (
-            _Matrix.of(w) for w in (weights.qkv, weights.o, weights.gate_up, weights.down)
+        layers = [_layer(layer) for layer in weights]
+        shapes = {(layer.qkv.K, layer.num_groups, layer.head_dim) for layer in layers}
+        if len(shapes) != 1:
+            raise ShapeError(f"layers of several shapes: {sorted(shapes)}")
+        return cls(tuple(weights), (_Layer * len(layers))(*layers))
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.layers[0].qkv.K)
+
+    @property
+    def num_groups(self) -> int:
+        return int(self.layers[0].num_groups)
+
+    @property
+    def head_dim(self) -> int:
+        return int(self.layers[0].head_dim)
+
+
+def _layer(weights: LayerWeights[object]) -> _Layer:
+    qkv, o, gate_up, down = (
+        _Matrix.of(w) for w in (weights.qkv, weights.o, weights.gate_up, weights.down)
+    )
+    head_dim = o.K // weights.num_heads
+    num_groups = (qkv.N - o.K) // (2 * head_dim)
+    hidden = qkv.K
+    qkv_width = (weights.num_heads + 2 * num_groups) * head_dim
+    widths = (o.N, gate_up.K, down.N, 2 * down.K, qkv_width)
+    if widths != (hidden, hidden, hidden, gate_up.N, qkv.N):
+        raise ShapeError(
+            f"linears of shapes {[[m.N, m.K] for m in (qkv, o, gate_up, down)]} "
+            f"don't make a layer of {weights.num_heads} heads"
         )
-        head_dim = o.K // weights.num_heads
-        num_groups = (qkv.N - o.K) // (2 * head_dim)
-        hidden = qkv.K
-        widths = (
-            o.N,
-            gate_up.K,
-            down.N,
-            2 * down.K,
-            (weights.num_heads + 2 * num_groups) * head_dim,
-        )
-        if widths != (hidden, hidden, hidden, gate_up.N, qkv.N):
-            raise ShapeError(
-                f"linears of shapes {[[m.N, m.K] for m in (qkv, o, gate_up, down)]} "
-                f"don't make a layer of {weights.num_heads} heads"
-            )
-        layer = _Layer(
-            qkv,
-            o,
-            gate_up,
-            down,
-            _norm(weights.input_norm, hidden),
-            _norm(weights.attention_sub_norm, o.K),
-            _norm(weights.mlp_norm, hidden),
-            _norm(weights.mlp_sub_norm, down.K),
-            weights.num_heads,
-            num_groups,
-            head_dim,
-            ACTIVATIONS[weights.activation],
-            weights.eps,
-            weights.attention_scale,
-        )
-        return cls(weights, layer, hidden, num_groups, head_dim)
+    return _Layer(
+        qkv,
+        o,
+        gate_up,
+        down,
+        _norm(weights.input_norm, hidden),
+        _norm(weights.attention_sub_norm, o.K),
+        _norm(weights.mlp_norm, hidden),
+        _norm(weights.mlp_sub_norm, down.K),
+        weights.num_heads,
+        num_groups,
+        head_dim,
+        ACTIVATIONS[weights.activation],
+        weights.eps,
+        weights.attention_scale,
+    )
 
 
 def _norm(weight: Tensor | None, width: int) -> int | None:

@@ -63,11 +63,13 @@ class PreparedInt8Head:
 
     blocks   [rows / 32 · columns / 4 · 128] uint8 codes, 64-byte aligned
     scales   [rows] float32
+    dtype    of the matrix that was rounded, and of its rows as embeddings
     columns  hidden_size, padded to a multiple of 4
     """
 
     blocks: Tensor
     scales: Tensor
+    dtype: torch.dtype
     vocab_size: int
     hidden_size: int
     columns: int

@@ -4,18 +4,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
 from bitwatt_kernels.cpu.dense import has_blocked_kernels, linear, tiled_linear
 from bitwatt_kernels.cpu.torch_attention import StepPlan
 from bitwatt_kernels.errors import BackendError, ShapeError
-from bitwatt_kernels.layer import LayerByOperations
+from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight, unpack
 from bitwatt_kernels.reference import elementwise as _elementwise
 from bitwatt_kernels.reference import linear as _linear
-from bitwatt_kernels.reference.head import Int8Head, quantize_head
+from bitwatt_kernels.reference.head import Int8Head, embed, quantize_head
 
 __all__ = ["TorchBackend"]
 
@@ -32,7 +31,7 @@ class _Int8Weight:
     bias: Tensor | None
 
 
-class TorchBackend(LayerByOperations):
+class TorchBackend(LayersByOperations):
     """Ternary linears as exact int8 matmuls; attention, norms and 16-bit matmuls of torch.
 
     A layout is read when it is first seen: one object stands for one step. Not thread-safe.
@@ -81,8 +80,8 @@ class TorchBackend(LayerByOperations):
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
 
     def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
-        assert isinstance(embedding, Tensor)
-        return F.embedding(token_ids, embedding)
+        assert isinstance(embedding, Tensor | Int8Head)
+        return embed(token_ids, embedding)
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         return _linear.quantize(x)

@@ -7,9 +7,9 @@ from bitwatt_kernels.gpu.dense import dense_linear, int8_linear
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.elementwise import quantize
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
-from bitwatt_kernels.reference.head import Int8Head, quantize_head
+from bitwatt_kernels.reference.head import Int8Head, embed, quantize_head
 
-__all__ = ["Int8Head", "head", "quantize_head"]
+__all__ = ["Int8Head", "embed", "head", "quantize_head"]
 
 
 def head(x: Tensor, weight: Tensor | Int8Head, gpu: Gpu, *, batch_invariant: bool) -> Tensor:

@@ -15,13 +15,13 @@ from bitwatt_kernels.gpu import linear as _linear
 from bitwatt_kernels.gpu import rope as _rope
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
-from bitwatt_kernels.layer import LayerByOperations
+from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = ["TritonBackend"]
 
 
-class TritonBackend(LayerByOperations):
+class TritonBackend(LayersByOperations):
     """Every operation of the Backend protocol on an NVIDIA GPU.
 
     No operation waits for the device or reads its memory, so that a step can be captured into a
@@ -69,8 +69,8 @@ class TritonBackend(LayerByOperations):
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
 
     def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
-        assert isinstance(embedding, Tensor)
-        return F.embedding(token_ids, embedding)
+        assert isinstance(embedding, Tensor | _head.Int8Head)
+        return _head.embed(token_ids, embedding)
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         return _elementwise.quantize(x, self.gpu)

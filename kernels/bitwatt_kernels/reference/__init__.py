@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
-from bitwatt_kernels.layer import LayerByOperations
+from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference import attention as _attention
 from bitwatt_kernels.reference import elementwise as _elementwise
 from bitwatt_kernels.reference import linear as _linear
 from bitwatt_kernels.reference.head import Int8Head, quantize_head
+from bitwatt_kernels.reference.head import embed as _embed
 from bitwatt_kernels.reference.head import head as _head
 
 __all__ = ["ReferenceBackend"]
 
 
-class ReferenceBackend(LayerByOperations):
+class ReferenceBackend(LayersByOperations):
     """Every operation of the Backend protocol, exact where it is integer, float64 where it sums.
 
     Works on any device and dtype; keeps weights packed and unpacks them on every call.
@@ -51,8 +52,8 @@ class ReferenceBackend(LayerByOperations):
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
 
     def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
-        assert isinstance(embedding, Tensor)
-        return embedding[token_ids]
+        assert isinstance(embedding, Tensor | Int8Head)
+        return _embed(token_ids, embedding)
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         return _linear.quantize(x)

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bitwatt_kernels.reference.linear import INT8_MAX, QUANTIZATION_EPS, accumulate, quantize
 
-__all__ = ["Int8Head", "head", "quantize_head"]
+__all__ = ["Int8Head", "embed", "head", "quantize_head"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +17,12 @@ class Int8Head:
 
     codes   [vocab_size, hidden_size] int8
     scales  [vocab_size] float32
+    dtype   of the matrix that was rounded, and of its rows as embeddings
     """
 
     codes: Tensor
     scales: Tensor
+    dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
@@ -33,7 +36,15 @@ def quantize_head(weight: Tensor) -> Int8Head:
         scale = rows.float().abs().amax(dim=-1).clamp(min=QUANTIZATION_EPS) / INT8_MAX
         codes.append((rows.float() / scale[:, None]).round().to(torch.int8))
         scales.append(scale)
-    return Int8Head(torch.cat(codes), torch.cat(scales))
+    return Int8Head(torch.cat(codes), torch.cat(scales), weight.dtype)
+
+
+def embed(token_ids: Tensor, embedding: Tensor | Int8Head) -> Tensor:
+    """Return the rows of token_ids [T], [T, hidden_size]; of an int8 head as it rounds them."""
+    if isinstance(embedding, Tensor):
+        return F.embedding(token_ids, embedding)
+    rows = embedding.codes[token_ids].float() * embedding.scales[token_ids, None]
+    return rows.to(embedding.dtype)
 
 
 def head(x: Tensor, weight: Tensor | Int8Head) -> Tensor:

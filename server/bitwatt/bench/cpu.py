@@ -55,17 +55,21 @@ def bench_cpu(
     figures = {name: _figures(m.model, rounds[name]) for name, m in models.items()}
     for name, one in figures.items():
         _report(name, one, report)
+    to_twin = {
+        name: _ratios(m.model, twin.model, rounds[name], rounds["16-bit"])
+        for name, m in models.items()
+        if m is not twin
+    }
+    for name, ratios in to_twin.items():
+        parts = [f"{work} {ratios[work]['median']:.2f}x" for work in _WORK]
+        report(f"{name} to 16-bit: {', '.join(parts)}, resident {ratios.get('rss_anon_bytes')}")
     return {
         "preset": preset,
         "num_layers": num_layers,
         "instruction_set": twin.model.instruction_set,
         "num_threads": twin.model.num_threads,
         "models": figures,
-        "to_16_bit": {
-            name: _ratios(m.model, twin.model, rounds[name], rounds["16-bit"])
-            for name, m in models.items()
-            if m is not twin
-        },
+        "to_16_bit": to_twin,
     }
 
 
@@ -108,12 +112,15 @@ _Rounds = dict[str, list[Measurement]]
 
 def _measure(models: dict[str, ModelProcess], repeats: int) -> dict[str, _Rounds]:
     rounds: dict[str, _Rounds] = {name: {work: [] for work in _WORK} for name in models}
-    for work, (kind, count) in _WORK.items():
-        for repeat in range(repeats + 1):
+    for repeat in range(repeats + 1):
+        for kind in ("decode", "prefill"):  # what a ratio compares lies near each other in time
             for name, model in models.items():
-                measurement = model.measure(kind, count)
-                if repeat:
-                    rounds[name][work].append(measurement)
+                for work, (its_kind, count) in _WORK.items():
+                    if its_kind != kind:
+                        continue
+                    measurement = model.measure(kind, count)
+                    if repeat:
+                        rounds[name][work].append(measurement)
     return rounds
 
 
@@ -133,6 +140,10 @@ def _figures(model: Model, rounds: _Rounds) -> dict[str, Any]:
                 "read_gb_per_s": asdict(spread_of(reads)),
             }
         figures[work] = figure
+    pairs = zip(rounds["decode_1"], rounds["decode_8"], strict=True)
+    figures["batch_8_to_1"] = asdict(
+        spread_of([8 * one.seconds / eight.seconds for one, eight in pairs])
+    )
     return figures
 
 
@@ -165,3 +176,4 @@ def _report(name: str, figures: dict[str, Any], report: Callable[[str], None]) -
                 f"at {one['read_gb_per_s']['median']:.1f} GB/s"
             )
         report(line)
+    report(f"  batch 8 at {figures['batch_8_to_1']['median']:.1f} times the rate of batch 1")

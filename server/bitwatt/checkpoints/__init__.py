@@ -47,7 +47,7 @@ def load_model(
 
     weights        "ternary" keeps linears packed; "fp16" makes them dense, in dtype
     max_model_len  lowers the model's own context
-    head_bits      8 rounds the head to int8, which moves the logits a little
+    head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little
     Raises         CheckpointError, naming the file or field and the reason
     """
     if not path.exists():

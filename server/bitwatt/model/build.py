@@ -1,17 +1,18 @@
 """Builds a transformer from whatever holds its tensors."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
-from bitwatt_kernels.backend import Backend, TernaryLayerWeights
+from bitwatt_kernels.backend import Backend, LayerWeights
 from bitwatt_kernels.packing import TernaryWeight, unpack
 from torch import Tensor
 
 from bitwatt.errors import CheckpointError
 from bitwatt.model.config import ModelConfig
-from bitwatt.model.layers import DenseLayer, Layer, LayerShape, TernaryLayer
+from bitwatt.model.layers import DenseLayers, Layers, TernaryLayers
 from bitwatt.model.rope import rope_table
 from bitwatt.model.transformer import ModelMemory, Transformer
 
@@ -20,6 +21,10 @@ __all__ = ["TensorSource", "Weights", "build_transformer"]
 Weights = Literal["ternary", "fp16"]
 
 _EMBEDDING = "model.embed_tokens.weight"
+
+W = TypeVar("W")
+# Matrices to be made one, rows after rows: name, out_features and in_features of each.
+_Parts = list[tuple[str, int, int]]
 
 
 class TensorSource(Protocol):
@@ -55,7 +60,7 @@ def build_transformer(
 
     weights        "fp16" makes ternary linears dense, in dtype
     max_model_len  lowers the model's own
-    head_bits      8 rounds the head to int8, which moves the logits a little
+    head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little
     Raises         CheckpointError where the source can't be served so
     """
     config = source.config
@@ -106,13 +111,21 @@ class _Builder:
 
     def build(self, *, head_bits: Literal[8, 16]) -> Transformer:
         config = self.config
-        # A tied head of 16 bits and the embedding are one matrix in memory.
-        head = self.head(_EMBEDDING, 16) if config.is_tied and head_bits == 16 else None
+        # A tied head and the embedding are one matrix in memory, of 8 bits too.
+        head = self.head(_EMBEDDING, head_bits) if config.is_tied else None
         embedding = self.matrix(_EMBEDDING, *self.vocabulary) if head is None else head
-        layers = [self.layer(f"model.layers.{i}") for i in range(config.num_layers)]
+        names = [f"model.layers.{i}" for i in range(config.num_layers)]
+        layers: Layers
+        if self.weights == "ternary":
+            ternary = [self.layer(name, self.ternary) for name in names]
+            layers = TernaryLayers(self.backend, self.backend.prepare_layers(ternary))
+        else:
+            layers = DenseLayers(
+                self.backend, tuple(self.layer(name, self.dense) for name in names)
+            )
         norm = self.norm("model.norm", config.hidden_size)
         if head is None:
-            head = self.head(_EMBEDDING if config.is_tied else "lm_head.weight", head_bits)
+            head = self.head("lm_head.weight", head_bits)
         self.num_parameters += math.prod(self.vocabulary) * (1 if config.is_tied else 2)
         embedding_bytes = self.backend.nbytes(embedding)
         if head is not embedding:
@@ -136,58 +149,37 @@ class _Builder:
             notices=self.source.notices,
         )
 
-    def layer(self, name: str) -> Layer:
+    def layer(self, name: str, linear: Callable[[_Parts], W]) -> LayerWeights[W]:
+        """Return a layer whose matrices linear() has prepared."""
         config = self.config
         hidden, inner = config.hidden_size, config.intermediate_size
         queries = config.num_heads * config.head_dim
         keys = config.num_kv_heads * config.head_dim
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        qkv = [
-            (f"{attention}.q_proj", queries, hidden),
-            (f"{attention}.k_proj", keys, hidden),
-            (f"{attention}.v_proj", keys, hidden),
-        ]
-        o = [(f"{attention}.o_proj", hidden, queries)]
-        gate_up = [(f"{mlp}.gate_proj", inner, hidden), (f"{mlp}.up_proj", inner, hidden)]
-        down = [(f"{mlp}.down_proj", hidden, inner)]
-        shape = LayerShape(
-            config.num_heads, config.head_dim**-0.5, config.activation, config.rms_norm_eps
-        )
-        norms = (
-            self.norm(f"{name}.input_layernorm", hidden),
-            self.norm(f"{name}.post_attention_layernorm", hidden),
-        )
-        sub_norms = (
-            self.norm(f"{attention}.attn_sub_norm", queries) if config.has_sub_norms else None,
-            self.norm(f"{mlp}.ffn_sub_norm", inner) if config.has_sub_norms else None,
-        )
-        if self.weights == "ternary":
-            weights = TernaryLayerWeights(
-                num_heads=shape.num_heads,
-                attention_scale=shape.attention_scale,
-                activation=shape.activation,
-                eps=shape.eps,
-                input_norm=norms[0],
-                qkv=self.ternary(qkv),
-                attention_sub_norm=sub_norms[0],
-                o=self.ternary(o),
-                mlp_norm=norms[1],
-                gate_up=self.ternary(gate_up),
-                mlp_sub_norm=sub_norms[1],
-                down=self.ternary(down),
-            )
-            return TernaryLayer(self.backend, self.backend.prepare_layer(weights))
-        return DenseLayer(
-            self.backend,
-            shape,
-            input_norm=norms[0],
-            qkv=self.dense(qkv),
-            attention_sub_norm=sub_norms[0],
-            o=self.dense(o),
-            mlp_norm=norms[1],
-            gate_up=self.dense(gate_up),
-            mlp_sub_norm=sub_norms[1],
-            down=self.dense(down),
+        has_sub_norms = config.has_sub_norms
+        return LayerWeights(
+            num_heads=config.num_heads,
+            attention_scale=config.head_dim**-0.5,
+            activation=config.activation,
+            eps=config.rms_norm_eps,
+            input_norm=self.norm(f"{name}.input_layernorm", hidden),
+            qkv=linear(
+                [
+                    (f"{attention}.q_proj", queries, hidden),
+                    (f"{attention}.k_proj", keys, hidden),
+                    (f"{attention}.v_proj", keys, hidden),
+                ]
+            ),
+            attention_sub_norm=(
+                self.norm(f"{attention}.attn_sub_norm", queries) if has_sub_norms else None
+            ),
+            o=linear([(f"{attention}.o_proj", hidden, queries)]),
+            mlp_norm=self.norm(f"{name}.post_attention_layernorm", hidden),
+            gate_up=linear(
+                [(f"{mlp}.gate_proj", inner, hidden), (f"{mlp}.up_proj", inner, hidden)]
+            ),
+            mlp_sub_norm=self.norm(f"{mlp}.ffn_sub_norm", inner) if has_sub_norms else None,
+            down=linear([(f"{mlp}.down_proj", hidden, inner)]),
         )
 
     def to_device(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -208,17 +200,17 @@ class _Builder:
         self.other_bytes += weight.nbytes
         return weight
 
-    def packed(self, parts: list[tuple[str, int, int]]) -> TernaryWeight:
+    def packed(self, parts: _Parts) -> TernaryWeight:
         weight = TernaryWeight.concatenate([self.source.ternary(*part) for part in parts])
         self.num_parameters += weight.out_features * weight.in_features
         return weight
 
-    def ternary(self, parts: list[tuple[str, int, int]]) -> object:
+    def ternary(self, parts: _Parts) -> object:
         prepared = self.backend.prepare_ternary(self.packed(parts))
         self.packed_bytes += self.backend.nbytes(prepared)
         return prepared
 
-    def dense(self, parts: list[tuple[str, int, int]]) -> Tensor:
+    def dense(self, parts: _Parts) -> Tensor:
         if self.source.is_ternary:
             packed, device = self.packed(parts), self.backend.device
             scales = packed.scales.to(device, self.dtype)

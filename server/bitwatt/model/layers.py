@@ -1,4 +1,4 @@
-"""One transformer layer, with ternary or with dense linears, as bitwatt_kernels/layer.py has it.
+"""A model's layers, of ternary or of dense linears, as bitwatt_kernels/layer.py has them.
 
 Both hold weights and call the backend: no state changes after construction.
 """
@@ -6,78 +6,69 @@ Both hold weights and call the backend: no state changes after construction.
 from dataclasses import dataclass
 from typing import Protocol
 
-from bitwatt_kernels.backend import Activation, Backend, StepLayout
+from bitwatt_kernels.backend import Backend, LayerWeights, StepLayout
 from torch import Tensor
 
-__all__ = ["DenseLayer", "Layer", "LayerShape", "TernaryLayer"]
+from bitwatt.model.kv_cache import KVCache
+
+__all__ = ["DenseLayers", "Layers", "TernaryLayers"]
 
 
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What a layer knows of its model."""
+class Layers(Protocol):
+    """All of a model's layers."""
 
-    num_heads: int
-    attention_scale: float
-    activation: Activation
-    eps: float
-
-
-class Layer(Protocol):
-    """One step of the residual stream."""
-
-    def forward(self, h: Tensor, rope: Tensor, kv_cache: Tensor, layout: StepLayout) -> Tensor:
-        """Return the stream after the layer, [T, hidden_size]; writes this layer's KV cache."""
+    def forward(self, h: Tensor, rope: Tensor, kv_cache: KVCache, layout: StepLayout) -> Tensor:
+        """Return the residual stream after them, [T, hidden_size]; writes the KV cache."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class TernaryLayer:
-    """Packed weights times int8 activations, in whatever pieces the backend runs it.
+class TernaryLayers:
+    """Packed weights times int8 activations, in whatever pieces the backend runs them.
 
-    prepared  what backend.prepare_layer returned
+    prepared  what backend.prepare_layers returned
     """
 
     backend: Backend
     prepared: object
 
-    def forward(self, h: Tensor, rope: Tensor, kv_cache: Tensor, layout: StepLayout) -> Tensor:
-        return self.backend.ternary_layer(h, self.prepared, rope, kv_cache, layout)
+    def forward(self, h: Tensor, rope: Tensor, kv_cache: KVCache, layout: StepLayout) -> Tensor:
+        return self.backend.ternary_layers(h, self.prepared, rope, kv_cache.layers, layout)
 
 
 @dataclass(frozen=True, slots=True)
-class DenseLayer:
-    """The same layer in 16 (or 32) bits, the baseline.
-
-    Queries, keys and values are one matrix, and gate and up another.
-
-    qkv, o, gate_up, down  what backend.prepare_dense returned, in the stream's dtype
-    """
+class DenseLayers:
+    """The same in 16 (or 32) bits, the baseline: linears in the stream's dtype."""
 
     backend: Backend
-    shape: LayerShape
-    input_norm: Tensor
-    qkv: Tensor
-    attention_sub_norm: Tensor | None
-    o: Tensor
-    mlp_norm: Tensor
-    gate_up: Tensor
-    mlp_sub_norm: Tensor | None
-    down: Tensor
+    layers: tuple[LayerWeights[Tensor], ...]
 
-    def forward(self, h: Tensor, rope: Tensor, kv_cache: Tensor, layout: StepLayout) -> Tensor:
-        backend, shape = self.backend, self.shape
-        x = backend.rms_norm(h, self.input_norm, shape.eps)
-        qkv = backend.dense_linear(x, self.qkv, None, None)
-        q = backend.rope_and_cache(qkv, rope, kv_cache, layout, shape.num_heads)
-        x = backend.attention(q, kv_cache, layout, shape.attention_scale)
-        if self.attention_sub_norm is not None:
-            x = backend.rms_norm(x, self.attention_sub_norm, shape.eps)
-        h = backend.dense_linear(x, self.o, None, h)
+    def forward(self, h: Tensor, rope: Tensor, kv_cache: KVCache, layout: StepLayout) -> Tensor:
+        for layer, layer_cache in zip(self.layers, kv_cache.by_layer, strict=True):
+            h = self._layer(h, layer, rope, layer_cache, layout)
+        return h
 
-        x = backend.rms_norm(h, self.mlp_norm, shape.eps)
+    def _layer(
+        self,
+        h: Tensor,
+        layer: LayerWeights[Tensor],
+        rope: Tensor,
+        kv_cache: Tensor,
+        layout: StepLayout,
+    ) -> Tensor:
+        backend, eps = self.backend, layer.eps
+        x = backend.rms_norm(h, layer.input_norm, eps)
+        qkv = backend.dense_linear(x, layer.qkv, None, None)
+        q = backend.rope_and_cache(qkv, rope, kv_cache, layout, layer.num_heads)
+        x = backend.attention(q, kv_cache, layout, layer.attention_scale)
+        if layer.attention_sub_norm is not None:
+            x = backend.rms_norm(x, layer.attention_sub_norm, eps)
+        h = backend.dense_linear(x, layer.o, None, h)
+
+        x = backend.rms_norm(h, layer.mlp_norm, eps)
         x = backend.gated_activation(
-            backend.dense_linear(x, self.gate_up, None, None), shape.activation
+            backend.dense_linear(x, layer.gate_up, None, None), layer.activation
         )
-        if self.mlp_sub_norm is not None:
-            x = backend.rms_norm(x, self.mlp_sub_norm, shape.eps)
-        return backend.dense_linear(x, self.down, None, h)
+        if layer.mlp_sub_norm is not None:
+            x = backend.rms_norm(x, layer.mlp_sub_norm, eps)
+        return backend.dense_linear(x, layer.down, None, h)

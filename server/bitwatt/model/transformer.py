@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.kv_cache import KVCache
-from bitwatt.model.layers import Layer
+from bitwatt.model.layers import Layers
 
 __all__ = ["ModelMemory", "Transformer"]
 
@@ -32,7 +32,7 @@ class ModelMemory:
 class Transformer:
     """A model on one device; forward changes nothing but the KV cache it is given.
 
-    embedding  what backend.embed takes; the head itself where a model ties the two in 16 bits
+    embedding  what backend.embed takes; the head itself where a model ties the two
 
     notices  what an operator should know once, found while loading
     """
@@ -44,7 +44,7 @@ class Transformer:
         dtype: torch.dtype,
         *,
         embedding: object,
-        layers: Sequence[Layer],
+        layers: Layers,
         norm: Tensor,
         head: object,
         rope: Tensor,
@@ -56,7 +56,7 @@ class Transformer:
         self.dtype = dtype
         self.notices = tuple(notices)
         self._embedding = embedding
-        self._layers = tuple(layers)
+        self._layers = layers
         self._norm = norm
         self._head = head
         self._rope = rope
@@ -73,8 +73,7 @@ class Transformer:
         logit_tokens  [R] int64, indexes into the step's tokens
         """
         h = self.backend.embed(token_ids, self._embedding)  # [T, hidden_size]
-        for layer, layer_cache in zip(self._layers, kv_cache.by_layer, strict=True):
-            h = layer.forward(h, self._rope, layer_cache, layout)
+        h = self._layers.forward(h, self._rope, kv_cache, layout)
         if not len(logit_tokens):
             return h.new_empty((0, self.config.vocab_size), dtype=torch.float32)
         x = self.backend.rms_norm(h[logit_tokens], self._norm, self.config.rms_norm_eps)

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from bitwatt import builtin
 from bitwatt.errors import CheckpointError
 from bitwatt.model import load_model
 from bitwatt.model.build import Weights
 from bitwatt.model.transformer import Transformer
 from bitwatt_kernels.backend import choose_backend
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from tests.server.checkpoints.writers import (
@@ -211,11 +214,32 @@ def test_an_8_bit_head_takes_a_byte_a_weight_and_barely_moves_the_logits(
         load(tmp_path, "ternary", "torch"),
         load(tmp_path, "ternary", "torch", head_bits=8),
     )
-    assert narrow.memory().embedding_bytes == 320 * 128 * 4 + 320 * 128 + 320 * 4
+    head_bytes = 320 * 128 + 320 * 4  # a tied embedding's too
+    embedding_bytes = 0 if is_tied else 320 * 128 * 4
+    assert narrow.memory().embedding_bytes == embedding_bytes + head_bytes
     difference = logits_of(wide) - logits_of(narrow)
-    assert difference.norm() < 0.02 * logits_of(wide).norm()
+    # Half a step of a row's 127 a rounding; a tied embedding is rounded too, and it moves the
+    # codes of every activation after it.
+    most = 0.04 if is_tied else 0.02
+    assert difference.norm() < most * logits_of(wide).norm()
     with pytest.raises(CheckpointError, match="8 or 16 bits, not 4"):
         load(tmp_path, "ternary", head_bits=4)
+
+
+def test_8_bits_of_head_and_embedding_leave_a_trained_model_as_good() -> None:
+    text = (builtin.TERNARY / "README.md").read_text()
+    tokens = Tokenizer.from_file(str(builtin.TERNARY / "tokenizer.json")).encode(text).ids[:500]
+
+    def logits_of_text(head_bits: int) -> Tensor:
+        model = load(builtin.TERNARY, "ternary", "torch", head_bits=head_bits)
+        blocks = list(range(-(-len(tokens) // 16)))
+        return forward(model, make_kv_cache(model, len(blocks)), [(Context(blocks), tokens)])
+
+    wide, narrow = logits_of_text(16), logits_of_text(8)
+    agreement = (wide.argmax(dim=-1) == narrow.argmax(dim=-1)).float().mean()
+    assert agreement > 0.95  # 0.98 of either rounding alone: near ties
+    losses = [F.cross_entropy(logits[:-1], torch.tensor(tokens[1:])) for logits in (wide, narrow)]
+    assert abs(losses[0] - losses[1]) < 0.01
 
 
 def test_max_model_len_lowers_the_models_own(tmp_path: Path) -> None:

@@ -294,10 +294,22 @@ BW_API int bw_attention(Context* context, const void* queries, int dtype, const 
     return kOk;
 }
 
-BW_API int bw_ternary_layer(Context* context, const Layer* layer, const Step* step,
-                            const CacheView* cache, const RopeTable* rope, const void* h, void* out,
-                            int dtype) {
-    return run_layer(*context, *layer, *step, *cache, *rope, h, out, dtype);
+// Layers one after the other, each with its own part of cache [num_layers, 2, num_blocks, ...].
+BW_API int bw_ternary_layers(Context* context, const Layer* layers, int num_layers,
+                             const Step* step, const CacheView* cache, const RopeTable* rope,
+                             const void* h, void* out, int dtype) {
+    CacheView its_cache = *cache;
+    for (int i = 0; i < num_layers; ++i) {
+        const Layer& layer = layers[i];
+        // The stream may stay in place: what reads it in a layer is done before what writes it.
+        if (const int status =
+                run_layer(*context, layer, *step, its_cache, *rope, i ? out : h, out, dtype))
+            return status;
+        its_cache.data = static_cast<char*>(its_cache.data) +
+                         static_cast<size_t>(2 * cache->num_blocks) * layer.G * kLanes * layer.D *
+                             item_size(cache->dtype);
+    }
+    return kOk;
 }
 
 // weight: what bw_block_rows made of [V, hidden], head_pair(weight_dtype) columns a line.

@@ -1,4 +1,4 @@
-// A ternary layer in one call: the operations of bitwatt_kernels/layer.py, one after the other.
+// A ternary layer in one job: the operations of bitwatt_kernels/layer.py, one after the other.
 
 #pragma once
 
@@ -44,7 +44,8 @@ struct RopeTable {
     int64_t num_rows;
 };
 
-// out = the stream h after the layer, both [T, hidden] of dtype; writes the cache.
+// out = the stream h after the layer, both [T, hidden] of dtype, out perhaps h itself; writes the
+// cache.
 int run_layer(Context& context, const Layer& layer, const Step& step, const CacheView& cache,
               const RopeTable& rope, const void* h, void* out, int dtype);
 
