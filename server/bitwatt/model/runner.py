@@ -6,7 +6,7 @@ seen the end of, is fed from the device's own copy.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.sampler import Sampled, Sampler, SamplingRow
 from bitwatt.model.step import StepResult, StepResultHandle, TokenLogprobsRow
+from bitwatt.model.step_thread import StepThread
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.scheduler import Chunk, Plan
 
@@ -113,23 +114,23 @@ class ModelRunner:
         self._sampler = Sampler(max_num_seqs, model.config.vocab_size, self._device)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._graphs: DecodeGraphs | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: StepThread | None = None
         if is_cuda:
             self._graphs = DecodeGraphs(
                 model, kv_cache, max_num_seqs=max_num_seqs, max_model_len=max_model_len
             )
         else:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+            self._thread = StepThread()
 
     def launch(self, plan: Plan) -> StepResultHandle:
         step = self._stage(plan)
         if self._thread is not None:
-            return _Handle(self._thread.submit(lambda: self._execute(step)()))
+            return _Handle(self._thread.submit(lambda then: self._execute(step, then)()))
         return _DeviceHandle(self._execute(step))
 
     def close(self) -> None:
         if self._thread is not None:
-            self._thread.shutdown()
+            self._thread.close()
 
     def _stage(self, plan: Plan) -> _Step:
         self._staging.reverse()
@@ -202,7 +203,9 @@ class ModelRunner:
         return tensor.to(self._device, non_blocking=True)
 
     @torch.inference_mode()
-    def _execute(self, step: _Step) -> Callable[[], StepResult]:
+    def _execute(
+        self, step: _Step, before_layers: Callable[[], None] | None = None
+    ) -> Callable[[], StepResult]:
         """Queue the step on the device; the returned call waits for it and fetches the result."""
         layout = step.layout
         num_seqs = len(layout.context_lens)
@@ -224,7 +227,9 @@ class ModelRunner:
         if self._graphs is not None and len(logit_tokens) == len(token_ids) == num_seqs:
             logits = self._graphs.forward(token_ids, layout)
         else:
-            logits = self._model.forward(token_ids, layout, self._kv_cache, logit_tokens)
+            logits = self._model.forward(
+                token_ids, layout, self._kv_cache, logit_tokens, before_layers=before_layers
+            )
         rows_drawn = [row.row for row in step.sampling_rows]
         if not rows_drawn:
             return lambda: StepResult([], [])

@@ -1,6 +1,6 @@
 """The decoder-only transformer: embedding, layers, norm, head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,15 +64,24 @@ class Transformer:
 
     @torch.inference_mode()
     def forward(
-        self, token_ids: Tensor, layout: StepLayout, kv_cache: KVCache, logit_tokens: Tensor
+        self,
+        token_ids: Tensor,
+        layout: StepLayout,
+        kv_cache: KVCache,
+        logit_tokens: Tensor,
+        *,
+        before_layers: Callable[[], None] | None = None,
     ) -> Tensor:
         """Return the logits of the chosen tokens, [R, vocab_size] float32.
 
         token_ids     [T] int64, as layout lays them out
         kv_cache      takes the tokens' keys and values at layout.slots
         logit_tokens  [R] int64, indexes into the step's tokens
+        before_layers  called once, before the longest part
         """
         h = self.backend.embed(token_ids, self._embedding)  # [T, hidden_size]
+        if before_layers is not None:
+            before_layers()
         h = self._layers.forward(h, self._rope, kv_cache, layout)
         if not len(logit_tokens):
             return h.new_empty((0, self.config.vocab_size), dtype=torch.float32)
