@@ -93,9 +93,8 @@ class ModelProcess:
         return Measurement(**self._answer())
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # closes the pipes, at which it ends, and waits
+            pass
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

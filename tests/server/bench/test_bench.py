@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+from bitwatt.bench.cpu import bench_cpu
+
 
 def run(*names: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bitwatt.bench", *names]
@@ -26,3 +28,23 @@ def test_an_unknown_benchmark_is_refused() -> None:
     ran = run("speed")
     assert ran.returncode == 2
     assert "speed" in ran.stderr
+
+
+def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
+    """One layer of the 3B shape: every figure is there, none is judged."""
+    lines: list[str] = []
+    result = bench_cpu(preset="3B", num_layers=1, repeats=2, report=lines.append)
+    assert result["models"].keys() == {"ternary", "ternary, int8 head", "16-bit"}
+    for figures in result["models"].values():
+        assert figures["weights_bytes"] <= figures["rss_anon_bytes"]
+        assert figures["step_bytes"] <= figures["weights_bytes"]
+        for work in ("decode_1", "decode_8", "prefill"):
+            spread = figures[work]["tokens_per_s"]
+            assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+            assert spread["n"] == 2
+        assert figures["decode_1"]["of_roofline"]["median"] > 0
+        assert figures["batch_8_to_1"]["n"] == 2
+    for ratios in result["to_16_bit"].values():
+        assert ratios["decode_1"]["n"] == 2
+        assert 0 < ratios["weights_bytes"] < 1
+    assert any("16-bit" in line for line in lines)
