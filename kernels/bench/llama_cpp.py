@@ -1,24 +1,25 @@
-"""Time the 2B4T shape in llama.cpp (TQ2_0, f16 head) beside bitwatt, in turns; last line is JSON.
+"""Time the 2B4T shape in llama.cpp (TQ2_0) beside bitwatt, in turns; the last line is JSON.
 
     python kernels/bench/llama_cpp.py [--folder build/llama-cpp] [--rounds 5]
 
 The first run makes a virtual environment in the folder, builds the llama-cpp-python package for
-this machine there, and writes 1.2 GB of random weights. Its model has SiLU where 2B4T has relu²:
-right for timing the shape, not for comparing tokens.
+this machine there, and writes 2 GB of random weights. Its model has SiLU where 2B4T has relu²:
+right for timing the shape, not for comparing tokens. Heads are compared at equal precision: 16
+bits, and 8.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bitwatt.bench.cpu import ModelProcess
 from bitwatt.bench.cpu_child import ChildConfig
-from bitwatt.bench.measure import describe_machine
+from bitwatt.bench.measure import describe_machine, spread_of
 from bitwatt.model.presets import PRESETS
 
 # Started with -P: this folder's llama_cpp.py must not hide the package of that name.
@@ -30,9 +31,9 @@ KINDS = {"decode": DECODE_TOKENS, "prefill": PREFILL_TOKENS}
 class Ours:
     """The same work in our engine, as `make bench` runs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, head_bits: int) -> None:
         num_layers = PRESETS["2B4T"].num_layers
-        self._process = ModelProcess(ChildConfig("2B4T", num_layers, "ternary", head_bits=16))
+        self._process = ModelProcess(ChildConfig("2B4T", num_layers, "ternary", head_bits))
         self.instruction_set = self._process.model.instruction_set
 
     def seconds(self, kind: str) -> float:
@@ -46,16 +47,16 @@ class Ours:
 class Theirs:
     """llama.cpp in a process and a Python environment of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, head_bits: int) -> None:
         python = folder / "venv" / "bin" / "python"
         if not python.exists():
             _run([sys.executable, "-m", "venv", str(folder / "venv")])
             build = os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}
             _run([str(python), "-m", "pip", "install", "-q", "llama-cpp-python", "gguf"], env=build)
-        model = folder / "2b4t-tq2_0.gguf"
+        model = folder / f"2b4t-tq2_0-head{head_bits}.gguf"
         if not model.exists():
             unfinished = model.with_suffix(".part")
-            _run([str(python), "-P", str(CHILD), "write", str(unfinished)])
+            _run([str(python), "-P", str(CHILD), "write", str(unfinished), str(head_bits)])
             unfinished.rename(model)
         self._process = subprocess.Popen(  # noqa: S603
             [str(python), "-P", str(CHILD), "serve", str(model)],
@@ -90,39 +91,51 @@ def _run(command: list[str], env: dict[str, str] | None = None) -> None:
 
 
 def compare(folder: Path, rounds: int) -> dict[str, Any]:
-    """Return both sides' tokens per second, medians over rounds taken in turns, and the ratios."""
-    theirs, ours = Theirs(folder), Ours()
+    """Return both sides' tokens per second by head and work, rounds taken in turns, and ratios."""
+    heads = (16, 8)
+    theirs = {bits: Theirs(folder, bits) for bits in heads}
+    ours = {bits: Ours(bits) for bits in heads}
     figures: dict[str, Any] = {}
-    for kind, num_tokens in KINDS.items():
-        times: dict[str, list[float]] = {"llama_cpp": [], "bitwatt": []}
-        for turn in range(rounds + 1):
-            pair = {"llama_cpp": theirs.seconds(kind), "bitwatt": ours.seconds(kind)}
-            if turn:  # the first warms up
-                for name, seconds in pair.items():
-                    times[name].append(num_tokens / seconds)
-        figures[kind] = {
-            name: {"tokens_per_s": statistics.median(t), "min": min(t), "max": max(t)}
-            for name, t in times.items()
-        }
-        ratio = statistics.median(times["bitwatt"]) / statistics.median(times["llama_cpp"])
-        figures[kind]["ratio"] = ratio
-        for name, t in times.items():
-            print(
-                f"{kind} {num_tokens} tokens, {name}: {statistics.median(t):.1f} tok/s "
-                f"({min(t):.1f}-{max(t):.1f})"
-            )
-        print(f"{kind}: bitwatt at {ratio:.2f} times llama.cpp's rate")
-    theirs.close()
-    ours.close()
+    for bits in heads:
+        for kind, num_tokens in KINDS.items():
+            name = f"{kind}, {bits}-bit head"
+            figures[name] = _take_turns(theirs[bits], ours[bits], kind, num_tokens, rounds)
+            _report(name, figures[name])
+    for side in (*theirs.values(), *ours.values()):
+        side.close()
     return {
         "benchmark": "llama_cpp",
         "machine": describe_machine(),
-        "instruction_set": ours.instruction_set,
+        "instruction_set": ours[16].instruction_set,
         "num_threads": NUM_THREADS,
-        "llama_cpp": theirs.version,
+        "llama_cpp": theirs[16].version,
         "rounds": rounds,
         **figures,
     }
+
+
+def _take_turns(
+    theirs: Theirs, ours: Ours, kind: str, num_tokens: int, rounds: int
+) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {"llama_cpp": [], "bitwatt": []}
+    for turn in range(rounds + 1):
+        pair = {"llama_cpp": theirs.seconds(kind), "bitwatt": ours.seconds(kind)}
+        if turn:  # the first warms up
+            for name, seconds in pair.items():
+                rates[name].append(num_tokens / seconds)
+    ratios = [b / a for a, b in zip(rates["llama_cpp"], rates["bitwatt"], strict=True)]
+    return {name: asdict(spread_of(values)) for name, values in {**rates, "ratio": ratios}.items()}
+
+
+def _report(name: str, figures: dict[str, Any]) -> None:
+    for side in ("llama_cpp", "bitwatt"):
+        one = figures[side]
+        print(f"{name}, {side}: {one['median']:.1f} tok/s ({one['min']:.1f}-{one['max']:.1f})")
+    ratio = figures["ratio"]
+    print(
+        f"{name}: bitwatt at {ratio['median']:.2f} times llama.cpp's rate "
+        f"({ratio['min']:.2f}-{ratio['max']:.2f})"
+    )
 
 
 def main() -> None:

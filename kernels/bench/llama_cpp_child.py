@@ -1,6 +1,8 @@
 """llama.cpp's side of llama_cpp.py: runs in a Python environment of its own, and knows no bitwatt.
 
-python llama_cpp_child.py write MODEL.gguf    random weights of the 2B4T shape, TQ2_0, f16 head
+python llama_cpp_child.py write MODEL.gguf HEAD_BITS
+                                              random weights of the 2B4T shape, TQ2_0, with an
+                                              embedding, which is the head too, of f16 or q8_0
 python llama_cpp_child.py serve MODEL.gguf    reads "decode" or "prefill" a line from standard
                                               input, answers each with the seconds it took
 """
@@ -16,7 +18,7 @@ DECODE_TOKENS, PREFILL_TOKENS, NUM_THREADS = 64, 512, 2
 BLOCK_WEIGHTS, BLOCK_CODE_BYTES = 256, 64  # TQ2_0: two bits a weight, then a float16 scale
 
 
-def write(path: str) -> None:
+def write(path: str, head_bits: str) -> None:
     import gguf
     import numpy as np
 
@@ -46,7 +48,11 @@ def write(path: str) -> None:
     writer.add_vocab_size(VOCAB)
     writer.add_tokenizer_model("no_vocab")
     embedding = rng.standard_normal((VOCAB, HIDDEN), np.float32) * 0.02
-    writer.add_tensor("token_embd.weight", embedding.astype(np.float16))
+    if head_bits == "16":
+        writer.add_tensor("token_embd.weight", embedding.astype(np.float16))
+    else:
+        q8_0 = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor("token_embd.weight", gguf.quantize(embedding, q8_0), raw_dtype=q8_0)
     writer.add_tensor("output_norm.weight", np.ones(HIDDEN, np.float32))
     kv_width = KV_HEADS * HIDDEN // HEADS
     linears = {
@@ -126,4 +132,4 @@ def serve(path: str) -> None:
 
 
 if __name__ == "__main__":
-    {"write": write, "serve": serve}[sys.argv[1]](sys.argv[2])
+    {"write": write, "serve": serve}[sys.argv[1]](*sys.argv[2:])

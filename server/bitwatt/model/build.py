@@ -1,7 +1,9 @@
 """Builds a transformer from whatever holds its tensors."""
 
+import ctypes
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
@@ -83,9 +85,20 @@ def build_transformer(
             )
         config = replace(config, max_model_len=max_model_len)
     with torch.inference_mode():
-        return _Builder(source, config, weights, backend, dtype).build(
+        model = _Builder(source, config, weights, backend, dtype).build(
             head_bits=8 if head_bits == 8 else 16
         )
+    _return_freed_memory()
+    return model
+
+
+def _return_freed_memory() -> None:
+    """Give the system what loading has freed: of a 2B4T checkpoint 0.4 GB beside its 1.2.
+
+    glibc keeps it otherwise, spread between what stays; other libraries have no such call.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Builder:
