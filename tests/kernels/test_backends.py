@@ -9,7 +9,6 @@ from bitwatt_kernels.backend import (
     _BACKENDS,
     BLOCK_SIZE,
     Backend,
-    LayerWeights,
     StepLayout,
     choose_backend,
 )
@@ -27,6 +26,7 @@ from tests.kernels.cpu.factories import (
     make_activations,
     make_extreme_codes,
     make_generator,
+    make_layer,
     make_layout,
     make_ternary,
 )
@@ -291,7 +291,7 @@ def test_attention_reads_no_more_than_was_written(
 
 @each_backend
 @each_dtype
-@pytest.mark.parametrize("has_sub_norms", [True, False], ids=["bitnet", "llama"])
+@pytest.mark.parametrize("is_bitnet", [True, False], ids=["bitnet", "llama"])
 @pytest.mark.parametrize(
     ("context_lens", "query_lens"),
     [([1], [1]), ([300, 33, 40], [1, 1, 17]), ([40, 0, 600], [1, 1, 1])],
@@ -300,39 +300,18 @@ def test_attention_reads_no_more_than_was_written(
 def test_layers_are_their_operations(
     backend: Backend,
     dtype: torch.dtype,
-    has_sub_norms: bool,
+    is_bitnet: bool,
     context_lens: list[int],
     query_lens: list[int],
 ) -> None:
-    """Bit for bit, the cache it writes too, however much of it the backend fuses."""
-    hidden, inner, num_heads, num_groups, head_dim = 256, 320, 4, 2, 32
-    attended, qkv = num_heads * head_dim, (num_heads + 2 * num_groups) * head_dim
-
-    def linear(out_features: int, in_features: int, seed: int) -> object:
-        weight = make_ternary(out_features, in_features, bias=not has_sub_norms, seed=seed)
-        return backend.prepare_ternary(weight)
-
-    def layer(seed: int) -> LayerWeights:
-        return LayerWeights(
-            num_heads=num_heads,
-            attention_scale=head_dim**-0.5,
-            activation="relu2" if has_sub_norms else "silu",
-            eps=EPS,
-            input_norm=randn(hidden, seed=seed + 0),
-            qkv=linear(qkv, hidden, seed + 1),
-            attention_sub_norm=randn(attended, seed=seed + 2) if has_sub_norms else None,
-            o=linear(hidden, attended, seed + 3),
-            mlp_norm=randn(hidden, seed=seed + 4),
-            gate_up=linear(2 * inner, hidden, seed + 5),
-            mlp_sub_norm=randn(inner, seed=seed + 6) if has_sub_norms else None,
-            down=linear(hidden, inner, seed + 7),
-        )
-
-    weights = [layer(20), layer(40)]
+    """Bit for bit, the cache they write too, however much of them the backend fuses."""
+    sizes = {"hidden_size": 256, "intermediate_size": 320, "num_heads": 4}
+    sizes |= {"num_kv_heads": 2, "head_dim": 32}
+    weights = [make_layer(backend, **sizes, is_bitnet=is_bitnet, seed=20 * i) for i in (1, 2)]
     layout, num_blocks = make_layout(context_lens, query_lens)
-    h = randn(len(layout.positions), hidden, seed=28).to(dtype)
-    rope = rope_table(1024, head_dim, 5e5)
-    cache = make_poisoned_cache(layout, num_blocks, num_groups, head_dim, dtype)
+    h = randn(len(layout.positions), 256, seed=28).to(dtype)
+    rope = rope_table(1024, 32, 5e5)
+    cache = make_poisoned_cache(layout, num_blocks, 2, 32, dtype)
     caches = torch.stack([cache, cache / 2])
     expected_caches = caches.clone()
     actual = backend.ternary_layers(h, backend.prepare_layers(weights), rope, caches, layout)

@@ -5,12 +5,26 @@ from ctypes import c_char_p, c_float, c_int, c_int64, c_size_t, c_uint64, c_void
 from functools import cache
 from pathlib import Path
 
-import bitwatt_kernels.cpu
-from bitwatt_kernels.errors import BackendError
+import torch
+from torch import Tensor
 
-__all__ = ["instruction_sets", "load_library"]
+import bitwatt_kernels.cpu
+from bitwatt_kernels.errors import BackendError, DtypeError, KernelError
+
+__all__ = ["DTYPES", "check", "dtype_of", "instruction_sets", "load_library"]
 
 LIBRARY_NAME = "bitwatt_cpu.so"
+
+# As in csrc/calls.h.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+# As in csrc/ops.h.
+_STATUS = {
+    1: "a block table names a block that the cache does not have, or has too few blocks",
+    2: "a slot lies past the end of the cache",
+    3: "a position lies past the end of the rope table",
+    4: "a token id lies past the end of the vocabulary",
+}
 
 _P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
 
@@ -74,3 +88,19 @@ def instruction_sets(path: Path | None = None) -> list[str]:
     """Return the instruction sets the library's kernels can use on this machine, fastest first."""
     names: bytes = load_library(path).bw_instruction_sets()
     return names.decode().split(",")
+
+
+def dtype_of(x: Tensor) -> int:
+    """Return the kernels' number of x's dtype; DtypeError if they have none."""
+    try:
+        return DTYPES[x.dtype]
+    except KeyError:
+        raise DtypeError(
+            f"{x.dtype} is not one the kernels take: bfloat16, float16 or float32"
+        ) from None
+
+
+def check(status: int) -> None:
+    """Raise KernelError if a function of the library has refused its call."""
+    if status:
+        raise KernelError(_STATUS[status])

@@ -21,36 +21,24 @@ from bitwatt_kernels.backend import (
     QuantizedActivations,
     StepLayout,
 )
-from bitwatt_kernels.cpu.library import instruction_sets, load_library
-from bitwatt_kernels.cpu.native_layer import ACTIVATIONS, CacheView, NativeLayers, RopeTable, Step
-from bitwatt_kernels.cpu.prepared import (
-    PreparedHead,
-    PreparedInt8Head,
-    PreparedTernary,
-    padded_rows,
+from bitwatt_kernels.cpu.library import (
+    DTYPES,
+    check,
+    dtype_of,
+    instruction_sets,
+    load_library,
 )
+from bitwatt_kernels.cpu.native_layer import ACTIVATIONS, CacheView, NativeLayers, RopeTable, Step
+from bitwatt_kernels.cpu.prepared import PreparedHead, PreparedInt8Head, PreparedTernary
+from bitwatt_kernels.cpu.row_blocks import RowBlocks
 from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
-from bitwatt_kernels.errors import BackendError, DtypeError, KernelError, ShapeError
-from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
-from bitwatt_kernels.reference.head import quantize_head
+from bitwatt_kernels.errors import BackendError, ShapeError
+from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = ["NativeBackend"]
 
-# As in csrc/calls.h.
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NO_ACTIVATION = -1
-_ALIGNMENT = 64
-
-# As in csrc/ops.h.
-_STATUS = {
-    1: "a block table names a block that the cache does not have, or has too few blocks",
-    2: "a slot lies past the end of the cache",
-    3: "a position lies past the end of the rope table",
-    4: "a token id lies past the end of the vocabulary",
-}
-
-_INT8_HEAD_ROWS = 8192  # rounded at once: float32 of a whole vocabulary would take gigabytes
 
 
 class NativeBackend:
@@ -98,66 +86,16 @@ class NativeBackend:
         self.num_threads = num_threads or _threads_from_environment() or available_threads()
         context = self._library.bw_create(chosen.encode(), self.num_threads)
         self._context = ctypes.c_void_p(context)
+        self._blocks = RowBlocks(self._library, self._context)
         self._close = weakref.finalize(self, self._library.bw_destroy, self._context)
 
     def prepare_ternary(self, weight: TernaryWeight) -> PreparedTernary:
-        """Return the weight repacked into row blocks: two bits a weight, and the only copy kept.
-
-        weight.codes may lie in a mapped file; its pages are read once.
-        """
-        N, K = weight.out_features, weight.in_features
-        if K == 0 or K % IN_FEATURES_MULTIPLE:
-            raise ShapeError(
-                f"in_features is {K}; the kernels take multiples of {IN_FEATURES_MULTIPLE}"
-            )
-        rows = padded_rows(N)
-        blocks = self._allocate(rows * K // 4)
-        codes = weight.codes.contiguous()
-        self._check(
-            self._library.bw_repack(self._context, codes.data_ptr(), blocks.data_ptr(), N, K)
-        )
-        bias = None if weight.bias is None else _padded(weight.bias, rows)
-        return PreparedTernary(blocks, _padded(weight.scales, rows), bias, N, K)
+        return self._blocks.ternary(weight)
 
     def prepare_head(
         self, weight: Tensor, *, bits: Literal[8, 16] = 16
     ) -> PreparedHead | PreparedInt8Head:
-        """Return the head in row blocks; a tied embedding's rows are read from them too."""
-        _dtype_of(weight)
-        vocab_size, hidden = weight.shape
-        if bits == 8:
-            return self._prepare_int8_head(weight)
-        pair = 2 if weight.dtype == torch.bfloat16 else 1
-        columns = -(-hidden // pair) * pair
-        blocks = self._allocate(padded_rows(vocab_size) * columns * weight.element_size())
-        self._block_rows(weight, blocks, pair)
-        return PreparedHead(blocks, weight.dtype, vocab_size, hidden)
-
-    def _prepare_int8_head(self, weight: Tensor) -> PreparedInt8Head:
-        vocab_size, hidden = weight.shape
-        columns = -(-hidden // 4) * 4
-        rows = padded_rows(vocab_size)
-        blocks, scales = self._allocate(rows * columns), torch.zeros(rows)
-        for first in range(0, vocab_size, _INT8_HEAD_ROWS):
-            head = quantize_head(weight[first : first + _INT8_HEAD_ROWS])
-            self._block_rows(
-                head.codes.view(torch.uint8).bitwise_xor_(0x80), blocks[first * columns :], 4
-            )
-            scales[first : first + len(head.scales)] = head.scales
-        return PreparedInt8Head(blocks, scales, weight.dtype, vocab_size, hidden, columns)
-
-    def _block_rows(self, matrix: Tensor, blocks: Tensor, columns_per_line: int) -> None:
-        matrix = matrix.contiguous()
-        self._check(
-            self._library.bw_block_rows(
-                self._context,
-                matrix.data_ptr(),
-                blocks.data_ptr(),
-                *matrix.shape,
-                matrix.element_size(),
-                columns_per_line,
-            )
-        )
+        return self._blocks.head(weight, bits=bits)
 
     def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> NativeLayers:
         return NativeLayers.of(layers)
@@ -178,40 +116,7 @@ class NativeBackend:
         if isinstance(embedding, Tensor):
             return self._dense.embed(token_ids, embedding)
         assert isinstance(embedding, PreparedHead | PreparedInt8Head)
-        if isinstance(embedding, PreparedHead):
-            shape = (embedding.vocab_size, embedding.hidden_size)
-            return self._gather(
-                token_ids, embedding.blocks, embedding.dtype, shape, embedding.columns_per_line
-            )
-        shape = (embedding.vocab_size, embedding.columns)
-        codes = self._gather(token_ids, embedding.blocks, torch.uint8, shape, 4)
-        rows = codes[:, : embedding.hidden_size].float() - 128
-        return rows.mul_(embedding.scales[token_ids, None]).to(embedding.dtype)
-
-    def _gather(
-        self,
-        token_ids: Tensor,
-        blocks: Tensor,
-        dtype: torch.dtype,
-        shape: tuple[int, int],
-        columns_per_line: int,
-    ) -> Tensor:
-        """Return rows of a matrix of shape that _block_rows blocked, [T, columns] of dtype."""
-        _require_contiguous(token_ids)
-        out = torch.empty(len(token_ids), shape[1], dtype=dtype)
-        self._check(
-            self._library.bw_embed(
-                self._context,
-                token_ids.data_ptr(),
-                blocks.data_ptr(),
-                out.data_ptr(),
-                len(token_ids),
-                *shape,
-                out.element_size(),
-                columns_per_line,
-            )
-        )
-        return out
+        return self._blocks.embed(token_ids, embedding)
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         return self._quantize(x, x.shape[1], _NO_ACTIVATION, None, 0.0)
@@ -261,7 +166,7 @@ class NativeBackend:
         out: Tensor,
         num_columns: int,
     ) -> None:
-        self._check(
+        check(
             self._library.bw_linear(
                 self._context,
                 x.codes.data_ptr(),
@@ -273,7 +178,7 @@ class NativeBackend:
                 None if bias is None else bias.data_ptr(),
                 None if residual is None else residual.data_ptr(),
                 out.data_ptr(),
-                _dtype_of(out),
+                dtype_of(out),
                 *out.shape,
                 num_columns,
             )
@@ -304,17 +209,17 @@ class NativeBackend:
                 f"{layers.hidden_size} and {layers.num_groups} key-value heads of {layers.head_dim}"
             )
         out = torch.empty_like(h)
-        self._check(
+        check(
             self._library.bw_ternary_layers(
                 self._context,
                 layers.layers,
                 num_layers,
                 byref(Step.of(layout)),
-                byref(CacheView(kv_caches.data_ptr(), num_blocks, _dtype_of(kv_caches))),
+                byref(CacheView(kv_caches.data_ptr(), num_blocks, dtype_of(kv_caches))),
                 byref(RopeTable(rope.data_ptr(), rope.shape[0])),
                 h.data_ptr(),
                 out.data_ptr(),
-                _dtype_of(h),
+                dtype_of(h),
             )
         )
         return out
@@ -341,15 +246,15 @@ class NativeBackend:
                 f"heads, {num_groups} key-value heads and head_dim {head_dim}"
             )
         queries = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype)
-        self._check(
+        check(
             self._library.bw_rope_and_cache(
                 self._context,
                 qkv.data_ptr(),
-                _dtype_of(qkv),
+                dtype_of(qkv),
                 rope.data_ptr(),
                 rope.shape[0],
                 kv_cache.data_ptr(),
-                _dtype_of(kv_cache),
+                dtype_of(kv_cache),
                 num_blocks,
                 layout.positions.data_ptr(),
                 layout.slots.data_ptr(),
@@ -374,13 +279,13 @@ class NativeBackend:
                 f"and head_dim {head_dim}"
             )
         out = torch.empty(num_tokens, num_heads * head_dim, dtype=queries.dtype)
-        self._check(
+        check(
             self._library.bw_attention(
                 self._context,
                 queries.data_ptr(),
-                _dtype_of(queries),
+                dtype_of(queries),
                 kv_cache.data_ptr(),
-                _dtype_of(kv_cache),
+                dtype_of(kv_cache),
                 num_blocks,
                 layout.query_starts.data_ptr(),
                 layout.context_lens.data_ptr(),
@@ -404,13 +309,13 @@ class NativeBackend:
         _require_contiguous(x)
         _require_width(x, weight.hidden_size)
         logits = torch.empty(x.shape[0], weight.vocab_size)
-        self._check(
+        check(
             self._library.bw_head(
                 self._context,
                 x.data_ptr(),
-                _dtype_of(x),
+                dtype_of(x),
                 weight.blocks.data_ptr(),
-                _DTYPES[weight.dtype],
+                DTYPES[weight.dtype],
                 logits.data_ptr(),
                 *logits.shape,
                 weight.hidden_size,
@@ -432,7 +337,7 @@ class NativeBackend:
 
         num_bytes  far more than the caches hold
         """
-        buffer = self._allocate(num_bytes)
+        buffer = self._blocks.allocate(num_bytes)
         buffer.zero_()
         seconds = []
         for _ in range(8):
@@ -472,32 +377,20 @@ class NativeBackend:
         _require_contiguous(x)
         if weight is not None and (weight.shape != (width,) or not weight.is_contiguous()):
             raise ShapeError(f"weight has shape {list(weight.shape)}; expected [{width}]")
-        self._check(
+        check(
             self._library.bw_elementwise(
                 self._context,
                 x.data_ptr(),
-                _dtype_of(x),
+                dtype_of(x),
                 activation,
                 None if weight is None else weight.data_ptr(),
-                0 if weight is None else _dtype_of(weight),
+                0 if weight is None else dtype_of(weight),
                 eps,
                 *outputs,
                 x.shape[0],
                 width,
             )
         )
-
-    def _allocate(self, num_bytes: int) -> Tensor:
-        """Return [num_bytes] uint8, aligned to a vector, in huge pages where there are any."""
-        buffer = torch.empty(num_bytes + _ALIGNMENT, dtype=torch.uint8)
-        start = -buffer.data_ptr() % _ALIGNMENT
-        aligned = buffer[start : start + num_bytes]
-        self._library.bw_advise_huge_pages(aligned.data_ptr(), num_bytes)
-        return aligned
-
-    def _check(self, status: int) -> None:
-        if status:
-            raise KernelError(_STATUS[status])
 
 
 def _threads_from_environment() -> int | None:
@@ -507,21 +400,6 @@ def _threads_from_environment() -> int | None:
     if not value.isdecimal() or int(value) < 1:
         raise BackendError(f"BITWATT_CPU_THREADS is {value!r}; expected a count of at least 1")
     return int(value)
-
-
-def _padded(values: Tensor, num_rows: int) -> Tensor:
-    padded = torch.zeros(num_rows)
-    padded[: len(values)] = values
-    return padded
-
-
-def _dtype_of(x: Tensor) -> int:
-    try:
-        return _DTYPES[x.dtype]
-    except KeyError:
-        raise DtypeError(
-            f"{x.dtype} is not one the kernels take: bfloat16, float16 or float32"
-        ) from None
 
 
 def _require_contiguous(*tensors: Tensor) -> None:

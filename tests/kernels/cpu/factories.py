@@ -1,7 +1,13 @@
 """Random weights and paged steps for the native kernels' tests."""
 
 import torch
-from bitwatt_kernels.backend import BLOCK_SIZE, QuantizedActivations, StepLayout
+from bitwatt_kernels.backend import (
+    BLOCK_SIZE,
+    Backend,
+    LayerWeights,
+    QuantizedActivations,
+    StepLayout,
+)
 from bitwatt_kernels.packing import TernaryWeight, pack
 from torch import Tensor
 
@@ -79,3 +85,40 @@ def make_cache(
 ) -> Tensor:
     shape = (2, num_blocks, num_groups, BLOCK_SIZE, head_dim)
     return torch.randn(shape, generator=make_generator(seed)).to(dtype)
+
+
+def make_layer(
+    backend: Backend,
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    is_bitnet: bool = True,
+    seed: int = 0,
+) -> LayerWeights[object]:
+    """Return a ternary layer as BitNet has it, or as LLaMA: no sub-norms, SiLU, and biases here."""
+    attended = num_heads * head_dim
+    g = make_generator(seed)
+
+    def linear(out_features: int, in_features: int) -> object:
+        nonlocal seed
+        seed += 1
+        weight = make_ternary(out_features, in_features, bias=not is_bitnet, seed=seed)
+        return backend.prepare_ternary(weight)
+
+    return LayerWeights(
+        num_heads=num_heads,
+        attention_scale=head_dim**-0.5,
+        activation="relu2" if is_bitnet else "silu",
+        eps=1e-5,
+        input_norm=torch.randn(hidden_size, generator=g),
+        qkv=linear(attended + 2 * num_kv_heads * head_dim, hidden_size),
+        attention_sub_norm=torch.randn(attended, generator=g) if is_bitnet else None,
+        o=linear(hidden_size, attended),
+        mlp_norm=torch.randn(hidden_size, generator=g),
+        gate_up=linear(2 * intermediate_size, hidden_size),
+        mlp_sub_norm=torch.randn(intermediate_size, generator=g) if is_bitnet else None,
+        down=linear(hidden_size, intermediate_size),
+    )

@@ -33,7 +33,8 @@ def test_no_kernel_reads_or_writes_where_it_must_not(tmp_path: Path) -> None:
     options = ["-DBITWATT_SANITIZE=ON", "-DBITWATT_EMULATE_AMX=ON", "-DCMAKE_CXX_COMPILER=g++"]
     run(["cmake", "-S", str(SOURCE), "-B", str(tmp_path), *options])
     run(["cmake", "--build", str(tmp_path), "--parallel", "2"])
-    files = ["test_native_linear.py", "test_native_elementwise.py", "test_native_attention.py"]
+    kinds = ("linear", "elementwise", "attention", "layers")
+    files = [f"test_native_{kind}.py" for kind in kinds]
     pytest_options = [
         "-q",
         "-x",

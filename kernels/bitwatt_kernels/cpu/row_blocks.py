@@ -1,0 +1,137 @@
+"""Weights in the kernels' row blocks: made once, at load, and a head's rows read as embeddings."""
+
+import ctypes
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bitwatt_kernels.cpu.library import check, dtype_of
+from bitwatt_kernels.cpu.prepared import (
+    PreparedHead,
+    PreparedInt8Head,
+    PreparedTernary,
+    padded_rows,
+)
+from bitwatt_kernels.errors import ShapeError
+from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
+from bitwatt_kernels.reference.head import quantize_head
+
+__all__ = ["RowBlocks"]
+
+_ALIGNMENT = 64
+_INT8_HEAD_ROWS = 8192  # rounded at once: float32 of a whole vocabulary would take gigabytes
+
+
+class RowBlocks:
+    """Makes them on a context's threads. Holds the context of a backend that outlives it."""
+
+    def __init__(self, library: ctypes.CDLL, context: ctypes.c_void_p) -> None:
+        self._library = library
+        self._context = context
+
+    def ternary(self, weight: TernaryWeight) -> PreparedTernary:
+        """Return the weight repacked into row blocks: two bits a weight, and the only copy kept.
+
+        weight.codes may lie in a mapped file; its pages are read once.
+        """
+        N, K = weight.out_features, weight.in_features
+        if K == 0 or K % IN_FEATURES_MULTIPLE:
+            raise ShapeError(
+                f"in_features is {K}; the kernels take multiples of {IN_FEATURES_MULTIPLE}"
+            )
+        rows = padded_rows(N)
+        blocks = self.allocate(rows * K // 4)
+        codes = weight.codes.contiguous()
+        check(self._library.bw_repack(self._context, codes.data_ptr(), blocks.data_ptr(), N, K))
+        bias = None if weight.bias is None else _padded(weight.bias, rows)
+        return PreparedTernary(blocks, _padded(weight.scales, rows), bias, N, K)
+
+    def head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> PreparedHead | PreparedInt8Head:
+        """Return the head in row blocks; a tied embedding's rows are read from them too."""
+        dtype_of(weight)
+        vocab_size, hidden = weight.shape
+        if bits == 8:
+            return self._int8_head(weight)
+        pair = 2 if weight.dtype == torch.bfloat16 else 1
+        columns = -(-hidden // pair) * pair
+        blocks = self.allocate(padded_rows(vocab_size) * columns * weight.element_size())
+        self._block_rows(weight, blocks, pair)
+        return PreparedHead(blocks, weight.dtype, vocab_size, hidden)
+
+    def _int8_head(self, weight: Tensor) -> PreparedInt8Head:
+        vocab_size, hidden = weight.shape
+        columns = -(-hidden // 4) * 4
+        rows = padded_rows(vocab_size)
+        blocks, scales = self.allocate(rows * columns), torch.zeros(rows)
+        for first in range(0, vocab_size, _INT8_HEAD_ROWS):
+            head = quantize_head(weight[first : first + _INT8_HEAD_ROWS])
+            self._block_rows(
+                head.codes.view(torch.uint8).bitwise_xor_(0x80), blocks[first * columns :], 4
+            )
+            scales[first : first + len(head.scales)] = head.scales
+        return PreparedInt8Head(blocks, scales, weight.dtype, vocab_size, hidden, columns)
+
+    def _block_rows(self, matrix: Tensor, blocks: Tensor, columns_per_line: int) -> None:
+        matrix = matrix.contiguous()
+        check(
+            self._library.bw_block_rows(
+                self._context,
+                matrix.data_ptr(),
+                blocks.data_ptr(),
+                *matrix.shape,
+                matrix.element_size(),
+                columns_per_line,
+            )
+        )
+
+    def embed(self, token_ids: Tensor, embedding: PreparedHead | PreparedInt8Head) -> Tensor:
+        """Return rows of what head() made, [T, hidden_size] in the dtype it was made of."""
+        if isinstance(embedding, PreparedHead):
+            shape = (embedding.vocab_size, embedding.hidden_size)
+            return self._gather(
+                token_ids, embedding.blocks, embedding.dtype, shape, embedding.columns_per_line
+            )
+        shape = (embedding.vocab_size, embedding.columns)
+        codes = self._gather(token_ids, embedding.blocks, torch.uint8, shape, 4)
+        rows = codes[:, : embedding.hidden_size].float() - 128
+        return rows.mul_(embedding.scales[token_ids, None]).to(embedding.dtype)
+
+    def _gather(
+        self,
+        token_ids: Tensor,
+        blocks: Tensor,
+        dtype: torch.dtype,
+        shape: tuple[int, int],
+        columns_per_line: int,
+    ) -> Tensor:
+        """Return rows of a matrix of shape that _block_rows blocked, [T, columns] of dtype."""
+        token_ids = token_ids.contiguous()
+        out = torch.empty(len(token_ids), shape[1], dtype=dtype)
+        check(
+            self._library.bw_embed(
+                self._context,
+                token_ids.data_ptr(),
+                blocks.data_ptr(),
+                out.data_ptr(),
+                len(token_ids),
+                *shape,
+                out.element_size(),
+                columns_per_line,
+            )
+        )
+        return out
+
+    def allocate(self, num_bytes: int) -> Tensor:
+        """Return [num_bytes] uint8, aligned to a vector, in huge pages where there are any."""
+        buffer = torch.empty(num_bytes + _ALIGNMENT, dtype=torch.uint8)
+        start = -buffer.data_ptr() % _ALIGNMENT
+        aligned = buffer[start : start + num_bytes]
+        self._library.bw_advise_huge_pages(aligned.data_ptr(), num_bytes)
+        return aligned
+
+
+def _padded(values: Tensor, num_rows: int) -> Tensor:
+    padded = torch.zeros(num_rows)
+    padded[: len(values)] = values
+    return padded
