@@ -52,9 +52,12 @@ def _draw_by_rank(
     vocab_size = logits.shape[1]
     scaled = logits / _column([s.temperature for s in sampling], logits)
     weights = scaled.softmax(dim=-1)
-    tokens = scaled.topk(num_candidates, dim=-1, sorted=False).indices.sort(dim=-1).values
-    values, order = scaled.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
-    tokens = tokens.gather(1, order)
+    if num_candidates == vocab_size:
+        values, tokens = scaled.sort(dim=-1, descending=True, stable=True)
+    else:
+        tokens = scaled.topk(num_candidates, dim=-1, sorted=False).indices.sort(dim=-1).values
+        values, order = scaled.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
+        tokens = tokens.gather(1, order)
     rank = torch.arange(num_candidates, device=logits.device)
     top_k = torch.tensor(
         [min(s.top_k or vocab_size, vocab_size) for s in sampling], device=logits.device

@@ -215,25 +215,28 @@ static void score_page(const Workspace& w, const Split& split, int key, const Pa
                        float scale) {
     int row = split.first_row;
     for (; row + 4 <= split.last_row; row += 4) score<4, dtype>(w, row, key, page, D, scale);
+    for (; row + 2 <= split.last_row; row += 2) score<2, dtype>(w, row, key, page, D, scale);
     for (; row < split.last_row; ++row) score<1, dtype>(w, row, key, page, D, scale);
 }
 
-// Unseen keys are skipped, not multiplied by zero: their values may be anything.
+// Q rows from row on. Unseen keys are skipped, not multiplied by zero: their values may be anything.
+template <int Q, int dtype>
+BW_INLINE void add_rows(const Workspace& w, const Split& split, int row, int key,
+                        const Page& page) {
+    const int common = max_int(0, min_int(kLanes, split.seen(row) - key));
+    if (common > 0) add_values<Q, dtype>(w, row, key, page, 0, common);
+    for (int r = row + 1; r < row + Q; ++r) {
+        const int last = min_int(kLanes, split.seen(r) - key);
+        if (last > common) add_values<1, dtype>(w, r, key, page, common, last);
+    }
+}
+
 template <int dtype>
 static void add_page(const Workspace& w, const Split& split, int key, const Page& page) {
     int row = split.first_row;
-    for (; row + 4 <= split.last_row; row += 4) {
-        const int common = max_int(0, min_int(kLanes, split.seen(row) - key));
-        if (common > 0) add_values<4, dtype>(w, row, key, page, 0, common);
-        for (int r = row; r < row + 4; ++r) {
-            const int last = min_int(kLanes, split.seen(r) - key);
-            if (last > common) add_values<1, dtype>(w, r, key, page, common, last);
-        }
-    }
-    for (; row < split.last_row; ++row) {
-        const int last = min_int(kLanes, split.seen(row) - key);
-        if (last > 0) add_values<1, dtype>(w, row, key, page, 0, last);
-    }
+    for (; row + 4 <= split.last_row; row += 4) add_rows<4, dtype>(w, split, row, key, page);
+    for (; row + 2 <= split.last_row; row += 2) add_rows<2, dtype>(w, split, row, key, page);
+    for (; row < split.last_row; ++row) add_rows<1, dtype>(w, split, row, key, page);
 }
 
 // Leaves each row's maximum, total and sums over the split in the workspace.
