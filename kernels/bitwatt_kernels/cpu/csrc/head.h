@@ -34,7 +34,9 @@ BW_INLINE void head_segment(const void* lines, const float* x, size_t x_stride, 
         for (int k = first; k < last; k += 2) {
             F32 even[R], odd[R];
             for (int r = 0; r < R; ++r) {
-                const I32 pair = load(static_cast<const int32_t*>(lines) + (k + r) * kLanes);
+                const int32_t* line = static_cast<const int32_t*>(lines) + (k + r) * kLanes;
+                if (M > 2) __builtin_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes);
+                const I32 pair = load(line);
                 even[r] = as_float(shift_left<16>(pair));
                 odd[r] = as_float(pair & splat(static_cast<int32_t>(0xFFFF0000)));
             }
