@@ -68,7 +68,7 @@ async def take_screenshots(url, folder):
         await page.get_by_role("button", name="Ask both").click()
         asked = page.locator("#ask-status")
         await expect(asked).to_contain_text("tok/s", timeout=60_000)
-        await run_load(page, windows=5, requests=32, tokens=64, timeout_s=300)
+        await run_load(page, windows=5, requests=128, tokens=64, timeout_s=300)
         await page.wait_for_timeout(1500)
         for scheme in ("light", "dark"):
             await page.emulate_media(color_scheme=scheme)
