@@ -23,7 +23,8 @@
 namespace bitwatt {
 
 #if defined(__x86_64__)
-extern const Kernels kernels_amx_int8, kernels_avx512_bf16, kernels_avx512_vnni, kernels_avx2;
+extern const Kernels kernels_amx_int8, kernels_avx512_bf16, kernels_avx512_vnni, kernels_avx_vnni,
+    kernels_avx2;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon_dotprod;
 #endif
@@ -46,6 +47,12 @@ bool has_amx_int8() {
     asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (low & kTileConfigAndData) == kTileConfigAndData;
 }
+
+// Nor does clang 14's know AVX-VNNI.
+bool has_avx_vnni() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4);
+}
 #endif
 
 bool can_run(const Kernels* kernels) {
@@ -53,6 +60,7 @@ bool can_run(const Kernels* kernels) {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("f16c");
     if (kernels == &kernels_avx2) return avx2;
+    if (kernels == &kernels_avx_vnni) return avx2 && has_avx_vnni();
     const bool vnni = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
@@ -82,6 +90,7 @@ std::vector<const Kernels*> kernels_that_run() {
         &kernels_amx_int8,
         &kernels_avx512_bf16,
         &kernels_avx512_vnni,
+        &kernels_avx_vnni,
         &kernels_avx2,
 #elif defined(__aarch64__)
         &kernels_neon_dotprod,

@@ -5,9 +5,9 @@
 //   2 bits: 16 columns; byte b has row b / 4, its bits 2j and 2j + 1 the code of column 4j + b % 4
 //   8 bits: 4 columns; byte b is the code of row b / 4 and column b % 4
 // So (line >> 2j) & 3, or the line itself, multiplies against four activations, broadcast, for
-// sixteen rows at once: one operand of vpdpbusd, of vpmaddubsw, of NEON's sdot, and one row of an
-// AMX tile. Codes are unsigned, the weight plus 1 or plus 128: what that adds is undone once an
-// output, sum of a * (code - zero) = sum of a * code - zero * sum of a.
+// sixteen rows at once: an operand of vpdpbusd, of vpmaddubsw, of NEON's sdot, and one row of an AMX
+// tile. Codes are unsigned, the weight plus 1 or plus 128: what that adds is undone once an output,
+// sum of a * (code - zero) = sum of a * code - zero * sum of a.
 
 #pragma once
 
@@ -21,8 +21,11 @@ namespace BITWATT_ISA {
 #if defined(__AVX512VNNI__)
 constexpr int kTileTokens = 12;
 constexpr int tile_groups(int) { return 2; }
-#elif defined(__AVX2__)
+#elif defined(__AVXVNNI__)
 constexpr int kTileTokens = 4;
+constexpr int tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
+#elif defined(__AVX2__)
+constexpr int kTileTokens = 5;
 constexpr int tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
 #else
 constexpr int kTileTokens = 4;
@@ -43,74 +46,82 @@ BW_INLINE int32_t four(const int8_t* p) {
 
 // sums[m][r] = the 16 outputs of row group r for token m, over K columns. M tokens of K
 // activations, x_stride apart; R groups, from the one whose lines start at lines.
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 
-BW_INLINE __m512i load_line(const uint8_t* p) {
-    // On a Zen 5 a decode step takes 10% more without, one of 8 tokens 60% more.
-    _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetchBytes), _MM_HINT_T0);
-    return _mm512_loadu_si512(p);
+#if defined(__AVX512VNNI__)
+using Words = int32_t __attribute__((vector_size(64)));
+BW_INLINE Words multiply_add(Words sums, Words codes, Words x) {
+    return (Words)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)x);
 }
+constexpr int kMostShiftedSums = 16;
+#else
+using Words = int32_t __attribute__((vector_size(32)));
+BW_INLINE Words multiply_add(Words sums, Words codes, Words x) {
+    return (Words)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)codes, (__m256i)x);
+}
+constexpr int kMostShiftedSums = 8;
+#endif
 
 template <int bits, int M, int R>
 static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, int32_t* sums) {
+    constexpr int V = R * kLineBytes / sizeof(Words), kRows = sizeof(Words) / 4;
     const int num_lines = K / columns_of(bits);
-    if constexpr (bits == 2 && M <= 2) {
-        // Shifts saved: (line & 3 << 2j) is the code times 4^j, at most 128, and each j sums apart.
-        __m512i s[M][R][4];
-        for (int m = 0; m < M; ++m)
-            for (int r = 0; r < R; ++r)
-                for (int j = 0; j < 4; ++j) s[m][r][j] = _mm512_setzero_si512();
-        for (int i = 0; i < num_lines; ++i) {
-            __m512i line[R];
-            for (int r = 0; r < R; ++r) line[r] = load_line(lines + i * kGroupLines + r * kLineBytes);
+    const auto load_lines = [&](int i, Words (&line)[V]) __attribute__((always_inline)) {
+        const uint8_t* p = lines + i * kGroupLines;
+        // On a Zen 5 a decode step takes 10% more without, one of 8 tokens 60% more.
+        for (int r = 0; r < R; ++r) __builtin_prefetch(p + r * kLineBytes + kPrefetchBytes);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                const __m512i mask = _mm512_set1_epi8(static_cast<char>(3 << 2 * j));
+        for (int v = 0; v < V; ++v) __builtin_memcpy(&line[v], p + v * sizeof(Words), sizeof(Words));
+    };
+    const auto activations = [&](int m, int column) __attribute__((always_inline)) {
+        return Words{} + four(x + m * x_stride + column);
+    };
+    if constexpr (bits == 2 && 4 * M * V <= kMostShiftedSums) {
+        // Shifts saved: (line & 3 << 2j) is the code times 4^j, at most 128, and each j sums apart.
+        Words s[M][V][4] = {};
+        for (int i = 0; i < num_lines; ++i) {
+            Words line[V];
+            load_lines(i, line);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j)
                 for (int m = 0; m < M; ++m) {
-                    const __m512i a = _mm512_set1_epi32(four(x + m * x_stride + i * 16 + j * 4));
-                    for (int r = 0; r < R; ++r)
-                        s[m][r][j] = _mm512_dpbusd_epi32(
-                            s[m][r][j], _mm512_and_si512(line[r], mask), a);
+                    const Words a = activations(m, i * 16 + j * 4);
+                    for (int v = 0; v < V; ++v)
+                        s[m][v][j] = multiply_add(s[m][v][j], line[v] & 0x03030303 << 2 * j, a);
                 }
-            }
         }
         for (int m = 0; m < M; ++m)
-            for (int r = 0; r < R; ++r) {
-                const __m512i* t = s[m][r];
-                const __m512i low = _mm512_add_epi32(t[0], _mm512_srai_epi32(t[1], 2));
-                const __m512i high =
-                    _mm512_add_epi32(_mm512_srai_epi32(t[2], 4), _mm512_srai_epi32(t[3], 6));
-                _mm512_storeu_si512(sums + m * kBlockSums + r * kLanes,
-                                    _mm512_add_epi32(low, high));
+            for (int v = 0; v < V; ++v) {
+                const Words* t = s[m][v];
+                const Words sum = t[0] + (t[1] >> 2) + ((t[2] >> 4) + (t[3] >> 6));
+                __builtin_memcpy(sums + m * kBlockSums + v * kRows, &sum, sizeof(Words));
             }
         return;
     }
-    __m512i s[M][R];
-    for (int m = 0; m < M; ++m)
-        for (int r = 0; r < R; ++r) s[m][r] = _mm512_setzero_si512();
-    const __m512i mask = _mm512_set1_epi8(3);
+    Words s[M][V] = {};
     for (int i = 0; i < num_lines; ++i) {
-        __m512i line[R];
-        for (int r = 0; r < R; ++r) line[r] = load_line(lines + i * kGroupLines + r * kLineBytes);
+        Words line[V];
+        load_lines(i, line);
         const auto multiply_plane = [&](int j) __attribute__((always_inline)) {
-            __m512i code[R];
-            for (int r = 0; r < R; ++r) {
-                code[r] = bits == 8 ? line[r] : _mm512_and_si512(line[r], mask);
-                if (bits == 2) line[r] = _mm512_srli_epi16(line[r], 2);
+            Words code[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                code[v] = bits == 8 ? line[v] : line[v] & 0x03030303;
+                if (bits == 2) line[v] >>= 2;
             }
 #pragma GCC unroll 12
             for (int m = 0; m < M; ++m) {
-                const __m512i a =
-                    _mm512_set1_epi32(four(x + m * x_stride + i * columns_of(bits) + j * 4));
-                for (int r = 0; r < R; ++r) s[m][r] = _mm512_dpbusd_epi32(s[m][r], code[r], a);
+                const Words a = activations(m, i * columns_of(bits) + j * 4);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) s[m][v] = multiply_add(s[m][v], code[v], a);
             }
         };
         multiply_plane(0);
         if (bits == 2) multiply_plane(1), multiply_plane(2), multiply_plane(3);
     }
     for (int m = 0; m < M; ++m)
-        for (int r = 0; r < R; ++r)
-            _mm512_storeu_si512(sums + m * kBlockSums + r * kLanes, s[m][r]);
+        for (int v = 0; v < V; ++v)
+            __builtin_memcpy(sums + m * kBlockSums + v * kRows, &s[m][v], sizeof(Words));
 }
 
 #elif defined(__AVX2__)
@@ -239,7 +250,9 @@ static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, 
 
 // What a code exceeds its weight by, in the sums: AVX2 and NEON multiply 8-bit weights themselves.
 constexpr int zero_of(int bits) {
-#if !defined(__AVX512VNNI__) && (defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD))
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+    return bits == 2 ? 1 : 128;
+#elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
     return bits == 2 ? 1 : 0;
 #else
     return bits == 2 ? 1 : 128;
@@ -255,26 +268,11 @@ static void block_tile(const uint8_t* block, const int8_t* x, size_t x_stride, i
         tile<bits, M, R>(block + r * kLineBytes, x, x_stride, K, sums + r * kLanes);
 }
 
-template <int bits>
-static void block_tile_of(int M, const uint8_t* block, const int8_t* x, size_t x_stride, int K,
-                          int32_t* sums) {
-    static_assert(kTileTokens == 4 || kTileTokens == 12, "every count has its case");
-    switch (M) {
-        case 1: return block_tile<bits, 1>(block, x, x_stride, K, sums);
-        case 2: return block_tile<bits, 2>(block, x, x_stride, K, sums);
-        case 3: return block_tile<bits, 3>(block, x, x_stride, K, sums);
-        case 4: return block_tile<bits, 4>(block, x, x_stride, K, sums);
-    }
-    if constexpr (kTileTokens == 12) switch (M) {
-        case 5: return block_tile<bits, 5>(block, x, x_stride, K, sums);
-        case 6: return block_tile<bits, 6>(block, x, x_stride, K, sums);
-        case 7: return block_tile<bits, 7>(block, x, x_stride, K, sums);
-        case 8: return block_tile<bits, 8>(block, x, x_stride, K, sums);
-        case 9: return block_tile<bits, 9>(block, x, x_stride, K, sums);
-        case 10: return block_tile<bits, 10>(block, x, x_stride, K, sums);
-        case 11: return block_tile<bits, 11>(block, x, x_stride, K, sums);
-        case 12: return block_tile<bits, 12>(block, x, x_stride, K, sums);
-    }
+template <int bits, int M = kTileTokens>
+static void block_tile_of(int num_tokens, const uint8_t* block, const int8_t* x, size_t x_stride,
+                          int K, int32_t* sums) {
+    if (num_tokens == M) return block_tile<bits, M>(block, x, x_stride, K, sums);
+    if constexpr (M > 1) block_tile_of<bits, M - 1>(num_tokens, block, x, x_stride, K, sums);
 }
 
 // Round M tokens' int32 sums of 16 rows to their outputs, as reference/linear.py's rescale.
@@ -303,6 +301,8 @@ constexpr int kTilesFromTokens = 8;
 template <int bits>
 static void codes_linear_tiles(const CodesCall& c, int first_block, int last_block) {
     const int num_lines = c.K / columns_of(bits), chunks = c.K / kTileBytes;
+    const size_t block_bytes = static_cast<size_t>(num_lines) * kGroupLines;
+    const size_t chunk_bytes = block_bytes / chunks;
     const size_t panel_bytes = bits == 2 ? static_cast<size_t>(c.K) * kBlockRows : 0;
     const int num_padded = (c.T + 2 * kTileRows - 1) / (2 * kTileRows) * (2 * kTileRows);
     const int num_tail = c.T % (2 * kTileRows);
@@ -319,7 +319,8 @@ static void codes_linear_tiles(const CodesCall& c, int first_block, int last_blo
     alignas(64) int32_t sums[4][16 * 16];
     configure_tiles();
     for (int block = first_block; block < last_block; ++block) {
-        const uint8_t* codes = c.blocks + static_cast<size_t>(block) * num_lines * kGroupLines;
+        const uint8_t* codes = c.blocks + block * block_bytes;
+        const uint8_t* next_codes = codes + block_bytes;
         if (bits == 2) {
             uint8_t* out = panel;
             for (int i = 0; i < num_lines; ++i, codes += kGroupLines)
@@ -331,14 +332,20 @@ static void codes_linear_tiles(const CodesCall& c, int first_block, int last_blo
         for (int t = 0; t < num_padded; t += 2 * kTileRows) {
             const bool is_tail = t + 2 * kTileRows > c.T;
             const int8_t* x = is_tail ? tail : c.x.codes + static_cast<size_t>(t) * c.K;
+            const bool two = c.T - t > kTileRows;
             zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
             for (int k = 0; k < chunks; ++k) {
+                // Else memory would rest while the first tokens, or all there are, are multiplied.
+                if (t == 0)
+                    for (size_t i = 0; i < chunk_bytes; i += kLineBytes)
+                        __builtin_prefetch(next_codes + k * chunk_bytes + i, 0, 2);
                 const uint8_t* w = codes + static_cast<size_t>(k) * kTileRows * kGroupLines;
                 load_tile<4>(x + k * kTileBytes, c.K);
                 load_tile<6>(w, kGroupLines);
                 multiply_tiles<0, 4, 6>();
                 load_tile<7>(w + kLineBytes, kGroupLines);
                 multiply_tiles<1, 4, 7>();
+                if (!two) continue;
                 load_tile<5>(x + static_cast<size_t>(kTileRows) * c.K + k * kTileBytes, c.K);
                 multiply_tiles<2, 5, 6>();
                 multiply_tiles<3, 5, 7>();

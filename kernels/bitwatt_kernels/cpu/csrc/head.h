@@ -126,25 +126,10 @@ static void head_block(const HeadCall& c, const void* block, int t, int row) {
         head_tile<M, R, dtype>(c, offset(block, dtype, r * kLanes * P), t, row + r * kLanes);
 }
 
-template <int dtype>
-static void head_block_of(int M, const HeadCall& c, const void* block, int t, int row) {
-    static_assert(kHeadTokens == 4 || kHeadTokens == 12, "every count has its case");
-    switch (M) {
-        case 1: return head_block<1, dtype>(c, block, t, row);
-        case 2: return head_block<2, dtype>(c, block, t, row);
-        case 3: return head_block<3, dtype>(c, block, t, row);
-        case 4: return head_block<4, dtype>(c, block, t, row);
-    }
-    if constexpr (kHeadTokens == 12) switch (M) {
-        case 5: return head_block<5, dtype>(c, block, t, row);
-        case 6: return head_block<6, dtype>(c, block, t, row);
-        case 7: return head_block<7, dtype>(c, block, t, row);
-        case 8: return head_block<8, dtype>(c, block, t, row);
-        case 9: return head_block<9, dtype>(c, block, t, row);
-        case 10: return head_block<10, dtype>(c, block, t, row);
-        case 11: return head_block<11, dtype>(c, block, t, row);
-        case 12: return head_block<12, dtype>(c, block, t, row);
-    }
+template <int dtype, int M = kHeadTokens>
+static void head_block_of(int num_tokens, const HeadCall& c, const void* block, int t, int row) {
+    if (num_tokens == M) return head_block<M, dtype>(c, block, t, row);
+    if constexpr (M > 1) head_block_of<dtype, M - 1>(num_tokens, c, block, t, row);
 }
 
 template <int dtype>
