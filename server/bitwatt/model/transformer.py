@@ -33,8 +33,7 @@ class Transformer:
     """A model on one device; forward changes nothing but the KV cache it is given.
 
     embedding  what backend.embed takes; the head itself where a model ties the two
-
-    notices  what an operator should know once, found while loading
+    notices    what an operator should know once, found while loading
     """
 
     def __init__(

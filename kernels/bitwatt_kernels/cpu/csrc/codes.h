@@ -45,7 +45,7 @@ BW_INLINE int32_t four(const int8_t* p) {
 }
 
 // sums[m][r] = the 16 outputs of row group r for token m, over K columns. M tokens of K
-// activations, x_stride apart; R groups, from the one whose lines start at lines.
+// activations; R groups, from the one whose lines start at lines.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 
 #if defined(__AVX512VNNI__)
@@ -63,7 +63,7 @@ constexpr int kMostShiftedSums = 8;
 #endif
 
 template <int bits, int M, int R>
-static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, int32_t* sums) {
+static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
     constexpr int V = R * kLineBytes / sizeof(Words), kRows = sizeof(Words) / 4;
     const int num_lines = K / columns_of(bits);
     const auto load_lines = [&](int i, Words (&line)[V]) __attribute__((always_inline)) {
@@ -74,7 +74,7 @@ static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, 
         for (int v = 0; v < V; ++v) __builtin_memcpy(&line[v], p + v * sizeof(Words), sizeof(Words));
     };
     const auto activations = [&](int m, int column) __attribute__((always_inline)) {
-        return Words{} + four(x + m * x_stride + column);
+        return Words{} + four(x + static_cast<size_t>(m) * K + column);
     };
     if constexpr (bits == 2 && 4 * M * V <= kMostShiftedSums) {
         // Shifts saved: (line & 3 << 2j) is the code times 4^j, at most 128, and each j sums apart.
@@ -127,7 +127,7 @@ static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, 
 #elif defined(__AVX2__)
 
 template <int bits, int M, int R>
-static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, int32_t* sums) {
+static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
     // Of 2-bit codes a pair of products is at most 2 * 2 * 128 in size, so int16 holds the 32
     // pairs of 8 lines; of 8-bit ones at most 2 * 127 * 128, so it holds one.
     constexpr int kLinesInInt16 = bits == 2 ? 8 : 1;
@@ -162,7 +162,7 @@ static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, 
 #pragma GCC unroll 4
                 for (int m = 0; m < M; ++m) {
                     const __m256i a = _mm256_set1_epi32(
-                        four(x + m * x_stride + i * columns_of(bits) + j * 4));
+                        four(x + static_cast<size_t>(m) * K + i * columns_of(bits) + j * 4));
                     for (int h = 0; h < H; ++h)
                         // |a| times the weight with a's sign, where the codes take eight bits.
                         pairs[m][h] = _mm256_add_epi16(
@@ -187,7 +187,7 @@ static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, 
 #elif defined(__ARM_FEATURE_DOTPROD)
 
 template <int bits, int M, int R>
-static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, int32_t* sums) {
+static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
     const int num_lines = K / columns_of(bits);
     const uint8x16_t mask = vdupq_n_u8(3), zero_code = vdupq_n_u8(0x80);
     int32x4_t s[M][4 * R];
@@ -198,7 +198,7 @@ static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, 
         __builtin_prefetch(p + kPrefetchBytes);
         int8x16_t a[M];
         for (int m = 0; m < M; ++m) {
-            const int8_t* from = x + m * x_stride + i * columns_of(bits);
+            const int8_t* from = x + static_cast<size_t>(m) * K + i * columns_of(bits);
             a[m] = bits == 2 ? vld1q_s8(from) : vreinterpretq_s8_s32(vdupq_n_s32(four(from)));
         }
         for (int q = 0; q < 4 * R; ++q) {
@@ -227,7 +227,7 @@ static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, 
 #else
 
 template <int bits, int M, int R>
-static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, int32_t* sums) {
+static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
     constexpr int kCodes = R * kLineBytes, kMask = bits == 2 ? 3 : 255;
     for (int m = 0; m < M; ++m)
         for (int row = 0; row < R * kLanes; ++row) sums[m * kBlockSums + row] = 0;
@@ -237,7 +237,7 @@ static void tile(const uint8_t* lines, const int8_t* x, size_t x_stride, int K, 
             for (int b = 0; b < kCodes; ++b)
                 code[b] = static_cast<int16_t>(lines[i * kGroupLines + b] >> 2 * j & kMask);
             for (int m = 0; m < M; ++m) {
-                const int8_t* a = x + m * x_stride + i * columns_of(bits) + j * 4;
+                const int8_t* a = x + static_cast<size_t>(m) * K + i * columns_of(bits) + j * 4;
                 for (int row = 0; row < R * kLanes; ++row)
                     sums[m * kBlockSums + row] +=
                         code[4 * row] * a[0] + code[4 * row + 1] * a[1] + code[4 * row + 2] * a[2] +
@@ -261,18 +261,17 @@ constexpr int zero_of(int bits) {
 
 // Sums of both groups of a block.
 template <int bits, int M>
-static void block_tile(const uint8_t* block, const int8_t* x, size_t x_stride, int K,
-                       int32_t* sums) {
+static void block_tile(const uint8_t* block, const int8_t* x, int K, int32_t* sums) {
     constexpr int R = tile_groups(M);
     for (int r = 0; r < 2; r += R)
-        tile<bits, M, R>(block + r * kLineBytes, x, x_stride, K, sums + r * kLanes);
+        tile<bits, M, R>(block + r * kLineBytes, x, K, sums + r * kLanes);
 }
 
 template <int bits, int M = kTileTokens>
-static void block_tile_of(int num_tokens, const uint8_t* block, const int8_t* x, size_t x_stride,
-                          int K, int32_t* sums) {
-    if (num_tokens == M) return block_tile<bits, M>(block, x, x_stride, K, sums);
-    if constexpr (M > 1) block_tile_of<bits, M - 1>(num_tokens, block, x, x_stride, K, sums);
+static void block_tile_of(int num_tokens, const uint8_t* block, const int8_t* x, int K,
+                          int32_t* sums) {
+    if (num_tokens == M) return block_tile<bits, M>(block, x, K, sums);
+    if constexpr (M > 1) block_tile_of<bits, M - 1>(num_tokens, block, x, K, sums);
 }
 
 // Round M tokens' int32 sums of 16 rows to their outputs, as reference/linear.py's rescale.
@@ -380,7 +379,7 @@ static void codes_linear(const CodesCall& c, int first_block, int last_block) {
             // Tiles of even sizes: a small last one would unpack the codes for few tokens.
             const int t = static_cast<int>(static_cast<int64_t>(c.T) * i / num_tiles);
             const int M = static_cast<int>(static_cast<int64_t>(c.T) * (i + 1) / num_tiles) - t;
-            block_tile_of<bits>(M, codes, c.x.codes + static_cast<size_t>(t) * c.K, c.K, c.K, sums);
+            block_tile_of<bits>(M, codes, c.x.codes + static_cast<size_t>(t) * c.K, c.K, sums);
             for (int r = 0; r < 2; ++r)
                 finish(c, zero_of(bits), sums + r * kLanes, kBlockSums, t, M,
                        block * kBlockRows + r * kLanes);
