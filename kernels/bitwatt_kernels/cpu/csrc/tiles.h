@@ -1,7 +1,8 @@
 // AMX: eight tile registers of 16 rows of 64 bytes, and their products.
 //
 // BITWATT_EMULATE_AMX puts plain loops in the instructions' place, so that what is written in terms
-// of tiles can be tested on machines that have none.
+// of tiles can be tested on machines that have none. The instructions themselves are tested there by
+// tests/kernels/cpu/run_on_emulated_amx.sh, in an emulator of the whole machine.
 
 #pragma once
 
