@@ -36,29 +36,34 @@ extern const Kernels kernels_amx_emulated;
 namespace {
 
 #if defined(__x86_64__)
-// GCC 12's __builtin_cpu_supports doesn't know AMX. The system must also save the tiles' state.
+// Features that __builtin_cpu_supports doesn't know: AMX in GCC 12, the others in clang 14.
+enum CpuidRegister { kEax, kEbx, kEcx, kEdx };
+
+bool has_cpuid(unsigned leaf, unsigned subleaf, CpuidRegister in, unsigned bits) {
+    unsigned registers[4];
+    return __get_cpuid_count(leaf, subleaf, &registers[kEax], &registers[kEbx], &registers[kEcx],
+                             &registers[kEdx]) &&
+           (registers[in] & bits) == bits;
+}
+
+bool has_f16c() { return has_cpuid(1, 0, kEcx, 1u << 29); }
+bool has_avx_vnni() { return has_cpuid(7, 1, kEax, 1u << 4); }
+
+// The system must also save the tiles' state.
 bool has_amx_int8() {
-    unsigned eax, ebx, ecx, edx;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
     constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
-    if ((edx & (kTile | kInt8)) != (kTile | kInt8)) return false;
+    if (!has_cpuid(7, 0, kEdx, kTile | kInt8)) return false;
     constexpr unsigned kTileConfigAndData = 3u << 17;
     unsigned low, high;
     asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (low & kTileConfigAndData) == kTileConfigAndData;
 }
-
-// Nor does clang 14's know AVX-VNNI.
-bool has_avx_vnni() {
-    unsigned eax, ebx, ecx, edx;
-    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4);
-}
 #endif
 
 bool can_run(const Kernels* kernels) {
 #if defined(__x86_64__)
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c");
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (kernels == &kernels_avx2) return avx2;
     if (kernels == &kernels_avx_vnni) return avx2 && has_avx_vnni();
     const bool vnni = avx2 && __builtin_cpu_supports("avx512f") &&
