@@ -14,6 +14,10 @@
 #include "simd.h"
 #include "tiles.h"
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define BW_VNNI 1
+#endif
+
 namespace bitwatt {
 namespace BITWATT_ISA {
 
@@ -46,20 +50,20 @@ BW_INLINE int32_t four(const int8_t* p) {
 
 // sums[m][r] = the 16 outputs of row group r for token m, over K columns. M tokens of K
 // activations; R groups, from the one whose lines start at lines.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(BW_VNNI)
 
 #if defined(__AVX512VNNI__)
 using Words = int32_t __attribute__((vector_size(64)));
 BW_INLINE Words multiply_add(Words sums, Words codes, Words x) {
     return (Words)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)x);
 }
-constexpr int kMostShiftedSums = 16;
+constexpr int kMostShiftedSums = 16;  // half the registers
 #else
 using Words = int32_t __attribute__((vector_size(32)));
 BW_INLINE Words multiply_add(Words sums, Words codes, Words x) {
     return (Words)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)codes, (__m256i)x);
 }
-constexpr int kMostShiftedSums = 8;
+constexpr int kMostShiftedSums = 8;  // half the registers
 #endif
 
 template <int bits, int M, int R>
@@ -250,9 +254,7 @@ static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
 
 // What a code exceeds its weight by, in the sums: AVX2 and NEON multiply 8-bit weights themselves.
 constexpr int zero_of(int bits) {
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-    return bits == 2 ? 1 : 128;
-#elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
+#if !defined(BW_VNNI) && (defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD))
     return bits == 2 ? 1 : 0;
 #else
     return bits == 2 ? 1 : 128;
@@ -331,7 +333,7 @@ static void codes_linear_tiles(const CodesCall& c, int first_block, int last_blo
         for (int t = 0; t < num_padded; t += 2 * kTileRows) {
             const bool is_tail = t + 2 * kTileRows > c.T;
             const int8_t* x = is_tail ? tail : c.x.codes + static_cast<size_t>(t) * c.K;
-            const bool two = c.T - t > kTileRows;
+            const bool has_second = c.T - t > kTileRows;
             zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
             for (int k = 0; k < chunks; ++k) {
                 // Else memory would rest while the first tokens, or all there are, are multiplied.
@@ -344,7 +346,7 @@ static void codes_linear_tiles(const CodesCall& c, int first_block, int last_blo
                 multiply_tiles<0, 4, 6>();
                 load_tile<7>(w + kLineBytes, kGroupLines);
                 multiply_tiles<1, 4, 7>();
-                if (!two) continue;
+                if (!has_second) continue;
                 load_tile<5>(x + static_cast<size_t>(kTileRows) * c.K + k * kTileBytes, c.K);
                 multiply_tiles<2, 5, 6>();
                 multiply_tiles<3, 5, 7>();
