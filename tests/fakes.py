@@ -1,7 +1,7 @@
 """Public fakes: an engine without a model, a tokenizer trained in a blink, a server around them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -109,6 +109,7 @@ class FakeEngine:
     replies       or the answer to each request in turn, by its seed modulo their number
     chunk_size    tokens an output
     delay_s       before every output; 0 yields to the event loop
+    sleep         waits out the delay, in seconds
     gate          nothing is brought before it is set
     max_open      requests taken at once
     dies_after    the engine dies after so many outputs of a request
@@ -121,6 +122,7 @@ class FakeEngine:
     replies: Sequence[str] = ()
     chunk_size: int = 1
     delay_s: float = 0.0
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     gate: asyncio.Event | None = None
     max_open: int = 1000
     dies_after: int | None = None
@@ -159,7 +161,7 @@ class FakeEngine:
             for num_outputs, output in enumerate(self._outputs(request)):
                 if num_outputs == self.dies_after:
                     raise RequestFailedError("the fake engine died")
-                await asyncio.sleep(self.delay_s)
+                await self.sleep(self.delay_s)
                 yield output
         finally:
             self.running.discard(request.request_id)

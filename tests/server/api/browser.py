@@ -36,15 +36,38 @@ class Watched:
             self.complaints.append(message.text)
 
 
+class PageClock:
+    """What a page times its streams by: stands still but while something sleeps by it."""
+
+    SCRIPT = """
+        let now = 0;
+        performance.now = () => now;
+        performance.moveOn = (ms) => { now += ms; };
+    """
+
+    def __init__(self):
+        self._page = None
+
+    async def take_over(self, page):
+        """Before the page is opened."""
+        await page.add_init_script(self.SCRIPT)
+        self._page = page
+
+    async def sleep(self, seconds):
+        await self._page.evaluate("(ms) => performance.moveOn(ms)", seconds * 1000)
+
+
 @asynccontextmanager
-async def open_page(url, **options):
-    """Open the page at this address in a browser of its own."""
+async def open_page(url, *, clock=None, **options):
+    """Open the page at this address in a browser of its own, by this PageClock if one is given."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=CHROMIUM_FLAGS
         )
         page = await browser.new_page(**options)
         watched = Watched(page)
+        if clock:
+            await clock.take_over(page)
         await page.goto(url)
         try:
             yield page, watched

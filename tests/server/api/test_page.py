@@ -1,5 +1,6 @@
 """The page at `/`: driven in a headless browser, and its files over plain HTTP."""
 
+import asyncio
 import re
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +20,7 @@ from tests.fakes import (
     make_settings,
     run_server,
 )
-from tests.server.api.browser import open_page, run_load
+from tests.server.api.browser import PageClock, open_page, run_load
 
 pytestmark = pytest.mark.anyio
 
@@ -67,10 +68,13 @@ class CountingEngine(FakeEngine):
             yield output
 
 
-def make_pair_app(*, reply=REPLY, delays_s=(0.02, 0.03), joules=None, **settings):
+def make_pair_app(
+    *, reply=REPLY, delays_s=(0.02, 0.03), sleep=asyncio.sleep, joules=None, **settings
+):
     """Return an application over `tiny` and its slower 16-bit twin.
 
-    joules  a token, of each; None where nothing is measured
+    delays_s  before a token, of each, slept by `sleep`
+    joules    a token, of each; None where nothing is measured
     """
     metrics = Metrics()
     infos = {
@@ -89,6 +93,7 @@ def make_pair_app(*, reply=REPLY, delays_s=(0.02, 0.03), joules=None, **settings
         engine = CountingEngine(
             reply=reply,
             delay_s=delays_s[index],
+            sleep=sleep,
             info=info,
             metrics=metrics.model(name),
             energy=energy,
@@ -99,7 +104,9 @@ def make_pair_app(*, reply=REPLY, delays_s=(0.02, 0.03), joules=None, **settings
 
 @pytest.mark.needs_program("chromium")
 async def test_a_prompt_runs_on_both_models_and_a_load_fills_the_headline():
-    async with run_server(make_pair_app()) as url, open_page(url) as (page, watched):
+    clock = PageClock()
+    app = make_pair_app(sleep=clock.sleep)
+    async with run_server(app) as url, open_page(url, clock=clock) as (page, watched):
         memory, speed, energy, cost = (
             page.locator(f"#tile-{name}") for name in ("memory", "speed", "energy", "cost")
         )
@@ -143,19 +150,24 @@ async def test_a_prompt_runs_on_both_models_and_a_load_fills_the_headline():
 
 @pytest.mark.needs_program("chromium")
 async def test_a_loss_is_shown_as_a_loss_on_a_phone_too():
-    app = make_pair_app(delays_s=(0.03, 0.002), joules=(4, 1), usd_per_hour=2)
+    clock = PageClock()
+    app = make_pair_app(delays_s=(0.03, 0.002), sleep=clock.sleep, joules=(4, 1), usd_per_hour=2)
     phone = {"width": 390, "height": 844}
-    async with run_server(app) as url, open_page(url, viewport=phone) as (page, watched):
+    async with (
+        run_server(app) as url,
+        open_page(url, clock=clock, viewport=phone) as (page, watched),
+    ):
         await run_load(page)
-        for name, said in (
-            ("speed", "fewer tokens"),
-            ("energy", "4 J against 1 J"),
-            ("energy", "300% more energy"),
-            ("cost", "more expensive"),
+        # A token every 30 ms against one every 2 ms.
+        for name, gain, values, said in (
+            ("speed", "0.0667×", "33.3 tok/s against 500 tok/s", "93.3% fewer tokens"),
+            ("energy", "0.25×", "4 J against 1 J", "300% more energy"),
+            ("cost", "0.0667×", "$16.67 against $1.11", "1,400% more expensive"),
         ):
             tile = page.locator(f"#tile-{name}")
-            await expect(tile.locator(".gain.worse")).to_have_text(re.compile(r"^0\.\d+×$"))
-            await expect(tile).to_contain_text(said)
+            await expect(tile.locator(".gain.worse")).to_have_text(gain)
+            await expect(tile.locator(".values")).to_have_text(values)
+            await expect(tile.locator(".said")).to_have_text(said)
         widths = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert widths[0] <= widths[1]
     assert watched.complaints == []
