@@ -31,7 +31,7 @@ from bitwatt_kernels.cpu.library import (
 from bitwatt_kernels.cpu.native_layer import ACTIVATIONS, CacheView, NativeLayers, RopeTable, Step
 from bitwatt_kernels.cpu.prepared import PreparedHead, PreparedInt8Head, PreparedTernary
 from bitwatt_kernels.cpu.row_blocks import RowBlocks
-from bitwatt_kernels.cpu.threads import available_threads
+from bitwatt_kernels.cpu.threads import default_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.packing import TernaryWeight
@@ -83,7 +83,7 @@ class NativeBackend:
                 f"these do: {', '.join(available)}"
             )
         self.instruction_set = chosen
-        self.num_threads = num_threads or _threads_from_environment() or available_threads()
+        self.num_threads = num_threads or default_threads()
         context = self._library.bw_create(chosen.encode(), self.num_threads)
         self._context = ctypes.c_void_p(context)
         self._blocks = RowBlocks(self._library, self._context)
@@ -391,15 +391,6 @@ class NativeBackend:
                 width,
             )
         )
-
-
-def _threads_from_environment() -> int | None:
-    value = os.environ.get("BITWATT_CPU_THREADS")
-    if not value:
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise BackendError(f"BITWATT_CPU_THREADS is {value!r}; expected a count of at least 1")
-    return int(value)
 
 
 def _require_contiguous(*tensors: Tensor) -> None:

@@ -3,9 +3,24 @@
 import os
 from pathlib import Path
 
-__all__ = ["available_threads"]
+from bitwatt_kernels.errors import BackendError
+
+__all__ = ["available_threads", "default_threads"]
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def default_threads() -> int:
+    """Return BITWATT_CPU_THREADS, or else what is available.
+
+    Raises  BackendError if the variable holds no count
+    """
+    value = os.environ.get("BITWATT_CPU_THREADS")
+    if not value:
+        return available_threads()
+    if not value.isdecimal() or int(value) < 1:
+        raise BackendError(f"BITWATT_CPU_THREADS is {value!r}; expected a count of at least 1")
+    return int(value)
 
 
 def available_threads() -> int:

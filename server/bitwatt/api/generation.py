@@ -11,7 +11,7 @@ from bitwatt.engine.messages import Submit, TokenLogprobs, TokenOutput
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
 from bitwatt.scheduling.request import FinishReason
 from bitwatt.telemetry.metering import RequestEnergy, total_energy
-from bitwatt.telemetry.metrics import RequestMetrics
+from bitwatt.telemetry.request_metrics import RequestMetrics
 
 __all__ = ["Delta", "Deltas", "Generation"]
 

@@ -21,7 +21,6 @@ from bitwatt_kernels.cpu.native import NativeBackend
 
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import Submit
-from bitwatt.engine.process import rss_anon_bytes
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.presets import PRESETS
@@ -31,6 +30,7 @@ from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import SamplingParams
 from bitwatt.scheduling.scheduler import Scheduler
+from bitwatt.telemetry.process_memory import rss_anon_bytes
 
 __all__ = ["ChildConfig", "Measurement", "Model"]
 

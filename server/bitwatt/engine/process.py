@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import zmq
 from bitwatt_kernels.errors import KernelError
@@ -31,8 +30,9 @@ from bitwatt.engine.messages import (
     encode,
 )
 from bitwatt.errors import BitwattError
+from bitwatt.telemetry.process_memory import rss_anon_bytes
 
-__all__ = ["HEARTBEAT_S", "main", "rss_anon_bytes"]
+__all__ = ["HEARTBEAT_S", "main"]
 
 HEARTBEAT_S = 0.5
 
@@ -94,18 +94,6 @@ class _Loop:
             self._rss_read_at = now
             self._rss_anon_bytes = rss_anon_bytes()
         return self._core.stats(rss_anon_bytes=self._rss_anon_bytes)
-
-
-def rss_anon_bytes() -> int | None:
-    """Return this process's anonymous resident memory, or None where the system doesn't tell."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    for line in status.splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def main() -> None:

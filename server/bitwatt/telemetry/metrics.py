@@ -4,21 +4,19 @@ Names, labels and meanings of `vllm:*` are vLLM's, so that dashboards, routers a
 for it read this server unchanged. What is ours begins with `bitwatt_`.
 """
 
-import time
-from collections.abc import Callable
-from pathlib import Path
+import math
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from bitwatt.engine.messages import EngineInfo, EngineStats, TokenOutput
+from bitwatt.engine.messages import EngineInfo, EngineStats
 from bitwatt.telemetry.arithmetic_energy import ModelShape, arithmetic_joules_per_token
 from bitwatt.telemetry.cost import Prices
 from bitwatt.telemetry.energy import DeviceState
-from bitwatt.telemetry.tracing import trace_generation
+from bitwatt.telemetry.process_memory import rss_anon_bytes
 
-__all__ = ["Metrics", "ModelMetrics", "RequestMetrics", "rss_anon_bytes"]
+__all__ = ["Metrics", "ModelMetrics"]
 
 _MODEL = ("model_name", "engine")
 _DEVICE = ("gpu", "UUID", "modelName")
@@ -175,7 +173,7 @@ class Metrics:
             "Anonymous memory of a process: `api`, or the engine of a model.",
             ("process",),
         )
-        self.rss_anon.labels("api").set_function(rss_anon_bytes)
+        self.rss_anon.labels("api").set_function(lambda: rss_anon_bytes() or math.nan)
         pair = ("model_name", "mirror_name")
         self.shadow_requests = counter(
             "bitwatt_shadow_requests",
@@ -404,75 +402,3 @@ class ModelMetrics:
     def on_ended(self, reason: str) -> None:
         """Count a request that ended."""
         self._metrics.request_success.labels(*self._labels, reason).inc()
-
-
-class RequestMetrics:
-    """One request's times, observed as it runs."""
-
-    __slots__ = ("_arrival_s", "_clock", "_first_token_s", "_last_token_s", "_model", "num_tokens")
-
-    def __init__(
-        self, model: ModelMetrics, *, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._model = model
-        self._clock = clock
-        self._arrival_s = clock()
-        self._first_token_s: float | None = None
-        self._last_token_s = 0.0
-        self.num_tokens = 0
-
-    def on_output(self, output: TokenOutput) -> None:
-        """Observe an output of the engine."""
-        num_tokens = len(output.token_ids)
-        if not num_tokens:
-            return
-        now = self._clock()
-        if self.num_tokens:
-            latency_s = (now - self._last_token_s) / num_tokens
-            for _ in range(num_tokens):
-                self._model.inter_token_latency.observe(latency_s)
-        else:
-            self._first_token_s = now
-            self._model.time_to_first_token.observe(now - self._arrival_s)
-        self._last_token_s = now
-        self.num_tokens += num_tokens
-
-    def on_end(self, reason: str, num_prompt_tokens: int, last: TokenOutput | None) -> None:
-        """Observe the request's end; last is the engine's last output, if it came so far."""
-        model = self._model
-        model.on_ended(reason)
-        model.prompt_tokens.observe(num_prompt_tokens)
-        model.generation_tokens.observe(self.num_tokens)
-        duration_s = self._clock() - self._arrival_s
-        model.e2e_latency.observe(duration_s)
-        first = self._first_token_s
-        trace_generation(
-            model.name,
-            duration_s=duration_s,
-            time_to_first_token_s=None if first is None else first - self._arrival_s,
-            queue_s=None if last is None else last.queue_s,
-            finish_reason=reason,
-            num_prompt_tokens=num_prompt_tokens,
-            num_tokens=self.num_tokens,
-        )
-        if last is None or last.decode_s is None:
-            return
-        prefill_s = last.prefill_s or 0.0
-        model.queue_time.observe(last.queue_s or 0.0)
-        model.prefill_time.observe(prefill_s)
-        model.decode_time.observe(last.decode_s)
-        model.inference_time.observe(prefill_s + last.decode_s)
-        if self.num_tokens > 1:
-            model.time_per_output_token.observe(last.decode_s / (self.num_tokens - 1))
-
-
-def rss_anon_bytes() -> float:
-    """Return this process's anonymous resident memory; NaN where the system doesn't tell."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return float("nan")
-    for line in status.splitlines():
-        if line.startswith("RssAnon:"):
-            return float(line.split()[1]) * 1024
-    return float("nan")

@@ -1,0 +1,38 @@
+"""One request's times, and the series they end in."""
+
+from bitwatt.engine.messages import TokenOutput
+from bitwatt.telemetry.metrics import Metrics
+from bitwatt.telemetry.request_metrics import RequestMetrics
+
+MODEL = {"model_name": "tiny", "engine": "0"}
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(name, MODEL | labels)
+
+
+def test_a_requests_times_are_measured_from_its_arrival():
+    metrics = Metrics()
+    now = 100.0
+    request = RequestMetrics(metrics.model("tiny"), clock=lambda: now)
+
+    def output(num_tokens, **last):
+        request.on_output(result := TokenOutput(request_id="a", token_ids=[1] * num_tokens, **last))
+        return result
+
+    now = 100.5
+    output(1)
+    now = 101.5
+    output(2)
+    now = 102.0
+    last = output(1, queue_s=0.1, prefill_s=0.4, decode_s=1.5)
+    request.on_end("stop", 7, last)
+    assert value(metrics, "vllm:time_to_first_token_seconds_sum") == 0.5
+    assert value(metrics, "vllm:inter_token_latency_seconds_count") == 3
+    assert value(metrics, "vllm:inter_token_latency_seconds_sum") == 1.5
+    assert value(metrics, "vllm:e2e_request_latency_seconds_sum") == 2.0
+    assert value(metrics, "vllm:request_inference_time_seconds_sum") == 1.9
+    assert value(metrics, "vllm:request_time_per_output_token_seconds_sum") == 0.5
+    assert value(metrics, "vllm:request_generation_tokens_sum") == 4
+    assert value(metrics, "vllm:request_prompt_tokens_sum") == 7
+    assert value(metrics, "vllm:request_success_total", finished_reason="stop") == 1
