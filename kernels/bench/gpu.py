@@ -39,9 +39,7 @@ __all__ = ["main"]
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "kernels/bench/results"
 OPS = REPOSITORY / "tests/kernels/gpu/ops"
-TEST_TIMEOUT_S = (
-    240  # of all the modules at once; a kernel that hangs must not take the bench along
-)
+TEST_TIMEOUT_S = 240  # of all modules at once: a kernel that hangs must not take the bench along
 NUM_TOKENS = [1, 8, 32, 128, 1024, 4096]
 REHEARSAL = ModelConfig(
     architecture="rehearsal",

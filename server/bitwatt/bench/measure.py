@@ -1,5 +1,6 @@
 """Timing and describing a benchmark: medians with their spread, and the machine they hold for."""
 
+import os
 import platform
 import statistics
 import subprocess
@@ -44,17 +45,11 @@ def describe_machine() -> dict[str, Any]:
     """Return what a figure depends on: processor, cores, versions, commit."""
     return {
         "cpu": _cpu_name(),
-        "num_cpus": len(_affinity()),
+        "num_cpus": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("bitwatt", "torch")},
         "commit": _commit(),
     }
-
-
-def _affinity() -> set[int]:
-    import os
-
-    return os.sched_getaffinity(0)
 
 
 def _cpu_name() -> str:
