@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 from bitwatt.api.app import create_app
-from bitwatt.api.served import ServedModel
 from bitwatt.api.server import new_server
 from bitwatt.engine.messages import (
     EngineInfo,
@@ -21,6 +20,7 @@ from bitwatt.engine.messages import (
 )
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
 from bitwatt.scheduling.request import FinishReason
+from bitwatt.serving.models import ServedModel
 from bitwatt.settings import ServeSettings
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt.text.chat_template import ChatTemplate
@@ -103,7 +103,7 @@ def make_info(**changes: Any) -> EngineInfo:
 
 @dataclass(kw_only=True)
 class FakeEngine:
-    """An engine that says what it was told to say. Meets bitwatt.api.served.Engine.
+    """An engine that says what it was told to say. Meets bitwatt.serving.models.Engine.
 
     reply         the answer to every request; it ends with EOS where max_tokens leaves room
     replies       or the answer to each request in turn, by its seed modulo their number

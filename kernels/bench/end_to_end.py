@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.kv_cache import KVCache
-from bitwatt.model.random import random_model
+from bitwatt.model.random_weights import random_model
 from bitwatt.model.transformer import Transformer
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from bitwatt_kernels.gpu.timing import Call, Timer

@@ -237,7 +237,7 @@ class Backend(Protocol):
 # BackendError with the reason where it cannot run.
 _BACKENDS = {
     "reference": ("bitwatt_kernels.reference", "ReferenceBackend"),
-    "native": ("bitwatt_kernels.cpu.native", "NativeBackend"),
+    "native": ("bitwatt_kernels.cpu.native_backend", "NativeBackend"),
     "torch": ("bitwatt_kernels.cpu.torch_backend", "TorchBackend"),
     "triton": ("bitwatt_kernels.gpu.triton_backend", "TritonBackend"),
 }

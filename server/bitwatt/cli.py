@@ -105,12 +105,12 @@ def serve(settings: ServeSettings) -> int:
     """Serve until a signal; return the exit status."""
     # Imported here, for `bitwatt --help` to answer at once.
     from bitwatt.api.app import create_app
-    from bitwatt.api.served import ServedModel
     from bitwatt.api.server import new_server
     from bitwatt.engine.client import EngineClient
     from bitwatt.errors import CheckpointError
+    from bitwatt.serving.models import ServedModel
+    from bitwatt.telemetry.energy.metering import EnergyMeters, step_listener
     from bitwatt.telemetry.logs import configure_logging
-    from bitwatt.telemetry.metering import EnergyMeters, step_listener
     from bitwatt.telemetry.metrics import Metrics
     from bitwatt.telemetry.tracing import Tracing, TracingUnavailableError
     from bitwatt.text.processor import TextProcessor

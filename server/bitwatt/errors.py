@@ -17,6 +17,7 @@ __all__ = [
     "InvalidRequestError",
     "QueueFullError",
     "RequestFailedError",
+    "shorten",
 ]
 
 
@@ -55,3 +56,9 @@ class QueueFullError(EngineError):
 
 class RequestFailedError(EngineError):
     """The engine died or failed while the request ran."""
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """Return the value for an error message, never more than a line of it."""
+    text = repr(value[:limit] if isinstance(value, str | list) else value)
+    return text if len(text) <= limit else text[:limit] + "…"

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, Settings
 
 from bitwatt.engine.messages import EngineConfig
 from bitwatt.telemetry.cost import Prices
-from bitwatt.telemetry.energy import EnergyChoice
+from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 
 __all__ = ["ServeSettings", "Weights"]

@@ -14,11 +14,11 @@ import httpx
 import pytest
 import yaml
 from bitwatt.api.app import create_app
-from bitwatt.api.served import ServedModel
 from bitwatt.cli import models_to_serve
 from bitwatt.engine.client import EngineClient
-from bitwatt.telemetry.energy import DeviceState, Unavailable
-from bitwatt.telemetry.metering import EnergyMeters, step_listener
+from bitwatt.serving.models import ServedModel
+from bitwatt.telemetry.energy.counter import DeviceState, Unavailable
+from bitwatt.telemetry.energy.metering import EnergyMeters, step_listener
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt.text.processor import TextProcessor
 

@@ -9,13 +9,13 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from bitwatt import __version__
-from bitwatt.api import chat, comparison, completions, health, models, page, tokenize
+from bitwatt.api import page
 from bitwatt.api.errors import install_error_handlers
-from bitwatt.api.middleware import Gateway, LimitBody, LimitOpen, RequireKey
-from bitwatt.api.served import Catalog, ServedModel
-from bitwatt.api.shadow import Shadow
-from bitwatt.api.tracing import TraceRequests
+from bitwatt.api.middleware import Gateway, LimitBody, LimitOpen, RequireKey, TraceRequests
+from bitwatt.api.routes import chat, completions, models, probes, state, tokenize
 from bitwatt.errors import EngineUnavailableError
+from bitwatt.serving.models import Catalog, ServedModel
+from bitwatt.serving.shadow import Shadow
 from bitwatt.settings import ServeSettings
 from bitwatt.telemetry.history import INTERVAL_S, History
 from bitwatt.telemetry.metrics import Metrics
@@ -127,6 +127,6 @@ def create_app(
     app.state.history = history
     app.state.shadow = shadow
     install_error_handlers(app)
-    for resource in (models, completions, chat, tokenize, health, comparison, page):
+    for resource in (models, completions, chat, tokenize, probes, state, page):
         app.include_router(resource.router)
     return app

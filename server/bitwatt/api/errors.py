@@ -9,13 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bitwatt.api.schemas.common import shorten
 from bitwatt.errors import (
     BitwattError,
     EngineUnavailableError,
     InvalidRequestError,
     QueueFullError,
     RequestFailedError,
+    shorten,
 )
 
 __all__ = [

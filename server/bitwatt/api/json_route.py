@@ -1,14 +1,20 @@
-"""Request bodies read strictly: JSON alone, within bounds, and no number that JSON lacks."""
+"""JSON in and out: bodies read strictly, within bounds and without numbers that JSON lacks."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
-__all__ = ["JsonRoute"]
+__all__ = ["JsonRoute", "json_response"]
+
+
+def json_response(data: object, status: int = 200) -> Response:
+    """Return the struct, or plain data, as JSON."""
+    return Response(msgspec.json.encode(data), status, media_type="application/json")
 
 
 class _StrictRequest(Request):

@@ -1,4 +1,6 @@
-"""What every request passes on its way in: Gateway, RequireKey, LimitOpen, LimitBody.
+"""What every request passes on its way in.
+
+TraceRequests, where traces are sent somewhere, then Gateway, RequireKey, LimitOpen and LimitBody.
 
 All are plain ASGI: they hand `receive` and `send` through, so a client's going away is seen at
 once by whoever serves it.
@@ -20,8 +22,9 @@ from bitwatt.api.errors import describe, error_response
 from bitwatt.errors import QueueFullError
 from bitwatt.telemetry.logs import current_request_id
 from bitwatt.telemetry.metrics import Metrics
+from bitwatt.telemetry.tracing import Tracing
 
-__all__ = ["KEY_DIGEST", "Gateway", "LimitBody", "LimitOpen", "RequireKey"]
+__all__ = ["KEY_DIGEST", "Gateway", "LimitBody", "LimitOpen", "RequireKey", "TraceRequests"]
 
 KEY_DIGEST = "bitwatt.key_digest"
 
@@ -50,6 +53,43 @@ def _log_access(method: str, route: str, status: int, duration_s: float) -> None
             duration_s,
             extra={"method": method, "route": route, "status": status, "duration_s": duration_s},
         )
+
+
+class TraceRequests:
+    """Gives the request a span. Outermost, so that what all others do lies within it.
+
+    In place only where traces are sent somewhere.
+    """
+
+    def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
+        self._app = app
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = _NO_RESPONSE_STATUS
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        with self._tracing.request(scope["path"], headers) as span:
+            try:
+                await self._app(scope, receive, send_and_see)
+            finally:
+                span.set_outcome(
+                    method=scope["method"],
+                    route=getattr(scope.get("route"), "path", "unmatched"),
+                    status=status,
+                    request_id=scope.get("state", {}).get("request_id"),
+                )
 
 
 class Gateway:

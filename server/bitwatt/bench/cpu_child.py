@@ -17,20 +17,20 @@ from typing import Literal
 
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE
-from bitwatt_kernels.cpu.native import NativeBackend
+from bitwatt_kernels.cpu.native_backend import NativeBackend
 
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import Submit
+from bitwatt.engine.process_memory import rss_anon_bytes
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.presets import PRESETS
-from bitwatt.model.random import random_model
+from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import SamplingParams
 from bitwatt.scheduling.scheduler import Scheduler
-from bitwatt.telemetry.process_memory import rss_anon_bytes
 
 __all__ = ["ChildConfig", "Measurement", "Model"]
 

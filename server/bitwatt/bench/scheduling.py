@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bitwatt.bench.measure import spread_of
-from bitwatt.model.fake import FakeRunner
+from bitwatt.model.fake_runner import FakeRunner
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import Request, SamplingParams
 from bitwatt.scheduling.scheduler import Scheduler

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, BackendChoice, choose_backend
 
+from bitwatt.checkpoints import load_model
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
 from bitwatt.errors import EngineError
-from bitwatt.model import load_model
 from bitwatt.model.config import ModelConfig
-from bitwatt.model.fake import FakeRunner
+from bitwatt.model.fake_runner import FakeRunner
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer

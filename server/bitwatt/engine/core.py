@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitwatt.engine.messages import EngineStats, Submit, TokenLogprobs, TokenOutput
-from bitwatt.model.step import Runner, StepResult, StepResultHandle
+from bitwatt.model.runner_protocol import Runner, StepResult, StepResultHandle
 from bitwatt.scheduling.request import FinishReason, Request
 from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
 

@@ -29,8 +29,8 @@ from bitwatt.engine.messages import (
     decode_to_engine,
     encode,
 )
+from bitwatt.engine.process_memory import rss_anon_bytes
 from bitwatt.errors import BitwattError
-from bitwatt.telemetry.process_memory import rss_anon_bytes
 
 __all__ = ["HEARTBEAT_S", "main"]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
 from bitwatt.model.sampler import Sampled, Sampler, SamplingRow
-from bitwatt.model.step import StepResult, StepResultHandle, TokenLogprobsRow
 from bitwatt.model.step_thread import StepThread
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.scheduler import Chunk, Plan

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitwatt.model.drawing import draw
+from bitwatt.model.truncation_sampling import draw
 from bitwatt.scheduling.request import SamplingParams
 
 __all__ = ["LogprobsBatch", "Sampled", "Sampler", "SamplingRow", "counter_uniform"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
 
-from bitwatt.model.step import StepResult
+from bitwatt.model.runner_protocol import StepResult
 
 __all__ = ["StepThread"]
 

@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from bitwatt.engine.messages import EngineInfo, EngineStats
-from bitwatt.telemetry.arithmetic_energy import ModelShape, arithmetic_joules_per_token
+from bitwatt.engine.process_memory import rss_anon_bytes
 from bitwatt.telemetry.cost import Prices
-from bitwatt.telemetry.energy import DeviceState
-from bitwatt.telemetry.process_memory import rss_anon_bytes
+from bitwatt.telemetry.energy.arithmetic import ModelShape, arithmetic_joules_per_token
+from bitwatt.telemetry.energy.counter import DeviceState
 
 __all__ = ["Metrics", "ModelMetrics"]
 

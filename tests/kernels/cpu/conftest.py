@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bitwatt_kernels.cpu.library import instruction_sets
-from bitwatt_kernels.cpu.native import NativeBackend
+from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.reference import ReferenceBackend
 

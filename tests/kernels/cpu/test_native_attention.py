@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from bitwatt_kernels.backend import StepLayout
-from bitwatt_kernels.cpu.native import NativeBackend
+from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.errors import KernelError
 from torch import Tensor
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from bitwatt_kernels.backend import choose_backend
 from bitwatt_kernels.cpu import library
-from bitwatt_kernels.cpu.native import NativeBackend
+from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.errors import BackendError
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from bitwatt_kernels.backend import QuantizedActivations
-from bitwatt_kernels.cpu.native import NativeBackend
+from bitwatt_kernels.cpu.native_backend import NativeBackend
 from torch import Tensor
 
 from tests.kernels.cpu.conftest import available, make_native

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bitwatt_kernels.cpu.native import NativeBackend
+from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.errors import DtypeError, KernelError, ShapeError
 from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.reference.attention import rope_table

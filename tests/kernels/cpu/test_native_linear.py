@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bitwatt_kernels.cpu.native import NativeBackend
+from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.errors import DtypeError, KernelError, ShapeError
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference import ReferenceBackend

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from bitwatt.api.app import create_app
 from bitwatt.engine.messages import EngineStats, MemoryUse
-from bitwatt.telemetry.metering import ModelEnergy
+from bitwatt.telemetry.energy.metering import ModelEnergy
 from bitwatt.telemetry.metrics import Metrics, ModelMetrics
 from playwright.async_api import expect
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bitwatt import builtin
+from bitwatt.checkpoints import load_model
 from bitwatt.errors import CheckpointError
-from bitwatt.model import load_model
 from bitwatt.model.build import Weights
 from bitwatt.model.transformer import Transformer
 from bitwatt_kernels.backend import choose_backend

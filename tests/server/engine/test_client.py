@@ -12,7 +12,7 @@ import pytest
 from bitwatt.engine.client import EngineClient
 from bitwatt.engine.messages import EngineConfig, EngineStats, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
-from bitwatt.model.fake import fake_token
+from bitwatt.model.fake_runner import fake_token
 from bitwatt.scheduling.request import FinishReason, SamplingParams
 
 VOCAB_SIZE = 97

@@ -4,7 +4,7 @@ import random
 
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import Submit, TokenOutput
-from bitwatt.model.fake import FakeRunner, fake_token
+from bitwatt.model.fake_runner import FakeRunner, fake_token
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import FinishReason, SamplingParams
 from bitwatt.scheduling.scheduler import Scheduler

@@ -10,9 +10,9 @@ import pytest
 import torch
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineStats, Submit
-from bitwatt.model import random_model
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bitwatt.model.drawing import draw
 from bitwatt.model.sampler import Sampler, SamplingRow, counter_uniform
+from bitwatt.model.truncation_sampling import draw
 from bitwatt.scheduling.request import SamplingParams
 
 VOCAB_SIZE = 50

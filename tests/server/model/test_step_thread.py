@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from bitwatt.model.step import StepResult
+from bitwatt.model.runner_protocol import StepResult
 from bitwatt.model.step_thread import StepThread
 
 TIMEOUT_S = 30

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from bitwatt.model import random_model
 from bitwatt.model.build import Weights
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.presets import PRESETS
+from bitwatt.model.random_weights import random_model
 from bitwatt.model.transformer import Transformer
 from bitwatt_kernels.backend import BLOCK_SIZE, choose_backend
 from hypothesis import given, settings

@@ -10,12 +10,12 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from bitwatt.api.schemas.common import (
     MAX_LOGPROBS,
     Body,
-    FinishReasonName,
     GenerationBody,
-    Usage,
     refuse,
-    shorten,
 )
+from bitwatt.errors import shorten
+from bitwatt.serving.generation import FinishReasonName
+from bitwatt.serving.usage import Usage
 from bitwatt.text.chat_template import ALLOWED_KWARGS
 
 __all__ = [

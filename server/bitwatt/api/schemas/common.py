@@ -1,28 +1,23 @@
 """What completions and chat completions share."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
-import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from bitwatt.errors import shorten
 from bitwatt.scheduling.request import SamplingParams
-from bitwatt.telemetry.metering import RequestEnergy
 
 __all__ = [
     "MAX_CHOICES",
     "MAX_LOGPROBS",
     "Body",
-    "FinishReasonName",
     "GenerationBody",
-    "PromptTokensDetails",
     "Shape",
     "StreamOptions",
     "TokenIds",
-    "Usage",
     "refuse",
-    "shorten",
 ]
 
 MAX_CHOICES = 16
@@ -35,18 +30,10 @@ _LOWEST_TEMPERATURE = 1e-5
 _INT32 = 2**31 - 1
 _INT64 = 2**63 - 1
 
-FinishReasonName = Literal["stop", "length"]
-
 
 def refuse(message: str, param: str | None = None) -> PydanticCustomError:
     """Return the error to raise in a validator; param names the field where pydantic can't."""
     return PydanticCustomError("refused", "{message}", {"message": message, "param": param})
-
-
-def shorten(value: object, limit: int = 80) -> str:
-    """Return the value for an error message, never more than a line of it."""
-    text = repr(value[:limit] if isinstance(value, str | list) else value)
-    return text if len(text) <= limit else text[:limit] + "…"
 
 
 class Body(BaseModel):
@@ -242,19 +229,3 @@ class Shape(TypedDict):
     id: str
     created: int
     model: str
-
-
-class PromptTokensDetails(msgspec.Struct, frozen=True):
-    """What the prompt's tokens were."""
-
-    cached_tokens: int
-
-
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request cost, in tokens; `bitwatt` is an extension, in joules."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    bitwatt: RequestEnergy

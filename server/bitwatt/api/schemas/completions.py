@@ -10,11 +10,11 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from bitwatt.api.schemas.common import (
     MAX_CHOICES,
     MAX_LOGPROBS,
-    FinishReasonName,
     GenerationBody,
-    Usage,
     refuse,
 )
+from bitwatt.serving.generation import FinishReasonName
+from bitwatt.serving.usage import Usage
 
 __all__ = [
     "Completion",

@@ -5,7 +5,7 @@ import torch
 from bitwatt.model.build import Weights
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.kv_cache import KVCache
-from bitwatt.model.random import random_model
+from bitwatt.model.random_weights import random_model
 from bitwatt.model.transformer import Transformer
 from bitwatt_kernels.backend import BLOCK_SIZE, Backend, StepLayout
 from bitwatt_kernels.gpu.interpreter import INTERPRETED

@@ -1,0 +1,56 @@
+"""GET /v1/models."""
+
+from typing import Literal
+
+import msgspec
+from fastapi import APIRouter, Response
+
+from bitwatt.api.dependencies import Models
+from bitwatt.api.json_route import json_response
+from bitwatt.serving.models import ServedModel
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A model; null where its engine has not said yet."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["bitwatt"] = "bitwatt"
+    max_model_len: int | None
+    weights: str | None
+    dtype: str | None
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """Every model served."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+def _card(model: ServedModel) -> ModelCard:
+    info = model.engine.info
+    return ModelCard(
+        id=model.name,
+        created=model.created,
+        max_model_len=None if info is None else info.max_model_len,
+        weights=None if info is None else info.weights,
+        dtype=None if info is None else info.dtype,
+    )
+
+
+@router.get("/v1/models")
+async def list_models(models: Models) -> Response:
+    """List what is served."""
+    return json_response(ModelList(data=[_card(model) for model in models.by_name.values()]))
+
+
+@router.get("/v1/models/{name:path}")
+async def get_model(name: str, models: Models) -> Response:
+    """Describe one model."""
+    return json_response(_card(models.find(name)))

@@ -1,0 +1,55 @@
+"""POST /tokenize and /detokenize."""
+
+from fastapi import APIRouter, Request, Response
+
+from bitwatt.api.client_link import tied_to_client
+from bitwatt.api.dependencies import Models, SettingsOf
+from bitwatt.api.json_route import JsonRoute, json_response
+from bitwatt.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized
+from bitwatt.errors import InvalidRequestError
+
+__all__ = ["router"]
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/tokenize")
+async def tokenize(
+    body: TokenizeBody, request: Request, models: Models, settings: SettingsOf
+) -> Response:
+    """Return the tokens of a text, or of a conversation as the model's template puts it."""
+    model = models.find(body.model)
+    async with tied_to_client(request.receive, timeout_s=settings.request_timeout):
+        if body.prompt is not None:
+            token_ids = await model.text.encode(
+                body.prompt, add_special_tokens=body.add_special_tokens
+            )
+        else:
+            token_ids = await model.text.encode_chat(
+                [message.as_template_input() for message in body.messages or []],
+                kwargs={"add_generation_prompt": body.add_generation_prompt},
+            )
+    info = model.engine.info
+    literal = model.text.vocabulary.literal
+    return json_response(
+        Tokenized(
+            count=len(token_ids),
+            max_model_len=None if info is None else info.max_model_len,
+            tokens=token_ids,
+            token_strs=[literal(i).decode("utf-8", "replace") for i in token_ids]
+            if body.return_token_strs
+            else None,
+        )
+    )
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeBody, models: Models) -> Response:
+    """Return the text of tokens, special tokens spelled out."""
+    model = models.find(body.model)
+    highest, size = max(body.tokens, default=0), len(model.text.vocabulary)
+    if highest >= size:
+        raise InvalidRequestError(
+            f"tokens has token id {highest}; the model has {size} tokens", param="tokens"
+        )
+    return json_response(Detokenized(await model.text.decode(body.tokens)))

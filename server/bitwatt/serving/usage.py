@@ -1,0 +1,23 @@
+"""What a request used, as its answer says it."""
+
+import msgspec
+
+from bitwatt.telemetry.energy.metering import RequestEnergy
+
+__all__ = ["PromptTokensDetails", "Usage"]
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """What the prompt's tokens were."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request cost, in tokens; `bitwatt` is an extension, in joules."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    bitwatt: RequestEnergy
