@@ -1,4 +1,4 @@
-"""The protocol every backend meets, and the one place that chooses one.
+"""The protocol every backend meets.
 
 Shapes use T for the tokens of a step, S for its sequences, H and G for query and key-value
 heads, D for head_dim. A backend's result for a token never depends on the other tokens of the
@@ -7,24 +7,20 @@ step: sums that decide it run in an order fixed by the token's own sizes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Generic, Literal, Protocol, TypeVar, cast
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = [
     "BLOCK_SIZE",
     "Activation",
     "Backend",
-    "BackendChoice",
     "LayerWeights",
     "QuantizedActivations",
     "StepLayout",
-    "choose_backend",
 ]
 
 BLOCK_SIZE = 16  # tokens a KV-cache block holds
@@ -231,63 +227,3 @@ class Backend(Protocol):
     def head(self, x: Tensor, weight: object) -> Tensor:
         """Return logits [T, vocab_size] float32 of x [T, hidden_size]."""
         ...
-
-
-# A backend's module and class; the class is called with (device, batch_invariant=...) and raises
-# BackendError with the reason where it cannot run.
-_BACKENDS = {
-    "reference": ("bitwatt_kernels.reference", "ReferenceBackend"),
-    "native": ("bitwatt_kernels.cpu.native_backend", "NativeBackend"),
-    "torch": ("bitwatt_kernels.cpu.torch_backend", "TorchBackend"),
-    "triton": ("bitwatt_kernels.gpu.triton_backend", "TritonBackend"),
-}
-
-_WITH_OWN_THREADS = {"native"}  # besides torch's; these classes also take num_threads
-
-# By device type, the fastest first. The reference is chosen by name only.
-_PREFERENCE: dict[str, tuple[str, ...]] = {
-    "cpu": ("native", "torch"),
-    "cuda": ("triton",),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class BackendChoice:
-    """The backend that runs, and why each faster one was passed over."""
-
-    backend: Backend
-    passed_over: dict[str, str]
-
-
-def choose_backend(
-    device: torch.device,
-    name: str | None = None,
-    *,
-    batch_invariant: bool = True,
-    num_threads: int | None = None,
-) -> BackendChoice:
-    """Return the named backend, or the fastest one that runs on device.
-
-    batch_invariant  a token's 16-bit matmuls and attention must not depend on its batch either;
-                     False lets the 16-bit baseline use the fastest kernels its library has
-    num_threads      CPU threads of the backend and, in this process, of torch; None for all
-    Raises  BackendError if no candidate can run, with the reason of each
-    """
-    if name is not None and name not in _BACKENDS:
-        raise BackendError(f"backend {name!r} is unknown; there are {', '.join(_BACKENDS)}")
-    candidates = (name,) if name else _PREFERENCE.get(device.type, ())
-    passed_over: dict[str, str] = {}
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    for candidate in candidates:
-        module, class_name = _BACKENDS[candidate]
-        own = {"num_threads": num_threads} if candidate in _WITH_OWN_THREADS else {}
-        try:
-            factory = getattr(import_module(module), class_name)
-            backend = cast(Backend, factory(device, batch_invariant=batch_invariant, **own))
-        except (BackendError, ImportError) as error:  # Triton is on Linux only
-            passed_over[candidate] = str(error)
-            continue
-        return BackendChoice(backend, passed_over)
-    reasons = "; ".join(f"{k}: {v}" for k, v in passed_over.items()) or "none is written for it"
-    raise BackendError(f"no backend runs on {device}: {reasons}")

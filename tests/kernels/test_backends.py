@@ -5,19 +5,14 @@ from functools import cache
 
 import pytest
 import torch
-from bitwatt_kernels.backend import (
-    _BACKENDS,
-    BLOCK_SIZE,
-    Backend,
-    StepLayout,
-    choose_backend,
-)
+from bitwatt_kernels.backend import BLOCK_SIZE, Backend, StepLayout
 from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight
-from bitwatt_kernels.reference import ReferenceBackend
 from bitwatt_kernels.reference.attention import rope_table
 from bitwatt_kernels.reference.linear import quantize
+from bitwatt_kernels.reference.reference_backend import ReferenceBackend
+from bitwatt_kernels.registry import BACKENDS, choose_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -53,7 +48,7 @@ def runs_here(name: str) -> bool:
     return True
 
 
-NAMES = [name for name in _BACKENDS if runs_here(name)]
+NAMES = [name for name in BACKENDS if runs_here(name)]
 
 
 def label(backend: Backend) -> str:

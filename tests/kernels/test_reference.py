@@ -6,9 +6,9 @@ import torch
 from bitwatt_kernels.backend import BLOCK_SIZE
 from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.packing import TernaryWeight, pack
-from bitwatt_kernels.reference import ReferenceBackend
 from bitwatt_kernels.reference.attention import rope_table
 from bitwatt_kernels.reference.linear import accumulate, quantize, ternarize, ternary_linear
+from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

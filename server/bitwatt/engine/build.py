@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import torch
-from bitwatt_kernels.backend import BLOCK_SIZE, BackendChoice, choose_backend
+from bitwatt_kernels.backend import BLOCK_SIZE
+from bitwatt_kernels.registry import BackendChoice, choose_backend
 
 from bitwatt.checkpoints import load_model
 from bitwatt.engine.core import EngineCore

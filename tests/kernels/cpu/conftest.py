@@ -9,7 +9,7 @@ import torch
 from bitwatt_kernels.cpu.library import instruction_sets
 from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.errors import BackendError
-from bitwatt_kernels.reference import ReferenceBackend
+from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 
 CPU = torch.device("cpu")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitwatt_kernels.backend import choose_backend
 from bitwatt_kernels.cpu import library
 from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.errors import BackendError
+from bitwatt_kernels.registry import choose_backend
 
 from tests.kernels.cpu.conftest import CPU, available
 from tests.kernels.cpu.factories import make_ternary

@@ -5,7 +5,7 @@ import torch
 from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.errors import DtypeError, KernelError, ShapeError
 from bitwatt_kernels.packing import TernaryWeight
-from bitwatt_kernels.reference import ReferenceBackend
+from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 
 from tests.kernels.cpu.factories import (
     DTYPES,

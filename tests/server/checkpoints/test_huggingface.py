@@ -11,7 +11,7 @@ from bitwatt.checkpoints import load_model
 from bitwatt.errors import CheckpointError
 from bitwatt.model.build import Weights
 from bitwatt.model.transformer import Transformer
-from bitwatt_kernels.backend import choose_backend
+from bitwatt_kernels.registry import choose_backend
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor

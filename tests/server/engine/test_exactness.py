@@ -18,8 +18,8 @@ from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import SamplingParams
 from bitwatt.scheduling.scheduler import Scheduler
-from bitwatt_kernels.backend import choose_backend
 from bitwatt_kernels.errors import BackendError
+from bitwatt_kernels.registry import choose_backend
 
 MAX_MODEL_LEN = 256
 CONFIG = ModelConfig(

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.transformer import Transformer
-from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout, choose_backend
+from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from bitwatt_kernels.errors import BackendError
+from bitwatt_kernels.registry import choose_backend
 from torch import Tensor
 
 __all__ = ["CPU_BACKENDS", "Context", "forward", "greedy_tokens", "make_kv_cache", "step_layout"]

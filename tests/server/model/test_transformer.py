@@ -11,7 +11,8 @@ from bitwatt.model.config import ModelConfig
 from bitwatt.model.presets import PRESETS
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.transformer import Transformer
-from bitwatt_kernels.backend import BLOCK_SIZE, choose_backend
+from bitwatt_kernels.backend import BLOCK_SIZE
+from bitwatt_kernels.registry import choose_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

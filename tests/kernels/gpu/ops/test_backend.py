@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from bitwatt_kernels.backend import Backend, choose_backend
+from bitwatt_kernels.backend import Backend
 from bitwatt_kernels.errors import BackendError, DtypeError, ShapeError
 from bitwatt_kernels.gpu.dense import dense_linear
 from bitwatt_kernels.gpu.head import Int8Head
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from bitwatt_kernels.packing import TernaryWeight, pack
-from bitwatt_kernels.reference import ReferenceBackend
+from bitwatt_kernels.reference.reference_backend import ReferenceBackend
+from bitwatt_kernels.registry import choose_backend
 
 from tests.kernels.gpu.ops.test_attention import make_step
 

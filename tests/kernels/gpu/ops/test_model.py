@@ -10,7 +10,7 @@ from bitwatt.model.transformer import Transformer
 from bitwatt_kernels.backend import BLOCK_SIZE, Backend, StepLayout
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
-from bitwatt_kernels.reference import ReferenceBackend
+from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 
 CONFIG = ModelConfig(
     architecture="BitNetForCausalLM",

@@ -1,0 +1,71 @@
+"""The backends by name, and the one place that chooses one."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
+
+import torch
+
+from bitwatt_kernels.backend import Backend
+from bitwatt_kernels.errors import BackendError
+
+__all__ = ["BACKENDS", "BackendChoice", "choose_backend"]
+
+# A backend's module and class; the class is called with (device, batch_invariant=...) and raises
+# BackendError with the reason where it cannot run.
+BACKENDS = {
+    "reference": ("bitwatt_kernels.reference.reference_backend", "ReferenceBackend"),
+    "native": ("bitwatt_kernels.cpu.native_backend", "NativeBackend"),
+    "torch": ("bitwatt_kernels.cpu.torch_backend", "TorchBackend"),
+    "triton": ("bitwatt_kernels.gpu.triton_backend", "TritonBackend"),
+}
+
+_WITH_OWN_THREADS = {"native"}  # besides torch's; these classes also take num_threads
+
+# By device type, the fastest first. The reference is chosen by name only.
+_PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cpu": ("native", "torch"),
+    "cuda": ("triton",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """The backend that runs, and why each faster one was passed over."""
+
+    backend: Backend
+    passed_over: dict[str, str]
+
+
+def choose_backend(
+    device: torch.device,
+    name: str | None = None,
+    *,
+    batch_invariant: bool = True,
+    num_threads: int | None = None,
+) -> BackendChoice:
+    """Return the named backend, or the fastest one that runs on device.
+
+    batch_invariant  a token's 16-bit matmuls and attention must not depend on its batch either;
+                     False lets the 16-bit baseline use the fastest kernels its library has
+    num_threads      CPU threads of the backend and, in this process, of torch; None for all
+    Raises  BackendError if no candidate can run, with the reason of each
+    """
+    if name is not None and name not in BACKENDS:
+        raise BackendError(f"backend {name!r} is unknown; there are {', '.join(BACKENDS)}")
+    candidates = (name,) if name else _PREFERENCE.get(device.type, ())
+    passed_over: dict[str, str] = {}
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    for candidate in candidates:
+        module, class_name = BACKENDS[candidate]
+        own = {"num_threads": num_threads} if candidate in _WITH_OWN_THREADS else {}
+        try:
+            factory = getattr(import_module(module), class_name)
+            backend = cast(Backend, factory(device, batch_invariant=batch_invariant, **own))
+        except (BackendError, ImportError) as error:  # Triton is on Linux only
+            passed_over[candidate] = str(error)
+            continue
+        return BackendChoice(backend, passed_over)
+    reasons = "; ".join(f"{k}: {v}" for k, v in passed_over.items()) or "none is written for it"
+    raise BackendError(f"no backend runs on {device}: {reasons}")
