@@ -11,7 +11,7 @@ import httpx
 from bitwatt_client import (
     ClientError,
     Comparison,
-    Plan,
+    LoadPlan,
     Server,
     Window,
     Work,
@@ -127,7 +127,7 @@ async def _compare(settings: CompareSettings, prompts: tuple[str, ...]) -> Compa
         if (a.url, a.model) == (b.url, b.model):
             raise ClientError(f"both are {a.model} of {a.url}; name two (--model-a, --model-b)")
         rent = settings.dollars_per_hour
-        plan = Plan(
+        plan = LoadPlan(
             work=Work(
                 prompts=prompts,
                 num_requests=settings.requests,

@@ -8,7 +8,7 @@ from bitwatt.api.app import create_app
 from bitwatt.cli import main
 from bitwatt.engine.messages import MemoryUse
 from bitwatt.telemetry.metrics import Metrics
-from bitwatt_client import ComparisonError, Plan, Window, Work, as_json, as_table, compare
+from bitwatt_client import ComparisonError, LoadPlan, Window, Work, as_json, as_table, compare
 from bitwatt_client.compare import summarize
 from bitwatt_client.exposition import parse_samples
 from bitwatt_client.figures import Measured
@@ -76,7 +76,7 @@ def make_comparison(*, rent=(None, None), num_windows=6, **of_b):
     a = [measured(make_window(wall_s=4.0, ttft_s=0.1, decode_s=1.0), joules=11.0)] * num_windows
     window_b = make_window(wall_s=2.0, ttft_s=0.3, decode_s=0.5, **of_b)
     b = [measured(window_b, name="b", joules=44.0)] * num_windows
-    plan = Plan(work=WORK, num_windows=num_windows, dollars_per_hour=rent)
+    plan = LoadPlan(work=WORK, num_windows=num_windows, dollars_per_hour=rent)
     return summarize(a, b, plan)
 
 
@@ -112,7 +112,7 @@ def test_an_interval_around_one_decides_nothing():
     walls = [(1.0, 2.0), (2.0, 1.0), (1.5, 1.5), (1.0, 2.0), (2.0, 1.0)]
     a = [measured(make_window(wall_s=wall)) for wall, _ in walls]
     b = [measured(make_window(wall_s=wall)) for _, wall in walls]
-    found = summarize(a, b, Plan(work=WORK, num_windows=5))
+    found = summarize(a, b, LoadPlan(work=WORK, num_windows=5))
     assert verdict(figures_of(found)["tokens_per_s"]) == "no clear difference"
 
 
@@ -120,7 +120,7 @@ def test_energy_that_is_not_measured_is_null_with_its_reason():
     labels = 'model_name="a",source="none",reason="no counter on this machine"'
     told = f"bitwatt_energy_available{{{labels}}} 0\n"
     both = [measured(make_window(wall_s=4.0), text=MEMORY + told)] * 2
-    comparison = summarize(both, both, Plan(work=WORK, num_windows=2))
+    comparison = summarize(both, both, LoadPlan(work=WORK, num_windows=2))
     energy = as_json(comparison)["figures"]["joules_per_token"]
     assert energy["a"] is energy["b"] is energy["gain"] is None
     assert energy["unavailable"] == "no counter on this machine"
@@ -129,13 +129,13 @@ def test_energy_that_is_not_measured_is_null_with_its_reason():
 
 def test_a_counter_that_stood_still_is_no_zero():
     still = [measured(make_window(wall_s=4.0), joules=0.0)] * 2
-    comparison = summarize(still, still, Plan(work=WORK, num_windows=2))
+    comparison = summarize(still, still, LoadPlan(work=WORK, num_windows=2))
     assert figures_of(comparison)["joules_per_token"].gain is None
 
 
 def test_a_server_without_metrics_is_compared_by_its_streams_alone():
     bare = [Measured(name="a", window=make_window(wall_s=4.0))] * 2
-    comparison = summarize(bare, bare, Plan(work=WORK, num_windows=2))
+    comparison = summarize(bare, bare, LoadPlan(work=WORK, num_windows=2))
     found = figures_of(comparison)
     assert found["tokens_per_s"].gain.value == 1
     assert found["weights_bytes"].unavailable == "the server reports no memory by kind"
@@ -146,7 +146,7 @@ def test_a_pair_with_a_failure_is_left_out_and_told():
     good, bad = (
         measured(make_window(wall_s=4.0, failures=failures)) for failures in ((), ("503: full",))
     )
-    plan = Plan(work=WORK, num_windows=2)
+    plan = LoadPlan(work=WORK, num_windows=2)
     comparison = summarize([good, bad], [good, good], plan)
     assert figures_of(comparison)["tokens_per_s"].a.n == 1
     assert comparison.notices[0] == "1 of 2 pairs of windows are left out: 503: full"
@@ -195,7 +195,7 @@ async def test_windows_alternate_after_the_warm_up():
         comparison = await compare(
             Server(http, "http://test", "tiny"),
             Server(http, "http://test", "tiny-fp16"),
-            Plan(work=WORK, num_windows=2),
+            LoadPlan(work=WORK, num_windows=2),
             on_window=lambda name, number, _: order.append((name, number)),
         )
     assert order == [(name, n) for n in (-1, 0, 1) for name in ("tiny", "tiny-fp16")]

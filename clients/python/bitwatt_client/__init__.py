@@ -3,7 +3,7 @@
 It stands alone: it needs httpx, and matplotlib for pictures.
 """
 
-from bitwatt_client.compare import Comparison, Plan, compare
+from bitwatt_client.compare import Comparison, LoadPlan, compare
 from bitwatt_client.errors import ClientError, ComparisonError, ServerError, StreamError
 from bitwatt_client.figures import Figure
 from bitwatt_client.load import Window, Work, run_window
@@ -16,7 +16,7 @@ __all__ = [
     "Comparison",
     "ComparisonError",
     "Figure",
-    "Plan",
+    "LoadPlan",
     "Server",
     "ServerError",
     "StreamError",

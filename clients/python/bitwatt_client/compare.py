@@ -13,7 +13,7 @@ from bitwatt_client.figures import Figure, Measured, make_figures
 from bitwatt_client.load import Window, Work, run_window
 from bitwatt_client.server import Server
 
-__all__ = ["Comparison", "Plan", "compare", "summarize"]
+__all__ = ["Comparison", "LoadPlan", "compare", "summarize"]
 
 MIN_WINDOW_S = 2.0
 MIN_WINDOWS = 5
@@ -22,7 +22,7 @@ Side = Literal["a", "b"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class LoadPlan:
     """How two models are compared.
 
     work          of one window
@@ -43,7 +43,7 @@ class Comparison:
 
     name_a: str
     name_b: str
-    plan: Plan
+    plan: LoadPlan
     figures: tuple[Figure, ...]
     notices: tuple[str, ...]
 
@@ -51,7 +51,7 @@ class Comparison:
 async def compare(
     a: Server,
     b: Server,
-    plan: Plan,
+    plan: LoadPlan,
     *,
     on_window: Callable[[str, int, Window], None] | None = None,
 ) -> Comparison:
@@ -85,7 +85,7 @@ async def _scrape(server: Server) -> Samples | None:
         return None
 
 
-def summarize(a: Sequence[Measured], b: Sequence[Measured], plan: Plan) -> Comparison:
+def summarize(a: Sequence[Measured], b: Sequence[Measured], plan: LoadPlan) -> Comparison:
     """Return the figures of pairs of windows, of which there is at least one.
 
     A pair counts where every request of both was answered. Raises ComparisonError if none does.
@@ -112,7 +112,7 @@ def _is_whole(window: Window) -> bool:
 def _notices(
     pairs: Sequence[tuple[Measured, Measured]],
     whole: Sequence[tuple[Measured, Measured]],
-    plan: Plan,
+    plan: LoadPlan,
 ) -> list[str]:
     """Return what a reader of the figures should know."""
     notices = []
