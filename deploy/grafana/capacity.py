@@ -1,15 +1,9 @@
 """How full it is: tokens, cache, memory, power, and what a token costs at this load."""
 
 from deploy.grafana.panels import Dashboard, Panel, Query, Row
-from deploy.grafana.promql import SCOPE, STANDARD_VARIABLES, quantile, rate, ratio
+from deploy.grafana.promql import SCOPE, STANDARD_VARIABLES, TARGET, gauge, quantile, rate, ratio
 
 __all__ = ["CAPACITY"]
-
-_TARGET = 'job=~"$job",instance=~"$instance"'
-
-
-def _gauge(metric: str, aggregate: str = "sum") -> str:
-    return f"{aggregate} by (model_name) ({metric}{{{SCOPE}}})"
 
 
 def _lengths(title: str, histogram: str) -> Panel:
@@ -91,13 +85,13 @@ _MEMORY = Row(
                     "{{model_name}} {{kind}}",
                 )
             ],
-            description="Weights by kind, the KV cache's pool, workspace.",
+            description="Weights by kind, and the KV cache's pool.",
         ),
         Panel(
             title="KV cache",
             unit="bytes",
             queries=[
-                Query(_gauge("bitwatt_kv_cache_used_bytes"), "{{model_name}} in use"),
+                Query(gauge("bitwatt_kv_cache_used_bytes"), "{{model_name}} in use"),
                 Query(
                     f'sum by (model_name) (bitwatt_memory_bytes{{{SCOPE},kind="kv_cache"}})',
                     "{{model_name}} pool",
@@ -122,7 +116,7 @@ _MEMORY = Row(
             title="Parameters",
             unit="short",
             kind="stat",
-            queries=[Query(_gauge("bitwatt_model_parameters", "max"), "{{model_name}}")],
+            queries=[Query(gauge("bitwatt_model_parameters", "max"), "{{model_name}}")],
             description="Of each model, whatever its bits.",
         ),
         Panel(
@@ -130,7 +124,7 @@ _MEMORY = Row(
             unit="mbytes",
             queries=[
                 Query(
-                    f"max by (instance, gpu, modelName) (DCGM_FI_DEV_FB_USED{{{_TARGET}}})",
+                    f"max by (instance, gpu, modelName) (DCGM_FI_DEV_FB_USED{{{TARGET}}})",
                     "{{instance}} GPU {{gpu}}",
                 )
             ],
@@ -147,12 +141,12 @@ _POWER = Row(
             unit="watt",
             queries=[
                 Query(
-                    f"max by (instance, gpu, modelName) (DCGM_FI_DEV_POWER_USAGE{{{_TARGET}}})",
+                    f"max by (instance, gpu, modelName) (DCGM_FI_DEV_POWER_USAGE{{{TARGET}}})",
                     "{{instance}} GPU {{gpu}} now",
                 ),
                 Query(
                     "sum by (instance, gpu) (rate(DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
-                    f"{{{_TARGET}}}[$__rate_interval])) / 1000",
+                    f"{{{TARGET}}}[$__rate_interval])) / 1000",
                     "{{instance}} GPU {{gpu}} by its counter",
                 ),
             ],
@@ -162,26 +156,30 @@ _POWER = Row(
             title="Energy per output token over five minutes (measured)",
             unit="joule",
             queries=[
-                Query(_gauge("bitwatt:joules_per_output_token:rate5m"), "{{model_name}}", "empty")
+                Query(
+                    gauge("bitwatt:joules_per_output_token:rate5m", "avg"),
+                    "{{model_name}}",
+                    "empty",
+                )
             ],
-            description="Gross. It falls as load rises: see requests running beside it.",
+            description="Gross, mean of servers. It falls as load rises: see requests running.",
         ),
         Panel(
             title="Rent per million output tokens over five minutes",
             unit="currencyUSD",
             queries=[
                 Query(
-                    _gauge("bitwatt:usd_of_rent_per_million_output_tokens:rate5m"),
+                    gauge("bitwatt:usd_of_rent_per_million_output_tokens:rate5m", "avg"),
                     "{{model_name}}",
                     "empty",
                 )
             ],
-            description="At the price set. It falls as load rises.",
+            description="At the price set, mean of servers. It falls as load rises.",
         ),
         Panel(
             title="Requests running",
             unit="none",
-            queries=[Query(_gauge("vllm:num_requests_running"), "{{model_name}}")],
+            queries=[Query(gauge("vllm:num_requests_running"), "{{model_name}}")],
             description="The load at which the figures beside it hold.",
         ),
     ],

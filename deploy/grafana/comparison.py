@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from deploy.grafana.mirrored import MIRRORED
 from deploy.grafana.panels import Dashboard, Panel, Query, Row, Variable
-from deploy.grafana.promql import quantile, rate, ratio
+from deploy.grafana.promql import gauge, quantile, rate, ratio
 
 __all__ = ["COMPARISON"]
 
@@ -19,39 +19,21 @@ def _tokens(scope: str) -> str:
     return rate("vllm:generation_tokens_total", scope)
 
 
-def _joules(scope: str) -> str:
-    return rate("bitwatt_energy_joules_total", scope)
+def _recorded(figure: str) -> Callable[[str], str]:
+    """Return the recorded figure of a side, a mean of its servers: rules.yml has the formulas."""
+    return lambda scope: gauge(f"bitwatt:{figure}:rate5m", "avg", scope)
 
 
-def _joules_per_token(scope: str) -> str:
-    return ratio(_joules(scope), _tokens(scope))
+_joules_per_token = _recorded("joules_per_output_token")
+_rent = _recorded("usd_of_rent_per_million_output_tokens")
+_electricity = _recorded("usd_of_electricity_per_million_output_tokens")
+_carbon = _recorded("gco2_per_million_output_tokens")
 
 
 def _dynamic_joules_per_token(scope: str) -> str:
-    idle = f"sum by (model_name) (bitwatt_idle_power_watts{{{scope}}})"
-    return ratio(f"({_joules(scope)} - {idle})", _tokens(scope))
-
-
-def _price(name: str, scope: str) -> str:
-    return f"max by (model_name) ({name}{{{scope}}})"
-
-
-def _rent(scope: str) -> str:
-    rent = f"sum by (model_name) (bitwatt_price_usd_per_hour{{{scope}}})"
-    return ratio(rent, f"{_tokens(scope)} * 3600") + " * 1e6"
-
-
-def _of_energy(price: str, scope: str) -> str:
-    pue = _price("bitwatt_pue", scope)
-    return f"{_joules_per_token(scope)} * 1e6 / 3.6e6 * {_price(price, scope)} * {pue}"
-
-
-def _electricity(scope: str) -> str:
-    return _of_energy("bitwatt_price_usd_per_kwh", scope)
-
-
-def _carbon(scope: str) -> str:
-    return _of_energy("bitwatt_grid_gco2_per_kwh", scope)
+    idle = gauge("bitwatt_idle_power_watts", "avg", scope)
+    tokens = gauge("bitwatt:output_tokens:rate5m", "avg", scope)
+    return f"{_joules_per_token(scope)} - {ratio(idle, tokens)}"
 
 
 def _weights(scope: str) -> str:
@@ -125,9 +107,7 @@ _LOAD = Row(
         Panel(
             title="Requests running",
             unit="none",
-            queries=_both(
-                lambda scope: f"sum by (model_name) (vllm:num_requests_running{{{scope}}})"
-            ),
+            queries=_both(lambda scope: gauge("vllm:num_requests_running", scope=scope)),
             description="Concurrency: a figure of energy or cost means little without it.",
         ),
         Panel(
@@ -152,7 +132,7 @@ _ENERGY = Row(
             title="Energy per output token, gross (measured)",
             unit="joule",
             queries=_both(_joules_per_token, idle=False),
-            description="The device's counter over tokens, idle time and prompts included.",
+            description="The device's counter over tokens in 5 min, idle and prompts included.",
         ),
         Panel(
             title="Energy per output token, dynamic (measured)",
@@ -179,9 +159,7 @@ _ENERGY = Row(
         Panel(
             title="Idle power (measured)",
             unit="watt",
-            queries=_both(
-                lambda scope: f"max by (model_name) (bitwatt_idle_power_watts{{{scope}}})"
-            ),
+            queries=_both(lambda scope: gauge("bitwatt_idle_power_watts", "max", scope)),
             description="Model loaded, nothing running.",
         ),
         Panel(
@@ -222,7 +200,7 @@ _COST = Row(
             title="Rent per million output tokens",
             unit="currencyUSD",
             queries=_both(_rent, idle=False),
-            description=f"Price of an hour over tokens of an hour, idle included. {_EQUAL_LOAD}",
+            description=f"Price of an hour over its tokens, at five minutes' rate. {_EQUAL_LOAD}",
         ),
         Panel(
             title="Electricity per million output tokens",

@@ -1,15 +1,9 @@
 """Is it up, is it slow, does it turn callers away."""
 
 from deploy.grafana.panels import Dashboard, Panel, Query, Row
-from deploy.grafana.promql import SCOPE, STANDARD_VARIABLES, quantile, rate, ratio
+from deploy.grafana.promql import SCOPE, STANDARD_VARIABLES, TARGET, gauge, quantile, rate, ratio
 
 __all__ = ["OPERATIONS"]
-
-_TARGET = 'job=~"$job",instance=~"$instance"'
-
-
-def _gauge(metric: str, aggregate: str = "sum") -> str:
-    return f"{aggregate} by (model_name) ({metric}{{{SCOPE}}})"
 
 
 def _latency(title: str, histogram: str, description: str) -> Panel:
@@ -33,7 +27,7 @@ _STATE = Row(
             kind="stat",
             width=6,
             height=5,
-            queries=[Query(f"min by (job) (up{{{_TARGET}}})", "{{job}}")],
+            queries=[Query(f"min by (job) (up{{{TARGET}}})", "{{job}}")],
             description="Whether Prometheus reaches every server.",
         ),
         Panel(
@@ -42,7 +36,7 @@ _STATE = Row(
             kind="stat",
             width=6,
             height=5,
-            queries=[Query(_gauge("bitwatt_engine_up", "min"), "{{model_name}}")],
+            queries=[Query(gauge("bitwatt_engine_up", "min"), "{{model_name}}")],
             description="Whether every engine takes requests.",
         ),
         Panel(
@@ -84,8 +78,8 @@ _REQUESTS = Row(
             title="Running and waiting",
             unit="none",
             queries=[
-                Query(_gauge("vllm:num_requests_running"), "{{model_name}} running"),
-                Query(_gauge("vllm:num_requests_waiting"), "{{model_name}} waiting"),
+                Query(gauge("vllm:num_requests_running"), "{{model_name}} running"),
+                Query(gauge("vllm:num_requests_waiting"), "{{model_name}} waiting"),
             ],
             description="Requests in the engines' batches, and before them.",
         ),
@@ -117,7 +111,7 @@ _REQUESTS = Row(
             queries=[
                 Query(
                     "sum by (handler, status) "
-                    f"(rate(http_requests_total{{{_TARGET}}}[$__rate_interval]))",
+                    f"(rate(http_requests_total{{{TARGET}}}[$__rate_interval]))",
                     "{{handler}} {{status}}",
                 )
             ],
@@ -177,7 +171,7 @@ _ENGINE = Row(
         Panel(
             title="KV cache in use",
             unit="percentunit",
-            queries=[Query(_gauge("vllm:kv_cache_usage_perc", "max"), "{{model_name}}")],
+            queries=[Query(gauge("vllm:kv_cache_usage_perc", "max"), "{{model_name}}")],
             description="Share of its blocks.",
         ),
         Panel(
@@ -185,7 +179,7 @@ _ENGINE = Row(
             unit="bytes",
             queries=[
                 Query(
-                    f"sum by (instance, process) (bitwatt_rss_anon_bytes{{{_TARGET}}})",
+                    f"sum by (instance, process) (bitwatt_rss_anon_bytes{{{TARGET}}})",
                     "{{instance}} {{process}}",
                 )
             ],

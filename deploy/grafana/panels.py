@@ -17,8 +17,8 @@ Kind = Literal["timeseries", "stat", "table"]
 class Query:
     """A PromQL expression and the name of what it gives.
 
-    idle  what it gives on a server nobody calls: "data"; "empty" where it divides by load;
-          "absent", under load too, where the server doesn't do by default what it is about
+    idle  what the tests expect of it: "data" always; "empty" until the server is called, because
+          it divides by load; "absent" always, because it shows what is off by default
     """
 
     expr: str

@@ -2,10 +2,13 @@
 
 from deploy.grafana.panels import Variable
 
-__all__ = ["SCOPE", "STANDARD_VARIABLES", "quantile", "rate", "ratio"]
+__all__ = ["SCOPE", "STANDARD_VARIABLES", "TARGET", "gauge", "quantile", "rate", "ratio"]
 
 SCOPE = 'job=~"$job",model_name=~"$model_name",instance=~"$instance"'
-"""Labels of what the variables choose."""
+"""Labels of the models that the variables choose."""
+
+TARGET = 'job=~"$job",instance=~"$instance"'
+"""Labels of the servers that the variables choose, for series that no model has."""
 
 STANDARD_VARIABLES = (
     Variable(name="job", label="Job", query="label_values(bitwatt_engine_up, job)"),
@@ -20,6 +23,11 @@ STANDARD_VARIABLES = (
         query='label_values(bitwatt_engine_up{job=~"$job",model_name=~"$model_name"}, instance)',
     ),
 )
+
+
+def gauge(metric: str, aggregate: str = "sum", scope: str = SCOPE) -> str:
+    """Return a model's value now, over all servers: their sum, max, min or avg."""
+    return f"{aggregate} by (model_name) ({metric}{{{scope}}})"
 
 
 def rate(metric: str, scope: str = SCOPE, by: str = "model_name") -> str:

@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, SettingsConfigDict
 
 from bitwatt.engine.messages import EngineConfig
-from bitwatt.telemetry.cost import Prices
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
+from bitwatt.telemetry.prices import Prices
 
 __all__ = ["ServeSettings", "Weights"]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from bitwatt_client.cost import usd_of_rent_per_million_tokens
 from bitwatt_client.exposition import Samples
 from bitwatt_client.load import Window
 from bitwatt_client.statistics import Interval, Spread, bootstrap_ratio, spread
@@ -12,7 +13,7 @@ from bitwatt_client.statistics import Interval, Spread, bootstrap_ratio, spread
 __all__ = ["Figure", "Measured", "make_figures"]
 
 WEIGHT_KINDS = ("packed_weights", "embedding", "other_weights")
-HELD_KINDS = (*WEIGHT_KINDS, "kv_cache", "workspace")
+HELD_KINDS = (*WEIGHT_KINDS, "kv_cache")
 
 Better = Literal["higher", "lower"]
 Rents = tuple[float | None, float | None]
@@ -123,8 +124,8 @@ def make_figures(a: Sequence[Measured], b: Sequence[Measured], rents: Rents) -> 
         ),
         _compared(
             lower("dollars_per_million_tokens", "rent a million output tokens", "$"),
-            [_dollars_per_million(m, rents[0]) for m in a],
-            [_dollars_per_million(m, rents[1]) for m in b],
+            [usd_of_rent_per_million_tokens(rents[0], m.window.tokens_per_s) for m in a],
+            [usd_of_rent_per_million_tokens(rents[1], m.window.tokens_per_s) for m in b],
             "no rent was given (--dollars-per-hour)",
         ),
         _compared(
@@ -134,7 +135,7 @@ def make_figures(a: Sequence[Measured], b: Sequence[Measured], rents: Rents) -> 
             no_memory,
         ),
         _compared(
-            lower("memory_bytes", "weights, KV cache, workspace", "B"),
+            lower("memory_bytes", "weights and KV cache", "B"),
             [a[-1].held_bytes(HELD_KINDS)],
             [b[-1].held_bytes(HELD_KINDS)],
             no_memory,
@@ -165,7 +166,3 @@ def _decode_tokens_per_s(measured: Measured) -> float | None:
 def _joules_per_token(measured: Measured) -> float | None:
     joules = measured.joules
     return None if joules is None else joules / measured.window.num_tokens
-
-
-def _dollars_per_million(measured: Measured, rent: float | None) -> float | None:
-    return None if rent is None else rent / (measured.window.tokens_per_s * 3600) * 1e6

@@ -109,7 +109,6 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
     embedding_bytes: int
     other_weights_bytes: int
     kv_cache_bytes: int
-    workspace_bytes: int = 0
     device_total_bytes: int | None = None  # None where the device doesn't tell
 
 
@@ -139,7 +138,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine that is ready says of itself.
 
     device_uuid  the GPU's, None on a CPU
-    num_linear_parameters, num_layers, attention_width  as telemetry.arithmetic_energy has them
+    num_linear_parameters, num_layers, attention_width  as telemetry.energy.arithmetic has them
     """
 
     weights: str

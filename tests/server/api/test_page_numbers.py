@@ -1,32 +1,10 @@
 """The page's own arithmetic, run by Node against values worked out by hand."""
 
-import json
-import subprocess
-from base64 import b64encode
-from pathlib import Path
-
-import bitwatt.api.page
 import pytest
 
-PAGE = Path(bitwatt.api.page.__file__).parent
+from tests.server.api.node import evaluate
 
 pytestmark = pytest.mark.needs_program("node")
-
-
-def as_module(name):
-    """Return a URL of the file's text: Node takes a .js file for CommonJS."""
-    return f"data:text/javascript;base64,{b64encode((PAGE / name).read_bytes()).decode()}"
-
-
-def evaluate(expressions):
-    """Return what each JavaScript expression comes to, with the page's modules at hand."""
-    code = (
-        f"import * as s from '{as_module('statistics.js')}';"
-        f"import * as f from '{as_module('format.js')}';"
-        f"console.log(JSON.stringify([{','.join(expressions)}]));"
-    )
-    command = ["node", "--no-warnings", "--input-type=module", "--eval", code]
-    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 def test_statistics_are_what_they_are_by_hand():
@@ -50,7 +28,7 @@ def test_statistics_are_what_they_are_by_hand():
         "s.decodeRate(11, 7, 1000, 1500)": None,
         "s.decodeRate(11, 8, 1000, 1000)": None,
     }
-    assert evaluate(expected) == list(expected.values())
+    assert evaluate(expected, s="statistics.js", f="format.js") == list(expected.values())
 
 
 def test_numbers_are_shown_as_people_read_them():
@@ -68,4 +46,4 @@ def test_numbers_are_shown_as_people_read_them():
         "f.times(0.5)": "0.5×",
         "f.times(48.13)": "48.1×",
     }
-    assert evaluate(expected) == list(expected.values())
+    assert evaluate(expected, s="statistics.js", f="format.js") == list(expected.values())

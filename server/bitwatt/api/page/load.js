@@ -1,6 +1,7 @@
 // Equal work to each model in alternating windows, timed from the streams themselves.
 
 import { getJson, streamEvents } from "./api.js";
+import { usdOfRentPerMillionTokens } from "./cost.js";
 import { byId, make, markOf } from "./dom.js";
 import { dollars, joules, rate, seconds, times } from "./format.js";
 import { compare, decodeRate, median, verdict } from "./statistics.js";
@@ -98,10 +99,8 @@ async function measure(sides, plan, signal, report) {
 }
 
 function valueOf(key, window, prices) {
-  if (key === "energy") return window.joules === null ? 0 : window.joules / window.numTokens;
-  if (key === "cost") {
-    return prices.usd_per_hour ? (prices.usd_per_hour / (window.throughput * 3600)) * 1e6 : 0;
-  }
+  if (key === "energy") return window.joules === null ? null : window.joules / window.numTokens;
+  if (key === "cost") return usdOfRentPerMillionTokens(prices.usd_per_hour, window.throughput);
   return window[key];
 }
 

@@ -8,7 +8,7 @@ const WEIGHTS = [
   ["embedding_bytes", "Embeddings"],
   ["other_weights_bytes", "Other weights"],
 ];
-const KINDS = [...WEIGHTS, ["kv_cache_bytes", "KV cache"], ["workspace_bytes", "Workspace"]];
+const KINDS = [...WEIGHTS, ["kv_cache_bytes", "KV cache"]];
 
 const sum = (memory, kinds) => kinds.reduce((total, [kind]) => total + memory[kind], 0);
 
@@ -26,7 +26,7 @@ export function showMemory(sides) {
   byId("memory").replaceChildren(
     make("div", { className: "memory-groups" },
       makeGroup("Weights", known, WEIGHTS),
-      makeGroup("Weights, KV cache and workspace", known, KINDS)),
+      makeGroup("Weights and KV cache", known, KINDS)),
     makeTable(known),
   );
 }

@@ -1,0 +1,23 @@
+"""The page's own JavaScript, run by Node."""
+
+import json
+import subprocess
+from base64 import b64encode
+from pathlib import Path
+
+import bitwatt.api.page
+
+PAGE = Path(bitwatt.api.page.__file__).parent
+
+
+def as_module(name):
+    """Return a URL of the file's text: Node takes a .js file for CommonJS."""
+    return f"data:text/javascript;base64,{b64encode((PAGE / name).read_bytes()).decode()}"
+
+
+def evaluate(expressions, **modules):
+    """Return what each expression comes to, with the page's files at hand by these names."""
+    imports = [f"import * as {name} from '{as_module(file)}';" for name, file in modules.items()]
+    code = f"{''.join(imports)}console.log(JSON.stringify([{','.join(expressions)}]));"
+    command = ["node", "--no-warnings", "--input-type=module", "--eval", code]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
