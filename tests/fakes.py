@@ -219,13 +219,16 @@ def make_model(
     metrics: Metrics | None = None,
     text: TextProcessor | None = None,
 ) -> ServedModel:
-    """Return a served model around the engine."""
-    return ServedModel(
+    """Return a served model around the engine, whose metrics were told if it is ready."""
+    model = ServedModel(
         name=name,
         engine=engine,
         text=text or make_text(),
         metrics=(metrics or Metrics()).model(name),
     )
+    if engine.is_ready and engine.info is not None:
+        model.metrics.on_ready(engine.info)
+    return model
 
 
 def make_app(

@@ -109,8 +109,8 @@ def serve(settings: ServeSettings) -> int:
     from bitwatt.engine.client import EngineClient
     from bitwatt.errors import CheckpointError
     from bitwatt.serving.models import ServedModel
-    from bitwatt.telemetry.energy.metering import EnergyMeters, step_listener
     from bitwatt.telemetry.logs import configure_logging
+    from bitwatt.telemetry.metering import EnergyMeters, EngineObserver
     from bitwatt.telemetry.metrics import Metrics
     from bitwatt.telemetry.tracing import Tracing, TracingUnavailableError
     from bitwatt.text.processor import TextProcessor
@@ -126,13 +126,16 @@ def serve(settings: ServeSettings) -> int:
             model_metrics = metrics.model(name)
             model_metrics.set_prices(settings.prices)
             energy = meters.model(name, model_metrics)
+            observer = EngineObserver(model_metrics, energy)
             served[name] = ServedModel(
                 name=name,
                 engine=EngineClient(
                     settings.engine_config(path, weights),
                     max_queue=settings.max_queue,
                     step_timeout_s=settings.step_timeout,
-                    on_step=step_listener(model_metrics, energy),
+                    on_ready=observer.on_ready,
+                    on_step=observer.on_step,
+                    on_down=observer.on_down,
                 ),
                 text=TextProcessor.from_folder(path),
                 metrics=model_metrics,

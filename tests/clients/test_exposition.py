@@ -2,6 +2,7 @@
 
 import math
 
+from bitwatt.telemetry.declarations import MEMORY
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt_client.exposition import parse_samples
 
@@ -33,7 +34,7 @@ def test_labels_are_unescaped():
 
 def test_what_the_server_exposes_is_read():
     metrics = Metrics()
-    metrics.memory.labels('odd "name"', "packed_weights").set(12)
+    metrics[MEMORY].labels('odd "name"', "packed_weights").set(12)
     body, _ = metrics.render()
     samples = parse_samples(body.decode())
     assert samples.total("bitwatt_memory_bytes", model_name='odd "name"') == 12

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from bitwatt.telemetry.metrics import Metrics
+from bitwatt.telemetry.declarations import DECLARATIONS
 
 from deploy.grafana.generate import DASHBOARDS
 
@@ -13,11 +13,6 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
 
 _NAME = re.compile(r"\b(?:up\b|vllm:\w+|bitwatt[_:][\w:]+|DCGM_\w+|http_\w+)")
-_SUFFIXES = {
-    "counter": ("_total",),
-    "gauge": ("",),
-    "histogram": ("_bucket", "_sum", "_count"),
-}
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,4 @@ def names_in(expr):
 
 def series_names():
     """Return every series the server can have, by the metric it belongs to."""
-    return {
-        family.name + suffix: family.name
-        for family in Metrics().registry.collect()
-        for suffix in _SUFFIXES[family.type]
-    }
+    return {series: metric.name for metric in DECLARATIONS for series in metric.series}

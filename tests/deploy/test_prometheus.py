@@ -18,13 +18,13 @@ from bitwatt.cli import models_to_serve
 from bitwatt.engine.client import EngineClient
 from bitwatt.serving.models import ServedModel
 from bitwatt.telemetry.energy.counter import DeviceState, Unavailable
-from bitwatt.telemetry.energy.metering import EnergyMeters, step_listener
+from bitwatt.telemetry.metering import EnergyMeters, EngineObserver
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt.text.processor import TextProcessor
 
 from deploy.grafana.generate import DASHBOARDS
 from tests.deploy.queries import PROMETHEUS, panel_queries, rules
-from tests.fakes import FakeEngine, make_model, make_settings, run_server
+from tests.fakes import FakeEngine, make_info, make_model, make_settings, run_server
 
 pytestmark = [pytest.mark.needs_program("prometheus"), pytest.mark.needs_program("promtool")]
 
@@ -150,12 +150,15 @@ def make_served(metrics, settings):
         model_metrics = metrics.model(name)
         model_metrics.set_prices(settings.prices)
         energy = meters.model(name, model_metrics)
+        observer = EngineObserver(model_metrics, energy)
         served[name] = ServedModel(
             name=name,
             engine=EngineClient(
                 settings.engine_config(path, weights),
                 max_queue=settings.max_queue,
-                on_step=step_listener(model_metrics, energy),
+                on_ready=observer.on_ready,
+                on_step=observer.on_step,
+                on_down=observer.on_down,
             ),
             text=TextProcessor.from_folder(path),
             metrics=model_metrics,
@@ -190,7 +193,7 @@ async def observe(folder):
     served = make_served(metrics, settings)
     other = make_model(FakeEngine(), name="unmeasured", metrics=other_metrics)
     nothing = EnergyMeters(open_counter=lambda *_: Unavailable("no_powercap", "none here"))
-    object.__setattr__(other, "energy", nothing.model("unmeasured", other.metrics))
+    nothing.model("unmeasured", other.metrics).bind(make_info())
     async with (
         run_server(create_app(served, settings, metrics)) as url,
         run_server(create_app({"unmeasured": other}, settings, other_metrics)) as other_url,

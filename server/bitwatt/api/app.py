@@ -79,7 +79,6 @@ def create_app(
         )
         for notice in info.notices:
             logger.warning("%s: %s", model.name, notice)
-        model.energy.bind(info)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitwatt.api.errors import describe, error_response
 from bitwatt.errors import QueueFullError
+from bitwatt.telemetry.declarations import HTTP_REQUESTS
 from bitwatt.telemetry.logs import current_request_id
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt.telemetry.tracing import Tracing
@@ -134,7 +135,7 @@ class Gateway:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             status = status or _NO_RESPONSE_STATUS
-            self._metrics.http_requests.labels(route, method, str(status)).inc()
+            self._metrics[HTTP_REQUESTS].labels(route, method, str(status)).inc()
             _log_access(method, route, status, time.perf_counter() - began_s)
 
 

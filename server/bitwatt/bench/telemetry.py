@@ -11,7 +11,7 @@ from bitwatt import builtin
 from bitwatt.bench.measure import spread_of
 from bitwatt.bench.serving import serve, tokens_per_s
 from bitwatt.cli import main
-from bitwatt.telemetry.energy.metering import ModelEnergy
+from bitwatt.telemetry.metering import ModelEnergy
 from bitwatt.telemetry.metrics import ModelMetrics
 from bitwatt.telemetry.request_metrics import RequestMetrics
 

@@ -88,18 +88,26 @@ class EngineClient:
         *,
         max_queue: int = 256,
         step_timeout_s: float = 120.0,
+        on_ready: Callable[[EngineInfo], None] | None = None,
         on_step: Callable[[StepOutputs], None] | None = None,
+        on_down: Callable[[], None] | None = None,
     ) -> None:
         """Prepare the handle; nothing starts before start().
 
         step_timeout_s  an engine silent for longer is killed and restarted
-        on_step         called in the event loop after every step and heartbeat
+        on_ready        called once the engine takes requests, again after every restart
+        on_step         called after every step and heartbeat
+        on_down         called when an engine that was ready is gone
+
+        All are called in the event loop, and in this order.
         """
         self._config = config
         self._max_open = config.max_num_seqs + max_queue
         self._max_queue = max_queue
         self._step_timeout_s = step_timeout_s
+        self._on_ready = on_ready
         self._on_step = on_step
+        self._on_down = on_down
         self._streams: dict[str, _Stream] = {}
         self._socket: zmq.asyncio.Socket | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -241,6 +249,8 @@ class EngineClient:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
         finally:
+            if self._ready.is_set() and self._on_down is not None:
+                self._on_down()
             self._ready.clear()
             self._socket = None
             await self._end_process()
@@ -298,6 +308,8 @@ class EngineClient:
                     self._info = info
                     self._failure = None
                     self._ready.set()
+                    if self._on_ready is not None:
+                        self._on_ready(info)
                 case Failed(reason):
                     return reason
 

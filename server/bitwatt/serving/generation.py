@@ -11,7 +11,7 @@ from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailed
 from bitwatt.scheduling.request import FinishReason
 from bitwatt.serving.models import ServedModel
 from bitwatt.serving.usage import PromptTokensDetails, Usage
-from bitwatt.telemetry.energy.metering import RequestEnergy, total_energy
+from bitwatt.telemetry.energy.ledger import RequestEnergy, total_energy
 from bitwatt.telemetry.request_metrics import RequestMetrics
 
 __all__ = ["Delta", "Deltas", "FinishReasonName", "Generation"]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from bitwatt.engine.messages import EngineInfo, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, InvalidRequestError, shorten
-from bitwatt.telemetry.energy.metering import ModelEnergy
+from bitwatt.telemetry.metering import ModelEnergy
 from bitwatt.telemetry.metrics import ModelMetrics
 from bitwatt.text.processor import TextProcessor
 

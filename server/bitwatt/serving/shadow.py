@@ -19,6 +19,7 @@ import msgspec
 from bitwatt.errors import BitwattError, InvalidRequestError
 from bitwatt.serving.generation import Delta, Deltas, Generation
 from bitwatt.serving.models import Catalog, ServedModel
+from bitwatt.telemetry import declarations as declared
 from bitwatt.telemetry.metrics import Metrics, ModelMetrics
 
 __all__ = ["FIELD", "Shadow", "agreement"]
@@ -151,7 +152,7 @@ class Shadow:
 
     def _count(self, original: _Answer, twin: ServedModel, outcome: Outcome) -> None:
         pair = original.generation.model.name, twin.name
-        self._metrics.shadow_requests.labels(*pair, outcome).inc()
+        self._metrics[declared.SHADOW_REQUESTS].labels(*pair, outcome).inc()
 
     async def _work(self) -> None:
         while True:
@@ -198,17 +199,17 @@ class Shadow:
         for side, answer in (("original", original), ("mirror", mirror)):
             labels = (*pair, side)
             if answer.ended_s is not None:
-                metrics.shadow_latency.labels(*labels).observe(answer.ended_s - answer.started_s)
+                latency = metrics[declared.SHADOW_LATENCY].labels(*labels)
+                latency.observe(answer.ended_s - answer.started_s)
             if answer.first_s is not None:
-                metrics.shadow_time_to_first_token.labels(*labels).observe(
-                    answer.first_s - answer.started_s
-                )
-            usage = answer.generation.usage
-            metrics.shadow_tokens.labels(*labels, "prompt").inc(usage.prompt_tokens)
-            metrics.shadow_tokens.labels(*labels, "generation").inc(usage.completion_tokens)
+                first = metrics[declared.SHADOW_TIME_TO_FIRST_TOKEN].labels(*labels)
+                first.observe(answer.first_s - answer.started_s)
+            usage, tokens = answer.generation.usage, metrics[declared.SHADOW_TOKENS]
+            tokens.labels(*labels, "prompt").inc(usage.prompt_tokens)
+            tokens.labels(*labels, "generation").inc(usage.completion_tokens)
             if usage.bitwatt.energy_joules is not None:
-                metrics.shadow_energy.labels(*labels).inc(usage.bitwatt.energy_joules)
+                metrics[declared.SHADOW_ENERGY].labels(*labels).inc(usage.bitwatt.energy_joules)
         for index, submit in enumerate(original.generation.submits):
             if submit.sampling.temperature == 0:
                 texts = original.texts.get(index, ""), mirror.texts.get(index, "")
-                metrics.shadow_agreement.labels(*pair).observe(agreement(*texts))
+                metrics[declared.SHADOW_AGREEMENT].labels(*pair).observe(agreement(*texts))

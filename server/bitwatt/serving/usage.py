@@ -2,7 +2,7 @@
 
 import msgspec
 
-from bitwatt.telemetry.energy.metering import RequestEnergy
+from bitwatt.telemetry.energy.ledger import RequestEnergy
 
 __all__ = ["PromptTokensDetails", "Usage"]
 

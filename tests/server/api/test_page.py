@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from bitwatt.api.app import create_app
 from bitwatt.engine.messages import EngineStats, MemoryUse
-from bitwatt.telemetry.energy.metering import ModelEnergy
+from bitwatt.telemetry.metering import ModelEnergy
 from bitwatt.telemetry.metrics import Metrics, ModelMetrics
 from playwright.async_api import expect
 
@@ -37,6 +37,7 @@ class MeteredEnergy(ModelEnergy):
     """So many joules a token, measured."""
 
     source = "rapl"
+    busy_joules = 0.0
 
     def __init__(self, name, joules_per_token):
         super().__init__(name)

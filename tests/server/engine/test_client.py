@@ -35,11 +35,14 @@ class Engine:
         **config: object,
     ) -> None:
         self.stats: list[EngineStats] = []
+        self.events: list[str] = []
         self.client = EngineClient(
             EngineConfig(model_path=str(model_path), backend="fake", **config),  # type: ignore[arg-type]
             max_queue=max_queue,
             step_timeout_s=step_timeout_s,
+            on_ready=lambda info: self.events.append(f"ready: {info.backend}"),
             on_step=lambda message: self.stats.append(message.stats),
+            on_down=lambda: self.events.append("down"),
         )
 
     async def when_idle(self) -> EngineStats:
@@ -116,11 +119,13 @@ def test_killed_engine_fails_open_requests_and_serves_again(model_path: Path) ->
                     pass
             assert not client.is_ready
             assert not client.is_healthy
+            assert engine.events == ["ready: fake", "down"]
             with pytest.raises(EngineUnavailableError):
                 await anext(client.submit(make_submit("y", [1])))
             async with asyncio.timeout(30):
                 await client.wait_ready()
             assert (await collect(engine, make_submit("z", [1])))[-1].finish_reason == "length"
+        assert engine.events == ["ready: fake", "down"] * 2
 
     asyncio.run(scenario())
 

@@ -4,11 +4,12 @@ import asyncio
 from asyncio.subprocess import PIPE
 
 import pytest
+from bitwatt.api.app import create_app
 from bitwatt.engine.messages import EngineStats
 from bitwatt.telemetry.metrics import Metrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.fakes import FakeEngine, make_app, make_client, make_info
+from tests.fakes import FakeEngine, make_app, make_client, make_info, make_model, make_settings
 
 MODEL = {"model_name": "tiny", "engine": "0"}
 
@@ -102,8 +103,12 @@ async def test_a_request_feeds_every_histogram_once():
 async def test_memory_is_shown_by_kind():
     found = families(await scrape_after_requests())
     memory = {s.labels["kind"]: s.value for s in found["bitwatt_memory_bytes"].samples}
-    assert memory["packed_weights"] == 100
-    assert memory["kv_cache"] == 1000
+    assert memory == {
+        "packed_weights": 100,
+        "embedding": 200,
+        "other_weights": 10,
+        "kv_cache": 1000,
+    }
     [api] = found["bitwatt_rss_anon_bytes"].samples
     assert api.labels == {"process": "api"}
     assert api.value > 2**20
@@ -155,14 +160,66 @@ def test_heartbeats_move_gauges_and_count_nothing():
     assert metrics.registry.get_sample_value("bitwatt_rss_anon_bytes", {"process": "tiny"}) == 5
 
 
-def test_gauges_of_an_engine_that_is_down_read_zero():
+def test_an_engine_is_up_from_when_it_is_ready_until_it_is_gone_and_then_runs_nothing():
     metrics = Metrics()
     model = metrics.model("tiny")
-    model.on_stats(EngineStats(num_running=3, num_waiting=1, num_blocks=2, num_blocks_used=1))
-    model.describe(make_info(), is_up=False)
-    assert value(metrics, "vllm:num_requests_running") == 0
-    assert value(metrics, "vllm:kv_cache_usage_perc") == 0
-    assert value(metrics, "bitwatt_engine_up") == 0
+    busy = EngineStats(
+        num_running=3, num_waiting=1, num_blocks=2, num_blocks_used=1, rss_anon_bytes=5
+    )
+    gauges = [
+        "bitwatt_engine_up",
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "bitwatt_kv_cache_used_bytes",
+    ]
+    found = []
+    for change in (
+        lambda: None,
+        lambda: model.on_ready(make_info()),
+        lambda: model.on_stats(busy),
+        model.on_down,
+        lambda: model.on_ready(make_info()),
+    ):
+        change()
+        found.append([value(metrics, name) for name in gauges])
+    nothing, idle = [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]
+    assert found == [nothing, idle, [1, 3, 1, 0.5, 500], nothing, idle]
+    assert metrics.registry.get_sample_value("bitwatt_rss_anon_bytes", {"process": "tiny"}) == 0
+
+
+def test_a_restarted_engine_is_described_by_what_it_says_now():
+    metrics = Metrics()
+    model = metrics.model("tiny")
+    for num_blocks in (64, 32):
+        model.on_ready(make_info(num_blocks=num_blocks))
+    [cache] = families(metrics.render()[0].decode())["vllm:cache_config_info"].samples
+    assert cache.labels["num_gpu_blocks"] == "32"
+
+
+def test_a_gauge_that_was_never_set_has_no_series():
+    metrics = Metrics()
+    metrics.model("tiny")
+    for name in ("bitwatt_model_parameters", "bitwatt_price_usd_per_hour", "bitwatt_pue"):
+        assert value(metrics, name) is None
+
+
+@pytest.mark.anyio
+async def test_a_scrape_changes_nothing():
+    # A scrape used to set the gauges: whoever did not ask saw an engine that was not there yet.
+    def settled(text):
+        """Leave out what the scrapes themselves count, and the process's memory."""
+        own = ('handler="/metrics"', 'process="api"')
+        return [line for line in text.splitlines() if not any(word in line for word in own)]
+
+    metrics = Metrics()
+    model = make_model(FakeEngine(), metrics=metrics)
+    async with make_client(create_app({"tiny": model}, make_settings(), metrics)) as client:
+        await client.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
+        unasked = metrics.render()[0].decode()
+        scrapes = [(await client.get("/metrics")).text for _ in range(2)]
+    assert value(metrics, "bitwatt_engine_up") == 1
+    assert [settled(text) for text in scrapes] == [settled(unasked)] * 2
 
 
 @pytest.mark.anyio

@@ -41,10 +41,8 @@ async def version() -> Response:
 
 
 @router.get("/metrics")
-async def metrics(request: Request, models: Models) -> Response:
+async def metrics(request: Request) -> Response:
     """Return every series, in Prometheus's text format."""
     registry: Metrics = request.app.state.metrics
-    for model in models.by_name.values():
-        model.metrics.describe(model.engine.info, is_up=model.engine.is_ready)
     body, content_type = registry.render()
     return Response(body, headers={"content-type": content_type})

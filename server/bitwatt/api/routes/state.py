@@ -10,10 +10,9 @@ from bitwatt.api.dependencies import Models, SettingsOf
 from bitwatt.api.json_route import json_response
 from bitwatt.engine.messages import EngineInfo
 from bitwatt.serving.models import ServedModel
-from bitwatt.settings import Weights
-from bitwatt.telemetry.cost import Prices
-from bitwatt.telemetry.energy.arithmetic import ModelShape, arithmetic_joules_per_token
+from bitwatt.telemetry.energy.arithmetic import estimate_of
 from bitwatt.telemetry.history import History, Series
+from bitwatt.telemetry.prices import Prices
 
 __all__ = ["router"]
 
@@ -87,22 +86,15 @@ def _side(model: ServedModel, history: Series) -> ModelSide:
 
 def _energy(model: ServedModel) -> Energy:
     energy, info = model.energy, model.engine.info
-    estimate = None
-    if info is not None and info.num_linear_parameters:
-        shape = ModelShape(
-            num_linear_parameters=info.num_linear_parameters,
-            num_layers=info.num_layers,
-            attention_width=info.attention_width,
-        )
-        weights: Weights = "ternary" if info.weights == "ternary" else "fp16"
-        estimate = arithmetic_joules_per_token(shape, weights, _ARITHMETIC_CONTEXT)
     is_measured = energy.source is not None
     return Energy(
         source=energy.source,
         attribution=energy.attribution if is_measured else None,
         reason=None if energy.unavailable is None else energy.unavailable.detail,
         joules=energy.busy_joules if is_measured else None,
-        arithmetic_joules_per_token=estimate,
+        arithmetic_joules_per_token=(
+            None if info is None else estimate_of(info, _ARITHMETIC_CONTEXT)
+        ),
     )
 
 

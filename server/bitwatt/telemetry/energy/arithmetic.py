@@ -7,7 +7,9 @@ a measured figure is tens of times higher. It is never added to a measured one a
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ModelShape", "arithmetic_joules_per_token"]
+from bitwatt.engine.messages import EngineInfo
+
+__all__ = ["ModelShape", "arithmetic_joules_per_token", "estimate_of"]
 
 _FLOAT16_ADD_J = 0.16e-12
 _FLOAT16_MULTIPLY_J = 0.34e-12
@@ -41,3 +43,16 @@ def arithmetic_joules_per_token(
     linear_j = _INT8_ADD_J if weights == "ternary" else _FLOAT16_MULTIPLY_ADD_J
     attention = shape.num_layers * 2 * context * shape.attention_width
     return shape.num_linear_parameters * linear_j + attention * _FLOAT16_MULTIPLY_ADD_J
+
+
+def estimate_of(info: EngineInfo, context: int) -> float | None:
+    """Return the estimate for an engine's model; None where its shape is unknown."""
+    if not info.num_linear_parameters:
+        return None
+    shape = ModelShape(
+        num_linear_parameters=info.num_linear_parameters,
+        num_layers=info.num_layers,
+        attention_width=info.attention_width,
+    )
+    weights: Literal["ternary", "fp16"] = "ternary" if info.weights == "ternary" else "fp16"
+    return arithmetic_joules_per_token(shape, weights, context)

@@ -12,10 +12,13 @@ holds for every interval. Pure arithmetic: no clock, no device.
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from bitwatt.telemetry.energy.token_weights import TokenWeights
 
-__all__ = ["Attributor", "Interval", "Split", "StepWork"]
+__all__ = ["Attributor", "Interval", "Phase", "Split", "StepWork"]
+
+Phase = Literal["prefill", "decode", "idle", "unattributed"]
 
 _IDLE_POWER_MEMORY = 0.9  # of the running mean, an idle interval
 _MAX_SILENCE_S = 5.0
@@ -63,6 +66,15 @@ class Split:
         """Joules of the four parts; by_request is prefill and decode once more."""
         models = sum(self.prefill.values()) + sum(self.decode.values())
         return models + self.idle + self.unattributed
+
+    def shares_of(self, model: str, *, num_sharing: int) -> dict[Phase, float]:
+        """Return one model's joules by phase; what is no step's is shared evenly among so many."""
+        return {
+            "prefill": self.prefill.get(model, 0.0),
+            "decode": self.decode.get(model, 0.0),
+            "idle": self.idle / num_sharing,
+            "unattributed": self.unattributed / num_sharing,
+        }
 
 
 class Attributor:

@@ -57,8 +57,8 @@ class CounterPoller:
     def __init__(
         self,
         counter: EnergyCounter,
-        on_interval: Callable[[Interval], None],
-        on_state: Callable[[DeviceState], None],
+        on_interval: Callable[[Interval], object],
+        on_state: Callable[[DeviceState], object],
     ) -> None:
         self._counter = counter
         self._on_interval = on_interval

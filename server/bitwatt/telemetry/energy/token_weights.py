@@ -7,7 +7,12 @@ class TokenWeights:
     """Seconds of a prefill token and of a decode token, by least squares over recent steps.
 
     A step's time is modelled as prefill · num_prefill + decode · num_decode, without an intercept:
-    what a step takes whatever it computes is borne by its tokens. Older steps fade.
+    what a step takes whatever it computes is borne by its tokens. Older steps fade. The fields
+    _pp, _pd, _dd, _pt and _dt are the entries of the normal equations of this least squares, with
+    p prefill tokens, d decode tokens and t seconds of a step:
+
+        Σpp · prefill + Σpd · decode = Σpt
+        Σpd · prefill + Σdd · decode = Σdt
     """
 
     def __init__(self, *, half_life_steps: float = 500) -> None:
@@ -31,12 +36,12 @@ class TokenWeights:
     def _solve(self) -> None:
         determinant = self._pp * self._dd - self._pd * self._pd
         if determinant <= 1e-9 * self._pp * self._dd:
-            return  # one kind alone so far, or both always in step: the steps can't tell them apart
+            return  # singular: one kind alone so far, or both always in the same proportion
         prefill = (self._pt * self._dd - self._dt * self._pd) / determinant
         decode = (self._dt * self._pp - self._pt * self._pd) / determinant
         if prefill > 0 and decode > 0:
             self.prefill, self.decode = prefill, decode
-        elif decode > 0:
+        elif decode > 0:  # a weight below zero is no weight: fit the other alone
             self.prefill, self.decode = 0.0, self._dt / self._dd
         elif prefill > 0:
             self.prefill, self.decode = self._pt / self._pp, 0.0

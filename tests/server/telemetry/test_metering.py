@@ -7,16 +7,11 @@ import pytest
 from bitwatt.engine.client import EngineClient
 from bitwatt.engine.messages import EngineConfig, EngineStats, StepOutputs, Submit, TokenOutput
 from bitwatt.scheduling.request import FinishReason, SamplingParams
-from bitwatt.telemetry.energy import metering
+from bitwatt.telemetry import declarations as declared
 from bitwatt.telemetry.energy.attribution import Interval
 from bitwatt.telemetry.energy.counter import DeviceState, Unavailable
-from bitwatt.telemetry.energy.metering import (
-    EnergyMeters,
-    ModelEnergy,
-    RequestEnergy,
-    step_listener,
-    total_energy,
-)
+from bitwatt.telemetry.energy.ledger import RequestEnergy, total_energy
+from bitwatt.telemetry.metering import EnergyMeters, EngineObserver, ModelEnergy
 from bitwatt.telemetry.metrics import Metrics
 
 from tests.fakes import FakeEngine, make_app, make_client, make_info
@@ -45,11 +40,18 @@ class Counter:
 class Bench:
     """Models whose engines share one device."""
 
-    def __init__(self, *names):
+    def __init__(self, *names, has_metrics=True):
         self.metrics = Metrics()
         self.counter = Counter()
-        meters = EnergyMeters(metrics=self.metrics, open_counter=lambda *_: self.counter)
-        self.models = [meters.model(name, self.metrics.model(name)) for name in names]
+        self.now_s = 0.0
+        meters = EnergyMeters(
+            metrics=self.metrics,
+            open_counter=lambda *_: self.counter,
+            clock=lambda: self.now_s,
+        )
+        self.models = [
+            meters.model(name, self.metrics.model(name) if has_metrics else None) for name in names
+        ]
         for model in self.models:
             model.bind(make_info(device="cpu"))
         self.device = meters.device_of(make_info(device="cpu"))
@@ -93,8 +95,7 @@ class Bench:
 
 
 @pytest.mark.anyio
-async def test_a_requests_joules_are_its_share_of_the_steps_it_was_in(monkeypatch):
-    monkeypatch.setattr(metering.time, "monotonic", lambda: 0.0)
+async def test_a_requests_joules_are_its_share_of_the_steps_it_was_in():
     bench = Bench("m")
     [model] = bench.models
     model.open("a")
@@ -120,8 +121,19 @@ async def test_a_requests_joules_are_its_share_of_the_steps_it_was_in(monkeypatc
 
 
 @pytest.mark.anyio
-async def test_an_interval_waits_for_the_step_that_ran_at_its_end(monkeypatch):
-    monkeypatch.setattr(metering.time, "monotonic", lambda: 0.0)
+async def test_joules_are_counted_whether_or_not_metrics_show_them():
+    # The joules of a model's steps grew only where a registry was there to show them.
+    bench = Bench("m", has_metrics=False)
+    [model] = bench.models
+    bench.step(model, 0, 1, decode=["a"])
+    bench.device.on_interval(Interval(0, 1, 40.0))
+    bench.heartbeat(model, 2)
+    bench.close()
+    assert model.busy_joules == 40
+
+
+@pytest.mark.anyio
+async def test_an_interval_waits_for_the_step_that_ran_at_its_end():
     bench = Bench("m")
     [model] = bench.models
     bench.heartbeat(model, 0.9)
@@ -134,8 +146,7 @@ async def test_an_interval_waits_for_the_step_that_ran_at_its_end(monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_the_last_steps_are_extrapolated_until_the_counter_moves(monkeypatch):
-    monkeypatch.setattr(metering.time, "monotonic", lambda: 0.0)
+async def test_the_last_steps_are_extrapolated_until_the_counter_moves():
     bench = Bench("m")
     [model] = bench.models
     model.open("a")
@@ -150,8 +161,7 @@ async def test_the_last_steps_are_extrapolated_until_the_counter_moves(monkeypat
 
 
 @pytest.mark.anyio
-async def test_engines_on_one_device_share_its_idle_power_and_say_shared(monkeypatch):
-    monkeypatch.setattr(metering.time, "monotonic", lambda: 0.0)
+async def test_engines_on_one_device_share_its_idle_power_and_say_shared():
     bench = Bench("m", "n")
     m, n = bench.models
     m.open("a")
@@ -171,12 +181,10 @@ async def test_engines_on_one_device_share_its_idle_power_and_say_shared(monkeyp
 
 
 @pytest.mark.anyio
-async def test_an_engine_that_fell_silent_holds_nothing_up(monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(metering.time, "monotonic", lambda: now)
+async def test_an_engine_that_fell_silent_holds_nothing_up():
     bench = Bench("m")
     bench.device.on_interval(Interval(0, 1, 10.0))
-    now = 100.0
+    bench.now_s = 100.0
     bench.device.on_interval(Interval(1, 2, 10.0))
     bench.close()
     assert bench.joules("m", "unattributed") == 20
@@ -184,8 +192,7 @@ async def test_an_engine_that_fell_silent_holds_nothing_up(monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_a_restarted_engines_steps_are_taken_on(monkeypatch):
-    monkeypatch.setattr(metering.time, "monotonic", lambda: 0.0)
+async def test_a_restarted_engines_steps_are_taken_on():
     bench = Bench("m")
     [model] = bench.models
     bench.step(model, 0, 1, decode=["a"])
@@ -214,6 +221,18 @@ async def test_what_cannot_be_measured_has_a_reason_and_no_joules():
     )
     assert "bitwatt_energy_joules_total{" not in text
     assert "bitwatt_idle_power_watts{" not in text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("choice", "level"), [("auto", "INFO"), ("nvml", "WARNING")])
+async def test_a_device_that_cannot_be_measured_is_told_of_once(caplog, choice, level):
+    # It was told once a model, at WARNING, on every machine without a counter.
+    meters = EnergyMeters(choice, open_counter=lambda *_: Unavailable("no_powercap", "none here"))
+    with caplog.at_level("INFO"):
+        for name in "mn":
+            meters.model(name).bind(make_info(device="cpu"))
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [(level, "energy of cpu is not measured: none here")]
 
 
 @pytest.mark.anyio
@@ -320,16 +339,18 @@ async def test_requests_and_idle_time_of_a_real_engine_add_up_to_the_counter(tmp
     metrics = Metrics()
     meters = EnergyMeters(open_counter=lambda *_: Steady())
     model = meters.model("m", metrics.model("m"))
+    observer = EngineObserver(metrics.model("m"), model)
     client = EngineClient(
         EngineConfig(model_path=str(tmp_path), backend="fake"),
-        on_step=step_listener(metrics.model("m"), model),
+        on_ready=observer.on_ready,
+        on_step=observer.on_step,
+        on_down=observer.on_down,
     )
     await client.start()
     try:
         async with asyncio.timeout(60):
-            info = await client.wait_ready()
             began_s = time.monotonic()
-            model.bind(info)
+            await client.wait_ready()
             await asyncio.sleep(1.0)
             first = await read_all(model, client, "warm")
             await asyncio.sleep(1.0)
@@ -341,7 +362,7 @@ async def test_requests_and_idle_time_of_a_real_engine_add_up_to_the_counter(tmp
         await client.stop()
     phases = {
         sample.labels["phase"]: sample.value
-        for sample in next(iter(metrics.energy.collect())).samples
+        for sample in next(iter(metrics[declared.ENERGY].collect())).samples
         if sample.name.endswith("_total")
     }
     assert first.energy_joules is None or first.energy_joules >= 0
