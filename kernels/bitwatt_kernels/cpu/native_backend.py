@@ -21,14 +21,9 @@ from bitwatt_kernels.backend import (
     QuantizedActivations,
     StepLayout,
 )
-from bitwatt_kernels.cpu.library import (
-    DTYPES,
-    check,
-    dtype_of,
-    instruction_sets,
-    load_library,
-)
-from bitwatt_kernels.cpu.native_layer import ACTIVATIONS, CacheView, NativeLayers, RopeTable, Step
+from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, RopeTable
+from bitwatt_kernels.cpu.library import check, dtype_of, instruction_sets, load_library
+from bitwatt_kernels.cpu.native_layer import NativeLayers, step_call
 from bitwatt_kernels.cpu.prepared import PreparedHead, PreparedInt8Head, PreparedTernary
 from bitwatt_kernels.cpu.row_blocks import RowBlocks
 from bitwatt_kernels.cpu.threads import default_threads
@@ -214,7 +209,7 @@ class NativeBackend:
                 self._context,
                 layers.layers,
                 num_layers,
-                byref(Step.of(layout)),
+                byref(step_call(layout)),
                 byref(CacheView(kv_caches.data_ptr(), num_blocks, dtype_of(kv_caches))),
                 byref(RopeTable(rope.data_ptr(), rope.shape[0])),
                 h.data_ptr(),

@@ -1,11 +1,14 @@
 """Choosing and starting the native backend: what it honours and what it refuses."""
 
+import ctypes
 import threading
+from collections.abc import Callable
+from ctypes import Structure, c_int64, c_void_p
 from pathlib import Path
 
 import pytest
 import torch
-from bitwatt_kernels.cpu import library
+from bitwatt_kernels.cpu import abi, library
 from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.errors import BackendError
@@ -65,6 +68,47 @@ def test_without_the_library_the_reason_says_what_to_install(
     monkeypatch.setattr(library, "_candidates", lambda: [tmp_path / library.LIBRARY_NAME])
     library.load_library.cache_clear()
     with pytest.raises(BackendError, match="install a C\\+\\+20 compiler"):
+        NativeBackend(CPU)
+
+
+def doctor_an_offset(monkeypatch: pytest.MonkeyPatch) -> str:
+    fields = [("num_rows", c_int64), ("rows", c_void_p)]
+    doctored = type("RopeTable", (Structure,), {"_fields_": fields})
+    monkeypatch.setattr(abi, "RopeTable", doctored)
+    return "RopeTable.num_rows is 8, expected 0"
+
+
+def doctor_a_size(monkeypatch: pytest.MonkeyPatch) -> str:
+    fields = [*abi.StepCall._fields_, ("extra", c_void_p)]
+    monkeypatch.setattr(abi, "StepCall", type("StepCall", (Structure,), {"_fields_": fields}))
+    return "StepCall is 56, expected 64"
+
+
+def doctor_a_number(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(abi.ACTIVATIONS, "silu", 2)
+    return "kSilu is 1, expected 2"
+
+
+@pytest.mark.parametrize("doctor", [doctor_an_offset, doctor_a_size, doctor_a_number])
+def test_a_library_built_from_other_sources_is_refused(
+    monkeypatch: pytest.MonkeyPatch, doctor: Callable[[pytest.MonkeyPatch], str]
+) -> None:
+    """An editable install keeps its library when the sources change under it."""
+    difference = doctor(monkeypatch)
+    library.load_library.cache_clear()
+    with pytest.raises(BackendError, match=r"other sources .* install bitwatt again") as refusal:
+        NativeBackend(CPU)
+    assert difference in str(refusal.value)
+
+
+def test_a_library_that_tells_nothing_of_its_sources_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As were those built before there was such a check."""
+    libc = ctypes.CDLL(None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: libc)
+    library.load_library.cache_clear()
+    with pytest.raises(BackendError, match="other sources"):
         NativeBackend(CPU)
 
 
