@@ -24,27 +24,42 @@ def test_the_cpu_is_served_by_the_native_backend() -> None:
     assert choice.passed_over == {}
 
 
-def test_the_fastest_instruction_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BITWATT_CPU_ISA", raising=False)
+def test_the_fastest_instruction_set_is_the_default() -> None:
     assert NativeBackend(CPU).instruction_set == available()[0]
 
 
-def test_the_environment_names_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITWATT_CPU_ISA", "portable")
-    assert NativeBackend(CPU).instruction_set == "portable"
+def test_choosing_passes_the_instruction_set_on() -> None:
+    backend = choose_backend(CPU, instruction_set="portable").backend
+    assert isinstance(backend, NativeBackend)
+    assert backend.instruction_set == "portable"
 
 
 def test_an_instruction_set_that_does_not_run_here_is_refused() -> None:
-    with pytest.raises(BackendError, match="'sve9' does not run here"):
-        NativeBackend(CPU, instruction_set="sve9")
+    """With its name, those that run and the knob; no other backend takes its place."""
+    names = ", ".join(available())
+    with pytest.raises(BackendError, match=f"'sve9' does not run here.*{names} \\(--cpu-isa"):
+        choose_backend(CPU, instruction_set="sve9")
 
 
-def test_the_environment_sets_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITWATT_CPU_THREADS", "3")
-    assert NativeBackend(CPU).num_threads == 3
-    monkeypatch.setenv("BITWATT_CPU_THREADS", "0")
-    with pytest.raises(BackendError, match="BITWATT_CPU_THREADS is '0'"):
-        NativeBackend(CPU)
+def test_an_instruction_set_is_refused_where_the_backend_has_none_to_choose() -> None:
+    with pytest.raises(BackendError, match="'portable' is for the native backend"):
+        choose_backend(CPU, "torch", instruction_set="portable")
+
+
+def test_a_number_of_threads_is_at_least_one() -> None:
+    with pytest.raises(BackendError, match="0 threads; expected at least 1 \\(--num-threads"):
+        choose_backend(CPU, num_threads=0)
+    with pytest.raises(BackendError, match="expected at least 1"):
+        NativeBackend(CPU, num_threads=0)
+
+
+def test_the_environment_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables are the settings' to read."""
+    monkeypatch.setenv("BITWATT_CPU_ISA", "portable")
+    monkeypatch.setenv("BITWATT_NUM_THREADS", "77")
+    backend = NativeBackend(CPU)
+    assert backend.instruction_set == available()[0]
+    assert backend.num_threads == available_threads()
 
 
 def test_choosing_sets_the_threads_of_the_kernels_and_of_torch() -> None:
@@ -57,8 +72,7 @@ def test_choosing_sets_the_threads_of_the_kernels_and_of_torch() -> None:
         torch.set_num_threads(before)
 
 
-def test_the_threads_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BITWATT_CPU_THREADS", raising=False)
+def test_the_threads_are_those_the_process_may_use() -> None:
     assert NativeBackend(CPU).num_threads == available_threads() >= 1
 
 
