@@ -7,6 +7,7 @@ from typing import cast
 import torch
 
 from bitwatt_kernels.backend import Backend
+from bitwatt_kernels.cpu.threads import count_threads
 from bitwatt_kernels.errors import BackendError
 
 __all__ = ["BACKENDS", "BackendChoice", "choose_backend"]
@@ -20,7 +21,8 @@ BACKENDS = {
     "triton": ("bitwatt_kernels.gpu.triton_backend", "TritonBackend"),
 }
 
-_WITH_OWN_THREADS = {"native"}  # besides torch's; these classes also take num_threads
+# Compiled here, with threads of their own: these classes take num_threads and instruction_set too.
+_COMPILED = {"native"}
 
 # By device type, the fastest first. The reference is chosen by name only.
 _PREFERENCE: dict[str, tuple[str, ...]] = {
@@ -43,23 +45,35 @@ def choose_backend(
     *,
     batch_invariant: bool = True,
     num_threads: int | None = None,
+    instruction_set: str | None = None,
 ) -> BackendChoice:
     """Return the named backend, or the fastest one that runs on device.
 
     batch_invariant  a token's 16-bit matmuls and attention must not depend on its batch either;
                      False lets the 16-bit baseline use the fastest kernels its library has
     num_threads      CPU threads of the backend and, in this process, of torch; None for all
+    instruction_set  of the native backend, which then is the only candidate; None for the fastest
+                     that runs
     Raises  BackendError if no candidate can run, with the reason of each
     """
     if name is not None and name not in BACKENDS:
         raise BackendError(f"backend {name!r} is unknown; there are {', '.join(BACKENDS)}")
     candidates = (name,) if name else _PREFERENCE.get(device.type, ())
     passed_over: dict[str, str] = {}
+    if instruction_set is not None:
+        candidates = tuple(c for c in candidates if c in _COMPILED)
+        if not candidates:
+            raise BackendError(
+                f"instruction set {instruction_set!r} is for the native backend on a CPU, "
+                f"not for {name or device} (--cpu-isa)"
+            )
     if num_threads is not None:
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(count_threads(num_threads))
     for candidate in candidates:
         module, class_name = BACKENDS[candidate]
-        own = {"num_threads": num_threads} if candidate in _WITH_OWN_THREADS else {}
+        own: dict[str, object] = {}
+        if candidate in _COMPILED:
+            own = {"num_threads": num_threads, "instruction_set": instruction_set}
         try:
             factory = getattr(import_module(module), class_name)
             backend = cast(Backend, factory(device, batch_invariant=batch_invariant, **own))

@@ -118,6 +118,12 @@ class ServeSettings(BaseSettings):
     num_threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of an engine, in place of all"
     )
+    cpu_isa: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="CPU instruction set of the native kernels, in place of the fastest that runs",
+    )
     kv_cache_bytes: int | None = Field(
         None, ge=1, description="size of the KV cache, in place of a share of the device's memory"
     )
@@ -193,6 +199,7 @@ class ServeSettings(BaseSettings):
             dtype=self.dtype,
             batch_invariant=self.batch_invariant,
             num_threads=self.num_threads,
+            cpu_isa=self.cpu_isa,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,

@@ -64,10 +64,12 @@ def test_a_variable_sets_what_a_flag_sets(monkeypatch):
     monkeypatch.setenv("BITWATT_MAX_NUM_SEQS", "7")
     monkeypatch.setenv("BITWATT_API_KEY", "a, b")
     monkeypatch.setenv("BITWATT_PREFIX_CACHING", "false")
+    monkeypatch.setenv("BITWATT_CPU_ISA", "avx2")
     settings = ServeSettings()
     assert settings.max_num_seqs == 7
     assert len(settings.api_key) == 2
     assert not settings.prefix_caching
+    assert settings.cpu_isa == "avx2"
 
 
 def test_the_embedded_pair_is_served_without_a_path():
@@ -88,7 +90,12 @@ def test_compare_serves_one_checkpoint_with_both_weights(tmp_path):
 
 def test_every_engine_setting_reaches_the_engine(tmp_path):
     settings = make_settings(
-        max_num_seqs=3, kv_cache_bytes=4096, batch_invariant=True, head_bits=8, num_threads=2
+        max_num_seqs=3,
+        kv_cache_bytes=4096,
+        batch_invariant=True,
+        head_bits=8,
+        num_threads=2,
+        cpu_isa="portable",
     )
     config = settings.engine_config(tmp_path, "fp16")
     assert config.model_path == str(tmp_path)

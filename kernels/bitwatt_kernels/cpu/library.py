@@ -5,26 +5,15 @@ from ctypes import c_char_p, c_float, c_int, c_int64, c_size_t, c_uint64, c_void
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 import bitwatt_kernels.cpu
+from bitwatt_kernels.cpu.abi import DTYPES, REFUSALS, differences
 from bitwatt_kernels.errors import BackendError, DtypeError, KernelError
 
-__all__ = ["DTYPES", "check", "dtype_of", "instruction_sets", "load_library"]
+__all__ = ["check", "dtype_of", "instruction_sets", "load_library"]
 
 LIBRARY_NAME = "bitwatt_cpu.so"
-
-# As in csrc/calls.h.
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-# As in csrc/ops.h.
-_STATUS = {
-    1: "a block table names a block that the cache does not have, or has too few blocks",
-    2: "a slot lies past the end of the cache",
-    3: "a position lies past the end of the rope table",
-    4: "a token id lies past the end of the vocabulary",
-}
 
 _P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
 
@@ -55,7 +44,8 @@ def _candidates() -> list[Path]:
 def load_library(path: Path | None = None) -> ctypes.CDLL:
     """Return the library at path, or the installed one, with its functions' signatures set.
 
-    Raises  BackendError if there is none, or the system's loader refuses it
+    Raises  BackendError if there is none, the system's loader refuses it, or it was built from
+            other sources than this Python mirrors
     """
     found = path or next((p for p in _candidates() if p.is_file()), None)
     if found is None:
@@ -67,6 +57,7 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
         library = ctypes.CDLL(str(found))
     except OSError as error:
         raise BackendError(f"the native CPU kernels do not load: {error}") from error
+    _check_abi(library)
     for name, argument_types in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = argument_types
@@ -82,6 +73,20 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
     library.bw_read.argtypes = [c_void_p, c_void_p, c_int64]
     library.bw_read.restype = c_uint64
     return library
+
+
+def _check_abi(library: ctypes.CDLL) -> None:
+    told = getattr(library, "bw_abi", None)
+    if told is None:
+        found = ["it does not tell of its structures"]
+    else:
+        told.argtypes, told.restype = [], c_char_p
+        found = differences(told().decode())
+    if found:
+        raise BackendError(
+            "the native CPU kernels were built from other sources than this Python: "
+            f"pip install bitwatt again ({'; '.join(found[:3])})"
+        )
 
 
 def instruction_sets(path: Path | None = None) -> list[str]:
@@ -103,4 +108,5 @@ def dtype_of(x: Tensor) -> int:
 def check(status: int) -> None:
     """Raise KernelError if a function of the library has refused its call."""
     if status:
-        raise KernelError(_STATUS[status])
+        _, words = REFUSALS[status]
+        raise KernelError(words)

@@ -1,7 +1,6 @@
 """The native CPU backend: the Backend protocol over the compiled kernels of csrc/."""
 
 import ctypes
-import os
 import time
 import weakref
 from collections.abc import Sequence
@@ -21,17 +20,12 @@ from bitwatt_kernels.backend import (
     QuantizedActivations,
     StepLayout,
 )
-from bitwatt_kernels.cpu.library import (
-    DTYPES,
-    check,
-    dtype_of,
-    instruction_sets,
-    load_library,
-)
-from bitwatt_kernels.cpu.native_layer import ACTIVATIONS, CacheView, NativeLayers, RopeTable, Step
+from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, RopeTable
+from bitwatt_kernels.cpu.library import check, dtype_of, instruction_sets, load_library
+from bitwatt_kernels.cpu.native_layer import NativeLayers, step_call
 from bitwatt_kernels.cpu.prepared import PreparedHead, PreparedInt8Head, PreparedTernary
 from bitwatt_kernels.cpu.row_blocks import RowBlocks
-from bitwatt_kernels.cpu.threads import default_threads
+from bitwatt_kernels.cpu.threads import count_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.packing import TernaryWeight
@@ -63,9 +57,8 @@ class NativeBackend:
         """Start the backend; its threads start with the first call that needs them.
 
         batch_invariant  False lets dense_linear use torch's fastest kernels; all else is always so
-        instruction_set  one of library.instruction_sets(); None takes BITWATT_CPU_ISA, or else
-                         the fastest that runs here
-        num_threads      None takes BITWATT_CPU_THREADS, or else the cores the process may use
+        instruction_set  one of library.instruction_sets(); None takes the fastest that runs here
+        num_threads      None takes all cores the process may use
         library          another build of the kernels than the installed one
         Raises  BackendError if the kernels were not built, or cannot run here as asked
         """
@@ -76,14 +69,14 @@ class NativeBackend:
         self._dense = TorchBackend(device, batch_invariant=batch_invariant)
         self._library = load_library(library)
         available = instruction_sets(library)
-        chosen = instruction_set or os.environ.get("BITWATT_CPU_ISA") or available[0]
+        chosen = available[0] if instruction_set is None else instruction_set
         if chosen not in available:
             raise BackendError(
-                f"instruction set {chosen!r} does not run here (BITWATT_CPU_ISA); "
-                f"these do: {', '.join(available)}"
+                f"instruction set {chosen!r} does not run here; "
+                f"these do: {', '.join(available)} (--cpu-isa)"
             )
         self.instruction_set = chosen
-        self.num_threads = num_threads or default_threads()
+        self.num_threads = count_threads(num_threads)
         context = self._library.bw_create(chosen.encode(), self.num_threads)
         self._context = ctypes.c_void_p(context)
         self._blocks = RowBlocks(self._library, self._context)
@@ -214,7 +207,7 @@ class NativeBackend:
                 self._context,
                 layers.layers,
                 num_layers,
-                byref(Step.of(layout)),
+                byref(step_call(layout)),
                 byref(CacheView(kv_caches.data_ptr(), num_blocks, dtype_of(kv_caches))),
                 byref(RopeTable(rope.data_ptr(), rope.shape[0])),
                 h.data_ptr(),

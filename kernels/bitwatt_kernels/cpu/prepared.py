@@ -1,18 +1,18 @@
-"""Weights as the native kernels read them; layouts in csrc/codes.h and csrc/head.h."""
+"""Weights as the native kernels read them; layouts in csrc/coded_linear.h and csrc/head.h."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK_ROWS", "PreparedHead", "PreparedInt8Head", "PreparedTernary", "padded_rows"]
+from bitwatt_kernels.cpu.abi import HEAD_COLUMNS_PER_LINE, ROW_BLOCK_ROWS
 
-BLOCK_ROWS = 32
+__all__ = ["PreparedHead", "PreparedInt8Head", "PreparedTernary", "padded_rows"]
 
 
 def padded_rows(num_rows: int) -> int:
     """Return the rows that num_rows take in whole row blocks."""
-    return -(-num_rows // BLOCK_ROWS) * BLOCK_ROWS
+    return -(-num_rows // ROW_BLOCK_ROWS) * ROW_BLOCK_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class PreparedHead:
 
     @property
     def columns_per_line(self) -> int:
-        return 2 if self.dtype == torch.bfloat16 else 1  # as head_pair in csrc/calls.h
+        return HEAD_COLUMNS_PER_LINE[self.dtype]
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +64,7 @@ class PreparedInt8Head:
     blocks   [rows / 32 · columns / 4 · 128] uint8 codes, 64-byte aligned
     scales   [rows] float32
     dtype    of the matrix that was rounded, and of its rows as embeddings
-    columns  hidden_size, padded to a multiple of 4
+    columns  hidden_size, padded to whole lines
     """
 
     blocks: Tensor

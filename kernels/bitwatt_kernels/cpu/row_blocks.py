@@ -1,4 +1,4 @@
-"""Weights in the kernels' row blocks: made once, at load, and a head's rows read as embeddings."""
+"""Makes the kernels' row blocks of weights, once, at load; reads a head's rows as embeddings."""
 
 import ctypes
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bitwatt_kernels.cpu.abi import HEAD_COLUMNS_PER_LINE
 from bitwatt_kernels.cpu.library import check, dtype_of
 from bitwatt_kernels.cpu.prepared import (
     PreparedHead,
@@ -20,11 +21,16 @@ from bitwatt_kernels.reference.head import quantize_head
 __all__ = ["RowBlocks"]
 
 _ALIGNMENT = 64
+_INT8_COLUMNS_PER_LINE = 4
 _INT8_HEAD_ROWS = 8192  # rounded at once: float32 of a whole vocabulary would take gigabytes
 
 
 class RowBlocks:
-    """Makes them on a context's threads. Holds the context of a backend that outlives it."""
+    """Makes and reads row blocks on the threads of a backend's context.
+
+    The context is borrowed: it is the backend's to destroy, and so this is not to be used after
+    the backend is gone.
+    """
 
     def __init__(self, library: ctypes.CDLL, context: ctypes.c_void_p) -> None:
         self._library = library
@@ -53,22 +59,21 @@ class RowBlocks:
         vocab_size, hidden = weight.shape
         if bits == 8:
             return self._int8_head(weight)
-        pair = 2 if weight.dtype == torch.bfloat16 else 1
-        columns = -(-hidden // pair) * pair
+        columns_per_line = HEAD_COLUMNS_PER_LINE[weight.dtype]
+        columns = _padded_to(hidden, columns_per_line)
         blocks = self.allocate(padded_rows(vocab_size) * columns * weight.element_size())
-        self._block_rows(weight, blocks, pair)
+        self._block_rows(weight, blocks, columns_per_line)
         return PreparedHead(blocks, weight.dtype, vocab_size, hidden)
 
     def _int8_head(self, weight: Tensor) -> PreparedInt8Head:
         vocab_size, hidden = weight.shape
-        columns = -(-hidden // 4) * 4
+        columns = _padded_to(hidden, _INT8_COLUMNS_PER_LINE)
         rows = padded_rows(vocab_size)
         blocks, scales = self.allocate(rows * columns), torch.zeros(rows)
         for first in range(0, vocab_size, _INT8_HEAD_ROWS):
             head = quantize_head(weight[first : first + _INT8_HEAD_ROWS])
-            self._block_rows(
-                head.codes.view(torch.uint8).bitwise_xor_(0x80), blocks[first * columns :], 4
-            )
+            codes = head.codes.view(torch.uint8).bitwise_xor_(0x80)
+            self._block_rows(codes, blocks[first * columns :], _INT8_COLUMNS_PER_LINE)
             scales[first : first + len(head.scales)] = head.scales
         return PreparedInt8Head(blocks, scales, weight.dtype, vocab_size, hidden, columns)
 
@@ -93,7 +98,9 @@ class RowBlocks:
                 token_ids, embedding.blocks, embedding.dtype, shape, embedding.columns_per_line
             )
         shape = (embedding.vocab_size, embedding.columns)
-        codes = self._gather(token_ids, embedding.blocks, torch.uint8, shape, 4)
+        codes = self._gather(
+            token_ids, embedding.blocks, torch.uint8, shape, _INT8_COLUMNS_PER_LINE
+        )
         rows = codes[:, : embedding.hidden_size].float() - 128
         return rows.mul_(embedding.scales[token_ids, None]).to(embedding.dtype)
 
@@ -129,6 +136,10 @@ class RowBlocks:
         aligned = buffer[start : start + num_bytes]
         self._library.bw_advise_huge_pages(aligned.data_ptr(), num_bytes)
         return aligned
+
+
+def _padded_to(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def _padded(values: Tensor, num_rows: int) -> Tensor:

@@ -5,22 +5,21 @@ from pathlib import Path
 
 from bitwatt_kernels.errors import BackendError
 
-__all__ = ["available_threads", "default_threads"]
+__all__ = ["available_threads", "count_threads"]
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def default_threads() -> int:
-    """Return BITWATT_CPU_THREADS, or else what is available.
+def count_threads(num_threads: int | None) -> int:
+    """Return num_threads, or for None what is available.
 
-    Raises  BackendError if the variable holds no count
+    Raises  BackendError if it is no count
     """
-    value = os.environ.get("BITWATT_CPU_THREADS")
-    if not value:
+    if num_threads is None:
         return available_threads()
-    if not value.isdecimal() or int(value) < 1:
-        raise BackendError(f"BITWATT_CPU_THREADS is {value!r}; expected a count of at least 1")
-    return int(value)
+    if num_threads < 1:
+        raise BackendError(f"{num_threads} threads; expected at least 1 (--num-threads)")
+    return num_threads
 
 
 def available_threads() -> int:

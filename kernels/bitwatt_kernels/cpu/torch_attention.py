@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 
-__all__ = ["StepPlan"]
+__all__ = ["AttentionPlan"]
 
 # Keys of one batch, padding included, and scores computed at once: they bound a step's copies.
 _MAX_BATCH_KEYS = 1 << 15
@@ -31,8 +31,8 @@ class _Batch:
     seen: Tensor | None
 
 
-class StepPlan:
-    """What a step's layout means for a cache of num_kv_heads: worked out once for all layers."""
+class AttentionPlan:
+    """What a layout means for a cache of num_kv_heads: worked out once for all layers of a step."""
 
     def __init__(self, layout: StepLayout, num_kv_heads: int) -> None:
         self.layout = layout

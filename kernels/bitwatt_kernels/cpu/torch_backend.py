@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
 from bitwatt_kernels.cpu.dense import has_blocked_kernels, linear, tiled_linear
-from bitwatt_kernels.cpu.torch_attention import StepPlan
+from bitwatt_kernels.cpu.torch_attention import AttentionPlan
 from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight, unpack
@@ -34,7 +34,9 @@ class _Int8Weight:
 class TorchBackend(LayersByOperations):
     """Ternary linears as exact int8 matmuls; attention, norms and 16-bit matmuls of torch.
 
-    A layout is read when it is first seen: one object stands for one step. Not thread-safe.
+    Attention's plan is worked out from a layout's tensors at the first layer that brings it, and
+    kept for the others: a step has a layout object of its own, unchanged until its last layer.
+    Not thread-safe.
     """
 
     name = "torch"
@@ -44,7 +46,7 @@ class TorchBackend(LayersByOperations):
             raise BackendError(f"the torch backend runs on a CPU, not on {device}")
         self.device = device
         self.batch_invariant = batch_invariant
-        self._last_plan: StepPlan | None = None
+        self._last_plan: AttentionPlan | None = None
 
     def prepare_ternary(self, weight: TernaryWeight) -> _Int8Weight:
         bias = None if weight.bias is None else weight.bias.to(self.device)
@@ -156,8 +158,8 @@ class TorchBackend(LayersByOperations):
         assert isinstance(weight, Tensor)
         return self.dense_linear(x, weight, None, None).float()
 
-    def _plan(self, layout: StepLayout, kv_cache: Tensor) -> StepPlan:
+    def _plan(self, layout: StepLayout, kv_cache: Tensor) -> AttentionPlan:
         plan, num_kv_heads = self._last_plan, kv_cache.shape[2]
         if plan is None or plan.layout is not layout or plan.num_kv_heads != num_kv_heads:
-            plan = self._last_plan = StepPlan(layout, num_kv_heads)
+            plan = self._last_plan = AttentionPlan(layout, num_kv_heads)
         return plan

@@ -12,7 +12,7 @@ from bitwatt.bench.scheduling import bench_scheduler
 from bitwatt.bench.serving import bench_serving
 from bitwatt.bench.telemetry import bench_telemetry
 
-_BENCHES: dict[str, Callable[[], object]] = {
+_BENCHES: dict[str, Callable[..., object]] = {
     "scheduler": lambda: [bench_scheduler(num_running) for num_running in (1, 64, 256)],
     "serving": bench_serving,
     "batching": bench_batching,
@@ -26,11 +26,15 @@ def main() -> None:
     """Run the named benchmarks, or all."""
     parser = argparse.ArgumentParser(prog="python -m bitwatt.bench", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *_BENCHES], metavar="NAME")
-    names = parser.parse_args().names or list(_BENCHES)
+    parser.add_argument("--num-threads", type=int, help="CPU threads of a model of cpu")
+    parser.add_argument("--cpu-isa", help="instruction set of the kernels of cpu")
+    options = parser.parse_args()
+    names = options.names or list(_BENCHES)
+    knobs = {"cpu": {"num_threads": options.num_threads, "cpu_isa": options.cpu_isa}}
     results: dict[str, object] = {"machine": describe_machine()}
     for name in names:
         print(f"{name} …", file=sys.stderr)
-        results[name] = _BENCHES[name]()
+        results[name] = _BENCHES[name](**knobs.get(name, {}))
     print(json.dumps(results))
 
 

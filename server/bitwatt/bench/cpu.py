@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from bitwatt.bench.cpu_child import ChildConfig, Measurement, Model
@@ -32,19 +32,24 @@ def bench_cpu(
     preset: str = "2B4T",
     num_layers: int | None = None,
     repeats: int = 5,
+    num_threads: int | None = None,
+    cpu_isa: str | None = None,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
     """Return each model's decode, prefill and memory, and the ternary ones' ratios to the twin.
 
     num_layers   fewer layers than the preset's, for a quick look; figures are of what ran
     repeats      counted rounds, after one that warms up
+    num_threads  CPU threads of each model; None takes all the process may use
+    cpu_isa      instruction set of the kernels; None takes the fastest that runs
     report       takes a line as each figure is known
     """
     num_layers = num_layers or PRESETS[preset].num_layers
-    twin = ModelProcess(ChildConfig(preset, num_layers, "fp16", head_bits=16))
+    ternary = ChildConfig(preset, num_layers, "ternary", 16, num_threads, cpu_isa)
+    twin = ModelProcess(replace(ternary, weights="fp16"))
     models = {
-        "ternary": ModelProcess(ChildConfig(preset, num_layers, "ternary", head_bits=16)),
-        "ternary, int8 head": ModelProcess(ChildConfig(preset, num_layers, "ternary", head_bits=8)),
+        "ternary": ModelProcess(ternary),
+        "ternary, int8 head": ModelProcess(replace(ternary, head_bits=8)),
         "16-bit": twin,
     }
     try:

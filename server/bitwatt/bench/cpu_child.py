@@ -45,12 +45,18 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class ChildConfig:
-    """What to make: a preset's shape, or its first layers."""
+    """What to make: a preset's shape, or its first layers.
+
+    num_threads  None takes all cores the process may use
+    cpu_isa      instruction set of the kernels; None takes the fastest that runs
+    """
 
     preset: str
     num_layers: int
     weights: Literal["ternary", "fp16"]
     head_bits: int
+    num_threads: int | None = None
+    cpu_isa: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,12 @@ class _Child:
         config = replace(PRESETS[options.preset], num_layers=options.num_layers)
         # The baseline runs as fast as its library can.
         is_exact = options.weights == "ternary"
-        self.backend = NativeBackend(torch.device("cpu"), batch_invariant=is_exact)
+        self.backend = NativeBackend(
+            torch.device("cpu"),
+            batch_invariant=is_exact,
+            num_threads=options.num_threads,
+            instruction_set=options.cpu_isa,
+        )
         torch.set_num_threads(self.backend.num_threads)
         started = time.perf_counter()
         model = random_model(

@@ -33,7 +33,8 @@ class Ours:
 
     def __init__(self, head_bits: int) -> None:
         num_layers = PRESETS["2B4T"].num_layers
-        self._process = ModelProcess(ChildConfig("2B4T", num_layers, "ternary", head_bits))
+        config = ChildConfig("2B4T", num_layers, "ternary", head_bits, NUM_THREADS)
+        self._process = ModelProcess(config)
         self.instruction_set = self._process.model.instruction_set
 
     def seconds(self, kind: str) -> float:

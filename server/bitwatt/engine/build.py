@@ -41,6 +41,7 @@ def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         config.backend,
         batch_invariant=config.batch_invariant or config.weights == "ternary",
         num_threads=config.num_threads,
+        instruction_set=config.cpu_isa,
     )
     model = load_model(
         Path(config.model_path),

@@ -37,6 +37,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     device     "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one
     backend    a name of bitwatt_kernels.backend, or None for the fastest that runs; "fake" draws
                meaningless tokens without arithmetic
+    num_threads  CPU threads of the backend and of torch; None takes all the process may use
+    cpu_isa    instruction set of the native backend, which then is the only candidate; None takes
+               the fastest that runs
     kv_cache_bytes  memory of the KV cache; None takes a share of the device's
     """
 
@@ -47,6 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     dtype: str = "bfloat16"
     batch_invariant: bool = False  # the ternary engine always is
     num_threads: int | None = None
+    cpu_isa: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512

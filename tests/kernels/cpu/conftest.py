@@ -13,13 +13,16 @@ from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 
 CPU = torch.device("cpu")
 
-# test_sanitized.py runs these tests on a build of its own.
+# test_sanitized.py runs these tests on a build of its own, one instruction set at a time.
 _other_build = os.environ.get("BITWATT_TEST_CPU_LIBRARY")
 LIBRARY = Path(_other_build) if _other_build else None
+_only = os.environ.get("BITWATT_TEST_CPU_ISA")
 
 
 def available() -> list[str]:
     """Return the instruction sets to test, or why there are none."""
+    if _only:
+        return [_only]
     try:
         return instruction_sets(LIBRARY)
     except BackendError as error:

@@ -3,12 +3,10 @@
 import os
 from pathlib import Path
 
-import bitwatt_kernels.cpu
 import pytest
 
-from tests.kernels.cpu.test_sanitized import run
+from tests.kernels.cpu.builds import build_library, run
 
-SOURCE = Path(bitwatt_kernels.cpu.__file__).parent
 COMPILER = "aarch64-linux-gnu-g++"
 
 
@@ -21,12 +19,10 @@ COMPILER = "aarch64-linux-gnu-g++"
 @pytest.mark.timeout(600)
 def test_the_neon_kernels_equal_plain_arithmetic(tmp_path: Path) -> None:
     target = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-    compiler = f"-DCMAKE_CXX_COMPILER={COMPILER}"
-    run(["cmake", "-S", str(SOURCE), "-B", str(tmp_path), *target, compiler])
-    run(["cmake", "--build", str(tmp_path), "--parallel", "2"])
-    library, program = tmp_path / "bitwatt_cpu.so", tmp_path / "cross_check"
+    library = build_library("aarch64", COMPILER, target)
+    program = tmp_path / "cross_check"
     source = str(Path(__file__).parent / "cross_check.cpp")
-    rpath = f"-Wl,-rpath,{tmp_path}"
+    rpath = f"-Wl,-rpath,{library.parent}"
     run([COMPILER, "-std=c++20", "-O1", source, str(library), "-o", str(program), rpath])
     out = run(["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", str(program)])
     assert "neon_dotprod" in out

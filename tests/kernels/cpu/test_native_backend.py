@@ -1,11 +1,14 @@
 """Choosing and starting the native backend: what it honours and what it refuses."""
 
+import ctypes
 import threading
+from collections.abc import Callable
+from ctypes import Structure, c_int64, c_void_p
 from pathlib import Path
 
 import pytest
 import torch
-from bitwatt_kernels.cpu import library
+from bitwatt_kernels.cpu import abi, library
 from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.errors import BackendError
@@ -21,27 +24,42 @@ def test_the_cpu_is_served_by_the_native_backend() -> None:
     assert choice.passed_over == {}
 
 
-def test_the_fastest_instruction_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BITWATT_CPU_ISA", raising=False)
+def test_the_fastest_instruction_set_is_the_default() -> None:
     assert NativeBackend(CPU).instruction_set == available()[0]
 
 
-def test_the_environment_names_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITWATT_CPU_ISA", "portable")
-    assert NativeBackend(CPU).instruction_set == "portable"
+def test_choosing_passes_the_instruction_set_on() -> None:
+    backend = choose_backend(CPU, instruction_set="portable").backend
+    assert isinstance(backend, NativeBackend)
+    assert backend.instruction_set == "portable"
 
 
 def test_an_instruction_set_that_does_not_run_here_is_refused() -> None:
-    with pytest.raises(BackendError, match="'sve9' does not run here"):
-        NativeBackend(CPU, instruction_set="sve9")
+    """With its name, those that run and the knob; no other backend takes its place."""
+    names = ", ".join(available())
+    with pytest.raises(BackendError, match=f"'sve9' does not run here.*{names} \\(--cpu-isa"):
+        choose_backend(CPU, instruction_set="sve9")
 
 
-def test_the_environment_sets_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITWATT_CPU_THREADS", "3")
-    assert NativeBackend(CPU).num_threads == 3
-    monkeypatch.setenv("BITWATT_CPU_THREADS", "0")
-    with pytest.raises(BackendError, match="BITWATT_CPU_THREADS is '0'"):
-        NativeBackend(CPU)
+def test_an_instruction_set_is_refused_where_the_backend_has_none_to_choose() -> None:
+    with pytest.raises(BackendError, match="'portable' is for the native backend"):
+        choose_backend(CPU, "torch", instruction_set="portable")
+
+
+def test_a_number_of_threads_is_at_least_one() -> None:
+    with pytest.raises(BackendError, match="0 threads; expected at least 1 \\(--num-threads"):
+        choose_backend(CPU, num_threads=0)
+    with pytest.raises(BackendError, match="expected at least 1"):
+        NativeBackend(CPU, num_threads=0)
+
+
+def test_the_environment_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables are the settings' to read."""
+    monkeypatch.setenv("BITWATT_CPU_ISA", "portable")
+    monkeypatch.setenv("BITWATT_NUM_THREADS", "77")
+    backend = NativeBackend(CPU)
+    assert backend.instruction_set == available()[0]
+    assert backend.num_threads == available_threads()
 
 
 def test_choosing_sets_the_threads_of_the_kernels_and_of_torch() -> None:
@@ -54,8 +72,7 @@ def test_choosing_sets_the_threads_of_the_kernels_and_of_torch() -> None:
         torch.set_num_threads(before)
 
 
-def test_the_threads_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BITWATT_CPU_THREADS", raising=False)
+def test_the_threads_are_those_the_process_may_use() -> None:
     assert NativeBackend(CPU).num_threads == available_threads() >= 1
 
 
@@ -65,6 +82,47 @@ def test_without_the_library_the_reason_says_what_to_install(
     monkeypatch.setattr(library, "_candidates", lambda: [tmp_path / library.LIBRARY_NAME])
     library.load_library.cache_clear()
     with pytest.raises(BackendError, match="install a C\\+\\+20 compiler"):
+        NativeBackend(CPU)
+
+
+def doctor_an_offset(monkeypatch: pytest.MonkeyPatch) -> str:
+    fields = [("num_rows", c_int64), ("rows", c_void_p)]
+    doctored = type("RopeTable", (Structure,), {"_fields_": fields})
+    monkeypatch.setattr(abi, "RopeTable", doctored)
+    return "RopeTable.num_rows is 8, expected 0"
+
+
+def doctor_a_size(monkeypatch: pytest.MonkeyPatch) -> str:
+    fields = [*abi.StepCall._fields_, ("extra", c_void_p)]
+    monkeypatch.setattr(abi, "StepCall", type("StepCall", (Structure,), {"_fields_": fields}))
+    return "StepCall is 56, expected 64"
+
+
+def doctor_a_number(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(abi.ACTIVATIONS, "silu", 2)
+    return "kSilu is 1, expected 2"
+
+
+@pytest.mark.parametrize("doctor", [doctor_an_offset, doctor_a_size, doctor_a_number])
+def test_a_library_built_from_other_sources_is_refused(
+    monkeypatch: pytest.MonkeyPatch, doctor: Callable[[pytest.MonkeyPatch], str]
+) -> None:
+    """An editable install keeps its library when the sources change under it."""
+    difference = doctor(monkeypatch)
+    library.load_library.cache_clear()
+    with pytest.raises(BackendError, match=r"other sources .* install bitwatt again") as refusal:
+        NativeBackend(CPU)
+    assert difference in str(refusal.value)
+
+
+def test_a_library_that_tells_nothing_of_its_sources_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As were those built before there was such a check."""
+    libc = ctypes.CDLL(None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: libc)
+    library.load_library.cache_clear()
+    with pytest.raises(BackendError, match="other sources"):
         NativeBackend(CPU)
 
 

@@ -77,11 +77,24 @@ def test_a_token_is_the_same_on_every_number_of_threads(native, operation):
         assert torch.equal(_rows(OPERATIONS[operation](other, x)), two)
 
 
-@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "dense_linear"])
+def _with_each_fused_set(operation: str, x: Tensor) -> list[Tensor]:
+    """Return its results on the instruction sets that fuse multiply and add: all but portable."""
+    fused = [name for name in available() if name != "portable"]
+    return [_rows(OPERATIONS[operation](make_native(instruction_set=name), x)) for name in fused]
+
+
+@pytest.mark.parametrize(
+    "operation", [name for name in OPERATIONS if name not in {"dense_linear", "head"}]
+)
 def test_a_token_is_the_same_on_every_instruction_set_with_fused_multiply_add(operation):
-    x = _inputs(torch.bfloat16)
-    # The 16-bit head of these sets multiplies pairs of bfloat16, in an order of its own.
-    pairs = {"amx_int8", "avx512_bf16"} if operation == "head" else set()
-    fused = [name for name in available() if name not in {"portable"} | pairs]
-    results = [_rows(OPERATIONS[operation](make_native(instruction_set=name), x)) for name in fused]
+    results = _with_each_fused_set(operation, _inputs(torch.bfloat16))
     assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+def test_a_head_sums_in_one_order_or_by_pairs_of_bfloat16():
+    """Where the processor multiplies those pairs, in an order of its own, all such sets agree."""
+    x = _inputs(torch.bfloat16)
+    widened = _with_each_fused_set("head", x.float())
+    assert all(torch.equal(logits, widened[0]) for logits in widened[1:])
+    by_pairs = [r for r in _with_each_fused_set("head", x) if not torch.equal(r, widened[0])]
+    assert all(torch.equal(logits, by_pairs[0]) for logits in by_pairs[1:])

@@ -1,164 +1,16 @@
-// The C surface that native.py calls: pointers and sizes in, one Status out.
+// The C surface, with signatures as in library.py: pointers and sizes in, a Status out.
 
 #include <atomic>
 #include <cstring>
 #include <string>
-#include <vector>
 
+#include "instruction_sets.h"
 #include "layer.h"
+#include "row_blocks.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-#if defined(__aarch64__) && defined(__linux__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-
-#define BW_API extern "C" __attribute__((visibility("default")))
-
-namespace bitwatt {
-
-#if defined(__x86_64__)
-extern const Kernels kernels_amx_int8, kernels_avx512_bf16, kernels_avx512_vnni, kernels_avx_vnni,
-    kernels_avx2;
-#elif defined(__aarch64__)
-extern const Kernels kernels_neon_dotprod;
-#endif
-extern const Kernels kernels_portable;
-#if defined(BITWATT_EMULATE_AMX)
-extern const Kernels kernels_amx_emulated;
-#endif
-
-namespace {
-
-#if defined(__x86_64__)
-// Features that __builtin_cpu_supports doesn't know: AMX in GCC 12, the others in clang 14.
-enum CpuidRegister { kEax, kEbx, kEcx, kEdx };
-
-bool has_cpuid(unsigned leaf, unsigned subleaf, CpuidRegister in, unsigned bits) {
-    unsigned registers[4];
-    return __get_cpuid_count(leaf, subleaf, &registers[kEax], &registers[kEbx], &registers[kEcx],
-                             &registers[kEdx]) &&
-           (registers[in] & bits) == bits;
-}
-
-bool has_f16c() { return has_cpuid(1, 0, kEcx, 1u << 29); }
-bool has_avx_vnni() { return has_cpuid(7, 1, kEax, 1u << 4); }
-
-// The system must also save the tiles' state.
-bool has_amx_int8() {
-    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
-    if (!has_cpuid(7, 0, kEdx, kTile | kInt8)) return false;
-    constexpr unsigned kTileConfigAndData = 3u << 17;
-    unsigned low, high;
-    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (low & kTileConfigAndData) == kTileConfigAndData;
-}
-#endif
-
-bool can_run(const Kernels* kernels) {
-#if defined(__x86_64__)
-    const bool avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-    if (kernels == &kernels_avx2) return avx2;
-    if (kernels == &kernels_avx_vnni) return avx2 && has_avx_vnni();
-    const bool vnni = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-    if (kernels == &kernels_avx512_vnni) return vnni;
-    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
-    if (kernels == &kernels_avx512_bf16) return bf16;
-    if (kernels == &kernels_amx_int8) return bf16 && has_amx_int8();
-#elif defined(__aarch64__)
-    if (kernels == &kernels_neon_dotprod) {
-#if defined(__linux__)
-        return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
-#else
-        return true;  // every Apple processor has it
-#endif
-    }
-#endif
-#if defined(BITWATT_EMULATE_AMX)
-    if (kernels == &kernels_amx_emulated) return true;
-#endif
-    return kernels == &kernels_portable;
-}
-
-// The fastest first.
-std::vector<const Kernels*> kernels_that_run() {
-    std::vector<const Kernels*> all = {
-#if defined(__x86_64__)
-        &kernels_amx_int8,
-        &kernels_avx512_bf16,
-        &kernels_avx512_vnni,
-        &kernels_avx_vnni,
-        &kernels_avx2,
-#elif defined(__aarch64__)
-        &kernels_neon_dotprod,
-#endif
-        &kernels_portable,
-#if defined(BITWATT_EMULATE_AMX)
-        &kernels_amx_emulated,
-#endif
-    };
-    std::vector<const Kernels*> running;
-    for (const Kernels* kernels : all)
-        if (can_run(kernels) && kernels->prepare()) running.push_back(kernels);
-    return running;
-}
-
-// From codes [N, K / 4], layout in packing.py, to a row block's 2-bit lines, layout in codes.h.
-void repack_block(const uint8_t* codes, uint8_t* out, int N, int K, int block) {
-    // Unpacked to a byte a code, 32 rows at a time; rows past N have codes 1, weight 0.
-    const int quarter = K / 4;
-    uint8_t* rows = reinterpret_cast<uint8_t*>(scratch(kRowScratch, kBlockRows * K / 4));
-    std::memset(rows, 1, static_cast<size_t>(kBlockRows) * K);
-    for (int r = 0; r < kBlockRows && block * kBlockRows + r < N; ++r) {
-        const uint8_t* row = codes + static_cast<size_t>(block * kBlockRows + r) * quarter;
-        for (int plane = 0; plane < 4; ++plane)
-            for (int j = 0; j < quarter; ++j)
-                rows[static_cast<size_t>(r) * K + plane * quarter + j] = row[j] >> 2 * plane & 3;
-    }
-    for (int line = 0; line < K / 16; ++line)
-        for (int r = 0; r < kBlockRows; ++r) {
-            const uint8_t* row = rows + static_cast<size_t>(r) * K + line * 16;
-            for (int b = 0; b < 4; ++b)
-                *out++ = static_cast<uint8_t>(row[b] | row[4 + b] << 2 | row[8 + b] << 4 |
-                                              row[12 + b] << 6);
-        }
-}
-
-// Chunks of neighbouring columns, of each of a block's 32 rows in turn; zeros past the matrix.
-template <size_t kChunk>
-void block_rows(const char* rows, char* out, int num_rows, size_t row_bytes) {
-    for (size_t at = 0; at < row_bytes; at += kChunk)
-        for (int r = 0; r < kBlockRows; ++r, out += kChunk) {
-            const char* from = rows + r * row_bytes + at;
-            std::memset(out, 0, kChunk);
-            if (r >= num_rows) continue;
-            if (at + kChunk <= row_bytes)
-                std::memcpy(out, from, kChunk);
-            else
-                std::memcpy(out, from, row_bytes - at);
-        }
-}
-
-// How a matrix of row blocks lies: see bw_block_rows.
-struct BlockedRows {
-    size_t chunk, row_bytes, block_bytes;
-    BlockedRows(int columns, int item_bytes, int columns_per_line)
-        : chunk(static_cast<size_t>(item_bytes) * columns_per_line),
-          row_bytes(static_cast<size_t>(item_bytes) * columns),
-          block_bytes((row_bytes + chunk - 1) / chunk * chunk * kBlockRows) {}
-};
-
-}  // namespace
-
-}  // namespace bitwatt
 
 using namespace bitwatt;
 
@@ -188,9 +40,10 @@ BW_API void bw_destroy(Context* context) { delete context; }
 // Ask for huge pages behind a buffer that is not written yet: fewer misses in the TLB.
 BW_API void bw_advise_huge_pages(void* start, size_t bytes) {
 #if defined(__linux__)
-    constexpr uintptr_t kPage = 2 << 20;
-    const uintptr_t from = (reinterpret_cast<uintptr_t>(start) + kPage - 1) / kPage * kPage;
-    const uintptr_t to = (reinterpret_cast<uintptr_t>(start) + bytes) / kPage * kPage;
+    constexpr uintptr_t kHugePageBytes = 2 << 20;
+    const uintptr_t first = reinterpret_cast<uintptr_t>(start);
+    const uintptr_t from = (first + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+    const uintptr_t to = (first + bytes) / kHugePageBytes * kHugePageBytes;
     if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
 #else
     (void)start, (void)bytes;
@@ -213,14 +66,9 @@ BW_API uint64_t bw_read(Context* context, const uint64_t* words, int64_t num_wor
     return total;
 }
 
-// Ternary codes [N, K / 4] into row blocks, blocks_of(N) * 32 * K / 4 bytes.
+// Ternary codes [N, K / 4] into row blocks, row_blocks_of(N) * 32 * K / 4 bytes.
 BW_API int bw_repack(Context* context, const uint8_t* codes, uint8_t* blocks, int N, int K) {
-    const auto repack = [&](int first, int last) {
-        for (int block = first; block < last; ++block)
-            repack_block(codes, blocks + static_cast<size_t>(block) * kBlockRows * K / 4, N, K,
-                         block);
-    };
-    ranges(*context, blocks_of(N), K * kBlockRows / kElementsPerNanosecond, repack).run(*context);
+    repack_ternary(*context, codes, blocks, N, K);
     return kOk;
 }
 
@@ -228,16 +76,7 @@ BW_API int bw_repack(Context* context, const uint8_t* codes, uint8_t* blocks, in
 // bytes a row.
 BW_API int bw_block_rows(Context* context, const char* rows, char* out, int num_rows, int columns,
                          int item_bytes, int columns_per_line) {
-    const BlockedRows to(columns, item_bytes, columns_per_line);
-    const auto one = to.chunk == 2 ? block_rows<2> : block_rows<4>;
-    const auto block_range = [&](int first, int last) {
-        for (int block = first; block < last; ++block)
-            one(rows + to.row_bytes * block * kBlockRows, out + to.block_bytes * block,
-                num_rows - block * kBlockRows, to.row_bytes);
-    };
-    ranges(*context, blocks_of(num_rows), columns * kBlockRows / kElementsPerNanosecond,
-           block_range)
-        .run(*context);
+    block_rows(*context, rows, out, num_rows, columns, {columns, item_bytes, columns_per_line});
     return kOk;
 }
 
@@ -246,18 +85,7 @@ BW_API int bw_embed(Context* context, const int64_t* ids, const char* blocks, ch
                     int num_rows, int columns, int item_bytes, int columns_per_line) {
     for (int t = 0; t < T; ++t)
         if (ids[t] < 0 || ids[t] >= num_rows) return kTokenOutOfRange;
-    const BlockedRows in(columns, item_bytes, columns_per_line);
-    const auto gather = [&](int first, int last) {
-        for (int t = first; t < last; ++t) {
-            const char* from =
-                blocks + ids[t] / kBlockRows * in.block_bytes + ids[t] % kBlockRows * in.chunk;
-            char* to = out + t * in.row_bytes;
-            for (size_t at = 0; at < in.row_bytes; at += in.chunk, from += kBlockRows * in.chunk)
-                std::memcpy(to + at, from,
-                            in.row_bytes - at < in.chunk ? in.row_bytes - at : in.chunk);
-        }
-    };
-    ranges(*context, T, columns / kElementsPerNanosecond, gather).run(*context);
+    gather_rows(*context, ids, blocks, out, T, columns, {columns, item_bytes, columns_per_line});
     return kOk;
 }
 
@@ -265,8 +93,8 @@ BW_API int bw_embed(Context* context, const int64_t* ids, const char* blocks, ch
 BW_API int bw_linear(Context* context, int8_t* codes, float* x_scales, int32_t* x_sums, int bits,
                      const uint8_t* blocks, const float* scales, const float* bias,
                      const void* residual, void* out, int dtype, int T, int N, int K) {
-    const CodesCall c{{codes, x_scales, x_sums}, bits, blocks, scales, bias, residual, out, dtype,
-                      T, N, K};
+    const CodedLinearCall c{{codes, x_scales, x_sums}, bits, blocks, scales, bias, residual, out,
+                            dtype, T, N, K};
     linear(*context, c).run(*context);
     return kOk;
 }
@@ -310,7 +138,7 @@ BW_API int bw_attention(Context* context, const void* queries, int dtype, const 
 
 // Layers one after the other, each with its own part of cache [num_layers, 2, num_blocks, ...].
 BW_API int bw_ternary_layers(Context* context, const Layer* layers, int num_layers,
-                             const Step* step, const CacheView* cache, const RopeTable* rope,
+                             const StepCall* step, const CacheView* cache, const RopeTable* rope,
                              const void* h, void* out, int dtype) {
     CacheView its_cache = *cache;
     for (int i = 0; i < num_layers; ++i) {
@@ -320,16 +148,17 @@ BW_API int bw_ternary_layers(Context* context, const Layer* layers, int num_laye
                 run_layer(*context, layer, *step, its_cache, *rope, i ? out : h, out, dtype))
             return status;
         its_cache.data = static_cast<char*>(its_cache.data) +
-                         static_cast<size_t>(2 * cache->num_blocks) * layer.G * kLanes * layer.D *
-                             item_size(cache->dtype);
+                         static_cast<size_t>(2 * cache->num_blocks) * layer.G * kKvBlockTokens *
+                             layer.D * item_size(cache->dtype);
     }
     return kOk;
 }
 
-// weight: what bw_block_rows made of [V, hidden], head_pair(weight_dtype) columns a line.
+// weight: what bw_block_rows made of [V, hidden], head_columns_per_line(weight_dtype) a line.
 BW_API int bw_head(Context* context, const void* x, int dtype, const void* weight,
                    int weight_dtype, float* out, int T, int V, int hidden) {
-    const int pair = head_pair(weight_dtype), columns = (hidden + pair - 1) / pair * pair;
+    const int of_line = head_columns_per_line(weight_dtype);
+    const int columns = (hidden + of_line - 1) / of_line * of_line;
     const bool as_is = context->kernels->head_takes(dtype, weight_dtype) && columns == hidden;
     HeadCall c{x, weight, out, dtype, static_cast<size_t>(columns), weight_dtype, T, V, columns};
     if (!as_is) {
@@ -341,10 +170,10 @@ BW_API int bw_head(Context* context, const void* x, int dtype, const void* weigh
                                     dtype, hidden, wide + t * c.x_stride);
         c.x = wide;
     }
-    const double block_bytes = kBlockRows * double(columns) * item_size(weight_dtype);
+    const double block_bytes = kRowBlockRows * double(columns) * item_size(weight_dtype);
     const auto multiply = [&](int first, int last) { context->kernels->head(c, first, last); };
-    ranges(*context, blocks_of(V),
-           block_bytes / kBytesPerNanosecond + kBlockRows * double(columns) * T / 25, multiply)
+    ranges(*context, row_blocks_of(V),
+           block_bytes / kBytesPerNanosecond + kRowBlockRows * double(columns) * T / 25, multiply)
         .run(*context);
     return kOk;
 }

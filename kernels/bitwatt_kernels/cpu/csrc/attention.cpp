@@ -10,18 +10,19 @@ namespace {
 constexpr size_t kWhole = SIZE_MAX;
 
 // What the threads share out.
-struct Plan {
+struct AttentionPlan {
     std::vector<AttentionTile> tiles, merges;
     std::vector<size_t> places, merge_places;
     size_t num_partials;
 };
 
-constexpr int kTileRows = 64;
+constexpr int kAttentionTileRows = 64;  // queries of a group's heads
 
-void make_plan(const AttentionCall& c, int num_threads, Plan& plan) {
+void make_plan(const AttentionCall& c, int num_threads, AttentionPlan& plan) {
     plan.tiles.clear(), plan.merges.clear(), plan.places.clear(), plan.merge_places.clear();
     plan.num_partials = 0;
-    const int tile_tokens = kTileRows / (c.H / c.G) > 1 ? kTileRows / (c.H / c.G) : 1;
+    const int heads = c.H / c.G;
+    const int tile_tokens = kAttentionTileRows / heads > 1 ? kAttentionTileRows / heads : 1;
     const bool few = c.S * c.G < num_threads * kPartsPerThread;
     for (int s = 0; s < c.S; ++s) {
         const int first = c.query_starts[s], last = c.query_starts[s + 1];
@@ -54,7 +55,7 @@ void make_plan(const AttentionCall& c, int num_threads, Plan& plan) {
 
 Attention::Attention(const Context& context, const AttentionCall& c, int num_tokens)
     : context_(context), c_(c), num_tokens_(num_tokens) {
-    thread_local Plan plan;
+    thread_local AttentionPlan plan;
     make_plan(c, context.pool.num_threads(), plan);
     num_tiles_ = static_cast<int64_t>(plan.tiles.size());
     num_merges_ = static_cast<int64_t>(plan.merges.size());
@@ -72,7 +73,7 @@ Attention::Attention(const Context& context, const AttentionCall& c, int num_tok
 
 int Attention::check() const {
     for (int s = 0; s < c_.S; ++s) {
-        const int used = (c_.context_lens[s] + kLanes - 1) / kLanes;
+        const int used = (c_.context_lens[s] + kKvBlockTokens - 1) / kKvBlockTokens;
         if (used > c_.max_blocks) return kBlockOutOfRange;
         const int32_t* blocks = c_.block_tables + static_cast<size_t>(s) * c_.max_blocks;
         for (int i = 0; i < used; ++i)

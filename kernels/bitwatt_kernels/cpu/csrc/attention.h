@@ -1,4 +1,4 @@
-// Causal attention over the paged cache, in splits of 256 keys by absolute position.
+// Causal attention over a cache of KV blocks, in splits of 256 keys by absolute position.
 //
 // Within a split: scores, their maximum, exponentials, and their sum over the values, key by key.
 // Splits are merged first to last with the running maximum (arXiv:2205.14135). A query's sums thus
@@ -21,7 +21,7 @@ struct Workspace {
     float* queries;  // [rows, width]
     float* sums;     // [rows, width], of the current split
     float* running;  // [rows, width], of the splits so far
-    float* page;     // [16, width], keys or values of a block
+    float* block;    // [16, width], keys or values of a KV block
     float* scores;   // [rows, kSplitTokens]
     float* maxima;   // [rows]
     float* totals;   // [rows]
@@ -30,12 +30,12 @@ struct Workspace {
 
     Workspace(int rows, int D) : width(padded_width(D)) {
         const size_t row_floats = static_cast<size_t>(rows) * width;
-        float* p = scratch(kTileScratch, 3 * row_floats + kLanes * width +
+        float* p = scratch(kTileScratch, 3 * row_floats + kKvBlockTokens * width +
                                              static_cast<size_t>(rows) * (kSplitTokens + 4));
         queries = p, p += row_floats;
         sums = p, p += row_floats;
         running = p, p += row_floats;
-        page = p, p += kLanes * width;
+        block = p, p += kKvBlockTokens * width;
         scores = p, p += static_cast<size_t>(rows) * kSplitTokens;
         maxima = p, p += rows;
         totals = p, p += rows;
@@ -43,29 +43,29 @@ struct Workspace {
     }
 };
 
-// A block's keys or values: where they lie, as what, how far apart (in elements), and the page to
-// be fetched meanwhile, or null.
-struct Page {
-    const void* rows;
+// A KV block's keys or values of one group, as they are to be read.
+struct KvBlock {
+    const void* rows;   // [16, stride] of dtype
     int dtype;
     size_t stride;
-    const void* ahead;
+    const void* ahead;  // the KV block to fetch into the caches meanwhile, or null
 };
 
-// A page is multiplied in about the time memory takes to answer: more of them must be under way.
-constexpr int kPagesAhead = 4;
+// Multiplying a KV block takes about as long as memory takes to answer. Fetching one block ahead
+// would thus leave no margin; several fetches are kept under way.
+constexpr int kKvBlocksAhead = 4;
 
-// scores[row + q][key] = row + q's query · each key of the page · scale
+// scores[row + q][key_offset + key] = row + q's query · key of the block · scale, for its 16 keys.
 template <int Q, int dtype>
-BW_INLINE void score(const Workspace& w, int row, int key_offset, const Page& page, int D,
+BW_INLINE void score(const Workspace& w, int row, int key_offset, const KvBlock& block, int D,
                      float scale) {
     constexpr int R = kLanes / Q;
-    for (int key = 0; key < kLanes; key += R) {
+    for (int key = 0; key < kKvBlockTokens; key += R) {
         float lanes[kLanes];
         const F32 products = dots<Q, dtype>(
             w.queries + static_cast<size_t>(row) * w.width, w.width,
-            offset(page.rows, dtype, key * page.stride), page.stride, D,
-            page.ahead ? offset(page.ahead, dtype, key * page.stride) : nullptr);
+            offset(block.rows, dtype, key * block.stride), block.stride, D,
+            block.ahead ? offset(block.ahead, dtype, key * block.stride) : nullptr);
         store(lanes, products * splat(scale));
         for (int q = 0; q < Q; ++q)
             __builtin_memcpy(w.scores + static_cast<size_t>(row + q) * kSplitTokens + key_offset +
@@ -74,9 +74,9 @@ BW_INLINE void score(const Workspace& w, int row, int key_offset, const Page& pa
     }
 }
 
-// sums[row + q] += score · value for the keys [first, last) of a page, 16 · N columns from column.
+// sums[row + q] += score · value for the keys [first, last) of a block, 16 · N columns from column.
 template <int Q, int N, int dtype>
-BW_INLINE void add_values_columns(const Workspace& w, int row, int key_offset, const Page& page,
+BW_INLINE void add_values_columns(const Workspace& w, int row, int key_offset, const KvBlock& block,
                                   int first, int last, int column) {
     F32 s[Q][N];
     float* sums = w.sums + static_cast<size_t>(row) * w.width + column;
@@ -86,9 +86,9 @@ BW_INLINE void add_values_columns(const Workspace& w, int row, int key_offset, c
     for (int key = first; key < last; ++key) {
         F32 v[N];
         for (int n = 0; n < N; ++n) {
-            const size_t at = key * page.stride + column + n * kLanes;
-            prefetch(page.ahead, dtype, at);
-            v[n] = load_dtype<dtype>(page.rows, at);
+            const size_t at = key * block.stride + column + n * kLanes;
+            prefetch(block.ahead, dtype, at);
+            v[n] = load_dtype<dtype>(block.rows, at);
         }
         for (int q = 0; q < Q; ++q) {
             const F32 p = splat(scores[static_cast<size_t>(q) * kSplitTokens + key]);
@@ -100,14 +100,14 @@ BW_INLINE void add_values_columns(const Workspace& w, int row, int key_offset, c
 }
 
 template <int Q, int dtype>
-BW_INLINE void add_values(const Workspace& w, int row, int key_offset, const Page& page, int first,
-                          int last) {
+BW_INLINE void add_values(const Workspace& w, int row, int key_offset, const KvBlock& block,
+                          int first, int last) {
     constexpr int N = max_int(1, min_int(4, kSumsInRegisters / Q));
     int column = 0;
     for (; column + N * kLanes <= w.width; column += N * kLanes)
-        add_values_columns<Q, N, dtype>(w, row, key_offset, page, first, last, column);
+        add_values_columns<Q, N, dtype>(w, row, key_offset, block, first, last, column);
     for (; column < w.width; column += kLanes)
-        add_values_columns<Q, 1, dtype>(w, row, key_offset, page, first, last, column);
+        add_values_columns<Q, 1, dtype>(w, row, key_offset, block, first, last, column);
 }
 
 // Scores of a row's seen keys become e^(score - maximum), the others 0.
@@ -167,38 +167,42 @@ struct Split {
     }
 };
 
-BW_INLINE const void* page_at(const AttentionCall& c, int plane, int sequence, int group, int key) {
+BW_INLINE const void* kv_block_at(const AttentionCall& c, int plane, int sequence, int group,
+                                  int key) {
     const int64_t block =
-        c.block_tables[static_cast<size_t>(sequence) * c.max_blocks + key / kLanes];
-    const size_t row = ((plane * c.num_blocks + block) * c.G + group) * kLanes;
+        c.block_tables[static_cast<size_t>(sequence) * c.max_blocks + key / kKvBlockTokens];
+    const size_t row = ((plane * c.num_blocks + block) * c.G + group) * kKvBlockTokens;
     return offset(c.cache, c.cache_dtype, row * c.D);
 }
 
-// Page i of a split, which reads its keys' pages and then its values'; past them come the keys of
-// the tile's next split, or of the tile of a decode that a thread takes next. Null past those.
-BW_INLINE const void* page_of_split(const AttentionCall& c, const AttentionTile& tile,
-                                    const Split& split, int i) {
-    const int num_pages = (split.num_keys + kLanes - 1) / kLanes;
-    if (i < 2 * num_pages)
-        return page_at(c, i / num_pages, tile.sequence, tile.group,
-                       split.start + i % num_pages * kLanes);
-    const int past = (i - 2 * num_pages) * kLanes, next = split.start + kSplitTokens + past;
+// Where the i-th KV block that a split reads lies. A split of n blocks reads n of keys, then n of
+// values. i >= 2n names what is read after the split, to be fetched ahead: the keys of the tile's
+// next split; after its last one, if the tile is one decoding token's, the keys of the next group,
+// or of the next sequence, since their tile is the next in the plan. Null where nothing is known.
+BW_INLINE const void* kv_block_of_split(const AttentionCall& c, const AttentionTile& tile,
+                                        const Split& split, int i) {
+    const int num_blocks = (split.num_keys + kKvBlockTokens - 1) / kKvBlockTokens;
+    if (i < 2 * num_blocks)
+        return kv_block_at(c, i / num_blocks, tile.sequence, tile.group,
+                           split.start + i % num_blocks * kKvBlockTokens);
+    const int past = (i - 2 * num_blocks) * kKvBlockTokens;
+    const int next = split.start + kSplitTokens + past;
     const int last = tile.first_position + tile.num_tokens;
     if (next < min_int(tile.last_split * kSplitTokens, last))
-        return page_at(c, 0, tile.sequence, tile.group, next);
+        return kv_block_at(c, 0, tile.sequence, tile.group, next);
     if (next < last || tile.num_tokens > 1) return nullptr;
     const bool is_last = tile.group + 1 == c.G;
     const int sequence = tile.sequence + is_last, group = is_last ? 0 : tile.group + 1;
     if (sequence == c.S || past >= c.context_lens[sequence]) return nullptr;
-    return page_at(c, 0, sequence, group, past);
+    return kv_block_at(c, 0, sequence, group, past);
 }
 
-// The page as it lies in the cache, or widened into out: that pays where several tiles of rows read
-// it, and where its rows are not whole vectors.
-BW_INLINE Page page_of(const AttentionCall& c, const AttentionTile& tile, const Split& split, int i,
-                       int num_rows, bool widened, float* out) {
-    const void* rows = page_of_split(c, tile, split, i);
-    const void* ahead = page_of_split(c, tile, split, i + kPagesAhead);
+// The i-th KV block of a split as it lies in the cache, or widened into out: that pays where more
+// than one run of 4 rows reads it, and where its rows are not whole vectors.
+BW_INLINE KvBlock read_kv_block(const AttentionCall& c, const AttentionTile& tile,
+                                const Split& split, int i, int num_rows, bool widened, float* out) {
+    const void* rows = kv_block_of_split(c, tile, split, i);
+    const void* ahead = kv_block_of_split(c, tile, split, i + kKvBlocksAhead);
     if (!widened) return {rows, c.cache_dtype, static_cast<size_t>(c.D), ahead};
     const int width = padded_width(c.D);
     for (int r = 0; r < num_rows; ++r) {
@@ -211,49 +215,51 @@ BW_INLINE Page page_of(const AttentionCall& c, const AttentionTile& tile, const 
 }
 
 template <int dtype>
-static void score_page(const Workspace& w, const Split& split, int key, const Page& page, int D,
-                       float scale) {
+static void score_kv_block(const Workspace& w, const Split& split, int key, const KvBlock& block,
+                           int D, float scale) {
     int row = split.first_row;
-    for (; row + 4 <= split.last_row; row += 4) score<4, dtype>(w, row, key, page, D, scale);
-    for (; row + 2 <= split.last_row; row += 2) score<2, dtype>(w, row, key, page, D, scale);
-    for (; row < split.last_row; ++row) score<1, dtype>(w, row, key, page, D, scale);
+    for (; row + 4 <= split.last_row; row += 4) score<4, dtype>(w, row, key, block, D, scale);
+    for (; row + 2 <= split.last_row; row += 2) score<2, dtype>(w, row, key, block, D, scale);
+    for (; row < split.last_row; ++row) score<1, dtype>(w, row, key, block, D, scale);
 }
 
 // Q rows from row on. Unseen keys are skipped, not multiplied by zero: their values may be anything.
 template <int Q, int dtype>
 BW_INLINE void add_rows(const Workspace& w, const Split& split, int row, int key,
-                        const Page& page) {
-    const int common = max_int(0, min_int(kLanes, split.seen(row) - key));
-    if (common > 0) add_values<Q, dtype>(w, row, key, page, 0, common);
+                        const KvBlock& block) {
+    const int common = max_int(0, min_int(kKvBlockTokens, split.seen(row) - key));
+    if (common > 0) add_values<Q, dtype>(w, row, key, block, 0, common);
     for (int r = row + 1; r < row + Q; ++r) {
-        const int last = min_int(kLanes, split.seen(r) - key);
-        if (last > common) add_values<1, dtype>(w, r, key, page, common, last);
+        const int last = min_int(kKvBlockTokens, split.seen(r) - key);
+        if (last > common) add_values<1, dtype>(w, r, key, block, common, last);
     }
 }
 
 template <int dtype>
-static void add_page(const Workspace& w, const Split& split, int key, const Page& page) {
+static void add_kv_block(const Workspace& w, const Split& split, int key, const KvBlock& block) {
     int row = split.first_row;
-    for (; row + 4 <= split.last_row; row += 4) add_rows<4, dtype>(w, split, row, key, page);
-    for (; row + 2 <= split.last_row; row += 2) add_rows<2, dtype>(w, split, row, key, page);
-    for (; row < split.last_row; ++row) add_rows<1, dtype>(w, split, row, key, page);
+    for (; row + 4 <= split.last_row; row += 4) add_rows<4, dtype>(w, split, row, key, block);
+    for (; row + 2 <= split.last_row; row += 2) add_rows<2, dtype>(w, split, row, key, block);
+    for (; row < split.last_row; ++row) add_rows<1, dtype>(w, split, row, key, block);
 }
 
 // Leaves each row's maximum, total and sums over the split in the workspace.
 static void attend_split(const AttentionCall& c, const AttentionTile& tile, const Split& split,
                          const Workspace& w) {
     const bool widened = split.last_row - split.first_row > 4 || c.D % kLanes;
-    const int num_pages = (split.num_keys + kLanes - 1) / kLanes;
-    const auto page = [&](int i) {
-        const int num_rows = min_int(kLanes, split.num_keys - i % num_pages * kLanes);
-        return page_of(c, tile, split, i, num_rows, widened, w.page);
+    const int num_blocks = (split.num_keys + kKvBlockTokens - 1) / kKvBlockTokens;
+    const auto block = [&](int i) {
+        const int num_rows =
+            min_int(kKvBlockTokens, split.num_keys - i % num_blocks * kKvBlockTokens);
+        return read_kv_block(c, tile, split, i, num_rows, widened, w.block);
     };
-    for (int i = 0; i < num_pages; ++i) {
-        const Page keys = page(i);
+    for (int i = 0; i < num_blocks; ++i) {
+        const KvBlock keys = block(i);
+        const int key = i * kKvBlockTokens;
         switch (keys.dtype) {
-            case kBFloat16: score_page<kBFloat16>(w, split, i * kLanes, keys, c.D, c.scale); break;
-            case kFloat16: score_page<kFloat16>(w, split, i * kLanes, keys, c.D, c.scale); break;
-            default: score_page<kFloat32>(w, split, i * kLanes, keys, w.width, c.scale);
+            case kBFloat16: score_kv_block<kBFloat16>(w, split, key, keys, c.D, c.scale); break;
+            case kFloat16: score_kv_block<kFloat16>(w, split, key, keys, c.D, c.scale); break;
+            default: score_kv_block<kFloat32>(w, split, key, keys, w.width, c.scale);
         }
     }
     for (int row = split.first_row; row < split.last_row; ++row)
@@ -261,12 +267,13 @@ static void attend_split(const AttentionCall& c, const AttentionTile& tile, cons
     for (size_t i = static_cast<size_t>(split.first_row) * w.width;
          i < static_cast<size_t>(split.last_row) * w.width; i += kLanes)
         store(w.sums + i, zero());
-    for (int i = 0; i < num_pages; ++i) {
-        const Page values = page(num_pages + i);
+    for (int i = 0; i < num_blocks; ++i) {
+        const KvBlock values = block(num_blocks + i);
+        const int key = i * kKvBlockTokens;
         switch (values.dtype) {
-            case kBFloat16: add_page<kBFloat16>(w, split, i * kLanes, values); break;
-            case kFloat16: add_page<kFloat16>(w, split, i * kLanes, values); break;
-            default: add_page<kFloat32>(w, split, i * kLanes, values);
+            case kBFloat16: add_kv_block<kBFloat16>(w, split, key, values); break;
+            case kFloat16: add_kv_block<kFloat16>(w, split, key, values); break;
+            default: add_kv_block<kFloat32>(w, split, key, values);
         }
     }
 }

@@ -17,13 +17,27 @@ inline size_t item_size(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 
 enum Activation : int { kRelu2 = 0, kSilu = 1 };
 
-constexpr int kLanes = 16;         // floats of a vector, rows of a row group, tokens of a KV block
-constexpr int kBlockRows = 32;     // of a row block: two row groups
-constexpr int kLineBytes = 64;     // of a row group's neighbouring columns; layouts in codes.h
-constexpr int kPrefetchBytes = 4096;  // past what is read of a stream; what it brings: codes.h, head.h
-constexpr int kSplitTokens = 256;  // keys of a split: attention sums split by split
+// Vectors: the arithmetic of simd.h is on so many floats at a time.
+constexpr int kLanes = 16;
 
-inline int blocks_of(int rows) { return (rows + kBlockRows - 1) / kBlockRows; }
+// Weights lie in row blocks, each of two row groups, and a group in lines of neighbouring columns;
+// layouts in coded_linear.h and head.h. A line is one cache line, read once: streams of lines are
+// prefetched at this distance past the line being multiplied.
+constexpr int kGroupRows = 16;
+constexpr int kRowBlockRows = 2 * kGroupRows;
+constexpr int kCacheLineBytes = 64;
+constexpr int kGroupLineBytes = kCacheLineBytes;
+constexpr int kPrefetchBytes = 4096;
+
+// The KV cache lies in blocks of so many tokens. Attention sums split by split of so many keys.
+constexpr int kKvBlockTokens = 16;
+constexpr int kSplitTokens = 256;
+
+static_assert(kGroupRows == kLanes, "a row group's sums are a vector");
+static_assert(kKvBlockTokens % kLanes == 0, "a KV block's scores are whole vectors");
+static_assert(kSplitTokens % kKvBlockTokens == 0, "a split has whole KV blocks");
+
+inline int row_blocks_of(int rows) { return (rows + kRowBlockRows - 1) / kRowBlockRows; }
 
 // codes [T, K] int8, scales [T] float32, sums [T] int32
 struct Quantized {
@@ -32,11 +46,11 @@ struct Quantized {
     int32_t* sums;
 };
 
-// out = (x · codes' weights) / x scales · scales (+ bias) (+ residual); layout of blocks in codes.h
-struct CodesCall {
+// out = (x · codes' weights) / x scales · scales (+ bias) (+ residual)
+struct CodedLinearCall {
     Quantized x;
     int bits;               // 2: ternary weights; 8: weights in [-127, 127]
-    const uint8_t* blocks;  // [ceil(N / 32)][K / (32 / bits)][2][64]
+    const uint8_t* blocks;  // row blocks: [ceil(N / 32)][K / (32 / bits)][2][64]
     const float* scales;    // [ceil(N / 32) * 32]
     const float* bias;      // [ceil(N / 32) * 32] or null
     const void* residual;   // [T, N] or null
@@ -95,12 +109,12 @@ struct AttentionTile {
 
 inline int padded_width(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// Neighbouring columns a line of a head of this dtype holds; layout in head.h.
-constexpr int head_pair(int dtype) { return dtype == kBFloat16 ? 2 : 1; }
+// Neighbouring columns a line of a head of this dtype holds, P in head.h.
+constexpr int head_columns_per_line(int dtype) { return dtype == kBFloat16 ? 2 : 1; }
 
 struct HeadCall {
     const void* x;       // [T, x_stride], zeros past hidden
-    const void* weight;  // [ceil(V / 32)][columns / P][2][16][P], P = head_pair
+    const void* weight;  // [ceil(V / 32)][columns / P][2][16][P], P columns a line
     float* out;          // [T, V]
     int x_dtype;         // float32, or whatever head_takes
     size_t x_stride;
@@ -111,20 +125,21 @@ struct HeadCall {
 struct Kernels {
     const char* name;
     bool (*prepare)();  // once a process before the first kernel; false: not permitted here
-    void (*linear)(const CodesCall&, int first_block, int last_block);
+    void (*linear)(const CodedLinearCall&, int first_block, int last_block);
     void (*elementwise)(const ElementwiseCall&, int first_token, int last_token);
     void (*rope_and_cache)(const RopeCall&, int first_token, int last_token);
-    // partial: null to write the result, else [rows, D + 2] for merge_splits, rows = tokens * H / G
+    // partial: null to write the result, else for merge_splits a row's sums, its maximum and its
+    // total, [tokens * H / G, padded_width(D) + 16]
     void (*attention)(const AttentionCall&, const AttentionTile&, float* partial);
-    // partials [splits][H / G][D + 2] of one query token, split by split in order
+    // partials: of one query token, split by split in order
     void (*merge_splits)(const AttentionCall&, const AttentionTile&, const float* partials);
     void (*widen)(const void* in, int dtype, int n, float* out);
     void (*head)(const HeadCall&, int first_block, int last_block);
     bool (*head_takes)(int dtype, int weight_dtype);
 };
 
-// At least num_floats floats, 64-byte aligned, this thread's own until its next call with this slot.
-enum ScratchSlot { kRowScratch, kTileScratch, kCallScratch, kLayerScratch, kNumScratchSlots };
-float* scratch(ScratchSlot slot, size_t num_floats);
+// At least num_floats floats, 64-byte aligned, this thread's own until it next asks for this use.
+enum ScratchUse { kRowScratch, kTileScratch, kCallScratch, kLayerScratch, kNumScratchUses };
+float* scratch(ScratchUse use, size_t num_floats);
 
 }  // namespace bitwatt

@@ -25,7 +25,7 @@ BW_INLINE F32 load_dtype(const void* p, size_t index) {
 
 // Fetch what lies at index elements past ahead, once a cache line; nothing where ahead is null.
 BW_INLINE void prefetch(const void* ahead, int dtype, size_t index) {
-    if (ahead && index * item_size(dtype) % kLineBytes == 0)
+    if (ahead && index * item_size(dtype) % kCacheLineBytes == 0)
         __builtin_prefetch(offset(ahead, dtype, index));
 }
 

@@ -96,7 +96,7 @@ static void rotate(const void* in, int dtype, const float* cos, int D, void* out
 
 static void rope_and_cache(const RopeCall& c, int first_token, int last_token) {
     const size_t width = static_cast<size_t>(c.H + 2 * c.G) * c.D;
-    const size_t value_plane = static_cast<size_t>(c.num_blocks) * c.G * kLanes * c.D;
+    const size_t value_plane = static_cast<size_t>(c.num_blocks) * c.G * kKvBlockTokens * c.D;
     for (int t = first_token; t < last_token; ++t) {
         const void* row = offset(c.qkv, c.dtype, t * width);
         const float* cos = c.rope + c.positions[t] * c.D;
@@ -104,9 +104,9 @@ static void rope_and_cache(const RopeCall& c, int first_token, int last_token) {
             rotate(offset(row, c.dtype, static_cast<size_t>(h) * c.D), c.dtype, cos, c.D,
                    offset(c.queries, c.dtype, (static_cast<size_t>(t) * c.H + h) * c.D), c.dtype);
         if (c.slots[t] < 0) continue;
-        const size_t block = c.slots[t] / kLanes, place = c.slots[t] % kLanes;
+        const size_t block = c.slots[t] / kKvBlockTokens, place = c.slots[t] % kKvBlockTokens;
         for (int g = 0; g < c.G; ++g) {
-            const size_t at = ((block * c.G + g) * kLanes + place) * c.D;
+            const size_t at = ((block * c.G + g) * kKvBlockTokens + place) * c.D;
             const void* key = offset(row, c.dtype, static_cast<size_t>(c.H + g) * c.D);
             const void* value = offset(key, c.dtype, static_cast<size_t>(c.G) * c.D);
             rotate(key, c.dtype, cos, c.D, offset(c.cache, c.cache_dtype, at), c.cache_dtype);

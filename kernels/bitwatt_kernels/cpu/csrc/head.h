@@ -34,7 +34,7 @@ BW_INLINE void head_segment(const void* lines, const float* x, size_t x_stride, 
         for (int k = first; k < last; k += 2) {
             F32 even[R], odd[R];
             for (int r = 0; r < R; ++r) {
-                const int32_t* line = static_cast<const int32_t*>(lines) + (k + r) * kLanes;
+                const int32_t* line = static_cast<const int32_t*>(lines) + (k + r) * kGroupRows;
                 if (M > 2) __builtin_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes);
                 const I32 pair = load(line);
                 even[r] = as_float(shift_left<16>(pair));
@@ -50,7 +50,7 @@ BW_INLINE void head_segment(const void* lines, const float* x, size_t x_stride, 
         for (int k = first; k < last; ++k) {
             F32 w[R];
             for (int r = 0; r < R; ++r)
-                w[r] = load_as(lines, dtype, (2 * k + r) * kLanes);
+                w[r] = load_as(lines, dtype, (2 * k + r) * kGroupRows);
             for (int m = 0; m < M; ++m) {
                 const F32 a = splat(x[m * x_stride + k]);
                 for (int r = 0; r < R; ++r) sums[m][r] = fma(w[r], a, sums[m][r]);
@@ -71,7 +71,7 @@ BW_INLINE void head_segment_pairs(const void* lines, const uint16_t* x, size_t x
     for (int k = first; k < last; k += 2) {
         __m512bh w[R];
         for (int r = 0; r < R; ++r) {
-            const int32_t* line = static_cast<const int32_t*>(lines) + (k + r) * kLanes;
+            const int32_t* line = static_cast<const int32_t*>(lines) + (k + r) * kGroupRows;
             // On a Zen 5 eight tokens take 9% less with it, one takes 2% more.
             if (M > 2) __builtin_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes);
             w[r] = bits<__m512bh>(_mm512_loadu_si512(line));
@@ -112,7 +112,7 @@ static void head_tile(const HeadCall& c, const void* lines, int t, int row) {
     }
     for (int m = 0; m < M; ++m)
         for (int r = 0; r < R; ++r) {
-            const int first = row + r * kLanes, rows = min_int(kLanes, c.V - first);
+            const int first = row + r * kGroupRows, rows = min_int(kGroupRows, c.V - first);
             if (rows > 0)
                 store_some(c.out + static_cast<size_t>(t + m) * c.V + first, kFloat32, 0, rows,
                            logits[m][r]);
@@ -121,9 +121,10 @@ static void head_tile(const HeadCall& c, const void* lines, int t, int row) {
 
 template <int M, int dtype>
 static void head_block(const HeadCall& c, const void* block, int t, int row) {
-    constexpr int R = head_groups(M), P = head_pair(dtype);
+    constexpr int R = head_groups(M), P = head_columns_per_line(dtype);
     for (int r = 0; r < 2; r += R)
-        head_tile<M, R, dtype>(c, offset(block, dtype, r * kLanes * P), t, row + r * kLanes);
+        head_tile<M, R, dtype>(c, offset(block, dtype, r * kGroupRows * P), t,
+                               row + r * kGroupRows);
 }
 
 template <int dtype, int M = kHeadTokens>
@@ -137,11 +138,11 @@ static void head_blocks(const HeadCall& c, int first_block, int last_block) {
     const int num_tiles = (c.T + kHeadTokens - 1) / kHeadTokens;
     for (int b = first_block; b < last_block; ++b) {
         const void* block =
-            offset(c.weight, dtype, static_cast<size_t>(b) * kBlockRows * c.columns);
+            offset(c.weight, dtype, static_cast<size_t>(b) * kRowBlockRows * c.columns);
         for (int i = 0; i < num_tiles; ++i) {
             const int t = static_cast<int>(static_cast<int64_t>(c.T) * i / num_tiles);
             const int M = static_cast<int>(static_cast<int64_t>(c.T) * (i + 1) / num_tiles) - t;
-            head_block_of<dtype>(M, c, block, t, b * kBlockRows);
+            head_block_of<dtype>(M, c, block, t, b * kRowBlockRows);
         }
     }
 }

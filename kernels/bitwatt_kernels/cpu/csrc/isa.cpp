@@ -1,7 +1,7 @@
 // One instruction set's kernels: compiled once for each, with its flags and its name.
 
 #include "attention.h"
-#include "codes.h"
+#include "coded_linear.h"
 #include "elementwise.h"
 #include "head.h"
 

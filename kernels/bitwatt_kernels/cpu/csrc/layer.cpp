@@ -42,7 +42,7 @@ private:
 
 }  // namespace
 
-int run_layer(Context& context, const Layer& layer, const Step& step, const CacheView& cache,
+int run_layer(Context& context, const Layer& layer, const StepCall& step, const CacheView& cache,
               const RopeTable& rope, const void* h, void* out, int dtype) {
     const int T = step.T, H = layer.H, G = layer.G, D = layer.D;
     const Workspace w(layer, T, dtype);

@@ -6,7 +6,7 @@
 
 namespace bitwatt {
 
-// As in native_layer.py.
+// Mirrored in abi.py: Matrix, Layer, StepCall, CacheView, RopeTable.
 struct Matrix {
     const uint8_t* blocks;
     const float* scales;
@@ -24,7 +24,8 @@ struct Layer {
     float eps, attention_scale;
 };
 
-struct Step {
+// A StepLayout's tensors, as in backend.py.
+struct StepCall {
     const int64_t* positions;     // [T]
     const int64_t* slots;         // [T]
     const int32_t* query_starts;  // [S + 1]
@@ -46,7 +47,7 @@ struct RopeTable {
 
 // out = the stream h after the layer, both [T, hidden] of dtype, out perhaps h itself; writes the
 // cache.
-int run_layer(Context& context, const Layer& layer, const Step& step, const CacheView& cache,
+int run_layer(Context& context, const Layer& layer, const StepCall& step, const CacheView& cache,
               const RopeTable& rope, const void* h, void* out, int dtype);
 
 }  // namespace bitwatt

@@ -8,6 +8,8 @@
 #include "calls.h"
 #include "pool.h"
 
+#define BW_API extern "C" __attribute__((visibility("default")))
+
 namespace bitwatt {
 
 struct Context {
@@ -15,7 +17,7 @@ struct Context {
     Pool pool;
 };
 
-// As native.py names them.
+// What a call can be refused for; abi.py has the words.
 enum Status : int { kOk = 0, kBlockOutOfRange = 1, kSlotOutOfRange = 2, kPositionOutOfRange = 3,
                     kTokenOutOfRange = 4 };
 
@@ -55,10 +57,10 @@ Ranges<Body> ranges(const Context& context, int64_t num_units, double unit_ns, c
     return {body, num_units, static_cast<int>(parts)};
 }
 
-inline auto linear(const Context& context, const CodesCall& c) {
-    const double block_bytes = kBlockRows * double(c.K) * c.bits / 8;
-    const double multiplies = kBlockRows * double(c.K) * c.T;
-    return ranges(context, blocks_of(c.N),
+inline auto linear(const Context& context, const CodedLinearCall& c) {
+    const double block_bytes = kRowBlockRows * double(c.K) * c.bits / 8;
+    const double multiplies = kRowBlockRows * double(c.K) * c.T;
+    return ranges(context, row_blocks_of(c.N),
                   block_bytes / kBytesPerNanosecond + multiplies / kMultipliesPerNanosecond,
                   [&context, c](int first, int last) { context.kernels->linear(c, first, last); });
 }
@@ -72,7 +74,7 @@ inline auto elementwise(const Context& context, const ElementwiseCall& c) {
 
 inline int check(const RopeCall& c, int64_t rope_rows) {
     for (int t = 0; t < c.T; ++t) {
-        if (c.slots[t] >= c.num_blocks * kLanes) return kSlotOutOfRange;
+        if (c.slots[t] >= c.num_blocks * kKvBlockTokens) return kSlotOutOfRange;
         if (c.positions[t] < 0 || c.positions[t] >= rope_rows) return kPositionOutOfRange;
     }
     return kOk;
@@ -85,7 +87,7 @@ inline auto rope_and_cache(const Context& context, const RopeCall& c) {
                   });
 }
 
-// One step's attention, cut into tiles of queries and, where those are few, splits of keys.
+// One call's attention, cut into tiles of queries and, where those are few, splits of keys.
 class Attention {
 public:
     // The plan is this thread's, and stands until it makes the next.

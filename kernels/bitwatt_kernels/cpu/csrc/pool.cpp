@@ -44,8 +44,8 @@ bool spin_until(const Done& done) {
 }
 
 struct Scratch {
-    void* memory[kNumScratchSlots] = {};
-    size_t bytes[kNumScratchSlots] = {};
+    void* memory[kNumScratchUses] = {};
+    size_t bytes[kNumScratchUses] = {};
     ~Scratch() {
         for (void* p : memory) std::free(p);
     }
@@ -53,16 +53,16 @@ struct Scratch {
 
 }  // namespace
 
-float* scratch(ScratchSlot slot, size_t num_floats) {
+float* scratch(ScratchUse use, size_t num_floats) {
     thread_local Scratch own;
     const size_t bytes = (num_floats * sizeof(float) + 63) / 64 * 64;
-    if (bytes > own.bytes[slot]) {
-        std::free(own.memory[slot]);
-        own.memory[slot] = std::aligned_alloc(64, bytes);
-        if (!own.memory[slot]) std::abort();
-        own.bytes[slot] = bytes;
+    if (bytes > own.bytes[use]) {
+        std::free(own.memory[use]);
+        own.memory[use] = std::aligned_alloc(64, bytes);
+        if (!own.memory[use]) std::abort();
+        own.bytes[use] = bytes;
     }
-    return static_cast<float*>(own.memory[slot]);
+    return static_cast<float*>(own.memory[use]);
 }
 
 namespace {
@@ -78,7 +78,8 @@ int count_of(uint64_t packed) { return static_cast<int>(packed & 0xFFFF); }
 }  // namespace
 
 Pool::Pool(int num_threads)
-    : num_threads_(num_threads), lanes_(new Lane[static_cast<size_t>(num_threads) * kMaxPhases]) {}
+    : num_threads_(num_threads),
+      shares_(new Share[static_cast<size_t>(num_threads) * kMaxPhases]) {}
 
 Pool::~Pool() {
     closing_ = true;
@@ -87,20 +88,20 @@ Pool::~Pool() {
     for (std::thread& thread : threads_) thread.join();
 }
 
-// Runs one part of a phase; false if this lane has none left to take, or the job is over.
-bool Pool::take_part(uint32_t job, int phase, int lane_of) {
-    Slot& slot = slots_[phase];
-    std::atomic<uint64_t>& tickets = lane(phase, lane_of).ticket;
+// Runs one part of a phase; false if this thread's share has none left to take, or the job is over.
+bool Pool::take_part(uint32_t job, int phase, int share_of) {
+    PhaseState& state = states_[phase];
+    std::atomic<uint64_t>& tickets = share(phase, share_of).ticket;
     uint64_t ticket = tickets.load(std::memory_order_acquire);
     for (;;) {
         if (job_of(ticket) != job || count_of(ticket) >= end_of(ticket)) return false;
         // Read before the part is taken: if it then is, the job was not over, and these are its.
-        const Phase::Function function = slot.function.load(std::memory_order_relaxed);
-        const void* body = slot.body.load(std::memory_order_relaxed);
+        const Phase::Function function = state.function.load(std::memory_order_relaxed);
+        const void* body = state.body.load(std::memory_order_relaxed);
         if (tickets.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel,
                                           std::memory_order_acquire)) {
             function(body, count_of(ticket));
-            slot.progress.fetch_add(1, std::memory_order_release);
+            state.progress.fetch_add(1, std::memory_order_release);
             return true;
         }
     }
@@ -108,13 +109,13 @@ bool Pool::take_part(uint32_t job, int phase, int lane_of) {
 
 // Whether all parts of a phase are done, as they are of a job that is over.
 bool Pool::is_done(uint32_t job, int phase) const {
-    const uint64_t progress = slots_[phase].progress.load(std::memory_order_acquire);
+    const uint64_t progress = states_[phase].progress.load(std::memory_order_acquire);
     return job_of(progress) != job || count_of(progress) == end_of(progress);
 }
 
 void Pool::walk(uint32_t job, int thread) {
     for (int phase = 0; phase < kMaxPhases; ++phase) {
-        if (job_of(slots_[phase].progress.load(std::memory_order_acquire)) != job) return;
+        if (job_of(states_[phase].progress.load(std::memory_order_acquire)) != job) return;
         for (int i = 0; i < num_threads_; ++i)
             while (take_part(job, phase, (thread + i) % num_threads_)) {
             }
@@ -158,16 +159,16 @@ void Pool::run(const Phase* phases, int num_phases) {
     start_threads();
     const uint32_t job = job_.load(std::memory_order_relaxed) + 1;
     for (int p = 0; p < num_phases; ++p) {
-        Slot& slot = slots_[p];
+        PhaseState& state = states_[p];
         const int64_t parts = phases[p].num_parts;
-        slot.function.store(phases[p].function, std::memory_order_relaxed);
-        slot.body.store(phases[p].body, std::memory_order_relaxed);
+        state.function.store(phases[p].function, std::memory_order_relaxed);
+        state.body.store(phases[p].body, std::memory_order_relaxed);
         for (int t = 0; t < num_threads_; ++t) {
             const int first = static_cast<int>(parts * t / num_threads_);
             const int end = static_cast<int>(parts * (t + 1) / num_threads_);
-            lane(p, t).ticket.store(pack(job, end, first), std::memory_order_release);
+            share(p, t).ticket.store(pack(job, end, first), std::memory_order_release);
         }
-        slot.progress.store(pack(job, phases[p].num_parts, 0), std::memory_order_release);
+        state.progress.store(pack(job, phases[p].num_parts, 0), std::memory_order_release);
     }
     job_.store(job, std::memory_order_release);
     job_.notify_all();

@@ -41,30 +41,45 @@ public:
     void run(const Phase* phases, int num_phases);
 
 private:
-    // A phase of the current job. A thread takes parts of its own lane first, neighbours in memory,
-    // and then of the others'. Tickets and progress carry the job's number, so that a thread late
-    // for one job never touches the next: the upper 32 bits; 16 bits each for an end and a count.
-    struct Slot {
+    // Each thread has a share of a phase's parts, neighbours in memory; it takes those first, and
+    // then what is left of the others'. Two kinds of words say how far a phase is:
+    //
+    //               63                        32 31          16 15           0
+    //   ticket      |      number of the job    |  end of parts |  next part  |   of one share
+    //   progress    |      number of the job    |  num of parts |  parts done |   of all shares
+    //
+    // A thread that is late for one job finds another number in them, and leaves them alone.
+    //
+    // Memory orders, each release with the acquire that reads it:
+    //   job_        run() stores, serve() loads: who sees a job sees the words of its phases.
+    //   ticket      run() stores, take_part() loads: who sees a ticket sees its phase's function
+    //               and body, which can thus be relaxed. Taking a part is acquire for the same, and
+    //               release to come after the reading of those two.
+    //   progress    run() stores, walk() loads: who sees a phase of this job sees its tickets.
+    //               A part done adds, is_done() loads: who sees a phase done sees what it wrote.
+
+    // A phase as the current job has it.
+    struct PhaseState {
         std::atomic<Phase::Function> function{nullptr};
         std::atomic<const void*> body{nullptr};
-        alignas(64) std::atomic<uint64_t> progress{0};  // parts there are, parts done
+        alignas(64) std::atomic<uint64_t> progress{0};
     };
-    struct alignas(64) Lane {
-        std::atomic<uint64_t> ticket{0};  // end of the lane, next part to take
+    struct alignas(64) Share {
+        std::atomic<uint64_t> ticket{0};
     };
 
     void start_threads();
     void serve(int thread);
     void walk(uint32_t job, int thread);
-    bool take_part(uint32_t job, int phase, int lane);
+    bool take_part(uint32_t job, int phase, int share_of);
     bool is_done(uint32_t job, int phase) const;
-    Lane& lane(int phase, int thread) const { return lanes_[phase * num_threads_ + thread]; }
+    Share& share(int phase, int thread) const { return shares_[phase * num_threads_ + thread]; }
 
     const int num_threads_;
     std::mutex turn_;
     std::vector<std::thread> threads_;
-    Slot slots_[kMaxPhases];
-    std::unique_ptr<Lane[]> lanes_;
+    PhaseState states_[kMaxPhases];
+    std::unique_ptr<Share[]> shares_;
     alignas(64) std::atomic<uint32_t> job_{0};  // what idle threads sleep on
     std::atomic<bool> closing_{false};
 };

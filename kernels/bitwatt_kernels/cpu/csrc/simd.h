@@ -54,7 +54,7 @@ BW_INLINE F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 BW_INLINE F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 BW_INLINE F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
 BW_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-// Of a NaN in b and a number in a, min and max return the NaN.
+// x86 returns b where either operand is NaN: what may be NaN is passed as b, and comes through.
 BW_INLINE F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 BW_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 BW_INLINE I32 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
@@ -118,7 +118,8 @@ BW_INLINE I32 shuffle_lanes(I32 a, I32 b) {
 }
 BW_INLINE F32 permute(F32 a, __m512i lane) { return {_mm512_permutexvar_ps(lane, a.v)}; }
 BW_INLINE I32 permute(I32 a, __m512i lane) { return {_mm512_permutexvar_epi32(lane, a.v)}; }
-// Lane i of the result is the sum of a[i]'s lanes: l + (l + 8), then l + 4, l + 2, l + 1.
+// Lane i of the result is the sum of a[i]'s lanes, added in the order of total(): each lane to the
+// one 8 further, then those 4, 2 and 1 further.
 template <class V>
 BW_INLINE V totals(const V* a) {
     V t[8], u[4], w[2];
@@ -128,7 +129,8 @@ BW_INLINE V totals(const V* a) {
         u[i] = shuffle_quarters<0x88>(t[i], t[i + 4]) + shuffle_quarters<0xDD>(t[i], t[i + 4]);
     for (int i = 0; i < 2; ++i)
         w[i] = shuffle_lanes<0x44>(u[i], u[i + 2]) + shuffle_lanes<0xEE>(u[i], u[i + 2]);
-    // The shuffles leave a[b3 b2 b1 b0] in lane b2 b3 b0 b1.
+    // By now the sum of a[i] lies in the lane whose number is i with its two lowest bits exchanged,
+    // and its two highest: each pair of shuffles above deals with one bit, in its own order.
     const __m512i lane = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
     return permute(shuffle_lanes<0x88>(w[0], w[1]) + shuffle_lanes<0xDD>(w[0], w[1]), lane);
 }
@@ -248,7 +250,7 @@ BW_INLINE F32 totals(const F32* a) {
                                  _mm256_shuffle_ps(t[i], t[i + 2], 0xEE));
         __m256 v = _mm256_add_ps(_mm256_shuffle_ps(u[0], u[1], 0x88),
                                  _mm256_shuffle_ps(u[0], u[1], 0xDD));
-        // The shuffles leave a[b2 b1 b0] in lane b2 b0 b1.
+        // As above, within eight lanes: the two lowest bits are exchanged.
         r.v[h] = _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7));
     }
     return r;

@@ -1,4 +1,4 @@
-// Weight codes times int8 activations: int32 sums, exact in any order.
+// Linears over coded weights, 2 bits or 8, and int8 activations: int32 sums, exact in any order.
 //
 // Weights lie in row blocks of 32 as [N / 32][lines][2][64 bytes]: the two groups of 16 rows take
 // turns line by line, so that a block is one stream of memory. A 64-byte line holds, for 16 rows,
@@ -12,7 +12,7 @@
 #pragma once
 
 #include "simd.h"
-#include "tiles.h"
+#include "amx.h"
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define BW_VNNI 1
@@ -21,23 +21,24 @@
 namespace bitwatt {
 namespace BITWATT_ISA {
 
-// Tokens a tile covers, and row groups it takes at once: their sums and codes fill the registers.
+// Tokens a register tile covers, and row groups it takes at once: their sums and codes fill the
+// vector registers.
 #if defined(__AVX512VNNI__)
-constexpr int kTileTokens = 12;
-constexpr int tile_groups(int) { return 2; }
+constexpr int kRegisterTileTokens = 12;
+constexpr int register_tile_groups(int) { return 2; }
 #elif defined(__AVXVNNI__)
-constexpr int kTileTokens = 4;
-constexpr int tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
+constexpr int kRegisterTileTokens = 4;
+constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
 #elif defined(__AVX2__)
-constexpr int kTileTokens = 5;
-constexpr int tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
+constexpr int kRegisterTileTokens = 5;
+constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
 #else
-constexpr int kTileTokens = 4;
-constexpr int tile_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
+constexpr int kRegisterTileTokens = 4;
+constexpr int register_tile_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
 #endif
 
-constexpr int kGroupLines = 2 * kLineBytes;  // from a group's line to its next
-constexpr int kBlockSums = 2 * kLanes;
+constexpr int kLineStride = 2 * kGroupLineBytes;  // from a group's line to its next
+constexpr int kRowBlockRows = 2 * kGroupRows;
 
 constexpr int planes_of(int bits) { return bits == 2 ? 4 : 1; }
 constexpr int columns_of(int bits) { return 4 * planes_of(bits); }
@@ -57,31 +58,34 @@ using Words = int32_t __attribute__((vector_size(64)));
 BW_INLINE Words multiply_add(Words sums, Words codes, Words x) {
     return (Words)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)x);
 }
-constexpr int kMostShiftedSums = 16;  // half the registers
+constexpr int kMostPlaneSums = 16;  // half the registers
 #else
 using Words = int32_t __attribute__((vector_size(32)));
 BW_INLINE Words multiply_add(Words sums, Words codes, Words x) {
     return (Words)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)codes, (__m256i)x);
 }
-constexpr int kMostShiftedSums = 8;  // half the registers
+constexpr int kMostPlaneSums = 8;  // half the registers
 #endif
 
 template <int bits, int M, int R>
-static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
-    constexpr int V = R * kLineBytes / sizeof(Words), kRows = sizeof(Words) / 4;
+static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
+    constexpr int V = R * kGroupLineBytes / sizeof(Words), kRows = sizeof(Words) / 4;
     const int num_lines = K / columns_of(bits);
     const auto load_lines = [&](int i, Words (&line)[V]) __attribute__((always_inline)) {
-        const uint8_t* p = lines + i * kGroupLines;
+        const uint8_t* p = lines + i * kLineStride;
         // On a Zen 5 a decode step takes 10% more without, one of 8 tokens 60% more.
-        for (int r = 0; r < R; ++r) __builtin_prefetch(p + r * kLineBytes + kPrefetchBytes);
+        for (int r = 0; r < R; ++r) __builtin_prefetch(p + r * kGroupLineBytes + kPrefetchBytes);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) __builtin_memcpy(&line[v], p + v * sizeof(Words), sizeof(Words));
+        for (int v = 0; v < V; ++v)
+            __builtin_memcpy(&line[v], p + v * sizeof(Words), sizeof(Words));
     };
     const auto activations = [&](int m, int column) __attribute__((always_inline)) {
         return Words{} + four(x + static_cast<size_t>(m) * K + column);
     };
-    if constexpr (bits == 2 && 4 * M * V <= kMostShiftedSums) {
-        // Shifts saved: (line & 3 << 2j) is the code times 4^j, at most 128, and each j sums apart.
+    if constexpr (bits == 2 && 4 * M * V <= kMostPlaneSums) {
+        // Few tokens leave registers for one sum a plane j, and then no line need be shifted: where
+        // it lies, the code is 4^j times itself, at most 2 * 64. In the end each plane's sum is
+        // divided by its 4^j, exactly.
         Words s[M][V][4] = {};
         for (int i = 0; i < num_lines; ++i) {
             Words line[V];
@@ -98,7 +102,7 @@ static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
             for (int v = 0; v < V; ++v) {
                 const Words* t = s[m][v];
                 const Words sum = t[0] + (t[1] >> 2) + ((t[2] >> 4) + (t[3] >> 6));
-                __builtin_memcpy(sums + m * kBlockSums + v * kRows, &sum, sizeof(Words));
+                __builtin_memcpy(sums + m * kRowBlockRows + v * kRows, &sum, sizeof(Words));
             }
         return;
     }
@@ -125,13 +129,13 @@ static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
     }
     for (int m = 0; m < M; ++m)
         for (int v = 0; v < V; ++v)
-            __builtin_memcpy(sums + m * kBlockSums + v * kRows, &s[m][v], sizeof(Words));
+            __builtin_memcpy(sums + m * kRowBlockRows + v * kRows, &s[m][v], sizeof(Words));
 }
 
 #elif defined(__AVX2__)
 
 template <int bits, int M, int R>
-static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
+static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
     // Of 2-bit codes a pair of products is at most 2 * 2 * 128 in size, so int16 holds the 32
     // pairs of 8 lines; of 8-bit ones at most 2 * 127 * 128, so it holds one.
     constexpr int kLinesInInt16 = bits == 2 ? 8 : 1;
@@ -148,7 +152,7 @@ static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
         for (int m = 0; m < M; ++m)
             for (int h = 0; h < H; ++h) pairs[m][h] = _mm256_setzero_si256();
         for (int i = first; i < last; ++i) {
-            const uint8_t* p = lines + i * kGroupLines;
+            const uint8_t* p = lines + i * kLineStride;
             __m256i line[H];
             for (int h = 0; h < H; ++h) {
                 if (h % 2 == 0)
@@ -185,20 +189,21 @@ static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
     }
     for (int m = 0; m < M; ++m)
         for (int h = 0; h < H; ++h)
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + m * kBlockSums + h * 8), s[m][h]);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + m * kRowBlockRows + h * 8),
+                                s[m][h]);
 }
 
 #elif defined(__ARM_FEATURE_DOTPROD)
 
 template <int bits, int M, int R>
-static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
+static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
     const int num_lines = K / columns_of(bits);
     const uint8x16_t mask = vdupq_n_u8(3), zero_code = vdupq_n_u8(0x80);
     int32x4_t s[M][4 * R];
     for (int m = 0; m < M; ++m)
         for (int q = 0; q < 4 * R; ++q) s[m][q] = vdupq_n_s32(0);
     for (int i = 0; i < num_lines; ++i) {
-        const uint8_t* p = lines + i * kGroupLines;
+        const uint8_t* p = lines + i * kLineStride;
         __builtin_prefetch(p + kPrefetchBytes);
         int8x16_t a[M];
         for (int m = 0; m < M; ++m) {
@@ -225,25 +230,25 @@ static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
         }
     }
     for (int m = 0; m < M; ++m)
-        for (int q = 0; q < 4 * R; ++q) vst1q_s32(sums + m * kBlockSums + q * 4, s[m][q]);
+        for (int q = 0; q < 4 * R; ++q) vst1q_s32(sums + m * kRowBlockRows + q * 4, s[m][q]);
 }
 
 #else
 
 template <int bits, int M, int R>
-static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
-    constexpr int kCodes = R * kLineBytes, kMask = bits == 2 ? 3 : 255;
+static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
+    constexpr int kCodes = R * kGroupLineBytes, kMask = bits == 2 ? 3 : 255;
     for (int m = 0; m < M; ++m)
-        for (int row = 0; row < R * kLanes; ++row) sums[m * kBlockSums + row] = 0;
+        for (int row = 0; row < R * kGroupRows; ++row) sums[m * kRowBlockRows + row] = 0;
     for (int i = 0; i < K / columns_of(bits); ++i)
         for (int j = 0; j < planes_of(bits); ++j) {
             int16_t code[kCodes];
             for (int b = 0; b < kCodes; ++b)
-                code[b] = static_cast<int16_t>(lines[i * kGroupLines + b] >> 2 * j & kMask);
+                code[b] = static_cast<int16_t>(lines[i * kLineStride + b] >> 2 * j & kMask);
             for (int m = 0; m < M; ++m) {
                 const int8_t* a = x + static_cast<size_t>(m) * K + i * columns_of(bits) + j * 4;
-                for (int row = 0; row < R * kLanes; ++row)
-                    sums[m * kBlockSums + row] +=
+                for (int row = 0; row < R * kGroupRows; ++row)
+                    sums[m * kRowBlockRows + row] +=
                         code[4 * row] * a[0] + code[4 * row + 1] * a[1] + code[4 * row + 2] * a[2] +
                         code[4 * row + 3] * a[3];
             }
@@ -252,7 +257,9 @@ static void tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
 
 #endif
 
-// What a code exceeds its weight by, in the sums: AVX2 and NEON multiply 8-bit weights themselves.
+// What the sums above have of each activation too much: a stored code is the weight plus 1 or plus
+// 128, and is multiplied as it is, but for the 8-bit codes of AVX2 and NEON, which subtract 128
+// first, having no product of unsigned by signed bytes that is wide enough.
 constexpr int zero_of(int bits) {
 #if !defined(BW_VNNI) && (defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD))
     return bits == 2 ? 1 : 0;
@@ -263,23 +270,23 @@ constexpr int zero_of(int bits) {
 
 // Sums of both groups of a block.
 template <int bits, int M>
-static void block_tile(const uint8_t* block, const int8_t* x, int K, int32_t* sums) {
-    constexpr int R = tile_groups(M);
+static void row_block_tile(const uint8_t* block, const int8_t* x, int K, int32_t* sums) {
+    constexpr int R = register_tile_groups(M);
     for (int r = 0; r < 2; r += R)
-        tile<bits, M, R>(block + r * kLineBytes, x, K, sums + r * kLanes);
+        register_tile<bits, M, R>(block + r * kGroupLineBytes, x, K, sums + r * kGroupRows);
 }
 
-template <int bits, int M = kTileTokens>
-static void block_tile_of(int num_tokens, const uint8_t* block, const int8_t* x, int K,
+template <int bits, int M = kRegisterTileTokens>
+static void row_block_tile_of(int num_tokens, const uint8_t* block, const int8_t* x, int K,
                           int32_t* sums) {
-    if (num_tokens == M) return block_tile<bits, M>(block, x, K, sums);
-    if constexpr (M > 1) block_tile_of<bits, M - 1>(num_tokens, block, x, K, sums);
+    if (num_tokens == M) return row_block_tile<bits, M>(block, x, K, sums);
+    if constexpr (M > 1) row_block_tile_of<bits, M - 1>(num_tokens, block, x, K, sums);
 }
 
 // Round M tokens' int32 sums of 16 rows to their outputs, as reference/linear.py's rescale.
-BW_INLINE void finish(const CodesCall& c, int zero, const int32_t* sums, int stride, int token,
-                      int M, int row) {
-    const int rows = min_int(kLanes, c.N - row);
+BW_INLINE void finish(const CodedLinearCall& c, int zero, const int32_t* sums, int stride,
+                      int token, int M, int row) {
+    const int rows = min_int(kGroupRows, c.N - row);
     if (rows <= 0) return;
     const F32 scales = load(c.scales + row);
     for (int m = 0; m < M; ++m) {
@@ -295,19 +302,19 @@ BW_INLINE void finish(const CodesCall& c, int zero, const int32_t* sums, int str
 
 #if defined(BW_AMX)
 
-constexpr int kTilesFromTokens = 8;
+constexpr int kAmxFromTokens = 8;
 
 // Two token tiles times a block's two row groups: sums in tiles 0 to 3, activations in 4 and 5,
 // codes in 6 and 7. A block of 2-bit codes is unpacked to 8-bit ones once and serves every token.
 template <int bits>
-static void codes_linear_tiles(const CodesCall& c, int first_block, int last_block) {
-    const int num_lines = c.K / columns_of(bits), chunks = c.K / kTileBytes;
-    const size_t block_bytes = static_cast<size_t>(num_lines) * kGroupLines;
+static void coded_linear_amx(const CodedLinearCall& c, int first_block, int last_block) {
+    const int num_lines = c.K / columns_of(bits), chunks = c.K / kAmxRowBytes;
+    const size_t block_bytes = static_cast<size_t>(num_lines) * kLineStride;
     const size_t chunk_bytes = block_bytes / chunks;
-    const size_t panel_bytes = bits == 2 ? static_cast<size_t>(c.K) * kBlockRows : 0;
-    const int num_padded = (c.T + 2 * kTileRows - 1) / (2 * kTileRows) * (2 * kTileRows);
-    const int num_tail = c.T % (2 * kTileRows);
-    const size_t tail_bytes = static_cast<size_t>(2 * kTileRows) * c.K;
+    const size_t panel_bytes = bits == 2 ? static_cast<size_t>(c.K) * kRowBlockRows : 0;
+    const int num_padded = (c.T + 2 * kAmxRows - 1) / (2 * kAmxRows) * (2 * kAmxRows);
+    const int num_tail = c.T % (2 * kAmxRows);
+    const size_t tail_bytes = static_cast<size_t>(2 * kAmxRows) * c.K;
     uint8_t* panel =
         reinterpret_cast<uint8_t*>(scratch(kTileScratch, (panel_bytes + tail_bytes) / 4));
     // The last tokens, padded with zeros to whole tiles.
@@ -324,40 +331,41 @@ static void codes_linear_tiles(const CodesCall& c, int first_block, int last_blo
         const uint8_t* next_codes = codes + block_bytes;
         if (bits == 2) {
             uint8_t* out = panel;
-            for (int i = 0; i < num_lines; ++i, codes += kGroupLines)
-                for (int j = 0; j < 4; ++j, out += kGroupLines)
-                    for (int b = 0; b < kGroupLines; ++b)
+            for (int i = 0; i < num_lines; ++i, codes += kLineStride)
+                for (int j = 0; j < 4; ++j, out += kLineStride)
+                    for (int b = 0; b < kLineStride; ++b)
                         out[b] = static_cast<uint8_t>(codes[b] >> 2 * j & 3);
             codes = panel;
         }
-        for (int t = 0; t < num_padded; t += 2 * kTileRows) {
-            const bool is_tail = t + 2 * kTileRows > c.T;
+        for (int t = 0; t < num_padded; t += 2 * kAmxRows) {
+            const bool is_tail = t + 2 * kAmxRows > c.T;
             const int8_t* x = is_tail ? tail : c.x.codes + static_cast<size_t>(t) * c.K;
-            const bool has_second = c.T - t > kTileRows;
+            const bool has_second = c.T - t > kAmxRows;
             zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
             for (int k = 0; k < chunks; ++k) {
-                // Else memory would rest while the first tokens, or all there are, are multiplied.
+                // The first tokens' products alone read a block from memory; later ones find it in
+                // the caches. During the first the next block is fetched too: memory would idle.
                 if (t == 0)
-                    for (size_t i = 0; i < chunk_bytes; i += kLineBytes)
+                    for (size_t i = 0; i < chunk_bytes; i += kGroupLineBytes)
                         __builtin_prefetch(next_codes + k * chunk_bytes + i, 0, 2);
-                const uint8_t* w = codes + static_cast<size_t>(k) * kTileRows * kGroupLines;
-                load_tile<4>(x + k * kTileBytes, c.K);
-                load_tile<6>(w, kGroupLines);
+                const uint8_t* w = codes + static_cast<size_t>(k) * kAmxRows * kLineStride;
+                load_tile<4>(x + k * kAmxRowBytes, c.K);
+                load_tile<6>(w, kLineStride);
                 multiply_tiles<0, 4, 6>();
-                load_tile<7>(w + kLineBytes, kGroupLines);
+                load_tile<7>(w + kGroupLineBytes, kLineStride);
                 multiply_tiles<1, 4, 7>();
                 if (!has_second) continue;
-                load_tile<5>(x + static_cast<size_t>(kTileRows) * c.K + k * kTileBytes, c.K);
+                load_tile<5>(x + static_cast<size_t>(kAmxRows) * c.K + k * kAmxRowBytes, c.K);
                 multiply_tiles<2, 5, 6>();
                 multiply_tiles<3, 5, 7>();
             }
             store_tile<0>(sums[0]), store_tile<1>(sums[1]);
             store_tile<2>(sums[2]), store_tile<3>(sums[3]);
             for (int half = 0; half < 2; ++half) {
-                const int first = t + half * kTileRows, M = min_int(kTileRows, c.T - first);
+                const int first = t + half * kAmxRows, M = min_int(kAmxRows, c.T - first);
                 for (int r = 0; r < 2 && M > 0; ++r)
                     finish(c, zero_of(bits), sums[2 * half + r], 16, first, M,
-                           block * kBlockRows + r * kLanes);
+                           block * kRowBlockRows + r * kGroupRows);
             }
         }
     }
@@ -367,31 +375,31 @@ static void codes_linear_tiles(const CodesCall& c, int first_block, int last_blo
 #endif
 
 template <int bits>
-static void codes_linear(const CodesCall& c, int first_block, int last_block) {
+static void coded_linear(const CodedLinearCall& c, int first_block, int last_block) {
 #if defined(BW_AMX)
-    if (c.T >= kTilesFromTokens && c.K % kTileBytes == 0)
-        return codes_linear_tiles<bits>(c, first_block, last_block);
+    if (c.T >= kAmxFromTokens && c.K % kAmxRowBytes == 0)
+        return coded_linear_amx<bits>(c, first_block, last_block);
 #endif
-    const size_t block_bytes = static_cast<size_t>(c.K) / columns_of(bits) * kGroupLines;
-    int32_t sums[kTileTokens * kBlockSums];
-    const int num_tiles = (c.T + kTileTokens - 1) / kTileTokens;
+    const size_t block_bytes = static_cast<size_t>(c.K) / columns_of(bits) * kLineStride;
+    int32_t sums[kRegisterTileTokens * kRowBlockRows];
+    const int num_tiles = (c.T + kRegisterTileTokens - 1) / kRegisterTileTokens;
     for (int block = first_block; block < last_block; ++block) {
         const uint8_t* codes = c.blocks + block * block_bytes;
         for (int i = 0; i < num_tiles; ++i) {
             // Tiles of even sizes: a small last one would unpack the codes for few tokens.
             const int t = static_cast<int>(static_cast<int64_t>(c.T) * i / num_tiles);
             const int M = static_cast<int>(static_cast<int64_t>(c.T) * (i + 1) / num_tiles) - t;
-            block_tile_of<bits>(M, codes, c.x.codes + static_cast<size_t>(t) * c.K, c.K, sums);
+            row_block_tile_of<bits>(M, codes, c.x.codes + static_cast<size_t>(t) * c.K, c.K, sums);
             for (int r = 0; r < 2; ++r)
-                finish(c, zero_of(bits), sums + r * kLanes, kBlockSums, t, M,
-                       block * kBlockRows + r * kLanes);
+                finish(c, zero_of(bits), sums + r * kGroupRows, kRowBlockRows, t, M,
+                       block * kRowBlockRows + r * kGroupRows);
         }
     }
 }
 
-static void linear(const CodesCall& c, int first_block, int last_block) {
-    if (c.bits == 2) return codes_linear<2>(c, first_block, last_block);
-    return codes_linear<8>(c, first_block, last_block);
+static void linear(const CodedLinearCall& c, int first_block, int last_block) {
+    if (c.bits == 2) return coded_linear<2>(c, first_block, last_block);
+    return coded_linear<8>(c, first_block, last_block);
 }
 
 }  // namespace BITWATT_ISA
