@@ -41,7 +41,7 @@ def bench_cpu(
     report       takes a line as each figure is known
     """
     num_layers = num_layers or PRESETS[preset].num_layers
-    twin = ModelProcess(ChildConfig(preset, num_layers, "fp16", head_bits=16))
+    twin = ModelProcess(ChildConfig(preset, num_layers, "dense", head_bits=16))
     models = {
         "ternary": ModelProcess(ChildConfig(preset, num_layers, "ternary", head_bits=16)),
         "ternary, int8 head": ModelProcess(ChildConfig(preset, num_layers, "ternary", head_bits=8)),
