@@ -12,6 +12,7 @@ __all__ = [
     "Llama3RopeScaling",
     "ModelConfig",
     "Weights",
+    "WeightsName",
     "weights_named",
 ]
 
@@ -20,30 +21,33 @@ Activation = Literal["relu2", "silu"]
 Weights = Literal["ternary", "dense"]
 """What the layers' linears are: packed at two bits a weight, or matrices of 16 (or 32) bits."""
 
+WeightsName = Literal[Weights, "fp16"]
+"""What a user may call them: "fp16" is another name for "dense"."""
+
 Dtype = Literal["bfloat16", "float16", "float32"]
 """Of activations, of the KV cache, and of dense weights."""
 
 HeadBits = Literal[8, 16]
 """Of the output head's weights, and of a tied embedding's."""
 
-_WEIGHTS_BY_NAME: dict[str, Weights] = {
-    **{weights: weights for weights in get_args(Weights)},
-    "fp16": "dense",
-}
-
 _MAX_MODEL_LEN = 1 << 24  # the rotary table takes memory by it
 
 
 def weights_named(name: object) -> Weights:
-    """Return the weights that a user means; "fp16" is another name for "dense".
+    """Return the weights that a user means by a WeightsName.
 
     Raises  ConfigurationError
     """
-    if not isinstance(name, str) or name not in _WEIGHTS_BY_NAME:
-        raise ConfigurationError(
-            f"weights is {shorten(name)}; it is one of {', '.join(_WEIGHTS_BY_NAME)} (--weights)"
-        )
-    return _WEIGHTS_BY_NAME[name]
+    match name:
+        case "ternary":
+            return "ternary"
+        case "dense" | "fp16":
+            return "dense"
+        case _:
+            names = ", ".join(get_args(WeightsName))
+            raise ConfigurationError(
+                f"weights is {shorten(name)}; it is one of {names} (--weights)"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

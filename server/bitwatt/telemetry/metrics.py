@@ -5,7 +5,6 @@ for it read this server unchanged. What is ours begins with `bitwatt_`.
 """
 
 import math
-from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -390,9 +389,8 @@ class ModelMetrics:
             num_layers=info.num_layers,
             attention_width=info.attention_width,
         )
-        weights: Literal["ternary", "fp16"] = "ternary" if info.weights == "ternary" else "fp16"
         for context in _ARITHMETIC_CONTEXTS:
-            joules = arithmetic_joules_per_token(shape, weights, context)
+            joules = arithmetic_joules_per_token(shape, info.weights, context)
             self._metrics.arithmetic.labels(*self._labels, str(context)).set(joules)
 
     def on_rejected(self, reason: str) -> None:

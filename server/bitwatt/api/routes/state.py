@@ -10,7 +10,6 @@ from bitwatt.api.dependencies import Models, SettingsOf
 from bitwatt.api.json_route import json_response
 from bitwatt.engine.messages import EngineInfo
 from bitwatt.serving.models import ServedModel
-from bitwatt.settings import Weights
 from bitwatt.telemetry.cost import Prices
 from bitwatt.telemetry.energy.arithmetic import ModelShape, arithmetic_joules_per_token
 from bitwatt.telemetry.history import History, Series
@@ -94,8 +93,7 @@ def _energy(model: ServedModel) -> Energy:
             num_layers=info.num_layers,
             attention_width=info.attention_width,
         )
-        weights: Weights = "ternary" if info.weights == "ternary" else "fp16"
-        estimate = arithmetic_joules_per_token(shape, weights, _ARITHMETIC_CONTEXT)
+        estimate = arithmetic_joules_per_token(shape, info.weights, _ARITHMETIC_CONTEXT)
     is_measured = energy.source is not None
     return Energy(
         source=energy.source,
