@@ -21,7 +21,7 @@ bench: .venv/.installed
 
 # Uses the machine's own Python: the packages of a GPU image, and no venv.
 gpu:
-	PYTHONPATH=server:kernels:clients/python $(PYTHON) kernels/bench/gpu.py $(ARGS)
+	PYTHONPATH=server:kernels:clients/python $(PYTHON) -m bitwatt.bench.gpu $(ARGS)
 
 clean:
 	rm -rf .venv build

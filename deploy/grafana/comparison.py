@@ -285,7 +285,7 @@ COMPARISON = Dashboard(
         Variable(
             name="baseline",
             label="16-bit model",
-            query='label_values(bitwatt_model_info{job=~"$job",weights="fp16"}, model_name)',
+            query='label_values(bitwatt_model_info{job=~"$job",weights="dense"}, model_name)',
             is_multi=False,
         ),
     ),

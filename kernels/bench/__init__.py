@@ -1,1 +1,1 @@
-"""What `make gpu` runs: benchmarks of the kernels and of whole models on one GPU."""
+"""The kernels' part of `make gpu`; server/bitwatt/bench/gpu.py runs it, and whole models."""

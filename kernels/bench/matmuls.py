@@ -11,7 +11,7 @@ from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.elementwise import quantize
 from bitwatt_kernels.gpu.linear import ternary_linear
 from bitwatt_kernels.gpu.timing import Call, Timer
-from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.packing import VALID_BYTES, TernaryWeight
 from bitwatt_kernels.roofline import Gpu as GpuRates
 from bitwatt_kernels.roofline import Weights, linear
 from torch import Tensor
@@ -35,11 +35,7 @@ class MatmulShape:
 
 def random_codes(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return packed codes of uniformly random ternary weights; shape counts bytes."""
-    valid = torch.tensor(
-        [a | b << 2 | c << 4 | d << 6 for a, b, c, d in product(range(3), repeat=4)],
-        dtype=torch.uint8,
-        device=device,
-    )
+    valid = torch.tensor(VALID_BYTES, dtype=torch.uint8, device=device)
     return valid[torch.randint(len(valid), shape, device=device, dtype=torch.uint8).int()]
 
 
@@ -90,12 +86,12 @@ def bench_matmuls(
         ternary_s, bf16_s = row["ternary"]["median_s"], row["bf16"]["median_s"]
         row["speedup_over_bf16"] = bf16_s / ternary_s
         row["speedup_over_int8"] = row["int8"] and row["int8"]["median_s"] / ternary_s
-        kinds: tuple[Weights, ...] = ("ternary", "bf16")
-        for weights in kinds:
+        kinds: dict[str, Weights] = {"ternary": "ternary", "bf16": "dense"}
+        for kind, weights in kinds.items():
             op = linear("", tokens, shape.out_features, shape.in_features, weights)
             floor_s = op.floor_s(rates)
-            row[f"{weights}_roofline_s"] = floor_s
-            row[f"{weights}_roofline_share"] = floor_s / row[weights]["median_s"]
+            row[f"{kind}_roofline_s"] = floor_s
+            row[f"{kind}_roofline_share"] = floor_s / row[kind]["median_s"]
         yield row
 
 

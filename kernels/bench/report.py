@@ -90,7 +90,7 @@ def tables(results: dict[str, Any]) -> str:
         ratios = ("weight_bytes_ratio", "peak_bytes_ratio", "joules_per_token_ratio")
         parts.append(
             _table(
-                "How many times less a ternary model takes than its bf16 twin",
+                "How many times less a ternary model takes than a dense one in bf16",
                 ["model", "phase", "batch", "new", "time", "weights", "peak memory", "energy"],
                 (
                     [

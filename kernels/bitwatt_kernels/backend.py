@@ -71,7 +71,7 @@ class StepLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights(Generic[W]):
-    """A transformer layer; layer.py says what one of ternary linears computes.
+    """A transformer layer; layer.py says what it computes.
 
     Norms are [width] float32, and a sub-norm None where the model has none; qkv, o, gate_up and
     down are what prepare_ternary or prepare_dense returned, queries ‖ keys ‖ values and gate ‖ up
@@ -183,6 +183,20 @@ class Backend(Protocol):
         layers     what prepare_layers returned
         rope       as rope_and_cache takes it
         kv_caches  [num_layers, 2, num_blocks, G, BLOCK_SIZE, D]; the step's tokens are written
+        """
+        ...
+
+    def dense_layers(
+        self,
+        h: Tensor,
+        layers: Sequence[LayerWeights[Tensor]],
+        rope: Tensor,
+        kv_caches: Tensor,
+        layout: StepLayout,
+    ) -> Tensor:
+        """Return the residual stream after layers of dense linears, as h; see ternary_layers.
+
+        layers  with matrices as prepare_dense returned them, in h's dtype
         """
         ...
 

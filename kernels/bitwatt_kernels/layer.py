@@ -1,23 +1,126 @@
-"""What a ternary layer computes, operation by operation.
+"""What a layer computes, operation by operation, ternary or dense.
 
     h += o(sub_norm(attention(norm(h))))
     h += down(sub_norm(f(gate(norm(h))) · up(norm(h))))
 
 The sub-norms are BitNet's; LLaMA has none. The stream is rounded to its dtype at each addition.
+A ternary linear reads its input in int8, quantized with no rounding in between; a dense one reads
+it in the stream's dtype.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, cast
 
+import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import Backend, LayerWeights, StepLayout
+from bitwatt_kernels.backend import (
+    Activation,
+    Backend,
+    LayerWeights,
+    QuantizedActivations,
+    StepLayout,
+)
 
-__all__ = ["LayersByOperations"]
+__all__ = ["DenseLayersByOperations", "LayersByOperations"]
+
+W = TypeVar("W", contravariant=True)  # a linear's prepared weight
+X = TypeVar("X")  # what a linear reads
 
 
-class LayersByOperations:
-    """A backend's layers as calls of its own operations."""
+class _Linear(Protocol[W, X]):
+    """A linear, and the operations that end in what it reads."""
+
+    def norm(self, x: Tensor, weight: Tensor | None, eps: float) -> X:
+        """Return x, normed unless weight is None."""
+        ...
+
+    def gated_activation(
+        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+    ) -> X:
+        """Return f(gate) · up, normed unless weight is None."""
+        ...
+
+    def linear(self, x: X, weight: W, residual: Tensor | None) -> Tensor: ...
+
+
+def _run(
+    linear: _Linear[W, X],
+    backend: Backend,
+    h: Tensor,
+    layers: Sequence[LayerWeights[W]],
+    rope: Tensor,
+    kv_caches: Tensor,
+    layout: StepLayout,
+) -> Tensor:
+    for layer, kv_cache in zip(layers, kv_caches, strict=True):
+        x = linear.norm(h, layer.input_norm, layer.eps)
+        qkv = linear.linear(x, layer.qkv, None)
+        q = backend.rope_and_cache(qkv, rope, kv_cache, layout, layer.num_heads)
+        attended = backend.attention(q, kv_cache, layout, layer.attention_scale)
+        x = linear.norm(attended, layer.attention_sub_norm, layer.eps)
+        h = linear.linear(x, layer.o, h)
+
+        x = linear.norm(h, layer.mlp_norm, layer.eps)
+        gate_up = linear.linear(x, layer.gate_up, None)
+        x = linear.gated_activation(gate_up, layer.activation, layer.mlp_sub_norm, layer.eps)
+        h = linear.linear(x, layer.down, h)
+    return h
+
+
+@dataclass(frozen=True, slots=True)
+class _Ternary:
+    backend: Backend
+    dtype: torch.dtype
+
+    def norm(self, x: Tensor, weight: Tensor | None, eps: float) -> QuantizedActivations:
+        if weight is None:
+            return self.backend.quantize(x)
+        return self.backend.rms_norm_quantize(x, weight, eps)
+
+    def gated_activation(
+        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+    ) -> QuantizedActivations:
+        return self.backend.gated_activation_quantize(gate_up, activation, weight, eps)
+
+    def linear(self, x: QuantizedActivations, weight: object, residual: Tensor | None) -> Tensor:
+        return self.backend.ternary_linear(x, weight, residual, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    backend: Backend
+
+    def norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        return x if weight is None else self.backend.rms_norm(x, weight, eps)
+
+    def gated_activation(
+        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+    ) -> Tensor:
+        return self.norm(self.backend.gated_activation(gate_up, activation), weight, eps)
+
+    def linear(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+        return self.backend.dense_linear(x, weight, None, residual)
+
+
+class DenseLayersByOperations:
+    """A backend's layers of dense linears as calls of its own operations."""
+
+    def dense_layers(
+        self,
+        h: Tensor,
+        layers: Sequence[LayerWeights[Tensor]],
+        rope: Tensor,
+        kv_caches: Tensor,
+        layout: StepLayout,
+    ) -> Tensor:
+        backend = cast(Backend, self)
+        return _run(_Dense(backend), backend, h, layers, rope, kv_caches, layout)
+
+
+class LayersByOperations(DenseLayersByOperations):
+    """A backend's layers, ternary and dense, as calls of its own operations."""
 
     def prepare_layers(
         self, layers: Sequence[LayerWeights[object]]
@@ -29,30 +132,4 @@ class LayersByOperations:
     ) -> Tensor:
         assert isinstance(layers, tuple)
         backend = cast(Backend, self)
-        for layer, kv_cache in zip(layers, kv_caches, strict=True):
-            h = _layer(backend, h, layer, rope, kv_cache, layout)
-        return h
-
-
-def _layer(
-    backend: Backend,
-    h: Tensor,
-    layer: LayerWeights[object],
-    rope: Tensor,
-    kv_cache: Tensor,
-    layout: StepLayout,
-) -> Tensor:
-    x = backend.rms_norm_quantize(h, layer.input_norm, layer.eps)
-    qkv = backend.ternary_linear(x, layer.qkv, None, h.dtype)
-    q = backend.rope_and_cache(qkv, rope, kv_cache, layout, layer.num_heads)
-    attended = backend.attention(q, kv_cache, layout, layer.attention_scale)
-    if layer.attention_sub_norm is None:
-        x = backend.quantize(attended)
-    else:
-        x = backend.rms_norm_quantize(attended, layer.attention_sub_norm, layer.eps)
-    h = backend.ternary_linear(x, layer.o, h, h.dtype)
-
-    x = backend.rms_norm_quantize(h, layer.mlp_norm, layer.eps)
-    gate_up = backend.ternary_linear(x, layer.gate_up, None, h.dtype)
-    x = backend.gated_activation_quantize(gate_up, layer.activation, layer.mlp_sub_norm, layer.eps)
-    return backend.ternary_linear(x, layer.down, h, h.dtype)
+        return _run(_Ternary(backend, h.dtype), backend, h, layers, rope, kv_caches, layout)

@@ -7,15 +7,19 @@ Code 3 never occurs.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from bitwatt_kernels.errors import DtypeError, ShapeError
 
-__all__ = ["IN_FEATURES_MULTIPLE", "TernaryWeight", "pack", "unpack"]
+__all__ = ["IN_FEATURES_MULTIPLE", "VALID_BYTES", "TernaryWeight", "pack", "unpack"]
 
 IN_FEATURES_MULTIPLE = 64
+
+VALID_BYTES = tuple(a | b << 2 | c << 4 | d << 6 for a, b, c, d in product(range(3), repeat=4))
+"""The 81 bytes that hold four codes below 3, for drawing random weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ from typing import Literal
 
 __all__ = ["Gpu", "ModelSizes", "Op", "StepCost", "Weights", "linear", "step"]
 
-Weights = Literal["ternary", "bf16"]
+Weights = Literal["ternary", "dense"]
+"""Packed at two bits a weight, multiplied in int8; or bfloat16, multiplied in bfloat16."""
 
 # Kernels a layer takes, beside its four matmuls and attention: two norms, RoPE with the cache,
 # the gated activation, and the quantization of attention's output where weights are ternary.
-_SMALL_KERNELS: dict[Weights, int] = {"ternary": 5, "bf16": 4}
+_SMALL_KERNELS: dict[Weights, int] = {"ternary": 5, "dense": 4}
 
 
 @dataclass(frozen=True, slots=True)

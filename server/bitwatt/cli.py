@@ -27,7 +27,8 @@ from bitwatt.commands import (
     run_compare,
     run_tune,
 )
-from bitwatt.settings import ServeSettings, Weights
+from bitwatt.model.config import Weights
+from bitwatt.settings import ServeSettings
 
 __all__ = ["main"]
 
@@ -90,14 +91,14 @@ def models_to_serve(settings: ServeSettings) -> list[ModelSpec]:
         folder = Path(builtin.__file__).parent
         pair = [
             ModelSpec("builtin", folder / "ternary", "ternary"),
-            ModelSpec("builtin-fp16", folder / "fp16", "fp16"),
+            ModelSpec("builtin-fp16", folder / "fp16", "dense"),
         ]
         return pair if settings.compare is not False else pair[:1]
     path = settings.path.resolve()
     name = settings.served_model_name or path.name
     models = [ModelSpec(name, path, settings.weights or "ternary")]
     if settings.compare:
-        models.append(ModelSpec(f"{name}-fp16", path, "fp16"))
+        models.append(ModelSpec(f"{name}-fp16", path, "dense"))
     return models
 
 

@@ -9,13 +9,12 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, SettingsConfigDict
 
 from bitwatt.engine.messages import EngineConfig
+from bitwatt.model.config import Dtype, HeadBits, Weights
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
 
-__all__ = ["ServeSettings", "Weights"]
-
-Weights = Literal["ternary", "fp16"]
+__all__ = ["ServeSettings"]
 
 _DIGEST_PREFIX = "sha256:"
 
@@ -25,6 +24,10 @@ def _digest_keys(value: Any) -> Any:
     if not all(isinstance(key, str) for key in keys):
         raise ValueError("keys are strings")
     return tuple(_digest(key.strip()) for key in keys if key.strip())
+
+
+def _weights(value: Any) -> Any:
+    return "dense" if value == "fp16" else value
 
 
 def _digest(key: str) -> bytes:
@@ -60,8 +63,9 @@ class ServeSettings(BaseSettings):
     served_model_name: str | None = Field(
         None, min_length=1, max_length=200, description="the model's name, in place of its folder's"
     )
-    weights: Weights | None = Field(
-        None, description="packed 2-bit weights, which is the default, or 16-bit ones"
+    weights: Annotated[Weights | None, BeforeValidator(_weights)] = Field(
+        None,
+        description="packed 2-bit weights, which is the default, or dense ones, also named fp16",
     )
     compare: bool | None = Field(
         None, description="serve NAME-fp16 beside it, the same model with 16-bit weights"
@@ -112,9 +116,7 @@ class ServeSettings(BaseSettings):
     backend: str | None = Field(
         None, description="kernels to use, in place of the fastest that run"
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="of activations and 16-bit weights"
-    )
+    dtype: Dtype = Field("bfloat16", description="of activations and dense weights")
     num_threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of an engine, in place of all"
     )
@@ -131,11 +133,11 @@ class ServeSettings(BaseSettings):
         0.9, gt=0, le=1, description="share of a GPU's memory to use"
     )
     prefix_caching: bool = Field(True, description="reuse the KV cache of equal prompt starts")
-    head_bits: Literal[8, 16] = Field(
+    head_bits: HeadBits = Field(
         16, description="bits of the output head's weights, and of a tied embedding's"
     )
     batch_invariant: bool = Field(
-        False, description="make 16-bit answers independent of what else runs"
+        False, description="make dense answers independent of what else runs"
     )
 
     shadow_percent: float = Field(
@@ -172,8 +174,8 @@ class ServeSettings(BaseSettings):
     def _names_one_thing(self) -> "ServeSettings":
         if self.path is None and (self.weights or self.served_model_name):
             raise ValueError("--weights and --served-model-name need a PATH")
-        if self.compare and self.weights == "fp16":
-            raise ValueError("--compare serves both weights; drop --weights fp16")
+        if self.compare and self.weights == "dense":
+            raise ValueError("--compare serves both weights; drop --weights dense")
         is_pair = self.compare if self.path is not None else self.compare is not False
         if self.shadow_percent and not is_pair:
             raise ValueError("--shadow-percent mirrors to a second model; add --compare")

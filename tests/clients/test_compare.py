@@ -171,7 +171,7 @@ def make_pair_app(**settings):
         "tiny": FakeEngine(),
         "tiny-fp16": FakeEngine(
             info=make_info(
-                weights="fp16",
+                weights="dense",
                 memory=MemoryUse(
                     packed_weights_bytes=0,
                     embedding_bytes=200,

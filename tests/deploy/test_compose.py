@@ -56,7 +56,7 @@ def test_compose_resolves_a_profile_to_both_twins_and_their_observers(profile):
         assert service["ports"][0]["host_ip"] == "127.0.0.1"
     ternary, baseline = (services[f"{side}-{profile}"] for side in ("ternary", "baseline"))
     assert "--weights=ternary" in ternary["command"]
-    assert "--weights=fp16" in baseline["command"]
+    assert "--weights=dense" in baseline["command"]
     assert ternary["command"][1] == baseline["command"][1]
 
 

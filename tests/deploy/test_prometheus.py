@@ -260,9 +260,9 @@ def test_variables_offer_what_is_served(found):
     by_label = {query.rsplit(", ")[-1]: names for query, names in found.choices.items()}
     assert by_label["job)"] == ["bitwatt"]
     ternary = [names for query, names in found.choices.items() if 'weights="ternary"' in query]
-    fp16 = [names for query, names in found.choices.items() if 'weights="fp16"' in query]
+    dense = [names for query, names in found.choices.items() if 'weights="dense"' in query]
     assert "builtin" in ternary[0]
-    assert fp16 == [["builtin-fp16"]]
+    assert dense == [["builtin-fp16"]]
 
 
 def test_a_server_that_cannot_measure_has_no_joules(found):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bitwatt_kernels.errors import DtypeError, ShapeError
-from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight, pack, unpack
+from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, VALID_BYTES, TernaryWeight, pack, unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -106,3 +106,10 @@ def test_a_weight_checks_its_parts() -> None:
         TernaryWeight(codes, torch.ones(1))
     with pytest.raises(ShapeError, match="bias"):
         TernaryWeight(codes, torch.ones(4), torch.ones(3))
+
+
+def test_the_valid_bytes_are_those_that_packing_can_make() -> None:
+    rows = torch.cartesian_prod(*[torch.arange(-1, 2, dtype=torch.int8)] * 4)  # [81, 4]
+    made = pack(rows.repeat_interleave(16, dim=1))[:, 0]
+    assert sorted(made.tolist()) == sorted(VALID_BYTES)
+    assert len(set(VALID_BYTES)) == 81

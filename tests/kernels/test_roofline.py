@@ -30,7 +30,7 @@ def test_weight_megabytes_and_tokens_a_second_at_batch_1(
     ternary_int8_head: tuple[int, int],
 ) -> None:
     steps = [
-        (step(SIZES[name], "bf16", num_sequences=1, context_tokens=0), bf16),
+        (step(SIZES[name], "dense", num_sequences=1, context_tokens=0), bf16),
         (step(SIZES[name], "ternary", num_sequences=1, context_tokens=0), ternary),
         (
             step(SIZES[name], "ternary", num_sequences=1, context_tokens=0, head_bits=8),
@@ -55,10 +55,10 @@ def test_long_contexts_cost_their_keys_and_values() -> None:
 
 def test_prefill_counts_the_causal_half_of_the_scores() -> None:
     sizes = ModelSizes(64, 128, 1, 1, 1, 64, 100)
-    whole = step(sizes, "bf16", num_sequences=1, context_tokens=4, new_tokens=4)
+    whole = step(sizes, "dense", num_sequences=1, context_tokens=4, new_tokens=4)
     attention = next(op for op in whole.ops if op.name == "attention")
     assert attention.bf16_ops == 4 * 64 * (1 + 2 + 3 + 4)
-    tail = step(sizes, "bf16", num_sequences=1, context_tokens=4, new_tokens=1)
+    tail = step(sizes, "dense", num_sequences=1, context_tokens=4, new_tokens=1)
     assert next(op for op in tail.ops if op.name == "attention").bf16_ops == 4 * 64 * 4
 
 

@@ -31,6 +31,7 @@ def test_the_version_is_printed(capsys):
         (["--max-model-len", "x"], "--max-model-len 'x'"),
         (["/no/such/folder"], "PATH '/no/such/folder': is not a folder"),
         (["--weights", "fp16"], "need a PATH"),
+        (["--weights", "ternay"], "--weights 'ternay': Input should be 'ternary' or 'dense'"),
         (["--api-key", "sha256:xyz"], "--api-key: sha256: is followed by"),
         (["--gpu-memory-utilization", "1.5"], "BITWATT_GPU_MEMORY_UTILIZATION"),
     ],
@@ -73,9 +74,9 @@ def test_a_variable_sets_what_a_flag_sets(monkeypatch):
 
 
 def test_the_embedded_pair_is_served_without_a_path():
-    ternary, fp16 = models_to_serve(make_settings())
+    ternary, dense = models_to_serve(make_settings())
     assert (ternary.name, ternary.weights, ternary.path.name) == ("builtin", "ternary", "ternary")
-    assert (fp16.name, fp16.weights, fp16.path.name) == ("builtin-fp16", "fp16", "fp16")
+    assert (dense.name, dense.weights, dense.path.name) == ("builtin-fp16", "dense", "fp16")
     assert models_to_serve(make_settings(compare=False)) == [ternary]
 
 
@@ -84,8 +85,14 @@ def test_compare_serves_one_checkpoint_with_both_weights(tmp_path):
     folder.mkdir()
     names = [m.name for m in models_to_serve(make_settings(path=folder, compare=True))]
     assert names == ["my-model", "my-model-fp16"]
-    [only] = models_to_serve(make_settings(path=folder, served_model_name="x", weights="fp16"))
-    assert (only.name, only.weights) == ("x", "fp16")
+    [only] = models_to_serve(make_settings(path=folder, served_model_name="x", weights="dense"))
+    assert (only.name, only.weights) == ("x", "dense")
+
+
+def test_fp16_is_another_name_of_dense_weights(tmp_path, monkeypatch):
+    assert make_settings(path=tmp_path, weights="fp16").weights == "dense"
+    monkeypatch.setenv("BITWATT_WEIGHTS", "fp16")
+    assert make_settings(path=tmp_path).weights == "dense"
 
 
 def test_every_engine_setting_reaches_the_engine(tmp_path):
@@ -97,9 +104,9 @@ def test_every_engine_setting_reaches_the_engine(tmp_path):
         num_threads=2,
         cpu_isa="portable",
     )
-    config = settings.engine_config(tmp_path, "fp16")
+    config = settings.engine_config(tmp_path, "dense")
     assert config.model_path == str(tmp_path)
-    assert config.weights == "fp16"
+    assert config.weights == "dense"
     for name in config.__struct_fields__:
         if name not in ("model_path", "weights"):
             assert getattr(config, name) == getattr(settings, name)

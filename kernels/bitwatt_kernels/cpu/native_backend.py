@@ -28,6 +28,7 @@ from bitwatt_kernels.cpu.row_blocks import RowBlocks
 from bitwatt_kernels.cpu.threads import count_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, ShapeError
+from bitwatt_kernels.layer import DenseLayersByOperations
 from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = ["NativeBackend"]
@@ -35,7 +36,7 @@ __all__ = ["NativeBackend"]
 _NO_ACTIVATION = -1
 
 
-class NativeBackend:
+class NativeBackend(DenseLayersByOperations):
     """Every operation of the Backend protocol in C++, chosen by instruction set at run time.
 
     A token's result depends neither on the other tokens of its step, nor on the number of threads,

@@ -27,8 +27,9 @@ class LinearConfig:
     block_tokens    tokens of a tile
     block_bytes     packed bytes of a row read in one step of the loop: 4 · block_bytes weights
     num_splits      programs that share a tile's reduction, or None to fill the GPU
-    split_planes    keep the planes masked in place apart, in two accumulators: fewer
-                    instructions, twice the accumulator registers
+    split_planes    use two accumulators: one for the planes whose codes come out as they are, one
+                    for those whose codes come out four times as large (see linear.py). True takes
+                    fewer instructions a weight, and twice the registers for sums
     """
 
     max_tokens: int | None

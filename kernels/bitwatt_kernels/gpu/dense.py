@@ -14,6 +14,7 @@ from bitwatt_kernels.backend import QuantizedActivations
 from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu.configs import DenseConfig
 from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.tiles import tile_indices
 
 __all__ = ["dense_linear", "dense_linear_kernel", "int8_linear"]
 
@@ -43,13 +44,7 @@ def dense_linear_kernel(
 ):
     """y = x · wᵀ (/ x_scales · w_scales if IS_INT8) (+ bias) (+ residual). Grid (tiles,)."""
     tile = tl.program_id(0)
-    tiles_out = tl.cdiv(out_features, BLOCK_OUT)
-    tiles_tokens = tl.cdiv(num_tokens, BLOCK_TOKENS)
-    first_in_group = tile // (GROUP_TOKENS * tiles_out) * GROUP_TOKENS
-    group = tl.minimum(tiles_tokens - first_in_group, GROUP_TOKENS)
-    in_group = tile % (GROUP_TOKENS * tiles_out)
-    n = in_group // group * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    m = (first_in_group + in_group % group) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    n, m = tile_indices(tile, num_tokens, out_features, BLOCK_OUT, BLOCK_TOKENS, GROUP_TOKENS)
     n_read = tl.minimum(n, out_features - 1)
     m_read = tl.minimum(m, num_tokens - 1)
     k = tl.arange(0, BLOCK_IN)

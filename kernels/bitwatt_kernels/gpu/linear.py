@@ -20,6 +20,7 @@ from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu.configs import LinearConfig
 from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
+from bitwatt_kernels.gpu.tiles import tile_indices
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 
 __all__ = ["ternary_linear", "ternary_linear_kernel"]
@@ -139,18 +140,11 @@ def ternary_linear_kernel(
 ):
     """y[m, n] = (Σ_k x[m, k] · code[n, k] − x_sums[m]) / x_scales[m] · w_scales[n] (+ …).
 
-    Grid (tiles, num_splits). Programs that follow each other share weights: GROUP_TOKENS tiles
-    of tokens are visited before the next tile of output features.
+    Grid (tiles, num_splits).
     """
     tile = tl.program_id(0)
     split = tl.program_id(1)
-    tiles_out = tl.cdiv(out_features, BLOCK_OUT)
-    tiles_tokens = tl.cdiv(num_tokens, BLOCK_TOKENS)
-    first_in_group = tile // (GROUP_TOKENS * tiles_out) * GROUP_TOKENS
-    group = tl.minimum(tiles_tokens - first_in_group, GROUP_TOKENS)
-    in_group = tile % (GROUP_TOKENS * tiles_out)
-    n = in_group // group * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    m = (first_in_group + in_group % group) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    n, m = tile_indices(tile, num_tokens, out_features, BLOCK_OUT, BLOCK_TOKENS, GROUP_TOKENS)
     # Rows past the edge read the last one; their results are not stored.
     n_read = tl.minimum(n, out_features - 1)
     m_read = tl.minimum(m, num_tokens - 1)

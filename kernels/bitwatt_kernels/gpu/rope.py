@@ -70,8 +70,8 @@ def rope_and_cache_kernel(
     first = tl.load(keys, mask=inside, other=0).to(tl.float32)
     second = tl.load(keys + HALF, mask=inside, other=0).to(tl.float32)
     first, second = _rotate(first, second, cos, sin)
-    page = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM
-    cached = page + kv_heads[:, None] * (BLOCK_SIZE * HEAD_DIM) + i[None, :]
+    place = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM
+    cached = place + kv_heads[:, None] * (BLOCK_SIZE * HEAD_DIM) + i[None, :]
     dtype = keys_ptr.dtype.element_ty
     tl.store(keys_ptr + cached, first.to(dtype), mask=inside)
     tl.store(keys_ptr + cached + HALF, second.to(dtype), mask=inside)

@@ -1,5 +1,7 @@
 """Rotary embedding and causal attention over a paged KV cache, in plain torch."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,13 +10,23 @@ from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 __all__ = ["attention", "gather_keys_values", "rope_and_cache", "rope_table"]
 
 
-def rope_table(max_model_len: int, head_dim: int, theta: float) -> Tensor:
-    """Return cos ‖ sin of position · theta^(-2i / head_dim), [max_model_len, head_dim] float32.
+def rope_table(
+    max_model_len: int,
+    head_dim: int,
+    theta: float,
+    *,
+    stretch: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return cos ‖ sin of position · frequency, [max_model_len, head_dim] float32.
 
+    The frequencies are theta^(-2i / head_dim), changed by stretch where it is given.
     Source  arXiv:2104.09864, with the pairs (i, i + head_dim / 2)
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    angles = torch.arange(max_model_len, dtype=torch.float32)[:, None] / theta**exponents
+    frequencies = 1.0 / theta**exponents
+    if stretch is not None:
+        frequencies = stretch(frequencies)
+    angles = torch.arange(max_model_len, dtype=torch.float32)[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -49,8 +61,8 @@ def gather_keys_values(kv_cache: Tensor, blocks: Tensor, num_tokens: int) -> tup
     blocks  [>= ceil(num_tokens / BLOCK_SIZE)] int32, the sequence's blocks
     """
     used = blocks[: -(-num_tokens // BLOCK_SIZE)].long()
-    pages = kv_cache[:, used].transpose(1, 2)  # [2, G, blocks, BLOCK_SIZE, D]
-    keys, values = pages.flatten(2, 3)[:, :, :num_tokens]
+    cached = kv_cache[:, used].transpose(1, 2)  # [2, G, blocks, BLOCK_SIZE, D]
+    keys, values = cached.flatten(2, 3)[:, :, :num_tokens]
     return keys, values
 
 

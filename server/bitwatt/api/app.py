@@ -67,7 +67,8 @@ def create_app(
                 on_start_failure(model.name)
             return
         logger.info(
-            "%s is ready after %.1f s: %s weights, %s on %s (%s), context %d, %d KV-cache blocks",
+            "%s is ready after %.1f s: %s weights, %s on %s (%s), context %d, "
+            "KV cache of %.0f MiB for %d tokens",
             model.name,
             info.load_s,
             info.weights,
@@ -75,7 +76,8 @@ def create_app(
             info.device_name,
             info.dtype,
             info.max_model_len,
-            info.num_blocks,
+            info.memory.kv_cache_bytes / 2**20,
+            info.num_blocks * info.block_size,
         )
         for notice in info.notices:
             logger.warning("%s: %s", model.name, notice)

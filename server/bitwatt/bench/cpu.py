@@ -46,7 +46,7 @@ def bench_cpu(
     """
     num_layers = num_layers or PRESETS[preset].num_layers
     ternary = ChildConfig(preset, num_layers, "ternary", 16, num_threads, cpu_isa)
-    twin = ModelProcess(replace(ternary, weights="fp16"))
+    twin = ModelProcess(replace(ternary, weights="dense"))
     models = {
         "ternary": ModelProcess(ternary),
         "ternary, int8 head": ModelProcess(replace(ternary, head_bits=8)),

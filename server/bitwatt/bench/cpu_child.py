@@ -13,7 +13,6 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE
@@ -22,7 +21,7 @@ from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import Submit
 from bitwatt.engine.process_memory import rss_anon_bytes
-from bitwatt.model.config import ModelConfig
+from bitwatt.model.config import HeadBits, ModelConfig, Weights
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.presets import PRESETS
 from bitwatt.model.random_weights import random_model
@@ -53,8 +52,8 @@ class ChildConfig:
 
     preset: str
     num_layers: int
-    weights: Literal["ternary", "fp16"]
-    head_bits: int
+    weights: Weights
+    head_bits: HeadBits
     num_threads: int | None = None
     cpu_isa: str | None = None
 

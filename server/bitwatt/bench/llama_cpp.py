@@ -20,6 +20,7 @@ from typing import Any
 from bitwatt.bench.cpu import ModelProcess
 from bitwatt.bench.cpu_child import ChildConfig
 from bitwatt.bench.measure import describe_machine, spread_of
+from bitwatt.model.config import HeadBits
 from bitwatt.model.presets import PRESETS
 
 # Started with -P: the llama_cpp.py beside it must not hide the package of that name.
@@ -31,7 +32,7 @@ KINDS = {"decode": DECODE_TOKENS, "prefill": PREFILL_TOKENS}
 class Ours:
     """The same work in our engine, as `make bench` runs it."""
 
-    def __init__(self, head_bits: int) -> None:
+    def __init__(self, head_bits: HeadBits) -> None:
         num_layers = PRESETS["2B4T"].num_layers
         config = ChildConfig("2B4T", num_layers, "ternary", head_bits, NUM_THREADS)
         self._process = ModelProcess(config)
@@ -93,7 +94,7 @@ def _run(command: list[str], env: dict[str, str] | None = None) -> None:
 
 def compare(folder: Path, rounds: int) -> dict[str, Any]:
     """Return both sides' tokens per second by head and work, rounds taken in turns, and ratios."""
-    heads = (16, 8)
+    heads: tuple[HeadBits, ...] = (16, 8)
     theirs = {bits: Theirs(folder, bits) for bits in heads}
     ours = {bits: Ours(bits) for bits in heads}
     figures: dict[str, Any] = {}

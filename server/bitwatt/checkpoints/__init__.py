@@ -8,7 +8,8 @@ from bitwatt_kernels.backend import Backend
 
 from bitwatt.checkpoints.huggingface import HuggingFaceCheckpoint
 from bitwatt.errors import CheckpointError
-from bitwatt.model.build import TensorSource, Weights, build_transformer
+from bitwatt.model.build import TensorSource, build_transformer
+from bitwatt.model.config import HeadBits, Weights
 from bitwatt.model.transformer import Transformer
 
 __all__ = ["Checkpoint", "load_model"]
@@ -41,11 +42,11 @@ def load_model(
     backend: Backend,
     dtype: torch.dtype,
     max_model_len: int | None = None,
-    head_bits: int = 16,
+    head_bits: HeadBits = 16,
 ) -> Transformer:
     """Return the model at path, ready on the backend's device.
 
-    weights        "ternary" keeps linears packed; "fp16" makes them dense, in dtype
+    weights        "ternary" keeps linears packed; "dense" makes them matrices of dtype
     max_model_len  lowers the model's own context
     head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little
     Raises         CheckpointError, naming the file or field and the reason

@@ -1,6 +1,5 @@
 """Hugging Face folders: dense LLaMA, packed BitNet, and the float masters of BitNet."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,12 @@ from bitwatt_kernels.packing import TernaryWeight, pack
 from bitwatt_kernels.reference.linear import ternarize
 from torch import Tensor
 
+from bitwatt.checkpoints.bitnet_packing import unpack_bitnet
 from bitwatt.checkpoints.safetensors import SafetensorsFolder, read_json
 from bitwatt.errors import CheckpointError
-from bitwatt.model.config import ModelConfig
+from bitwatt.model.families import Family, family_of
 
 __all__ = ["HuggingFaceCheckpoint"]
-
-logger = logging.getLogger(__name__)
-
-# 1bitLLM/bitnet_b1_58-* by the names of microsoft/bitnet-b1.58-2B-4T.
-_ALIASES = {
-    ".attn_sub_norm.": ".inner_attn_ln.",
-    ".ffn_sub_norm.": ".ffn_layernorm.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +39,15 @@ class HuggingFaceCheckpoint:
         generation = path / "generation_config.json"
         self.notices: list[str] = []
         try:
-            self.config = ModelConfig.from_huggingface(
+            family = family_of(config)
+            self.config = family.read_config(
                 config, read_json(generation) if generation.exists() else None
             )
-            self._quantization = _quantization(config)
+            self._quantization = _quantization(config, family)
         except CheckpointError as error:
             raise CheckpointError(f"{path / 'config.json'}: {error}") from error
         self.is_ternary = self._quantization is not None
+        self._aliases = family.aliases
         self._tensors = SafetensorsFolder(path)
         self._unread = set(self._tensors)
 
@@ -66,7 +60,7 @@ class HuggingFaceCheckpoint:
         self._expect_float(name, tensor)
         if tuple(tensor.shape) != shape:
             raise self._error(name, f"has shape {list(tensor.shape)}; expected {list(shape)}")
-        self._warn_if_zero(name, is_zero=not bool(tensor.any()))
+        self._notice_if_zero(name, is_zero=not bool(tensor.any()))
         return tensor
 
     def ternary(self, name: str, /, out_features: int, in_features: int) -> TernaryWeight:
@@ -89,7 +83,7 @@ class HuggingFaceCheckpoint:
             unpack = self._unpack if is_packed else self._ternary_values
             values = unpack(weight_name, weight)
             scale = self._scale(f"{name}.weight_scale", is_inverse=quantization.is_inverse)
-        self._warn_if_zero(weight_name, is_zero=not bool(values.any()))
+        self._notice_if_zero(weight_name, is_zero=not bool(values.any()))
         try:
             codes = pack(values)
         except KernelError as error:
@@ -105,11 +99,10 @@ class HuggingFaceCheckpoint:
 
     def _stored(self, name: str) -> str:
         """Return the name the folder knows the tensor by."""
-        for ours, theirs in _ALIASES.items():
-            alias = name.replace(ours, theirs)
-            if name not in self._tensors and alias in self._tensors:
-                return alias
-        return name
+        alias = name
+        for ours, theirs in self._aliases.items():
+            alias = alias.replace(ours, theirs)
+        return alias if name not in self._tensors and alias in self._tensors else name
 
     def _read(self, name: str) -> Tensor:
         stored = self._stored(name)
@@ -129,11 +122,10 @@ class HuggingFaceCheckpoint:
         return scale.flatten()
 
     def _unpack(self, name: str, packed: Tensor) -> Tensor:
-        """Return the int8 values of four codes a byte, striped along out_features."""
-        codes = torch.cat([packed >> shift & 3 for shift in (0, 2, 4, 6)])
-        if codes.numel() and int(codes.max()) == 3:
-            raise self._error(name, "has a code of 3, which stands for no ternary value")
-        return codes.to(torch.int8) - 1
+        try:
+            return unpack_bitnet(packed)
+        except ValueError as error:
+            raise self._error(name, str(error)) from error
 
     def _ternary_values(self, name: str, weight: Tensor) -> Tensor:
         values = weight.clamp(-1, 1).to(torch.int8)
@@ -145,22 +137,21 @@ class HuggingFaceCheckpoint:
         if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
             raise self._error(name, f"is {tensor.dtype}; expected a 16- or 32-bit float")
 
-    def _warn_if_zero(self, name: str, *, is_zero: bool) -> None:
+    def _notice_if_zero(self, name: str, *, is_zero: bool) -> None:
         if is_zero:
-            notice = f"{self._tensors.path(self._stored(name))}: tensor {name!r} is all zeros"
-            self.notices.append(notice)
-            logger.warning(notice)
+            file = self._tensors.path(self._stored(name))
+            self.notices.append(f"{file}: tensor {name!r} is all zeros")
 
     def _error(self, name: str, reason: str) -> CheckpointError:
         stored = self._stored(name)
         return CheckpointError(f"{self._tensors.path(stored)}: tensor {stored!r} {reason}")
 
 
-def _quantization(config: Mapping[str, Any]) -> _Quantization | None:
+def _quantization(config: Mapping[str, Any], family: Family) -> _Quantization | None:
     """Return how a config.json says its linears are ternary, or None where they are dense."""
     quantization = config.get("quantization_config")
     if quantization is None:
-        if config["architectures"] == ["BitnetForCausalLM"]:  # masters, as 1bitLLM publishes them
+        if family.has_ternary_masters:
             return _Quantization(is_online=True, is_inverse=False)
         return None
     if not isinstance(quantization, Mapping):

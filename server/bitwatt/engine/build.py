@@ -1,19 +1,20 @@
 """Builds an engine from its configuration: model, KV cache, scheduler, runner."""
 
-import json
 import platform
 import time
 from pathlib import Path
 
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE
+from bitwatt_kernels.errors import KernelError
 from bitwatt_kernels.registry import BackendChoice, choose_backend
 
 from bitwatt.checkpoints import load_model
+from bitwatt.checkpoints.safetensors import read_json
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
-from bitwatt.errors import EngineError
-from bitwatt.model.config import ModelConfig
+from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError
+from bitwatt.model.config import Dtype, ModelConfig
 from bitwatt.model.fake_runner import FakeRunner
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
@@ -24,16 +25,25 @@ from bitwatt.scheduling.scheduler import Scheduler
 __all__ = ["build_engine"]
 
 _DEFAULT_CPU_KV_CACHE_BYTES = 1 << 30
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_DTYPES: dict[Dtype, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
 
 
 def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     """Return a core ready to step, and what it says of itself.
 
-    Raises  EngineError, CheckpointError or KernelError with the reason and the knob
+    Raises  ConfigurationError, CheckpointError or EngineStartError with the reason and the knob
     """
-    if config.backend == "fake":
-        return _build_fake(config)
+    try:
+        return _build_fake(config) if config.backend == "fake" else _build(config)
+    except KernelError as error:
+        raise EngineStartError(str(error)) from error
+
+
+def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     started = time.monotonic()
     device = _device(config.device)
     choice = choose_backend(
@@ -45,9 +55,9 @@ def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     )
     model = load_model(
         Path(config.model_path),
-        weights="ternary" if config.weights == "ternary" else "fp16",
+        weights=config.weights,
         backend=choice.backend,
-        dtype=_dtype(config.dtype),
+        dtype=_DTYPES[config.dtype],
         max_model_len=config.max_model_len,
         head_bits=config.head_bits,
     )
@@ -67,9 +77,10 @@ def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
 
 def _build_fake(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     """Return an engine that does everything but arithmetic, for a model folder's vocabulary."""
-    vocab_size = int(
-        json.loads((Path(config.model_path) / "config.json").read_text())["vocab_size"]
-    )
+    path = Path(config.model_path) / "config.json"
+    vocab_size = read_json(path).get("vocab_size")
+    if not isinstance(vocab_size, int):
+        raise CheckpointError(f"{path}: vocab_size is {vocab_size!r}; expected int")
     max_model_len = config.max_model_len or 4096
     num_blocks = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
     scheduler = _make_scheduler(config, num_blocks, max_model_len)
@@ -106,7 +117,7 @@ def _make_scheduler(config: EngineConfig, num_blocks: int, max_model_len: int) -
 
 def _max_num_batched_tokens(config: EngineConfig) -> int:
     if config.max_num_batched_tokens < config.max_num_seqs:
-        raise EngineError(
+        raise ConfigurationError(
             f"a step has {config.max_num_batched_tokens} tokens (--max-num-batched-tokens); "
             f"every one of {config.max_num_seqs} running requests wants one (--max-num-seqs)"
         )
@@ -119,13 +130,7 @@ def _device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise EngineError(f"device {name!r} is unknown: {error} (--device)") from error
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise EngineError(f"dtype {name!r} is unknown; there are {', '.join(_DTYPES)} (--dtype)")
-    return _DTYPES[name]
+        raise ConfigurationError(f"device {name!r} is unknown: {error} (--device)") from error
 
 
 def _make_kv_cache(config: EngineConfig, model: Transformer, max_model_len: int) -> KVCache:
@@ -133,7 +138,7 @@ def _make_kv_cache(config: EngineConfig, model: Transformer, max_model_len: int)
     most = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)  # all sequences at full length
     num_blocks = min(most, _kv_cache_bytes(config, model) // bytes_per_block)
     if num_blocks * BLOCK_SIZE < max_model_len:
-        raise EngineError(
+        raise EngineStartError(
             f"the KV cache holds {num_blocks * BLOCK_SIZE} tokens; one sequence may have "
             f"{max_model_len}: raise --kv-cache-bytes "
             f"(a token takes {bytes_per_block // BLOCK_SIZE} bytes) or lower --max-model-len"
@@ -171,15 +176,10 @@ def _describe(
     device = choice.backend.device
     is_cuda = device.type == "cuda"
     memory = model.memory()
-    num_tokens = kv_cache.num_blocks * BLOCK_SIZE
     notices = [
         f"backend {name} was passed over: {reason}" for name, reason in choice.passed_over.items()
     ]
     notices += model.notices
-    notices.append(
-        f"KV cache: {kv_cache.nbytes / 2**20:.0f} MiB, {num_tokens} tokens, "
-        f"{num_tokens / model.config.max_model_len:.1f} sequences of {model.config.max_model_len}"
-    )
     return EngineInfo(
         weights=config.weights,
         backend=choice.backend.name,

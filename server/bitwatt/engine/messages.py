@@ -1,7 +1,12 @@
 """What travels between the API process and an engine process: msgspec structs, never pickles."""
 
+from collections.abc import Callable
+from typing import Any, get_args
+
 import msgspec
 
+from bitwatt.errors import ConfigurationError, shorten
+from bitwatt.model.config import Dtype, HeadBits, Weights, weights_named
 from bitwatt.scheduling.request import FinishReason, SamplingParams
 
 __all__ = [
@@ -26,29 +31,43 @@ __all__ = [
 
 
 MAX_STEPS_AHEAD = 32
-"""Messages each end keeps while the API process is behind; then the engine waits for it."""
+"""Steps' messages each end of the socket keeps for an API process that is behind; then the engine
+waits."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     """How an engine process is set up; the first message it gets.
 
-    weights    "ternary" serves packed 2-bit weights; "fp16" serves 16-bit weights, dequantized
-               where the checkpoint is ternary
-    device     "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one
-    backend    a name of bitwatt_kernels.backend, or None for the fastest that runs; "fake" draws
-               meaningless tokens without arithmetic
-    num_threads  CPU threads of the backend and of torch; None takes all the process may use
-    cpu_isa    instruction set of the native backend, which then is the only candidate; None takes
-               the fastest that runs
-    kv_cache_bytes  memory of the KV cache; None takes a share of the device's
+    model_path  a model's folder
+    weights     "ternary" serves packed 2-bit weights; "dense", or "fp16", serves them in dtype,
+                dequantized where the checkpoint is ternary
+    device      "cpu", "cuda" or "cuda:N"; "auto" takes a GPU where there is one
+    backend     a name of bitwatt_kernels.registry, or None for the fastest that runs; "fake" draws
+                meaningless tokens without arithmetic
+    dtype       of activations, of the KV cache, and of dense weights
+    batch_invariant  whether dense answers too are independent of what else runs; ternary ones
+                always are
+    num_threads     CPU threads of the backend and of torch; None takes all the process may use
+    cpu_isa     instruction set of the native backend, which then is the only candidate; None takes
+                the fastest that runs
+    max_model_len   tokens of prompt and answer; None takes the model's own limit
+    max_num_seqs    requests that run at once
+    max_num_batched_tokens  tokens of a step, at least max_num_seqs
+    kv_cache_bytes  memory of the KV cache, of which no more is taken than max_num_seqs requests
+                can fill; None takes what gpu_memory_utilization leaves, and on a CPU 1 GiB
+    gpu_memory_utilization  share of a GPU's memory to use, above 0, at most 1
+    prefix_caching  whether prompts share the KV cache of equal beginnings
+    head_bits   of the output head's weights, and of a tied embedding's: 16, which stands for
+                dtype, or 8
+    Raises      ConfigurationError, which names the value, what is accepted and the knob
     """
 
     model_path: str
-    weights: str = "ternary"
+    weights: Weights = "ternary"
     device: str = "auto"
     backend: str | None = None
-    dtype: str = "bfloat16"
-    batch_invariant: bool = False  # the ternary engine always is
+    dtype: Dtype = "bfloat16"
+    batch_invariant: bool = False
     num_threads: int | None = None
     cpu_isa: str | None = None
     max_model_len: int | None = None
@@ -57,11 +76,61 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     prefix_caching: bool = True
-    head_bits: int = 16
+    head_bits: HeadBits = 16
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "weights", weights_named(self.weights))
+        for names, accepted, is_accepted in _ACCEPTED:
+            for name in names:
+                value = getattr(self, name)
+                if not is_accepted(value):
+                    raise ConfigurationError(
+                        f"{name} is {shorten(value)}; it must be {accepted} "
+                        f"(--{name.replace('_', '-')})"
+                    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+# What EngineConfig's fields may be, in words and as a test.
+_ACCEPTED: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
+    (("model_path", "device"), "text", lambda value: isinstance(value, str)),
+    (("backend",), "text or None", lambda value: value is None or isinstance(value, str)),
+    (("dtype",), f"one of {', '.join(get_args(Dtype))}", lambda value: value in get_args(Dtype)),
+    (
+        ("head_bits",),
+        "8 or 16",
+        lambda value: type(value) is int and value in get_args(HeadBits),
+    ),
+    (
+        ("batch_invariant", "prefix_caching"),
+        "True or False",
+        lambda value: isinstance(value, bool),
+    ),
+    (("max_num_seqs", "max_num_batched_tokens"), "a whole number of at least 1", _is_count),
+    (
+        ("num_threads", "max_model_len", "kv_cache_bytes"),
+        "a whole number of at least 1, or None",
+        lambda value: value is None or _is_count(value),
+    ),
+    (
+        ("gpu_memory_utilization",),
+        "a number above 0, at most 1",
+        lambda value: type(value) in (int, float) and 0 < value <= 1,
+    ),
+)
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
-    """A new request. prompt_token_ids is not empty."""
+    """A new request.
+
+    request_id        unique among those that run or wait
+    prompt_token_ids  at least one
+    priority          lower runs first; equal ones in the order they came
+    cache_salt        prompts share the prefix cache where it is equal
+    """
 
     request_id: str
     prompt_token_ids: list[int]
@@ -107,7 +176,15 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes the engine holds, by kind."""
+    """Bytes the engine holds on its device, by kind.
+
+    packed_weights_bytes  ternary linears as their backend reads them; 0 where they are dense
+    embedding_bytes       embedding and head; a head that shares the embedding's matrix adds none
+    other_weights_bytes   norms, the rotary table, and dense linears
+    kv_cache_bytes        all its blocks, used or not
+    workspace_bytes       of a step's intermediate results; 0 where that isn't measured
+    device_total_bytes    the GPU's memory; None on a CPU
+    """
 
     packed_weights_bytes: int
     embedding_bytes: int
@@ -117,7 +194,22 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Gauges now and counters since the engine started."""
+    """Gauges now and counters since the engine started. Times are monotonic seconds.
+
+    num_running, num_waiting     requests that hold a row, and those that wait for one
+    num_blocks_used, num_blocks  of the KV cache; a block that only the prefix cache keeps is free
+    num_prompt_tokens      of the requests that began to run, cached ones included
+    num_generation_tokens  drawn
+    num_preemptions        requests put back to wait because the KV cache was full
+    num_prefix_cache_queries, num_prefix_cache_hits  prompt tokens looked up, and those found
+    num_steps              done
+    step_tokens, step_s    tokens of the step just done, and the seconds it took
+    step_ended_s           when it ended
+    step_prefill           tokens it prefilled, by request id; requests that decoded left out
+    time_s                 when all this was true
+    busy_s                 seconds spent in steps
+    rss_anon_bytes         the process's own memory; None where the system doesn't tell
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -126,14 +218,14 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
     num_preemptions: int = 0
-    num_prefix_cache_queries: int = 0  # tokens
-    num_prefix_cache_hits: int = 0  # tokens
+    num_prefix_cache_queries: int = 0
+    num_prefix_cache_hits: int = 0
     num_steps: int = 0
-    step_tokens: int = 0  # of the step just run
-    step_s: float = 0.0  # of the step just run
-    step_ended_s: float = 0.0  # monotonic, as time_s
-    step_prefill: dict[str, int] = {}  # of the step just run: prompt tokens, by request
-    time_s: float = 0.0  # when these were true
+    step_tokens: int = 0
+    step_s: float = 0.0
+    step_ended_s: float = 0.0
+    step_prefill: dict[str, int] = {}
+    time_s: float = 0.0
     busy_s: float = 0.0
     rss_anon_bytes: int | None = None
 
@@ -141,11 +233,26 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine that is ready says of itself.
 
-    device_uuid  the GPU's, None on a CPU
-    num_linear_parameters, num_layers, attention_width  as telemetry.energy.arithmetic has them
+    weights        as in EngineConfig
+    backend        the one that runs
+    device         as torch names it, such as "cuda:0"; "none" for the fake backend
+    device_name    the GPU's product name, or the CPU's architecture
+    dtype          as in EngineConfig; "none" for the fake backend
+    num_parameters  of the whole model, a tied embedding counted once
+    vocab_size     rows of the head
+    max_model_len  tokens of prompt and answer
+    eos_token_ids  any of them ends a sequence
+    num_blocks, block_size  of the KV cache: blocks, and tokens a block
+    max_num_seqs   requests that run at once
+    memory         what the engine holds
+    device_uuid    the GPU's, as NVML has it without "GPU-"; None on a CPU
+    num_linear_parameters, num_layers, attention_width  as telemetry.energy.arithmetic has them; 0
+                   for the fake backend
+    notices        what an operator should act on, such as a backend that was passed over
+    load_s         seconds that building the engine took
     """
 
-    weights: str
+    weights: Weights
     backend: str
     device: str
     device_name: str
@@ -162,7 +269,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_linear_parameters: int = 0
     num_layers: int = 0
     attention_width: int = 0
-    notices: list[str] = []  # what an operator should know once, e.g. a backend passed over
+    notices: list[str] = []
     load_s: float = 0.0
 
 

@@ -11,7 +11,6 @@ import sys
 import time
 
 import zmq
-from bitwatt_kernels.errors import KernelError
 
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.core import EngineCore
@@ -83,7 +82,8 @@ class _Loop:
     def _send(self, message: EngineMessage) -> None:
         data = encode(message)
         while os.getppid() == self._parent:
-            # An engine that ran ahead would only add to what its callers wait for.
+            # Backpressure: while the API process is MAX_STEPS_AHEAD messages behind, the engine
+            # stops stepping. Tokens computed meanwhile would only wait in the queue.
             if self._socket.poll(int(HEARTBEAT_S * 1000), zmq.POLLOUT):
                 self._socket.send(data)
                 return
@@ -109,7 +109,7 @@ def main() -> None:
             raise TypeError(f"the first message is a {type(config).__name__}")
         try:
             core, info = build_engine(config)
-        except (BitwattError, KernelError) as error:
+        except BitwattError as error:
             socket.send(encode(Failed(str(error))))
             return
         gc.collect()

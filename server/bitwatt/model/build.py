@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from bitwatt_kernels.backend import Backend, LayerWeights
@@ -13,14 +13,11 @@ from bitwatt_kernels.packing import TernaryWeight, unpack
 from torch import Tensor
 
 from bitwatt.errors import CheckpointError
-from bitwatt.model.config import ModelConfig
-from bitwatt.model.layers import DenseLayers, Layers, TernaryLayers
+from bitwatt.model.config import HeadBits, ModelConfig, Weights
 from bitwatt.model.rope import rope_table
-from bitwatt.model.transformer import ModelMemory, Transformer
+from bitwatt.model.transformer import ModelMemory, RunLayers, Transformer
 
-__all__ = ["TensorSource", "Weights", "build_transformer"]
-
-Weights = Literal["ternary", "fp16"]
+__all__ = ["TensorSource", "build_transformer"]
 
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -31,6 +28,8 @@ _Parts = list[tuple[str, int, int]]
 
 class TensorSource(Protocol):
     """The tensors of a model by the names that Hugging Face's LLaMA and BitNet give them.
+
+    A source whose own names differ translates them, as Family.aliases does.
 
     is_ternary  the linears of the layers are ternary: read them with ternary(), else with dense()
     notices     what reading has found that an operator should know
@@ -56,24 +55,22 @@ def build_transformer(
     backend: Backend,
     dtype: torch.dtype,
     max_model_len: int | None = None,
-    head_bits: int = 16,
+    head_bits: HeadBits = 16,
 ) -> Transformer:
     """Return the source's model on the backend's device, tensors read once and in order.
 
-    weights        "fp16" makes ternary linears dense, in dtype
+    weights        "dense" makes ternary linears dense, in dtype
     max_model_len  lowers the model's own
     head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little
     Raises         CheckpointError where the source can't be served so
     """
     config = source.config
-    if head_bits not in (8, 16):
-        raise CheckpointError(f"a head has 8 or 16 bits, not {head_bits} (--head-bits)")
     if weights == "ternary" and not source.is_ternary:
         raise CheckpointError(
-            "the checkpoint's linears are dense, not ternary: serve it with 16-bit weights "
-            "(--weights fp16), or give one trained as BitNet b1.58"
+            "the checkpoint's linears are dense, not ternary: serve them so "
+            "(--weights dense), or give one trained as BitNet b1.58"
         )
-    if weights == "fp16" and dtype == torch.float16 and config.activation == "relu2":
+    if weights == "dense" and dtype == torch.float16 and config.activation == "relu2":
         raise CheckpointError(
             "relu² passes float16's largest value, 65504: serve this model in bfloat16 (--dtype)"
         )
@@ -85,9 +82,7 @@ def build_transformer(
             )
         config = replace(config, max_model_len=max_model_len)
     with torch.inference_mode():
-        model = _Builder(source, config, weights, backend, dtype).build(
-            head_bits=8 if head_bits == 8 else 16
-        )
+        model = _Builder(source, config, weights, backend, dtype).build(head_bits=head_bits)
     _return_freed_memory()
     return model
 
@@ -122,20 +117,12 @@ class _Builder:
         self.other_bytes = 0
         self.num_parameters = 0
 
-    def build(self, *, head_bits: Literal[8, 16]) -> Transformer:
+    def build(self, *, head_bits: HeadBits) -> Transformer:
         config = self.config
         # A tied head and the embedding are one matrix in memory, of 8 bits too.
         head = self.head(_EMBEDDING, head_bits) if config.is_tied else None
         embedding = self.matrix(_EMBEDDING, *self.vocabulary) if head is None else head
-        names = [f"model.layers.{i}" for i in range(config.num_layers)]
-        layers: Layers
-        if self.weights == "ternary":
-            ternary = [self.layer(name, self.ternary) for name in names]
-            layers = TernaryLayers(self.backend, self.backend.prepare_layers(ternary))
-        else:
-            layers = DenseLayers(
-                self.backend, tuple(self.layer(name, self.dense) for name in names)
-            )
+        run_layers = self.layers([f"model.layers.{i}" for i in range(config.num_layers)])
         norm = self.norm("model.norm", config.hidden_size)
         if head is None:
             head = self.head("lm_head.weight", head_bits)
@@ -149,7 +136,7 @@ class _Builder:
             self.backend,
             self.dtype,
             embedding=embedding,
-            layers=layers,
+            run_layers=run_layers,
             norm=norm,
             head=head,
             rope=rope,
@@ -160,6 +147,18 @@ class _Builder:
                 num_parameters=self.num_parameters,
             ),
             notices=self.source.notices,
+        )
+
+    def layers(self, names: list[str]) -> RunLayers:
+        backend = self.backend
+        if self.weights == "ternary":
+            ternary = backend.prepare_layers([self.layer(name, self.ternary) for name in names])
+            return lambda h, rope, kv_caches, layout: backend.ternary_layers(
+                h, ternary, rope, kv_caches, layout
+            )
+        dense = tuple(self.layer(name, self.dense) for name in names)
+        return lambda h, rope, kv_caches, layout: backend.dense_layers(
+            h, dense, rope, kv_caches, layout
         )
 
     def layer(self, name: str, linear: Callable[[_Parts], W]) -> LayerWeights[W]:
@@ -202,7 +201,7 @@ class _Builder:
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
         return self.to_device(self.source.dense(name, rows, columns), self.dtype)
 
-    def head(self, name: str, bits: Literal[8, 16]) -> object:
+    def head(self, name: str, bits: HeadBits) -> object:
         weight = self.source.dense(name, *self.vocabulary).to(self.dtype)
         return self.backend.prepare_head(weight, bits=bits)
 

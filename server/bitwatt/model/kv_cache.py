@@ -22,7 +22,6 @@ class KVCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.layers = torch.empty(_shape(config, num_blocks), dtype=dtype, device=device)
-        self.by_layer = self.layers.unbind()
 
     @property
     def nbytes(self) -> int:

@@ -1,22 +1,17 @@
 """Models of random weights, for benchmarks and tests."""
 
-from itertools import product
 from random import Random
 
 import torch
 from bitwatt_kernels.backend import Backend
-from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.packing import VALID_BYTES, TernaryWeight
 from torch import Tensor
 
-from bitwatt.model.build import Weights, build_transformer
-from bitwatt.model.config import ModelConfig
+from bitwatt.model.build import build_transformer
+from bitwatt.model.config import HeadBits, ModelConfig, Weights
 from bitwatt.model.transformer import Transformer
 
 __all__ = ["random_model"]
-
-# Every byte that holds four codes below 3.
-_BYTES = [a | b << 2 | c << 4 | d << 6 for a, b, c, d in product(range(3), repeat=4)]
-
 
 # Values drawn once and repeated, from another start in each tensor: a copy costs less than a
 # draw. Odd, so that the rows of a matrix differ.
@@ -34,8 +29,8 @@ class _RandomSource:
         self._device = device
         self._starts = Random(seed)  # noqa: S311
         generator = torch.Generator(device).manual_seed(seed)
-        drawn = torch.randint(len(_BYTES), (_POOL_SIZE,), generator=generator, device=device)
-        self._bytes = torch.tensor(_BYTES, dtype=torch.uint8, device=device)[drawn]
+        drawn = torch.randint(len(VALID_BYTES), (_POOL_SIZE,), generator=generator, device=device)
+        self._bytes = torch.tensor(VALID_BYTES, dtype=torch.uint8, device=device)[drawn]
         normal = torch.randn(_POOL_SIZE, generator=generator, device=device)
         self._normal = (normal * 0.02).bfloat16()
 
@@ -62,7 +57,7 @@ def random_model(
     backend: Backend,
     dtype: torch.dtype,
     seed: int,
-    head_bits: int = 16,
+    head_bits: HeadBits = 16,
 ) -> Transformer:
     """Return a model of the config's shape with uniformly random ternary linears.
 

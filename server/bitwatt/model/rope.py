@@ -3,6 +3,7 @@
 import math
 
 import torch
+from bitwatt_kernels.reference import attention as reference
 from torch import Tensor
 
 from bitwatt.model.config import Llama3RopeScaling, ModelConfig
@@ -11,16 +12,15 @@ __all__ = ["rope_table"]
 
 
 def rope_table(config: ModelConfig, device: torch.device) -> Tensor:
-    """Return cos ‖ sin of each position's angles, [max_model_len, head_dim] float32.
-
-    Source  arXiv:2104.09864, with the pairs (i, i + head_dim / 2)
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
-    if config.rope_scaling is not None:
-        frequencies = _stretch(frequencies, config.rope_scaling)
-    angles = torch.arange(config.max_model_len, dtype=torch.float32)[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(device)
+    """Return cos ‖ sin of each position's angles, [max_model_len, head_dim] float32."""
+    scaling = config.rope_scaling
+    table = reference.rope_table(
+        config.max_model_len,
+        config.head_dim,
+        config.rope_theta,
+        stretch=None if scaling is None else lambda frequencies: _stretch(frequencies, scaling),
+    )
+    return table.to(device)
 
 
 def _stretch(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:

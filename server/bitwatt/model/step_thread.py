@@ -1,8 +1,9 @@
 """Runs a CPU's steps one after the other in a thread of its own.
 
-A step's result is handed over when the next step, if one waits, has come to its layers: a long
-call without the interpreter's lock. Handed over at once it would wake the engine's thread to half a
-millisecond of Python, which the next step's own first lines would wait for, the cores idle.
+A step's result is delivered late on purpose. Delivering it wakes the engine's thread, which then
+runs half a millisecond of Python and so holds the GIL. If the next step is already queued, its own
+Python, up to its layers, would wait for that with the cores idle. So the next step goes first, and
+the result is delivered when that step has reached its layers: one long call that releases the GIL.
 """
 
 import threading
@@ -14,7 +15,7 @@ from bitwatt.model.runner_protocol import StepResult
 
 __all__ = ["StepThread"]
 
-# Takes what to call when the step's layers begin; returns the step's result.
+# A step. Its argument is to be called when the step's layers begin; returns the step's result.
 Run = Callable[[Callable[[], None]], StepResult]
 
 
@@ -57,7 +58,7 @@ class StepThread:
 
 
 class _Done:
-    """A step that is done, or none."""
+    """A step that is done and whose result nobody has yet; or none."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class _Done:
         self._result = result
 
     def hand_over(self) -> None:
-        """Tell whoever waits; the second time, nothing."""
+        """Deliver the result, once: the second call does nothing."""
         future, self._future = self._future, None
         if future is None:
             return

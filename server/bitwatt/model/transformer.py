@@ -9,9 +9,14 @@ from torch import Tensor
 
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.kv_cache import KVCache
-from bitwatt.model.layers import Layers
 
-__all__ = ["ModelMemory", "Transformer"]
+__all__ = ["ModelMemory", "RunLayers", "Transformer"]
+
+RunLayers = Callable[[Tensor, Tensor, Tensor, StepLayout], Tensor]
+"""Backend.ternary_layers or dense_layers of a model's weights, called with all its other arguments.
+
+h, rope, kv_caches, layout: returns the residual stream after the layers.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +48,7 @@ class Transformer:
         dtype: torch.dtype,
         *,
         embedding: object,
-        layers: Layers,
+        run_layers: RunLayers,
         norm: Tensor,
         head: object,
         rope: Tensor,
@@ -55,7 +60,7 @@ class Transformer:
         self.dtype = dtype
         self.notices = tuple(notices)
         self._embedding = embedding
-        self._layers = layers
+        self._run_layers = run_layers
         self._norm = norm
         self._head = head
         self._rope = rope
@@ -81,7 +86,7 @@ class Transformer:
         h = self.backend.embed(token_ids, self._embedding)  # [T, hidden_size]
         if before_layers is not None:
             before_layers()
-        h = self._layers.forward(h, self._rope, kv_cache, layout)
+        h = self._run_layers(h, self._rope, kv_cache.layers, layout)
         if not len(logit_tokens):
             return h.new_empty((0, self.config.vocab_size), dtype=torch.float32)
         x = self.backend.rms_norm(h[logit_tokens], self._norm, self.config.rms_norm_eps)

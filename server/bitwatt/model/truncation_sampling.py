@@ -1,8 +1,13 @@
-"""Draws a token a row from what temperature, top-k, top-p and min-p leave of its distribution.
+"""Truncation sampling: draws a token a row from what top-k, top-p and min-p leave of its softmax.
 
-No row is sorted as a whole: of 128256 token ids that takes 10 ms on a CPU core, as long as a decode
-step. Where filters go by rank, the best tokens are ranked and drawn from; where none does, tokens
-are drawn from in order of id. Every sum and every rank is the row's own.
+A row is drawn from by inverting its cumulative distribution, in one of two orders:
+
+- by rank, where top-k or top-p is set. On a CPU only the best 1024 tokens are sorted at first: a
+  whole row of 128256 takes 10 ms on a core, as long as a decode step. A row for which those turn
+  out too few is sorted whole.
+- by token id, where neither is set. min-p is a threshold and needs no order.
+
+A row's sums and ranks never involve another row, so a token doesn't depend on the batch.
 """
 
 from collections.abc import Sequence
@@ -14,7 +19,7 @@ from bitwatt.scheduling.request import SamplingParams
 
 __all__ = ["draw"]
 
-_NUM_CANDIDATES = 1024  # ranked at first; all where these don't reach top-p
+_NUM_CANDIDATES = 1024  # sorted at first
 
 
 def draw(logits: Tensor, sampling: Sequence[SamplingParams], uniform: Tensor) -> Tensor:
@@ -48,7 +53,10 @@ def _draw_by_id(logits: Tensor, sampling: Sequence[SamplingParams], uniform: Ten
 def _draw_by_rank(
     logits: Tensor, sampling: Sequence[SamplingParams], uniform: Tensor, num_candidates: int
 ) -> Tensor:
-    """Of equal logits the lower id ranks first. num_candidates: more than any top_k, or all."""
+    """Return a token a row, the tokens in order of falling logit; equal ones in order of id.
+
+    num_candidates  tokens sorted at first: more than any top_k, or all
+    """
     vocab_size = logits.shape[1]
     scaled = logits / _column([s.temperature for s in sampling], logits)
     weights = scaled.softmax(dim=-1)
@@ -74,7 +82,8 @@ def _draw_by_rank(
     cumulative = ordered.masked_fill(~is_left | (ordered < floor), 0.0).double().cumsum(dim=-1)
     drawn = tokens.gather(1, _pick(cumulative, uniform)[:, None])[:, 0]
     if num_candidates < vocab_size:
-        # Of these rows more may be left than was ranked, or one of the same rank as the last left.
+        # A row needs more candidates if the filters keep even the last one, or if a token that was
+        # not sorted may tie with the last one kept: order of id would decide which of them stays.
         least = values.gather(1, is_left.sum(dim=-1, keepdim=True) - 1)
         is_short = ((is_left[:, -1:] & (top_k > num_candidates)) | (least == values[:, -1:]))[:, 0]
         rows = is_short.nonzero()[:, 0]

@@ -4,10 +4,10 @@ There is no prefill phase and no decode phase. Every request has tokens, some of
 a step brings each closer to having all computed, running requests first, under one budget of
 tokens. Whoever has all its tokens computed samples the next one.
 
-Steps may overlap: plan() may be called while the step before still runs, because the device
-runs steps in order. The token a running step will sample is *pending*: it counts, but only the
-device knows it. Blocks are offered to the prefix cache when their computation is planned, for
-the same reason: whoever shares them reads after they were written, in the same step or later.
+Steps may overlap: plan() may be called while the step before still runs. The token that a running
+step will sample is *pending*: the plan has a place for it, and the device, which runs steps in
+order, fills it in. Blocks enter the prefix cache when their computation is planned, not when it is
+done: a request that shares them reads them in the same step or a later one, after they are written.
 """
 
 import heapq
@@ -168,7 +168,8 @@ class Scheduler:
             request = running[i]
             num_tokens = len(request.tokens) + request.num_pending - request.num_planned
             if num_tokens == 0 or request.num_planned == request.max_len - 1:
-                i += 1  # the last token a request may have is never fed back
+                # All it needs is planned. Its last token ends it: no step computes that one.
+                i += 1
                 continue
             if num_tokens > 1:
                 # A long prompt leaves each request behind it a token, so that none stalls for it.

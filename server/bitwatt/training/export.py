@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save
 from tokenizers import Tokenizer
 
+from bitwatt.checkpoints.bitnet_packing import pack_bitnet
 from bitwatt.training.model import LanguageModel, ModelConfig
 from bitwatt.training.ternary import BitLinear, ternary_codes, weight_scale
 from bitwatt.training.tokenizer import BOS, EOS, EOT, save_tokenizer, token_id
@@ -25,7 +26,7 @@ def export(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
     for name, module in model.named_modules():
         if isinstance(module, BitLinear):
             codes = ternary_codes(module.weight.detach())
-            tensors[f"{name}.weight"] = pack(codes)
+            tensors[f"{name}.weight"] = pack_bitnet(codes)
             tensors[f"{name}.weight_scale"] = weight_scale(module.weight.detach()).reshape(1)
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     stop_ids = [token_id(tokenizer, EOS), token_id(tokenizer, EOT)]
@@ -46,21 +47,6 @@ def round_as_exported(model: LanguageModel) -> None:
     for parameter in model.parameters():
         if id(parameter) not in masters:
             parameter.copy_(parameter.to(torch.bfloat16))
-
-
-def pack(codes: torch.Tensor) -> torch.Tensor:
-    """Return codes −1, 0, 1 [out, in] as uint8 [out / 4, in], in Hugging Face's BitNet layout.
-
-    Byte [i, j] holds at bits 2k and 2k + 1 the code of row k · out / 4 + i, plus one.
-    Raises ValueError if `out` isn't a multiple of 4.
-    """
-    if codes.shape[0] % 4:
-        raise ValueError(f"{codes.shape[0]} rows don't fill bytes of four codes each")
-    planes = (codes + 1).to(torch.uint8).chunk(4)
-    packed = planes[0]
-    for position, plane in enumerate(planes[1:], start=1):
-        packed = packed | plane << 2 * position
-    return packed.contiguous()
 
 
 def _config(config: ModelConfig, bos_id: int, eos_id: int) -> dict[str, object]:

@@ -16,7 +16,7 @@ RUN = f"""
 import runpy, sys
 sys.modules |= dict.fromkeys({ABSENT!r})
 sys.argv = ["gpu.py", *sys.argv[1:]]
-runpy.run_path("kernels/bench/gpu.py", run_name="__main__")
+runpy.run_module("bitwatt.bench.gpu", run_name="__main__")
 """
 
 
@@ -53,8 +53,8 @@ def test_every_stage_rehearses_with_the_packages_of_a_gpu_image(tmp_path: Path) 
     assert cases == {
         ("ternary", "decode", False),
         ("ternary", "prefill", False),
-        ("bf16", "decode", False),
-        ("bf16", "prefill", False),
+        ("dense", "decode", False),
+        ("dense", "prefill", False),
         ("ternary", "decode", True),
     }
     assert {"attention", "head 8 bits"} <= {row["op"] for row in results["layer_ops"]}

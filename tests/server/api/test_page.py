@@ -25,7 +25,7 @@ from tests.server.api.browser import PageClock, open_page, run_load
 pytestmark = pytest.mark.anyio
 
 REPLY = "the quick brown fox jumps over the lazy dog, and the dog sleeps on in the sun"
-FP16_MEMORY = MemoryUse(
+DENSE_MEMORY = MemoryUse(
     packed_weights_bytes=0,
     embedding_bytes=200,
     other_weights_bytes=1040,
@@ -81,8 +81,8 @@ def make_pair_app(
     infos = {
         "tiny": make_info(num_linear_parameters=1000, num_layers=2, attention_width=8),
         "tiny-fp16": make_info(
-            weights="fp16",
-            memory=FP16_MEMORY,
+            weights="dense",
+            memory=DENSE_MEMORY,
             num_linear_parameters=1000,
             num_layers=2,
             attention_width=8,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineStats, Submit
-from bitwatt.model.config import ModelConfig
+from bitwatt.model.config import ModelConfig, Weights, weights_named
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
@@ -40,14 +40,14 @@ CONFIG = ModelConfig(
 )
 
 
-def make_model(backend: str, weights: str = "ternary") -> Transformer:
+def make_model(backend: str, weights: Weights = "ternary") -> Transformer:
     try:
         choice = choose_backend(torch.device("cpu"), backend, batch_invariant=True)
     except BackendError as error:
         pytest.skip(f"{backend}: {error}")
     return random_model(
         CONFIG,
-        weights="ternary" if weights == "ternary" else "fp16",
+        weights=weights,
         backend=choice.backend,
         dtype=torch.bfloat16,
         seed=0,
@@ -142,13 +142,13 @@ def run_alone(model: Transformer, requests: list[Submit]) -> dict[str, list[int]
 
 # Plain torch takes some 10 ms a step here, so it gets fewer requests.
 @pytest.fixture(
-    scope="module", params=["native-ternary-200", "torch-ternary-40", "native-fp16-200"]
+    scope="module", params=["native-ternary-200", "torch-ternary-40", "native-dense-200"]
 )
 def model_and_truth(
     request: pytest.FixtureRequest,
 ) -> tuple[Transformer, list[Submit], dict[str, list[int]]]:
     backend, weights, count = request.param.split("-")
-    model = make_model(backend, weights)
+    model = make_model(backend, weights_named(weights))
     requests = make_requests(int(count))
     return model, requests, run_alone(model, requests)
 

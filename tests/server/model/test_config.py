@@ -1,4 +1,4 @@
-"""ModelConfig from config.json: what it reads, and that nothing it can't honour passes."""
+"""A model read from config.json: what it reads, and that nothing it can't honour passes."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from bitwatt.errors import CheckpointError
 from bitwatt.model.config import Llama3RopeScaling, ModelConfig
+from bitwatt.model.families import family_of
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -32,7 +33,8 @@ LLAMA3_ROPE = {
 
 
 def read(generation: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
-    return ModelConfig.from_huggingface(LLAMA | changes, generation)
+    config = LLAMA | changes
+    return family_of(config).read_config(config, generation)
 
 
 def test_a_llama_config_is_read_field_by_field() -> None:
@@ -115,5 +117,5 @@ def test_what_is_not_supported_is_refused_by_name(changes: dict[str, Any], messa
 
 
 def test_reading_a_config_needs_no_torch() -> None:
-    code = "import sys, bitwatt.model.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, bitwatt.model.families; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,8 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from bitwatt.model.build import Weights
-from bitwatt.model.config import ModelConfig
+from bitwatt.model.config import ModelConfig, Weights
 from bitwatt.model.presets import PRESETS
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.transformer import Transformer
@@ -76,7 +75,7 @@ BACKENDS = pytest.mark.parametrize(
     ("backend", "batch_invariant"),
     [(name, invariant) for name in CPU_BACKENDS for invariant in (True, False)],
 )
-WEIGHTS = pytest.mark.parametrize("weights", ["ternary", "fp16"])
+WEIGHTS = pytest.mark.parametrize("weights", ["ternary", "dense"])
 
 
 @BACKENDS
@@ -92,7 +91,7 @@ def test_prefill_in_chunks_equals_prefill_in_one(
     assert_same(
         logits_in_chunks(model, tokens, cuts),
         whole,
-        batch_invariant=(batch_invariant and weights == "fp16") or batch_invariant,
+        batch_invariant=(batch_invariant and weights == "dense") or batch_invariant,
     )
 
 
@@ -150,7 +149,7 @@ def test_a_step_may_ask_for_no_logits() -> None:
 def test_random_models_of_one_seed_are_one_model_in_both_forms() -> None:
     tokens = tokens_of(4, 20)
     ternary = logits_in_chunks(make_model("torch", "ternary", torch.float32), tokens, [])
-    dense = logits_in_chunks(make_model("torch", "fp16", torch.float32), tokens, [])
+    dense = logits_in_chunks(make_model("torch", "dense", torch.float32), tokens, [])
     assert (ternary - dense).abs().max() < 0.2 * dense.std()  # int8 activations apart
 
 

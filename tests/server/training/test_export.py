@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitwatt.training.export import export, pack, round_as_exported
+from bitwatt.training.export import export, round_as_exported
 from bitwatt.training.model import Architecture, LanguageModel, ModelConfig
 from bitwatt.training.ternary import BitLinear, ternary_codes, weight_scale
 from bitwatt.training.tokenizer import train_tokenizer
@@ -112,14 +112,3 @@ def test_config_is_that_of_a_packed_bitnet_checkpoint(tmp_path: Path):
     assert "lm_head.weight" not in names
     assert "model.layers.0.self_attn.attn_sub_norm.weight" in names
     assert "model.layers.0.mlp.ffn_sub_norm.weight" in names
-
-
-def test_packing_stripes_rows_over_the_quarters_of_the_output():
-    codes = torch.tensor([[-1.0], [0.0], [0.0], [1.0], [1.0], [1.0], [-1.0], [0.0]])
-    # Rows 0, 2, 4, 6 share the first byte and rows 1, 3, 5, 7 the second, lowest bits first.
-    assert pack(codes).tolist() == [[0b00_10_01_00], [0b01_10_10_01]]
-
-
-def test_rows_that_do_not_fill_bytes_are_refused():
-    with pytest.raises(ValueError, match="6 rows"):
-        pack(torch.zeros(6, 4))

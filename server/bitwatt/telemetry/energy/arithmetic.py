@@ -5,7 +5,8 @@ a measured figure is tens of times higher. It is never added to a measured one a
 """
 
 from dataclasses import dataclass
-from typing import Literal
+
+from bitwatt.model.config import Weights
 
 from bitwatt.engine.messages import EngineInfo
 
@@ -30,13 +31,11 @@ class ModelShape:
     attention_width: int
 
 
-def arithmetic_joules_per_token(
-    shape: ModelShape, weights: Literal["ternary", "fp16"], context: int
-) -> float:
+def arithmetic_joules_per_token(shape: ModelShape, weights: Weights, context: int) -> float:
     """Return estimated joules of a token that attends to this many.
 
-    A ternary weight costs an int8 addition, a 16-bit one a multiply-add; attention, which stays in
-    16 bits, costs two multiply-adds a token, layer and channel.
+    A ternary weight costs an int8 addition, a dense one a multiply-add in 16 bits; attention,
+    which stays in 16 bits, costs two multiply-adds a token, layer and channel.
     Source  arXiv:2402.17764, with the energies a 7 nm operation takes in arXiv:2310.11453; 512
             tokens with a context of 512 give the energy column of arXiv:2504.12285, table 1
     """

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from bitwatt.model.build import Weights
-from bitwatt.model.config import ModelConfig
+from bitwatt.model.config import ModelConfig, Weights
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.transformer import Transformer
@@ -60,7 +59,7 @@ def logits(backend: Backend, weights: Weights) -> torch.Tensor:
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="CUDA has no integer matmul for the reference")
-@pytest.mark.parametrize("weights", ["ternary", "fp16"])
+@pytest.mark.parametrize("weights", ["ternary", "dense"])
 def test_logits_equal_the_reference(weights: Weights, device: torch.device) -> None:
     expected = logits(ReferenceBackend(device), weights)
     actual = logits(TritonBackend(device), weights)

@@ -18,11 +18,11 @@ B2B4T = make_shape(2560, 6912, 30, 20, 5, 128)
 
 # The energy column of arXiv:2504.12285, table 1, with the models' published sizes.
 COLUMN = {
-    "LLaMA 3.2 1B": (make_shape(2048, 8192, 16, 32, 8, 64), "fp16", 0.258),
-    "Gemma-3 1B": (make_shape(1152, 6912, 26, 4, 1, 256), "fp16", 0.186),
-    "Qwen2.5 1.5B": (make_shape(1536, 8960, 28, 12, 2, 128), "fp16", 0.347),
-    "SmolLM2 1.7B": (make_shape(2048, 8192, 24, 32, 32, 64), "fp16", 0.425),
-    "MiniCPM 2B": (make_shape(2304, 5760, 40, 36, 36, 64), "fp16", 0.649),
+    "LLaMA 3.2 1B": (make_shape(2048, 8192, 16, 32, 8, 64), "dense", 0.258),
+    "Gemma-3 1B": (make_shape(1152, 6912, 26, 4, 1, 256), "dense", 0.186),
+    "Qwen2.5 1.5B": (make_shape(1536, 8960, 28, 12, 2, 128), "dense", 0.347),
+    "SmolLM2 1.7B": (make_shape(2048, 8192, 24, 32, 32, 64), "dense", 0.425),
+    "MiniCPM 2B": (make_shape(2304, 5760, 40, 36, 36, 64), "dense", 0.649),
     "BitNet b1.58 2B": (B2B4T, "ternary", 0.028),
 }
 
@@ -35,7 +35,7 @@ def test_512_tokens_give_the_reports_energy_column(model):
 
 def test_the_saving_shrinks_with_the_context():
     def saving(context):
-        return arithmetic_joules_per_token(B2B4T, "fp16", context) / arithmetic_joules_per_token(
+        return arithmetic_joules_per_token(B2B4T, "dense", context) / arithmetic_joules_per_token(
             B2B4T, "ternary", context
         )
 

@@ -2,9 +2,10 @@
 
     make gpu ARGS="--output results.json"
 
-Needs torch, triton, numpy, nvidia-ml-py and pytest, and no more than a GPU image carries. With
-TRITON_INTERPRET=1 and --rehearse it runs every stage on tiny shapes without a GPU: its figures
-mean nothing, but its code has run.
+Runs in a checkout, with kernels/ on the path for its package bench. Needs torch, triton, numpy,
+nvidia-ml-py and pytest, and no more than a GPU image carries. With TRITON_INTERPRET=1 and
+--rehearse it runs every stage on tiny shapes without a GPU: its figures mean nothing, but its code
+has run.
 """
 
 import argparse
@@ -20,23 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitwatt.model.config import ModelConfig
-from bitwatt.model.presets import PRESETS
-from bitwatt_kernels.errors import BackendError
-from bitwatt_kernels.gpu.configs import gpu_slug
-from bitwatt_kernels.gpu.device import Gpu
-from bitwatt_kernels.gpu.timing import CudaTimer, HostTimer, Timer
-from bitwatt_kernels.roofline import Weights
-
-from bench.end_to_end import bench_model, model_sizes, speedups
 from bench.layer_ops import bench_layer_ops
 from bench.machine import EnergyMeter, describe_machine, measure_rates
 from bench.matmuls import MatmulShape, bench_matmuls, summarize_matmuls
 from bench.report import goals, tables
+from bitwatt_kernels.errors import BackendError
+from bitwatt_kernels.gpu.configs import gpu_slug
+from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.timing import CudaTimer, HostTimer, Timer
+
+from bitwatt.bench.gpu_models import bench_model, model_sizes, speedups
+from bitwatt.model.config import ModelConfig, Weights
+from bitwatt.model.presets import PRESETS
 
 __all__ = ["main"]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 RESULTS = REPOSITORY / "kernels/bench/results"
 OPS = REPOSITORY / "tests/kernels/gpu/ops"
 TEST_TIMEOUT_S = 240  # of all modules at once: a kernel that hangs must not take the bench along
@@ -157,12 +157,15 @@ class Bench:
         self.results["matmul_summary"] = summarize_matmuls(rows)
 
     def bench_layer_ops(self, name: str) -> None:
+        config = _config(name)
         self.results["layer_ops"] = list(
             bench_layer_ops(
                 name,
-                _config(name),
+                model_sizes(config),
+                config.activation,
                 num_tokens=[2] if self.is_rehearsal else [1, 8, 32, 128],
                 context=20 if self.is_rehearsal else 512,
+                max_context=config.max_model_len,
                 device=self.device,
                 timer=self.timer,
             )
@@ -221,7 +224,7 @@ def _stages(bench: Bench, arguments: argparse.Namespace) -> list[tuple[str, Call
     def models(name: str) -> list[tuple[str, Callable[[], None]]]:
         return [
             (f"{name} ternary", lambda: bench.bench_model(name, "ternary")),
-            (f"{name} bf16", lambda: bench.bench_model(name, "bf16")),
+            (f"{name} dense", lambda: bench.bench_model(name, "dense")),
         ]
 
     stages: list[tuple[str, Callable[[], None]]] = []

@@ -1,23 +1,24 @@
-"""Whole models of random weights, ternary against 16 bits: decode, prefill, memory, joules."""
+"""Whole models of random weights on a GPU, ternary against dense: decode, prefill, joules."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from bitwatt.model.config import ModelConfig
-from bitwatt.model.kv_cache import KVCache
-from bitwatt.model.random_weights import random_model
-from bitwatt.model.transformer import Transformer
-from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bench.layer_ops import make_layout
+from bench.machine import EnergyMeter
+from bitwatt_kernels.backend import BLOCK_SIZE
 from bitwatt_kernels.gpu.timing import Call, Timer
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from bitwatt_kernels.roofline import Gpu as GpuRates
-from bitwatt_kernels.roofline import ModelSizes, Weights, step
+from bitwatt_kernels.roofline import ModelSizes, step
 
-from bench.machine import EnergyMeter
+from bitwatt.model.config import ModelConfig, Weights
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.random_weights import random_model
+from bitwatt.model.transformer import Transformer
 
-__all__ = ["bench_model", "make_layout", "model_sizes", "speedups"]
+__all__ = ["bench_model", "model_sizes", "speedups"]
 
 ENERGY_SECONDS = 1.5  # the counter moves every few hundredths of a second
 OUT_OF_MEMORY = "out of memory"
@@ -33,26 +34,6 @@ def model_sizes(config: ModelConfig) -> ModelSizes:
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
-    )
-
-
-def make_layout(
-    num_sequences: int, context: int, new_tokens: int, max_context: int, device: torch.device
-) -> StepLayout:
-    """Return a step in which every sequence brings its last new_tokens of context."""
-    blocks = -(-context // BLOCK_SIZE)
-    tables = torch.arange(num_sequences * blocks, dtype=torch.int32, device=device)
-    tables = tables.view(num_sequences, blocks)
-    positions = torch.arange(context - new_tokens, context, device=device)
-    slots = tables[:, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
-    return StepLayout(
-        positions=positions.repeat(num_sequences),
-        slots=slots.flatten(),
-        query_starts=torch.arange(num_sequences + 1, dtype=torch.int32, device=device) * new_tokens,
-        context_lens=torch.full((num_sequences,), context, dtype=torch.int32, device=device),
-        block_tables=tables,
-        max_query_len=new_tokens,
-        max_context_len=max_context if new_tokens == 1 else context,
     )
 
 
@@ -92,18 +73,12 @@ def bench_model(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row a batch decoded and a row a prompt prefilled; what doesn't fit says so.
 
-    The ternary model sums in a fixed order throughout; the 16-bit one uses cuBLAS as it comes.
+    The ternary model sums in a fixed order throughout; the dense one uses cuBLAS as it comes.
     """
     backend = TritonBackend(device, batch_invariant=weights == "ternary")
     if pdl:
         backend.gpu.configs = replace(backend.gpu.configs, pdl=True)
-    model = random_model(
-        config,
-        weights="ternary" if weights == "ternary" else "fp16",
-        backend=backend,
-        dtype=dtype,
-        seed=0,
-    )
+    model = random_model(config, weights=weights, backend=backend, dtype=dtype, seed=0)
     memory = model.memory()
     weight_bytes = memory.packed_weights_bytes + memory.embedding_bytes + memory.other_weights_bytes
     sizes = model_sizes(config)
@@ -163,7 +138,7 @@ def _joules_per_token(
 
 
 def speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return ternary beside bf16, a row a model, phase and size that both have run."""
+    """Return ternary beside dense, a row a model, phase and size that both have run."""
     keys = ("model", "phase", "num_sequences", "new_tokens")
     done = {
         (*(row[key] for key in keys), row["weights"]): row
@@ -171,17 +146,17 @@ def speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if "skipped" not in row and not row["pdl"]
     }
     pairs = []
-    for (*key, weights), bf16 in done.items():
+    for (*key, weights), dense in done.items():
         ternary = done.get((*key, "ternary"))
-        if weights != "bf16" or ternary is None:
+        if weights != "dense" or ternary is None:
             continue
         pair = dict(zip(keys, key, strict=True))
-        pair["speedup"] = bf16["step"]["median_s"] / ternary["step"]["median_s"]
-        if "launched" in bf16:
-            launched = bf16["launched"]["median_s"] / ternary["launched"]["median_s"]
+        pair["speedup"] = dense["step"]["median_s"] / ternary["step"]["median_s"]
+        if "launched" in dense:
+            launched = dense["launched"]["median_s"] / ternary["launched"]["median_s"]
             pair["speedup_launched"] = launched
         for figure in ("weight_bytes", "peak_bytes", "joules_per_token"):
-            both = bf16[figure], ternary[figure]
+            both = dense[figure], ternary[figure]
             pair[f"{figure}_ratio"] = both[0] / both[1] if all(both) else None
         pairs.append(pair)
     return pairs

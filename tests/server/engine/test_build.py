@@ -1,0 +1,100 @@
+"""An engine's configuration is checked where it is made, and building says why it can't."""
+
+from pathlib import Path
+
+import pytest
+from bitwatt import LLM, builtin
+from bitwatt.engine.build import build_engine
+from bitwatt.engine.messages import EngineConfig, decode_to_engine, encode
+from bitwatt.errors import BitwattError, ConfigurationError, EngineStartError
+
+
+def test_weights_of_a_misspelt_name_are_refused_and_not_served_dense() -> None:
+    """`weights="ternay"` once served 16 bits without a word."""
+    with pytest.raises(ConfigurationError) as error:
+        LLM(builtin.TERNARY, weights="ternay")
+    assert str(error.value) == (
+        "weights is 'ternay'; it is one of ternary, dense, fp16 (--weights)"
+    )
+
+
+def test_fp16_is_another_name_of_dense_weights() -> None:
+    config = EngineConfig(model_path="m", weights="fp16")
+    assert config.weights == "dense"
+    assert decode_to_engine(encode(config)) == EngineConfig(model_path="m", weights="dense")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("dtype", "float8", "'float8'; it must be one of bfloat16, float16, float32 (--dtype)"),
+        ("head_bits", 4, "4; it must be 8 or 16 (--head-bits)"),
+        ("head_bits", 8.0, "8.0; it must be 8 or 16"),
+        ("max_num_seqs", 0, "0; it must be a whole number of at least 1 (--max-num-seqs)"),
+        ("max_num_seqs", None, "None; it must be a whole number"),
+        ("max_num_batched_tokens", "512", "'512'; it must be a whole number"),
+        ("max_model_len", True, "True; it must be a whole number of at least 1, or None"),
+        ("num_threads", -1, "-1; it must be a whole number of at least 1, or None"),
+        ("kv_cache_bytes", 1.5, "1.5; it must be a whole number of at least 1, or None"),
+        ("gpu_memory_utilization", 0, "0; it must be a number above 0, at most 1"),
+        ("gpu_memory_utilization", 1.01, "1.01; it must be a number above 0, at most 1"),
+        ("gpu_memory_utilization", float("nan"), "nan; it must be a number above 0, at most 1"),
+        ("prefix_caching", "no", "'no'; it must be True or False (--prefix-caching)"),
+        ("batch_invariant", 1, "1; it must be True or False"),
+        ("device", None, "None; it must be text (--device)"),
+        ("backend", 3, "3; it must be text or None (--backend)"),
+        ("weights", ["ternary"], "['ternary']; it is one of ternary, dense, fp16 (--weights)"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_what_is_accepted_and_the_knob(
+    field: str, value: object, accepted: str
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        EngineConfig(model_path="m", **{field: value})
+    assert str(error.value).startswith(f"{field} is {accepted}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "abacus"}, "backend 'abacus' is unknown; there are reference, native"),
+        ({"backend": "triton", "device": "cpu"}, "triton"),
+        ({"kv_cache_bytes": 1}, "--kv-cache-bytes"),
+    ],
+)
+def test_what_the_machine_or_the_kernels_refuse_is_an_error_of_the_start(
+    settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(EngineStartError, match=message):
+        build_engine(EngineConfig(model_path=str(builtin.TERNARY), **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "tpu9000"}, "--device"),
+        ({"max_num_batched_tokens": 3}, "--max-num-batched-tokens"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_errors_of_the_configuration(
+    settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        build_engine(EngineConfig(model_path=str(builtin.TERNARY), **settings))
+
+
+def test_all_errors_of_building_are_of_one_tree(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for settings in ({"backend": "abacus"}, {"device": "tpu9000"}, {"backend": "fake"}, {}):
+        with pytest.raises(BitwattError):
+            build_engine(EngineConfig(model_path=str(tmp_path), **settings))
+
+
+def test_an_engine_that_is_well_has_nothing_to_notice() -> None:
+    """The KV cache's size once was a notice, and so logged as a warning at every start."""
+    config = EngineConfig(model_path=str(builtin.TERNARY), backend="torch", max_num_seqs=1)
+    core, info = build_engine(config)
+    core.close()
+    assert info.notices == []
+    assert info.weights == "ternary"
+    assert info.memory.kv_cache_bytes > 0
