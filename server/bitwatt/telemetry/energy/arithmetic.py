@@ -6,9 +6,8 @@ a measured figure is tens of times higher. It is never added to a measured one a
 
 from dataclasses import dataclass
 
-from bitwatt.model.config import Weights
-
 from bitwatt.engine.messages import EngineInfo
+from bitwatt.model.config import Weights
 
 __all__ = ["ModelShape", "arithmetic_joules_per_token", "estimate_of"]
 
@@ -53,5 +52,4 @@ def estimate_of(info: EngineInfo, context: int) -> float | None:
         num_layers=info.num_layers,
         attention_width=info.attention_width,
     )
-    weights: Literal["ternary", "fp16"] = "ternary" if info.weights == "ternary" else "fp16"
-    return arithmetic_joules_per_token(shape, weights, context)
+    return arithmetic_joules_per_token(shape, info.weights, context)
