@@ -1,9 +1,11 @@
-"""Every error a caller can meet.
+"""Every error a caller of this package can meet; api/errors.py gives each its HTTP status.
 
 BitwattError
-├── InvalidRequestError      a request that can't be served as asked
+├── InvalidRequestError      (ValueError) a request that can't be served as asked
+├── ConfigurationError       (ValueError) a setting of an engine that is unknown or beyond its limit
 ├── CheckpointError          a model folder that can't be loaded
 └── EngineError
+    ├── EngineStartError         the engine can't start: a kernel, a device or memory is missing
     ├── EngineUnavailableError   loading, restarting or dead: try again
     ├── QueueFullError           more requests wait than --max-queue
     └── RequestFailedError       the engine died or failed while the request ran
@@ -12,7 +14,9 @@ BitwattError
 __all__ = [
     "BitwattError",
     "CheckpointError",
+    "ConfigurationError",
     "EngineError",
+    "EngineStartError",
     "EngineUnavailableError",
     "InvalidRequestError",
     "QueueFullError",
@@ -38,12 +42,23 @@ class InvalidRequestError(BitwattError, ValueError):
         self.code = code
 
 
+class ConfigurationError(BitwattError, ValueError):
+    """A setting of an engine that is unknown or beyond its limit; the message names the knob."""
+
+
 class CheckpointError(BitwattError):
     """A model folder that can't be loaded; the message names the file and the reason."""
 
 
 class EngineError(BitwattError):
     """The engine's side of a failure."""
+
+
+class EngineStartError(EngineError):
+    """The engine can't start on this machine; the message names the reason and the knob.
+
+    Errors of the kernels come as this one, with the kernel's own as its cause.
+    """
 
 
 class EngineUnavailableError(EngineError):
