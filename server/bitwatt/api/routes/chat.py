@@ -77,13 +77,7 @@ class _Writer:
         )
 
     def events(self, delta: Delta) -> bytes:
-        opening = b""
-        if delta.index not in self._opened:
-            self._opened.add(delta.index)
-            opening = self._chunk(
-                ChatChunkChoice(index=delta.index, delta=ChatDelta(role="assistant", content=""))
-            )
-        return opening + self._chunk(
+        chunk = self._chunk(
             ChatChunkChoice(
                 index=delta.index,
                 delta=ChatDelta(content=delta.text) if delta.text else ChatDelta(),
@@ -91,6 +85,11 @@ class _Writer:
                 finish_reason=delta.finish_reason,
             )
         )
+        if delta.index in self._opened:
+            return chunk
+        self._opened.add(delta.index)
+        opening = ChatDelta(role="assistant", content="")
+        return self._chunk(ChatChunkChoice(index=delta.index, delta=opening)) + chunk
 
     def usage_chunk(self) -> ChatChunk:
         return ChatChunk(**self._head, choices=[], usage=self._generation.usage)
