@@ -24,6 +24,7 @@ from bitwatt.serving.models import ServedModel
 from bitwatt.settings import ServeSettings
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt.text.chat_template import ChatTemplate
+from bitwatt.text.codec import TextCodec
 from bitwatt.text.processor import TextProcessor
 from fastapi import FastAPI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -73,7 +74,7 @@ def make_tokenizer() -> Tokenizer:
 def make_text(*, template: str | None = CHAT_TEMPLATE) -> TextProcessor:
     """Return a text processor around the small tokenizer."""
     chat_template = None if template is None else ChatTemplate(template, {"eos_token": EOS_TOKEN})
-    return TextProcessor(make_tokenizer(), chat_template)
+    return TextProcessor(TextCodec(make_tokenizer(), chat_template))
 
 
 def make_info(**changes: Any) -> EngineInfo:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bitwatt.llm import LLM as LLM
-    from bitwatt.scheduling.request import SamplingParams as SamplingParams
+    from bitwatt.serving.sampling_params import SamplingParams as SamplingParams
 
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> object:
 
         return LLM
     if name == "SamplingParams":
-        from bitwatt.scheduling.request import SamplingParams
+        from bitwatt.serving.sampling_params import SamplingParams
 
         return SamplingParams
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

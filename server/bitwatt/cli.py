@@ -27,10 +27,11 @@ from bitwatt.commands import (
     run_compare,
     run_tune,
 )
+from bitwatt.knobs import new_cli_source
 from bitwatt.model.config import Weights
 from bitwatt.settings import ServeSettings
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
 _ENV_PREFIXES = {
     "serve": "BITWATT_",
@@ -38,6 +39,14 @@ _ENV_PREFIXES = {
     "chat": "BITWATT_CLIENT_",
     "tune": "BITWATT_TUNE_",
 }
+COMMANDS: dict[str, type[BaseSettings]] = {
+    "serve": ServeSettings,
+    "compare": CompareSettings,
+    "chat": ChatSettings,
+    "tune": TuneSettings,
+}
+"""The settings of each command, by its name."""
+
 _POSITIONAL = ("path", "url", "url-a", "url-b")
 
 logger = logging.getLogger(__name__)
@@ -55,11 +64,17 @@ class Bitwatt(BaseSettings):
         extra="forbid",
     )
 
-    version: bool = Field(False, description="print the version and leave")
-    serve: CliSubCommand[ServeSettings]
-    compare: CliSubCommand[CompareSettings]
-    chat: CliSubCommand[ChatSettings]
-    tune: CliSubCommand[TuneSettings]
+    version: bool = Field(False, description="Print the version and leave")
+    serve: CliSubCommand[ServeSettings] = Field(
+        description="Serve models with an OpenAI-compatible API and a page that compares them"
+    )
+    compare: CliSubCommand[CompareSettings] = Field(
+        description="Measure two models under equal work, in alternating windows"
+    )
+    chat: CliSubCommand[ChatSettings] = Field(description="Talk to a served model")
+    tune: CliSubCommand[TuneSettings] = Field(
+        description="Find the fastest launch configurations of this machine's GPU"
+    )
 
     def cli_cmd(self) -> None:
         """Run what was asked for."""
@@ -153,7 +168,12 @@ def serve(settings: ServeSettings) -> int:
         failed.append(name)
         server.should_exit = True
 
-    app = create_app(served, settings, metrics, on_start_failure=give_up, tracing=tracing)
+    async def announce() -> None:
+        await server.announce()
+
+    app = create_app(
+        served, settings, metrics, on_ready=announce, on_start_failure=give_up, tracing=tracing
+    )
     server = new_server(app, settings)
     # The server drains on SIGTERM and then raises it again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -176,7 +196,11 @@ def _is_loopback(host: str) -> bool:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; leave with status 2 where it is wrong."""
     try:
-        CliApp.run(Bitwatt, cli_args=list(sys.argv[1:] if args is None else args))
+        CliApp.run(
+            Bitwatt,
+            cli_args=list(sys.argv[1:] if args is None else args),
+            cli_settings_source=new_cli_source(Bitwatt, COMMANDS),
+        )
     except ValidationError as error:
         for problem in error.errors():
             print(

@@ -6,6 +6,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import httpx
 from bitwatt_client import (
@@ -25,6 +26,8 @@ from bitwatt_client.plot import save_png
 from bitwatt_client.prompts import DEFAULT_PROMPTS, read_prompts
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+
+from bitwatt.knobs import Shown
 
 __all__ = [
     "ChatSettings",
@@ -60,24 +63,50 @@ class CompareSettings(BaseSettings):
 
     model_config = _CONFIG | SettingsConfigDict(cli_prog_name="bitwatt compare")
 
-    url_a: CliPositionalArg[str] = Field(description="server of the first model")
-    url_b: CliPositionalArg[str] = Field(description="server of the model it is compared with")
-    model_a: str | None = Field(None, description="the first model, in place of the server's first")
-    model_b: str | None = Field(None, description="the second model, in place of the server's last")
-    concurrency: int = Field(8, ge=1, le=4096, description="requests at once")
-    requests: int = Field(32, ge=1, le=1_000_000, description="requests of a window")
-    windows: int = Field(6, ge=1, le=10_000, description="windows of each model that count")
-    warmups: int = Field(1, ge=0, le=100, description="windows of each model dropped before them")
-    max_tokens: int = Field(64, ge=2, description="tokens of every answer")
-    max_window_seconds: float = Field(600.0, gt=0, description="when a window is given up")
-    prompts: Path | None = Field(None, description="one prompt a line, or .jsonl with prompt")
-    dollars_per_hour: float | None = Field(None, gt=0, description="rent of the first server")
-    dollars_per_hour_b: float | None = Field(
-        None, gt=0, description="rent of the second server, where it isn't the first's"
+    url_a: CliPositionalArg[str] = Field(description="Server of the first model")
+    url_b: CliPositionalArg[str] = Field(description="Server of the model it is compared with")
+    model_a: Annotated[str | None, Shown("NAME", "its server's first")] = Field(
+        None, description="The first model"
     )
-    api_key: str | None = Field(None, description="the servers' key", repr=False)
-    json_path: Path | None = Field(None, alias="json", description="where to write JSON")
-    png: Path | None = Field(None, description="where to write a picture")
+    model_b: Annotated[str | None, Shown("NAME", "its server's last")] = Field(
+        None, description="The second model"
+    )
+    concurrency: Annotated[int, Shown("REQUESTS")] = Field(
+        8, ge=1, le=4096, description="Requests at once"
+    )
+    requests: Annotated[int, Shown("REQUESTS")] = Field(
+        32, ge=1, le=1_000_000, description="Requests of a window"
+    )
+    windows: Annotated[int, Shown("WINDOWS")] = Field(
+        6, ge=1, le=10_000, description="Windows of each model that count"
+    )
+    warmups: Annotated[int, Shown("WINDOWS")] = Field(
+        1, ge=0, le=100, description="Windows of each model dropped before them"
+    )
+    max_tokens: Annotated[int, Shown("TOKENS")] = Field(
+        64, ge=2, description="Tokens of every answer"
+    )
+    max_window_seconds: Annotated[float, Shown("SECONDS")] = Field(
+        600.0, gt=0, description="Seconds after which a window is given up"
+    )
+    prompts: Annotated[Path | None, Shown("FILE", "a few of the package's own")] = Field(
+        None, description="Prompts, one a line, or .jsonl with prompt"
+    )
+    dollars_per_hour: Annotated[float | None, Shown("USD", "unknown")] = Field(
+        None, gt=0, description="Rent of the first server, an hour"
+    )
+    dollars_per_hour_b: Annotated[float | None, Shown("USD", "the first's")] = Field(
+        None, gt=0, description="Rent of the second server, an hour"
+    )
+    api_key: Annotated[str | None, Shown("KEY")] = Field(
+        None, description="The servers' key", repr=False
+    )
+    json_path: Annotated[Path | None, Shown("FILE")] = Field(
+        None, alias="json", description="File to write the comparison to, as JSON"
+    )
+    png: Annotated[Path | None, Shown("FILE")] = Field(
+        None, description="File to write a picture to; needs matplotlib"
+    )
 
     check_urls = field_validator("url_a", "url_b")(_check_url)
 
@@ -87,10 +116,16 @@ class ChatSettings(BaseSettings):
 
     model_config = _CONFIG | SettingsConfigDict(cli_prog_name="bitwatt chat")
 
-    url: CliPositionalArg[str] = Field("http://127.0.0.1:8000", description="the model's server")
-    model: str | None = Field(None, description="the model, in place of the server's first")
-    max_tokens: int | None = Field(None, ge=1, description="tokens of an answer at most")
-    api_key: str | None = Field(None, description="the server's key", repr=False)
+    url: CliPositionalArg[str] = Field("http://127.0.0.1:8000", description="The model's server")
+    model: Annotated[str | None, Shown("NAME", "the server's first")] = Field(
+        None, description="The model"
+    )
+    max_tokens: Annotated[int | None, Shown("TOKENS", "as the context has room for")] = Field(
+        None, ge=1, description="Tokens of an answer at most"
+    )
+    api_key: Annotated[str | None, Shown("KEY")] = Field(
+        None, description="The server's key", repr=False
+    )
 
     check_url = field_validator("url")(_check_url)
 
@@ -188,11 +223,15 @@ class TuneSettings(BaseSettings):
         env_prefix="BITWATT_TUNE_", cli_prog_name="bitwatt tune"
     )
 
-    shapes: tuple[str, ...] = Field(
-        (), description="weights as OUTxIN, with commas; in place of those of 2B4T"
+    shapes: Annotated[tuple[str, ...], Shown("OUTxIN[,OUTxIN...]", "those of 2B4T")] = Field(
+        (), description="Sizes of the weights to tune for"
     )
-    output: Path | None = Field(None, description="file to write, in place of the package's own")
-    jobs: int | None = Field(None, ge=1, le=1024, description="processes that compile")
+    output: Annotated[Path | None, Shown("FILE", "the package's own")] = Field(
+        None, description="File to write"
+    )
+    jobs: Annotated[int | None, Shown("PROCESSES", "one a processor")] = Field(
+        None, ge=1, le=1024, description="Processes that compile"
+    )
 
     @field_validator("shapes")
     @classmethod

@@ -1,83 +1,165 @@
 """The engine without a server, for Python users: batches prompts in this process."""
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-from tokenizers import Tokenizer
+from typing import Any, Literal, Self
 
 from bitwatt.engine.build import build_engine
-from bitwatt.engine.messages import EngineConfig, EngineInfo, Submit, TokenLogprobs
-from bitwatt.errors import InvalidRequestError
-from bitwatt.scheduling.request import FinishReason, SamplingParams
+from bitwatt.engine.messages import EngineConfig, EngineInfo, Submit, TokenLogprobs, TokenOutput
+from bitwatt.errors import InvalidRequestError, shorten
+from bitwatt.serving.choice import ChoiceReader, FinishReasonName
+from bitwatt.serving.planning import plan_choices, seed_of
+from bitwatt.serving.sampling_params import SamplingParams
+from bitwatt.text.codec import TextCodec
 
-__all__ = ["LLM", "Generation"]
+__all__ = ["LLM", "Answer", "Choice"]
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
-    """What one prompt brought.
+class Choice:
+    """One continuation of a prompt.
 
-    text       of token_ids, special tokens left out
+    text       of the tokens, special tokens and the stop string left out
     token_ids  with the stop token that ended it, if one did
     logprobs   as many as token_ids where they were asked for, else empty
     """
 
     text: str
     token_ids: list[int]
-    finish_reason: FinishReason
+    finish_reason: FinishReasonName
     logprobs: list[TokenLogprobs]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one prompt or conversation brought: SamplingParams.n choices, the first one's at hand.
+
+    num_cached_tokens  of the prompt's, found in the prefix cache
+    """
+
+    prompt_token_ids: list[int]
+    choices: list[Choice]
     num_cached_tokens: int
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReasonName:
+        return self.choices[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        return self.choices[0].logprobs
 
 
 class LLM:
     """A model loaded into this process. Not thread-safe; close it, or use it as a context.
 
     with LLM("path/to/folder") as llm:
-        [generation] = llm.generate(["def main():"], SamplingParams(max_tokens=32))
+        [answer] = llm.generate(["def main():"], SamplingParams(max_tokens=32))
+
+    info  what the engine says of itself
     """
-
-    def __init__(self, model: str | Path, **config: object) -> None:
-        """Load a Hugging Face folder; config takes EngineConfig's fields.
-
-        Raises  EngineError, CheckpointError or KernelError with the reason and the knob
-        """
-        path = Path(model)
-        self._core, self.info = build_engine(EngineConfig(model_path=str(path), **config))  # type: ignore[arg-type]
-        self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
 
     info: EngineInfo
 
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        weights: Literal["ternary", "fp16"] = "ternary",
+        device: str = "auto",
+        backend: str | None = None,
+        dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        batch_invariant: bool = False,
+        num_threads: int | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512,
+        kv_cache_bytes: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        prefix_caching: bool = True,
+        head_bits: Literal[8, 16] = 16,
+    ) -> None:
+        """Load a Hugging Face folder; the knobs are those of `bitwatt serve`, in docs/settings.md.
+
+        Raises  CheckpointError, ConfigurationError or EngineStartError, with reason and knob
+        """
+        path = Path(model)
+        self._codec = TextCodec.from_folder(path)
+        self._core, self.info = build_engine(
+            EngineConfig(
+                model_path=str(path),
+                weights=weights,
+                device=device,
+                backend=backend,
+                dtype=dtype,
+                batch_invariant=batch_invariant,
+                num_threads=num_threads,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                kv_cache_bytes=kv_cache_bytes,
+                gpu_memory_utilization=gpu_memory_utilization,
+                prefix_caching=prefix_caching,
+                head_bits=head_bits,
+            )
+        )
+
     def generate(
         self,
-        prompts: Sequence[str | list[int]],
-        sampling: SamplingParams | Sequence[SamplingParams],
-    ) -> list[Generation]:
-        """Return one generation a prompt, in order; prompts run as one batch.
+        prompts: str | Sequence[str | Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Answer]:
+        """Return one answer a prompt, in order; prompts run as one batch.
 
-        prompts   texts, or token ids
-        sampling  one for all, or one each; the model's end-of-sequence tokens end each. As in
-                  the server a seed of 0 is a seed like any other.
-        Raises    InvalidRequestError if a prompt is empty or too long
+        prompts          a text, or several texts or lists of token ids
+        sampling_params  one for all, or one each; None is SamplingParams()
+
+        Raises  InvalidRequestError before anything runs, RequestFailedError
         """
-        if isinstance(sampling, SamplingParams):
-            sampling = [sampling] * len(prompts)
-        if len(sampling) != len(prompts):
-            raise InvalidRequestError(
-                f"there are {len(prompts)} prompts and {len(sampling)} sampling parameters"
+        given = [prompts] if isinstance(prompts, str) else prompts
+        return self._answer([self._encode(prompt) for prompt in given], sampling_params, "prompts")
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, bool] | None = None,
+    ) -> list[Answer]:
+        """Return one answer a conversation, in order, as the model's chat template puts them.
+
+        messages              of one conversation, or of several: mappings with role and content
+        chat_template_kwargs  enable_thinking, thinking
+
+        Raises  InvalidRequestError before anything runs, also where there is no chat template;
+                RequestFailedError
+        """
+        is_one = all(isinstance(message, Mapping) for message in messages)
+        conversations: Sequence[Any] = [messages] if is_one else messages
+        prompts = []
+        for conversation in conversations:
+            _check_messages(conversation)
+            text = self._codec.render(conversation, kwargs=chat_template_kwargs)
+            prompts.append(
+                self._codec.encode(
+                    text,
+                    max_tokens=self.info.max_model_len,
+                    add_special_tokens=False,
+                    param="messages",
+                )
             )
-        prefix = secrets.token_hex(4)
-        names = [f"{prefix}-{i}" for i in range(len(prompts))]
-        try:
-            for name, prompt, params in zip(names, prompts, sampling, strict=True):
-                self._submit(name, prompt, params)
-        except InvalidRequestError:
-            self._core.abort(names)
-            raise
-        return self._run(names)
+        return self._answer(prompts, sampling_params, "messages")
 
     def close(self) -> None:
         """Release the model."""
@@ -94,36 +176,116 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _submit(self, name: str, prompt: str | list[int], sampling: SamplingParams) -> None:
-        token_ids = self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt
-        if not token_ids:
-            raise InvalidRequestError("a prompt has at least one token", param="prompts")
-        stops = (*sampling.stop_token_ids, *self.info.eos_token_ids)
-        refused = self._core.submit(
-            Submit(
-                request_id=name,
-                prompt_token_ids=token_ids,
-                sampling=replace(sampling, stop_token_ids=stops),
-            )
+    def _encode(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._codec.encode(prompt, max_tokens=self.info.max_model_len, param="prompts")
+        is_ids = isinstance(prompt, Sequence) and all(
+            isinstance(token_id, int) and token_id >= 0 for token_id in prompt
         )
-        if refused is not None:
-            raise InvalidRequestError(refused.error or "refused", param="prompts")
+        if not is_ids:
+            raise InvalidRequestError(
+                f"a prompt is a text or a list of token ids, not {shorten(prompt)}",
+                param="prompts",
+            )
+        return list(prompt)
 
-    def _run(self, names: list[str]) -> list[Generation]:
-        tokens: dict[str, list[int]] = {name: [] for name in names}
-        logprobs: dict[str, list[TokenLogprobs]] = {name: [] for name in names}
-        done: dict[str, Generation] = {}
-        while self._core.has_work:
-            for output in self._core.step():
-                name = output.request_id
-                tokens[name] += output.token_ids
-                logprobs[name] += output.logprobs
-                if output.finish_reason is not None:
-                    done[name] = Generation(
-                        self._tokenizer.decode(tokens[name]),
-                        tokens[name],
-                        output.finish_reason,
-                        logprobs[name],
-                        output.num_cached_tokens,
-                    )
-        return [done[name] for name in names]
+    def _answer(
+        self,
+        prompts: Sequence[list[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        param: str,
+    ) -> list[Answer]:
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+        if len(sampling_params) != len(prompts):
+            raise InvalidRequestError(
+                f"there are {len(prompts)} {param} and {len(sampling_params)} sampling parameters",
+                param="sampling_params",
+            )
+        name = secrets.token_hex(4)
+        pending = []
+        for number, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
+            submits = plan_choices(
+                params,
+                self.info,
+                [prompt],
+                request_id=f"{name}-{number}",
+                seed=seed_of(params),
+                prompt_param=param,
+            )
+            pending.append([_Pending(submit, self._codec, params) for submit in submits])
+        self._run({p.submit.request_id: p for choices in pending for p in choices})
+        return [
+            Answer(
+                choices[0].submit.prompt_token_ids,
+                [choice.settled() for choice in choices],
+                max(choice.num_cached_tokens for choice in choices),
+            )
+            for choices in pending
+        ]
+
+    def _run(self, pending: dict[str, "_Pending"]) -> None:
+        """Run every choice to its end; whatever goes wrong, none is left in the engine."""
+        unfinished = set(pending)
+        try:
+            for choice in pending.values():
+                refused = self._core.submit(choice.submit)
+                if refused is not None:
+                    raise InvalidRequestError(refused.error or "the engine refuses the request")
+            while unfinished:
+                assert self._core.has_work, "a request ends in exactly one output"
+                for output in self._core.step():
+                    name = output.request_id
+                    if name not in unfinished:
+                        continue  # its last tokens were under way when a stop string ended it
+                    if pending[name].read(output):
+                        unfinished.discard(name)
+                        if output.finish_reason is None:
+                            self._core.abort([name])
+        finally:
+            self._core.abort(sorted(unfinished))
+
+
+class _Pending:
+    """A choice while it runs."""
+
+    def __init__(self, submit: Submit, codec: TextCodec, params: SamplingParams) -> None:
+        self.submit = submit
+        self.num_cached_tokens = 0
+        self._reader = ChoiceReader(0, submit, codec.output(params.stop_strings))
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._finish_reason: FinishReasonName | None = None
+
+    def read(self, output: TokenOutput) -> bool:
+        """Take what is new; return whether that was the last. Raises RequestFailedError."""
+        before = self._reader.num_tokens
+        delta = self._reader.read(output)
+        num_new = self._reader.num_tokens - before
+        self._token_ids += output.token_ids[:num_new]
+        self._logprobs += output.logprobs[:num_new]
+        self.num_cached_tokens = output.num_cached_tokens
+        if delta is None:
+            return False
+        self._texts.append(delta.text)
+        self._finish_reason = delta.finish_reason
+        return delta.finish_reason is not None
+
+    def settled(self) -> Choice:
+        assert self._finish_reason is not None
+        return Choice("".join(self._texts), self._token_ids, self._finish_reason, self._logprobs)
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, Sequence) or not messages:
+        raise InvalidRequestError("messages has no messages; one is needed", param="messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not (
+            isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        ):
+            raise InvalidRequestError(
+                f"messages[{index}] is {shorten(message)}; it must be a mapping whose role and "
+                "content are strings",
+                param=f"messages[{index}]",
+            )

@@ -1,4 +1,7 @@
-"""Every knob, defined once: a flag of `bitwatt serve` and a BITWATT_* variable of the same name."""
+"""The knobs of `bitwatt serve`, each a flag and a BITWATT_* variable of the same name.
+
+Those of the other commands are in commands.py.
+"""
 
 import re
 from hashlib import sha256
@@ -9,12 +12,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, SettingsConfigDict
 
 from bitwatt.engine.messages import EngineConfig
+from bitwatt.knobs import Shown
 from bitwatt.model.config import Dtype, HeadBits, Weights
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
 
-__all__ = ["ServeSettings"]
+__all__ = ["Backend", "ServeSettings"]
+
+Backend = Literal["native", "torch", "triton", "reference", "fake"]
 
 _DIGEST_PREFIX = "sha256:"
 
@@ -57,110 +63,186 @@ class ServeSettings(BaseSettings):
         validate_default=True,
     )
 
-    path: CliPositionalArg[Path | None] = Field(
-        None, description="a model's folder, as on Hugging Face"
+    path: Annotated[CliPositionalArg[Path | None], Shown("PATH", "the embedded pair")] = Field(
+        None, description="A model's folder, as on Hugging Face"
     )
-    served_model_name: str | None = Field(
-        None, min_length=1, max_length=200, description="the model's name, in place of its folder's"
+    served_model_name: Annotated[str | None, Shown("NAME", "its folder's name")] = Field(
+        None, min_length=1, max_length=200, description="The model's name for callers"
     )
-    weights: Annotated[Weights | None, BeforeValidator(_weights)] = Field(
+    weights: Annotated[
+        Weights | None, BeforeValidator(_weights), Shown("{ternary,dense}", "ternary")
+    ] = Field(
         None,
-        description="packed 2-bit weights, which is the default, or dense ones, also named fp16",
+        description="Weights to serve: packed in 2 bits, or dense in the dtype of --dtype; fp16 is "
+        "another name for dense",
     )
-    compare: bool | None = Field(
-        None, description="serve NAME-fp16 beside it, the same model with 16-bit weights"
+    compare: Annotated[bool | None, Shown("", "on for the embedded pair, off with a PATH")] = Field(
+        None, description="Serve NAME-fp16 beside it, the same model with 16-bit weights"
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    api_key: Annotated[tuple[bytes, ...], NoDecode, BeforeValidator(_digest_keys)] = Field(
+    host: Annotated[str, Shown("ADDRESS")] = Field(
+        "127.0.0.1", description="Address to listen on; 0.0.0.0 for every network"
+    )
+    port: Annotated[int, Shown("PORT")] = Field(
+        8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one"
+    )
+    api_key: Annotated[
+        tuple[bytes, ...],
+        NoDecode,
+        BeforeValidator(_digest_keys),
+        Shown("KEY[,KEY...]", "none, and everyone is served"),
+    ] = Field(
         (),
-        description="a key callers must have, or sha256:HEX of one; give several with commas",
+        description="Keys of which callers must have one; sha256:HEX stands for the key with "
+        "that digest",
         repr=False,
     )
     cache_per_key: bool = Field(
-        False, description="share no prefix cache between keys, so that none can time another's"
+        False, description="Share no prefix cache between keys, so that none can time another's"
     )
-    metrics_public: bool = Field(False, description="serve /metrics without a key")
-    max_body_bytes: int = Field(2 * 2**20, ge=1024, le=2**30, description="a request's size")
-    body_timeout: float = Field(
-        60.0, gt=0, le=3600, description="seconds until a request's body must have come"
+    metrics_public: bool = Field(False, description="Serve /metrics without a key")
+    max_body_bytes: Annotated[int, Shown("BYTES")] = Field(
+        2 * 2**20, ge=1024, le=2**30, description="Bytes of a request's body; more are answered 413"
     )
-    max_open_requests: int = Field(
-        1024, ge=1, le=1_000_000, description="requests open at once, being read or answered"
+    body_timeout: Annotated[float, Shown("SECONDS")] = Field(
+        60.0, gt=0, le=3600, description="Seconds that a body may take to come; then 408"
     )
-    request_timeout: float = Field(
-        600.0, gt=0, le=86_400, description="seconds until a request is given up"
+    max_open_requests: Annotated[int, Shown("REQUESTS")] = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="Requests with a body that are read or answered at once; further ones get 503",
     )
-    keep_alive: float = Field(
-        10.0, gt=0, le=3600, description="seconds of silence until a stream gets a comment"
+    request_timeout: Annotated[float, Shown("SECONDS")] = Field(
+        600.0, gt=0, le=86_400, description="Seconds that an answer may take in all; then 504"
     )
-    step_timeout: float = Field(
-        120.0, gt=0, le=86_400, description="seconds without a step until an engine is restarted"
+    keep_alive: Annotated[float, Shown("SECONDS")] = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Seconds without an event after which a stream gets a comment, for proxies "
+        "to keep it open",
     )
-    drain_timeout: float = Field(
-        30.0, ge=0, le=3600, description="seconds open requests have to end after SIGTERM"
+    step_timeout: Annotated[float, Shown("SECONDS")] = Field(
+        120.0,
+        gt=0,
+        le=86_400,
+        description="Seconds of an engine's silence after which it is killed and restarted",
+    )
+    drain_timeout: Annotated[float, Shown("SECONDS")] = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="Seconds that open requests have to end after SIGTERM, whole ones and 1 at "
+        "least",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="what is logged"
+        "info", description="Least grave lines to log"
     )
-    log_format: LogFormat = Field("text", description="lines of text, or one JSON object a line")
+    log_format: LogFormat = Field(
+        "text", description="Log lines as text, or as one JSON object each"
+    )
 
-    max_queue: int = Field(256, ge=0, le=100_000, description="requests that may wait")
-    max_model_len: int | None = Field(
-        None, ge=2, description="tokens of prompt and answer, at most the model's own limit"
+    max_queue: Annotated[int, Shown("REQUESTS")] = Field(
+        256,
+        ge=0,
+        le=100_000,
+        description="Requests that wait for a place to run, per model; further ones get 503",
     )
-    max_num_seqs: int = Field(64, ge=1, le=4096, description="requests that run at once")
-    max_num_batched_tokens: int = Field(512, ge=1, le=2**20, description="tokens of a step")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    backend: str | None = Field(
-        None, description="kernels to use, in place of the fastest that run"
+    max_model_len: Annotated[int | None, Shown("TOKENS", "the model's own limit")] = Field(
+        None, ge=2, description="Tokens of prompt and answer together, at most the model's limit"
     )
-    dtype: Dtype = Field("bfloat16", description="of activations and dense weights")
-    num_threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of an engine, in place of all"
+    max_num_seqs: Annotated[int, Shown("REQUESTS")] = Field(
+        64, ge=1, le=4096, description="Requests that run at once, per model"
     )
-    cpu_isa: str | None = Field(
+    max_num_batched_tokens: Annotated[int, Shown("TOKENS")] = Field(
+        512,
+        ge=1,
+        le=2**20,
+        description="Tokens of one step, of all requests together; --max-num-seqs at least. "
+        "Longer prompts are computed in pieces",
+    )
+    device: Annotated[str, Shown("{auto,cpu,cuda,cuda:N}")] = Field(
+        "auto", description="Device that computes; auto takes a GPU where there is one"
+    )
+    backend: Annotated[Backend | None, Shown("", "the fastest that runs")] = Field(
+        None,
+        description="Kernels: native (C++) or torch on a CPU, triton on a GPU, reference on "
+        "either to compare with; fake draws meaningless tokens, to load the server itself",
+    )
+    dtype: Dtype = Field("bfloat16", description="Type of activations, KV cache and dense weights")
+    num_threads: Annotated[int | None, Shown("THREADS", "all processors'")] = Field(
+        None, ge=1, le=1024, description="CPU threads of each engine"
+    )
+    cpu_isa: Annotated[str | None, Shown("NAME", "the fastest that runs")] = Field(
         None,
         min_length=1,
         max_length=100,
-        description="CPU instruction set of the native kernels, in place of the fastest that runs",
+        description="CPU instruction set of the native kernels, as avx2 or avx512_vnni",
     )
-    kv_cache_bytes: int | None = Field(
-        None, ge=1, description="size of the KV cache, in place of a share of the device's memory"
+    kv_cache_bytes: Annotated[
+        int | None,
+        Shown("BYTES", "1 GiB on a CPU, on a GPU what --gpu-memory-utilization leaves"),
+    ] = Field(
+        None, ge=1, description="Bytes of each model's KV cache, never more than all requests need"
     )
-    gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="share of a GPU's memory to use"
+    gpu_memory_utilization: Annotated[float, Shown("SHARE")] = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the GPU's memory for weights, KV cache and a step's activations",
     )
-    prefix_caching: bool = Field(True, description="reuse the KV cache of equal prompt starts")
+    prefix_caching: bool = Field(
+        True,
+        description="Reuse of the KV cache among prompts that start alike; --no-prefix-caching "
+        "turns it off",
+    )
     head_bits: HeadBits = Field(
-        16, description="bits of the output head's weights, and of a tied embedding's"
+        16,
+        description="Bits of the output head's weights, and of a tied embedding's; 8 is faster "
+        "and approximate",
     )
     batch_invariant: bool = Field(
-        False, description="make dense answers independent of what else runs"
+        False,
+        description="Make dense answers independent of what else runs, more slowly; ternary ones "
+        "always are",
     )
 
-    shadow_percent: float = Field(
-        0.0, ge=0, le=100, description="share of requests mirrored to the other model, compared"
+    shadow_percent: Annotated[float, Shown("PERCENT")] = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Percentage of requests that are also asked of the other model and compared, "
+        "unless X-Bitwatt-Shadow says otherwise",
     )
 
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: Annotated[str | None, Shown("URL", "no traces")] = Field(
         None,
         pattern=r"^https?://\S+$",
-        description="where traces go, as http://localhost:4318/v1/traces",
+        description="Where traces go by OTLP over HTTP, as http://localhost:4318/v1/traces",
     )
     energy_source: EnergyChoice = Field(
-        "auto", description="what measures joules: the GPU's counter, the CPU's, either, or none"
+        "auto",
+        description="What measures joules: the GPU's counter (nvml), the CPU's (rapl), the one of "
+        "the engine's device (auto), or nothing",
     )
-    usd_per_hour: float | None = Field(
-        None, ge=0, le=1e6, description="rent of the GPU or machine that one engine runs on"
+    usd_per_hour: Annotated[float | None, Shown("USD", "unknown, and so is the cost")] = Field(
+        None,
+        ge=0,
+        le=1e6,
+        description="Rent an hour of the GPU or machine that one engine runs on",
     )
-    usd_per_kwh: float | None = Field(None, ge=0, le=1e3, description="price of electricity")
-    pue: float | None = Field(
-        None, ge=1, le=10, description="building's energy over the device's; 1 for the device alone"
+    usd_per_kwh: Annotated[float | None, Shown("USD", "unknown, and so is the cost")] = Field(
+        None, ge=0, le=1e3, description="Price of a kilowatt-hour"
     )
-    gco2_per_kwh: float | None = Field(
-        None, ge=0, le=1e4, description="grams of CO2 the grid emits for a kWh"
+    pue: Annotated[float | None, Shown("RATIO", "unknown, and so is its cost")] = Field(
+        None,
+        ge=1,
+        le=10,
+        description="The building's energy over the device's; 1 counts the device's alone",
+    )
+    gco2_per_kwh: Annotated[float | None, Shown("GRAMS", "unknown, and so is the CO2")] = Field(
+        None, ge=0, le=1e4, description="Grams of CO2 that the grid emits for a kilowatt-hour"
     )
 
     @field_validator("path")

@@ -1,12 +1,16 @@
 """The command line and its settings."""
 
+import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from bitwatt import __version__
-from bitwatt.cli import main, models_to_serve
-from bitwatt.settings import ServeSettings
+from bitwatt.cli import COMMANDS, main, models_to_serve
+from bitwatt.knobs import knobs_of
+from bitwatt.settings import Backend, ServeSettings
+from bitwatt_kernels.registry import BACKENDS
 
 from tests.fakes import make_settings
 
@@ -119,3 +123,63 @@ def test_the_api_process_loads_no_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert result.stdout.decode().strip() == "[]"
+
+
+def help_of(capsys, *command):
+    """Return a command's help, its lines joined."""
+    status, out, _ = run(capsys, *command, "--help")
+    assert status == 0
+    return " ".join(out.split())
+
+
+def test_the_help_says_what_each_command_does(capsys):
+    told = help_of(capsys)
+    for command, does in (
+        ("serve", "Serve models"),
+        ("compare", "Measure two models"),
+        ("chat", "Talk to"),
+        ("tune", "Find the fastest"),
+    ):
+        assert f" {command} {does}" in told
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_setting_says_meaning_unit_limits_and_default(capsys, command):
+    told = help_of(capsys, command)
+    for knob in knobs_of(COMMANDS[command]):
+        assert knob.meaning[0].isupper()
+        assert knob.help in told
+        written = f"{knob.flag} {knob.value}".strip() if knob.flag.startswith("--") else knob.flag
+        if knob.flag != "--prefix-caching":
+            assert written in told
+    # No Python type, and no value that no one can type.
+    assert not re.search(r"(?<![-\w])(str|int|float|bool|tuple|bytes|null|None|Path)\b", told)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "--api-key KEY[,KEY...] ",
+        "--port PORT Port to listen on; 0 takes a free one (0 to 65535; default: 8000)",
+        "--keep-alive SECONDS ",
+        "(above 0, at most 3600; default: 10)",
+        "(at least 2; default: the model's own limit)",
+        "(default: the embedded pair)",
+    ],
+)
+def test_the_help_is_in_a_persons_words(capsys, said):
+    assert said in help_of(capsys, "serve")
+
+
+def test_the_help_of_backend_names_every_backend(capsys):
+    assert {*get_args(Backend)} == {*BACKENDS, "fake"}
+    told = help_of(capsys, "serve")
+    for name in BACKENDS:
+        assert re.search(rf"Kernels: .*\b{name}\b.* \(default: the fastest that runs\)", told)
+
+
+def test_a_backend_that_is_none_is_refused_with_those_there_are(capsys):
+    status, _, error = run(capsys, "serve", "--backend", "cuda")
+    assert status == 2
+    assert "--backend 'cuda'" in error
+    assert "'native', 'torch', 'triton', 'reference' or 'fake'" in error

@@ -19,6 +19,7 @@ from bitwatt.errors import (
 )
 
 __all__ = [
+    "CLIENT_CLOSED_REQUEST",
     "ApiError",
     "ClientDisconnectedError",
     "RequestTimeoutError",
@@ -29,7 +30,7 @@ __all__ = [
 
 MAX_MESSAGE_CHARS = 1000
 RETRY_AFTER_S = 1
-CLIENT_CLOSED_REQUEST = 499
+CLIENT_CLOSED_REQUEST = 499  # nginx's: the client went away, and nobody reads an answer
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from hashlib import sha256
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bitwatt.api.errors import describe, error_response
+from bitwatt.api.errors import CLIENT_CLOSED_REQUEST, describe, error_response
 from bitwatt.errors import QueueFullError
 from bitwatt.telemetry.declarations import HTTP_REQUESTS
 from bitwatt.telemetry.logs import current_request_id
@@ -31,7 +31,6 @@ KEY_DIGEST = "bitwatt.key_digest"
 
 _CALLERS_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
-_NO_RESPONSE_STATUS = 499
 _POLLED = frozenset({"/health", "/ready", "/metrics"})
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class TraceRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = _NO_RESPONSE_STATUS
+        status = CLIENT_CLOSED_REQUEST
 
         async def send_and_see(message: Message) -> None:
             nonlocal status
@@ -134,7 +133,7 @@ class Gateway:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            status = status or _NO_RESPONSE_STATUS
+            status = status or CLIENT_CLOSED_REQUEST
             self._metrics[HTTP_REQUESTS].labels(route, method, str(status)).inc()
             _log_access(method, route, status, time.perf_counter() - began_s)
 

@@ -1,6 +1,9 @@
 """The HTTP server under the application."""
 
 import asyncio
+import ipaddress
+import logging
+import socket
 
 import uvicorn
 from fastapi import FastAPI
@@ -8,11 +11,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bitwatt.settings import ServeSettings
 
-__all__ = ["new_server"]
+__all__ = ["Server", "new_server"]
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
 _IDLE_CONNECTION_S = 75
+
+logger = logging.getLogger(__name__)
 
 
 class _BoundedHeadProtocol(HttpToolsProtocol):
@@ -58,9 +63,36 @@ class _BoundedHeadProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-def new_server(app: FastAPI, settings: ServeSettings) -> uvicorn.Server:
-    """Return the server, to be run. On SIGTERM it lets open requests end, within a limit."""
-    return uvicorn.Server(
+class Server(uvicorn.Server):
+    """A server that knows its address once it listens. On SIGTERM it lets open requests end."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._listens = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._listens.set()
+
+    @property
+    def url(self) -> str:
+        """Where the page opens, from this machine; to be asked once it listens."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        address = ipaddress.ip_address(host)
+        if address.is_unspecified:  # every address of the machine, its own among them
+            address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+        return f"http://{address if address.version == 4 else f'[{address}]'}:{port}/"
+
+    async def announce(self) -> None:
+        """Log the address to open, as soon as it listens."""
+        await self._listens.wait()
+        logger.info("all models are ready: open %s", self.url)
+
+
+def new_server(app: FastAPI, settings: ServeSettings) -> Server:
+    """Return the server, to be run."""
+    return Server(
         uvicorn.Config(
             app,
             host=settings.host,

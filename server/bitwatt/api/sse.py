@@ -17,7 +17,7 @@ __all__ = ["EventStream", "event"]
 
 _DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
-_LAST_WORDS_S = 1.0
+_LAST_EVENT_TIMEOUT_S = 1.0  # a client that reads nothing more doesn't hold up a failed stream
 
 _encode = msgspec.json.encode
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class EventStream(Response):
             if not isinstance(error, BitwattError):
                 logger.exception("request %s failed midway", scope["state"]["request_id"])
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS_S):
+                async with asyncio.timeout(_LAST_EVENT_TIMEOUT_S):
                     await write(b"data: " + describe(error).encode() + b"\n\n", more=False)
         finally:
             keeper.cancel()

@@ -28,7 +28,7 @@ from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.request import SamplingParams
+from bitwatt.scheduling.request import ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
 
 __all__ = ["ChildConfig", "Measurement", "Model"]
@@ -164,7 +164,7 @@ class _Child:
         name = str(self._num_submitted)
         vocab_size = self.config.vocab_size
         prompt = [(31 * self._num_submitted + j) % vocab_size for j in range(num_tokens)]
-        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+        sampling = ResolvedSampling(max_tokens=max_tokens, temperature=0.0)
         self.core.submit(Submit(request_id=name, prompt_token_ids=prompt, sampling=sampling))
         return name
 

@@ -45,8 +45,9 @@ def bench_exactness(batch: int = 32) -> dict[str, Any]:
     """Return the 16-bit backend's tokens/s as fast as its library can, and batch-invariant."""
     rates: dict[str, Spread] = {}
     for name, is_exact in (("fastest", False), ("batch_invariant", True)):
-        settings = {"weights": "dense", "batch_invariant": is_exact, "prefix_caching": False}
-        with LLM(builtin.FP16, **settings) as llm:
+        with LLM(
+            builtin.FP16, weights="dense", batch_invariant=is_exact, prefix_caching=False
+        ) as llm:
             rates[name] = _tokens_per_s(llm, batch)
     return {
         "batch": batch,

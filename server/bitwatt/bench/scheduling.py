@@ -8,7 +8,7 @@ from typing import Any
 from bitwatt.bench.measure import spread_of
 from bitwatt.model.fake_runner import FakeRunner
 from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.request import Request, SamplingParams
+from bitwatt.scheduling.request import Request, ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
 
 __all__ = ["bench_scheduler"]
@@ -31,7 +31,7 @@ def bench_scheduler(num_running: int) -> dict[str, Any]:
             Request(
                 request_id=str(i),
                 prompt_token_ids=[i] * _PROMPT_TOKENS,
-                sampling=SamplingParams(max_tokens=900),
+                sampling=ResolvedSampling(max_tokens=900),
             )
         )
     while scheduler.num_running < num_running or scheduler.num_waiting:

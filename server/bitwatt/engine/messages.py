@@ -7,7 +7,7 @@ import msgspec
 
 from bitwatt.errors import ConfigurationError, shorten
 from bitwatt.model.config import Dtype, HeadBits, Weights, weights_named
-from bitwatt.scheduling.request import FinishReason, SamplingParams
+from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 
 __all__ = [
     "MAX_STEPS_AHEAD",
@@ -134,7 +134,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
 
     request_id: str
     prompt_token_ids: list[int]
-    sampling: SamplingParams
+    sampling: ResolvedSampling
     priority: int = 0
     cache_salt: str = ""
 

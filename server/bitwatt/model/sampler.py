@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitwatt.model.truncation_sampling import draw
-from bitwatt.scheduling.request import SamplingParams
+from bitwatt.scheduling.request import ResolvedSampling
 
 __all__ = ["LogprobsBatch", "Sampled", "Sampler", "SamplingRow", "counter_uniform"]
 
@@ -54,7 +54,7 @@ class SamplingRow:
     row: int
     position: int
     num_output_tokens: int
-    sampling: SamplingParams
+    sampling: ResolvedSampling
 
 
 @dataclass(frozen=True, slots=True)

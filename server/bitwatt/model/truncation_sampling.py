@@ -15,14 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitwatt.scheduling.request import SamplingParams
+from bitwatt.scheduling.request import ResolvedSampling
 
 __all__ = ["draw"]
 
 _NUM_CANDIDATES = 1024  # sorted at first
 
 
-def draw(logits: Tensor, sampling: Sequence[SamplingParams], uniform: Tensor) -> Tensor:
+def draw(logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor) -> Tensor:
     """Return a token a row, [R] int64.
 
     logits    [R, vocab_size] float32
@@ -42,7 +42,7 @@ def draw(logits: Tensor, sampling: Sequence[SamplingParams], uniform: Tensor) ->
     return tokens
 
 
-def _draw_by_id(logits: Tensor, sampling: Sequence[SamplingParams], uniform: Tensor) -> Tensor:
+def _draw_by_id(logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor) -> Tensor:
     weights = (logits / _column([s.temperature for s in sampling], logits)).softmax(dim=-1)
     if any(s.min_p for s in sampling):
         floor = _column([s.min_p for s in sampling], logits) * weights.amax(dim=-1, keepdim=True)
@@ -51,7 +51,7 @@ def _draw_by_id(logits: Tensor, sampling: Sequence[SamplingParams], uniform: Ten
 
 
 def _draw_by_rank(
-    logits: Tensor, sampling: Sequence[SamplingParams], uniform: Tensor, num_candidates: int
+    logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor, num_candidates: int
 ) -> Tensor:
     """Return a token a row, the tokens in order of falling logit; equal ones in order of id.
 
@@ -93,7 +93,7 @@ def _draw_by_rank(
     return drawn
 
 
-def _num_candidates(logits: Tensor, sampling: Sequence[SamplingParams]) -> int:
+def _num_candidates(logits: Tensor, sampling: Sequence[ResolvedSampling]) -> int:
     vocab_size = logits.shape[1]
     if logits.device.type != "cpu":  # a GPU sorts fast, and must not wait for a look at the result
         return vocab_size

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["FinishReason", "Request", "SamplingParams"]
+__all__ = ["FinishReason", "Request", "ResolvedSampling"]
 
 
 class FinishReason(StrEnum):
@@ -16,8 +16,10 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are drawn. Values are validated where they enter, not here.
+class ResolvedSampling:
+    """How a request's tokens are drawn, with nothing left open.
+
+    What a caller asks is serving.sampling_params.SamplingParams, checked there.
 
     temperature          0 is greedy
     top_k                0 keeps every token
@@ -66,7 +68,7 @@ class Request:
 
     request_id: str
     prompt_token_ids: list[int]
-    sampling: SamplingParams
+    sampling: ResolvedSampling
     priority: int = 0  # lower is sooner
     cache_salt: str = ""
     tokens: list[int] = field(init=False)

@@ -1,80 +1,92 @@
-"""Turns a request into what the engine is asked for, checked against the model's limits."""
+"""Turns what a caller asks into what an engine is sent, checked against the model's limits."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from secrets import randbits
 
-from bitwatt.api.schemas.common import GenerationBody
 from bitwatt.engine.messages import EngineInfo, Submit
 from bitwatt.errors import InvalidRequestError
-from bitwatt.serving.generation import Generation
-from bitwatt.serving.models import ServedModel
+from bitwatt.scheduling.request import ResolvedSampling
+from bitwatt.serving.sampling_params import SamplingParams
 
-__all__ = ["plan_generation"]
+__all__ = ["plan_choices", "seed_of"]
 
-_SEEDS = 2**63
+_SEED_BITS = 63
+_LOWEST_TEMPERATURE = 1e-5  # dividing by less takes logits beyond float32
 
 
-def plan_generation(
-    body: GenerationBody,
-    model: ServedModel,
+def seed_of(params: SamplingParams) -> int:
+    """Return the seed that was given, or a new one each time."""
+    return randbits(_SEED_BITS) if params.seed is None else params.seed
+
+
+def plan_choices(
+    params: SamplingParams,
     info: EngineInfo,
     prompts: Sequence[list[int]],
     *,
-    response_id: str,
-    max_tokens: int | None,
+    request_id: str,
+    seed: int,
     default_max_tokens: int | None = None,
-    logprobs: int | None,
     key_salt: str = "",
     prompt_param: str = "prompt",
-) -> Generation:
-    """Return the request's choices, checked against the model's limits.
+) -> list[Submit]:
+    """Return one Submit a choice: params.n to each prompt, prompt after prompt.
 
-    max_tokens          what the caller asked for; None leaves it to the default
-    default_max_tokens  given where the context leaves as much; None for all that it leaves
-    logprobs            how many top log-probabilities a token, None for none
-    key_salt            keeps the prefix cache of the caller's key apart; "" shares it
-    prompt_param        the field the prompts come from, for errors to name
+    request_id          begins each choice's own
+    seed                of each prompt's first choice, as seed_of gives it; choice i has seed + i
+    default_max_tokens  where params.max_tokens is None: so many tokens, or as many as the context
+                        has room for; None for all that it has room for
+    key_salt            keeps the prefix cache of the caller's API key apart; "" shares it
+    prompt_param        the field that errors about a prompt name
 
     Raises  InvalidRequestError
     """
-    for prompt in prompts:
-        _check_prompt(prompt, info, max_tokens, prompt_param)
-    for field_name, token_ids in (
-        ("stop_token_ids", body.stop_token_ids or ()),
-        ("logit_bias", body.logit_bias),
-    ):
-        _check_token_ids(token_ids, info, field_name)
-    seed = randbits(63) if body.seed is None else body.seed
-    num_choices = body.n or 1
+    _check_token_ids(params.stop_token_ids or (), info, "stop_token_ids")
+    _check_token_ids(params.logit_bias or (), info, "logit_bias")
     submits: list[Submit] = []
     for prompt in prompts:
-        most = max_tokens
-        if most is None:
-            room = info.max_model_len - len(prompt)
-            most = room if default_max_tokens is None else min(default_max_tokens, room)
-        if (body.min_tokens or 0) > most:
+        _check_prompt(prompt, info, params.max_tokens, prompt_param)
+        room = info.max_model_len - len(prompt)
+        max_tokens = params.max_tokens or min(default_max_tokens or room, room)
+        if params.min_tokens > max_tokens:
             raise InvalidRequestError(
-                f"min_tokens is {body.min_tokens}; the answer has at most {most} (max_tokens)",
+                f"min_tokens is {params.min_tokens}; the answer has at most {max_tokens} "
+                "(max_tokens)",
                 param="min_tokens",
             )
-        sampling = body.sampling(
-            max_tokens=most,
-            seed=0,
-            logprobs=logprobs,
-            eos_token_ids=info.eos_token_ids,
-        )
         submits += [
             Submit(
-                request_id=f"{response_id}-{len(submits) + choice}",
+                request_id=f"{request_id}-{len(submits) + choice}",
                 prompt_token_ids=prompt,
-                sampling=replace(sampling, seed=(seed + choice) % _SEEDS),
-                priority=body.priority or 0,
-                cache_salt=f"{key_salt}{body.cache_salt or ''}",
+                sampling=_resolve(params, info, max_tokens, (seed + choice) % 2**_SEED_BITS),
+                priority=params.priority,
+                cache_salt=f"{key_salt}{params.cache_salt}",
             )
-            for choice in range(num_choices)
+            for choice in range(params.n)
         ]
-    return Generation(model=model, submits=submits, stops=body.stop, num_choices=num_choices)
+    return submits
+
+
+def _resolve(
+    params: SamplingParams, info: EngineInfo, max_tokens: int, seed: int
+) -> ResolvedSampling:
+    eos = () if params.ignore_eos else info.eos_token_ids
+    is_greedy = params.temperature < _LOWEST_TEMPERATURE
+    return ResolvedSampling(
+        max_tokens=max_tokens,
+        temperature=0.0 if is_greedy else float(params.temperature),
+        top_k=max(params.top_k, 0),
+        top_p=float(params.top_p),
+        min_p=float(params.min_p),
+        presence_penalty=float(params.presence_penalty),
+        frequency_penalty=float(params.frequency_penalty),
+        repetition_penalty=float(params.repetition_penalty),
+        logit_bias={token: float(bias) for token, bias in (params.logit_bias or {}).items()},
+        logprobs=params.logprobs,
+        seed=seed,
+        stop_token_ids=tuple(dict.fromkeys([*eos, *(params.stop_token_ids or ())])),
+        min_tokens=params.min_tokens,
+    )
 
 
 def _check_prompt(prompt: list[int], info: EngineInfo, max_tokens: int | None, param: str) -> None:

@@ -9,16 +9,15 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import msgspec
-
 from bitwatt.errors import BitwattError, InvalidRequestError
-from bitwatt.serving.generation import Delta, Deltas, Generation
+from bitwatt.serving.choice import Delta
+from bitwatt.serving.generation import Deltas, Generation
 from bitwatt.serving.models import Catalog, ServedModel
+from bitwatt.serving.request import GenerationRequest
 from bitwatt.telemetry import declarations as declared
 from bitwatt.telemetry.metrics import Metrics, ModelMetrics
 
@@ -32,7 +31,6 @@ _NUM_WORKERS = 2
 _MAX_WAITING = 16
 _PARTS_OF_A_PERCENT = 10_000
 
-Plan = Callable[[ServedModel], Awaitable[Generation]]
 Outcome = Literal["compared", "dropped", "busy", "failed", "abandoned"]
 
 logger = logging.getLogger(__name__)
@@ -70,7 +68,7 @@ class _Mirror:
 
     original: _Answer
     twin: ServedModel
-    plan: Plan
+    request: GenerationRequest
 
 
 class Shadow:
@@ -102,11 +100,11 @@ class Shadow:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
 
-    def offer(self, wish: bool | None, generation: Generation, plan: Plan) -> None:
+    def offer(self, wish: bool | None, request: GenerationRequest, generation: Generation) -> None:
         """Mirror the request, if it is to be, once its generation is complete.
 
-        wish  whether the caller wants a mirror; None leaves it to the percentage
-        plan  makes the generation of the same request for the twin
+        wish        whether the caller wants a mirror; None leaves it to the percentage
+        generation  the request's, by the model that the caller named
 
         Raises  InvalidRequestError where a mirror is wanted and there is no twin
         """
@@ -120,14 +118,14 @@ class Shadow:
                 f"{FIELD} needs two models, {len(twins) + 1} served here (--compare)",
                 param=FIELD,
             )
-        generation.watch = lambda deltas: self._watch(deltas, generation, twins[0], plan)
+        generation.tap = lambda deltas: self._tap(deltas, generation, twins[0], request)
 
-    async def _watch(
+    async def _tap(
         self,
         deltas: Deltas,
         generation: Generation,
         twin: ServedModel,
-        plan: Plan,
+        request: GenerationRequest,
     ) -> Deltas:
         """Yield the deltas as they come; when they have come to their end, queue the mirror."""
         original = _Answer(generation)
@@ -140,7 +138,7 @@ class Shadow:
             is_complete = True
         finally:
             if is_complete:
-                self._queue(_Mirror(original, twin, plan))
+                self._queue(_Mirror(original, twin, request))
             else:
                 self._count(original, twin, "abandoned")
 
@@ -173,19 +171,13 @@ class Shadow:
     async def _run(self, mirror: _Mirror) -> Outcome:
         if mirror.twin.metrics.stats.num_waiting:
             return "busy"
+        request = replace(
+            mirror.request,
+            request_id=f"shadow-{secrets.token_hex(8)}",
+            params=replace(mirror.request.params, priority=_LEAST_PRIORITY),
+        )
         async with asyncio.timeout(self._timeout_s):
-            generation = await mirror.plan(replace(mirror.twin, metrics=self._aside))
-            generation.submits = [
-                msgspec.structs.replace(
-                    submit,
-                    request_id=f"shadow-{secrets.token_hex(8)}",
-                    priority=_LEAST_PRIORITY,
-                    sampling=replace(submit.sampling, seed=original.sampling.seed),
-                )
-                for submit, original in zip(
-                    generation.submits, mirror.original.generation.submits, strict=True
-                )
-            ]
+            generation = await request.for_model(replace(mirror.twin, metrics=self._aside))
             answer = _Answer(generation)
             async with aclosing(generation.stream()) as deltas:
                 async for delta in deltas:

@@ -56,7 +56,7 @@ class ChatTemplate:
         Raises  InvalidRequestError if the template refuses the messages or takes too long
         """
         deadline = time.monotonic() + time_limit_s
-        context = {"add_generation_prompt": True, **kwargs, **self._special_tokens}
+        context = {**kwargs, **self._special_tokens}
         pieces: list[str] = []
         num_chars = 0
         try:

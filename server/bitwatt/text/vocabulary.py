@@ -57,6 +57,10 @@ class Vocabulary:
         """Return the token's bytes, special tokens spelled out; empty for an id without token."""
         return self.literal_bytes[token_id] if token_id < len(self.literal_bytes) else b""
 
+    def spell(self, token_id: int) -> str:
+        """Return literal's text; U+FFFD stands for bytes that are no whole character."""
+        return self.literal(token_id).decode("utf-8", "replace")
+
 
 def _decoder_types(decoder: dict[str, Any] | None) -> list[str]:
     if decoder is None:

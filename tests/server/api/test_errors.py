@@ -243,7 +243,7 @@ async def test_a_body_that_is_not_called_json_is_refused():
 
 async def test_an_unforeseen_failure_tells_nothing_but_the_request_id(caplog):
     text = make_text()
-    text.vocabulary = None
+    text.codec.vocabulary = None
     response = await post("/v1/completions", TEXT, make_app(text=text), **{"x-request-id": "r1"})
     error = error_of(response, 500)
     assert error["code"] == "internal_error"

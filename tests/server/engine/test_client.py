@@ -13,7 +13,7 @@ from bitwatt.engine.client import EngineClient
 from bitwatt.engine.messages import EngineConfig, EngineStats, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
 from bitwatt.model.fake_runner import fake_token
-from bitwatt.scheduling.request import FinishReason, SamplingParams
+from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 
 VOCAB_SIZE = 97
 
@@ -69,7 +69,7 @@ async def started(model_path: Path, **settings: object) -> AsyncIterator[Engine]
 
 
 def make_submit(name: str, prompt: list[int], max_tokens: int = 5) -> Submit:
-    sampling = SamplingParams(max_tokens=max_tokens)
+    sampling = ResolvedSampling(max_tokens=max_tokens)
     return Submit(request_id=name, prompt_token_ids=prompt, sampling=sampling)
 
 

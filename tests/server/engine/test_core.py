@@ -6,7 +6,7 @@ from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import Submit, TokenOutput
 from bitwatt.model.fake_runner import FakeRunner, fake_token
 from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.request import FinishReason, SamplingParams
+from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
 
 VOCAB_SIZE = 97
@@ -23,7 +23,7 @@ def make_core(num_blocks: int = 64, max_num_seqs: int = 8, **limits: int) -> Eng
 
 
 def make_submit(name: str, prompt: list[int], max_tokens: int = 5, seed: int = 0) -> Submit:
-    sampling = SamplingParams(max_tokens=max_tokens, seed=seed)
+    sampling = ResolvedSampling(max_tokens=max_tokens, seed=seed)
     return Submit(request_id=name, prompt_token_ids=prompt, sampling=sampling)
 
 

@@ -16,7 +16,7 @@ from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.request import SamplingParams
+from bitwatt.scheduling.request import ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
 from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.registry import choose_backend
@@ -97,7 +97,7 @@ def make_requests(count: int, seed: int = 0) -> list[Submit]:
     for i in range(count):
         shared = chance.choice(prefixes)[: chance.choice([0, 0, 16, 40, 90])]
         own = [chance.randrange(320) for _ in range(chance.randint(1, 40))]
-        sampling = SamplingParams(
+        sampling = ResolvedSampling(
             max_tokens=chance.randint(1, 30),
             seed=i,
             stop_token_ids=(3,),
@@ -229,7 +229,7 @@ def test_shared_prefix_of_512_tokens_is_computed_once() -> None:
             Submit(
                 request_id=name,
                 prompt_token_ids=shared + own,
-                sampling=SamplingParams(max_tokens=1, temperature=0.0),
+                sampling=ResolvedSampling(max_tokens=1, temperature=0.0),
             )
         )
         while core.has_work:

@@ -15,7 +15,7 @@ from bitwatt.engine.messages import (
     encode,
 )
 from bitwatt.engine.process import _Loop
-from bitwatt.scheduling.request import SamplingParams
+from bitwatt.scheduling.request import ResolvedSampling
 
 
 def test_an_engine_waits_for_a_reader_that_is_behind_and_loses_nothing(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_an_engine_waits_for_a_reader_that_is_behind_and_loses_nothing(tmp_path:
                     Submit(
                         request_id="a",
                         prompt_token_ids=[1],
-                        sampling=SamplingParams(max_tokens=1000),
+                        sampling=ResolvedSampling(max_tokens=1000),
                     )
                 )
             )

@@ -4,14 +4,14 @@ import pytest
 import torch
 from bitwatt.model.sampler import Sampler, SamplingRow, counter_uniform
 from bitwatt.model.truncation_sampling import draw
-from bitwatt.scheduling.request import SamplingParams
+from bitwatt.scheduling.request import ResolvedSampling
 
 VOCAB_SIZE = 50
 CPU = torch.device("cpu")
 
 
-def make_params(**settings: object) -> SamplingParams:
-    return SamplingParams(max_tokens=10, **settings)  # type: ignore[arg-type]
+def make_params(**settings: object) -> ResolvedSampling:
+    return ResolvedSampling(max_tokens=10, **settings)  # type: ignore[arg-type]
 
 
 def make_row(row: int = 0, position: int = 0, num_output_tokens: int = 0, **settings: object):
@@ -78,7 +78,7 @@ FILTERS = [
 ]
 
 
-def left_by_sorting(logits: torch.Tensor, p: SamplingParams) -> torch.Tensor:
+def left_by_sorting(logits: torch.Tensor, p: ResolvedSampling) -> torch.Tensor:
     """What the filters leave of a row, as their definitions read: the whole row sorted."""
     logits = logits / p.temperature
     order = logits.sort(descending=True, stable=True).indices

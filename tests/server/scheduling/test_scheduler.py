@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.request import FinishReason, Request, SamplingParams
+from bitwatt.scheduling.request import FinishReason, Request, ResolvedSampling
 from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,7 +37,7 @@ def make_request(
     priority: int = 0,
     stop_token_ids: tuple[int, ...] = (STOP_TOKEN,),
 ) -> Request:
-    sampling = SamplingParams(max_tokens=max_tokens, stop_token_ids=stop_token_ids)
+    sampling = ResolvedSampling(max_tokens=max_tokens, stop_token_ids=stop_token_ids)
     return Request(request_id=name, prompt_token_ids=prompt, sampling=sampling, priority=priority)
 
 

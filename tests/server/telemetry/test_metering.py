@@ -6,7 +6,7 @@ import time
 import pytest
 from bitwatt.engine.client import EngineClient
 from bitwatt.engine.messages import EngineConfig, EngineStats, StepOutputs, Submit, TokenOutput
-from bitwatt.scheduling.request import FinishReason, SamplingParams
+from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 from bitwatt.telemetry import declarations as declared
 from bitwatt.telemetry.energy.attribution import Interval
 from bitwatt.telemetry.energy.counter import DeviceState, Unavailable
@@ -325,7 +325,7 @@ class Steady(Counter):
 
 
 async def read_all(model, client, request_id):
-    sampling = SamplingParams(max_tokens=200, seed=1)
+    sampling = ResolvedSampling(max_tokens=200, seed=1)
     model.open(request_id)
     submit = Submit(request_id=request_id, prompt_token_ids=[1] * 30, sampling=sampling)
     async for _ in client.submit(submit):

@@ -27,16 +27,16 @@ async def tokenize(
         else:
             token_ids = await model.text.encode_chat(
                 [message.as_template_input() for message in body.messages or []],
-                kwargs={"add_generation_prompt": body.add_generation_prompt},
+                add_generation_prompt=body.add_generation_prompt,
             )
     info = model.engine.info
-    literal = model.text.vocabulary.literal
+    spell = model.text.vocabulary.spell
     return json_response(
         Tokenized(
             count=len(token_ids),
             max_model_len=None if info is None else info.max_model_len,
             tokens=token_ids,
-            token_strs=[literal(i).decode("utf-8", "replace") for i in token_ids]
+            token_strs=[spell(token_id) for token_id in token_ids]
             if body.return_token_strs
             else None,
         )

@@ -7,16 +7,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from bitwatt.api.schemas.common import (
-    MAX_LOGPROBS,
-    Body,
-    GenerationBody,
-    refuse,
-)
+from bitwatt.api.schemas.common import Body, GenerationBody, bounded, refuse
 from bitwatt.errors import shorten
-from bitwatt.serving.generation import FinishReasonName
+from bitwatt.serving.choice import FinishReasonName
+from bitwatt.serving.sampling_params import BOUNDS, SamplingParams
 from bitwatt.serving.usage import Usage
-from bitwatt.text.chat_template import ALLOWED_KWARGS
 
 __all__ = [
     "ChatBody",
@@ -76,7 +71,7 @@ Content = Annotated[
 class Message(Body):
     """A turn of the conversation."""
 
-    asks_nothing: ClassVar = {
+    unsupported: ClassVar = {
         "annotations": ([],),
         "audio": (),
         "function_call": (),
@@ -87,22 +82,27 @@ class Message(Body):
         "tool_calls": ([],),
     }
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: str | None = Field(None, max_length=256)
+    role: Literal["system", "developer", "user", "assistant"] = Field(
+        description="Who speaks. A developer speaks as the system; tools are not supported."
+    )
+    content: Content = Field(
+        description="What is said: a string, or a list of text parts, which become its lines."
+    )
+    name: str | None = Field(
+        None, max_length=256, description="The speaker's name, for templates that use it."
+    )
 
     def as_template_input(self) -> dict[str, str]:
-        """Return the message as templates know it: developers speak as the system."""
-        role = "system" if self.role == "developer" else self.role
+        """Return the message as templates know it."""
         named = {} if self.name is None else {"name": self.name}
-        return {"role": role, "content": self.content, **named}
+        return {"role": self.role, "content": self.content, **named}
 
 
 class ChatBody(GenerationBody):
     """A request to continue a conversation."""
 
-    asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **GenerationBody.asks_nothing,
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **GenerationBody.unsupported,
         "add_generation_prompt": (True,),
         "audio": (),
         "chat_template": (),
@@ -121,11 +121,28 @@ class ChatBody(GenerationBody):
         "web_search_options": (),
     }
 
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    chat_template_kwargs: dict[str, bool] | None = None
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    messages: list[Message] = Field(
+        min_length=1, max_length=MAX_MESSAGES, description="The conversation so far, in order."
+    )
+    chat_template_kwargs: dict[str, bool] | None = Field(
+        None,
+        description="What the model's template may be told: `enable_thinking`, `thinking`. vLLM "
+        "passes anything on.",
+    )
+    max_tokens: Annotated[int, bounded("integer", "max_tokens")] | None = Field(
+        None, description="The same as `max_completion_tokens`, under its former name."
+    )
+    max_completion_tokens: Annotated[int, bounded("integer", "max_tokens")] | None = Field(
+        None,
+        description="Tokens of each choice at most; all that the context has room for unless "
+        "given.",
+    )
+    logprobs: bool | None = Field(
+        None, description="Returns the natural-log probability of each token of the answer."
+    )
+    top_logprobs: Annotated[int, bounded("integer", "logprobs")] | None = Field(
+        None, description="Likeliest tokens to return at each position; needs `logprobs`."
+    )
 
     @model_validator(mode="after")
     def _settle(self) -> "ChatBody":
@@ -134,14 +151,17 @@ class ChatBody(GenerationBody):
         given = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(given) > 1:
             raise refuse("max_tokens and max_completion_tokens differ", "max_completion_tokens")
-        unknown = (self.chat_template_kwargs or {}).keys() - ALLOWED_KWARGS
-        if unknown:
-            raise refuse(
-                f"chat_template_kwargs has {shorten(min(unknown))}; allowed are "
-                + ", ".join(sorted(ALLOWED_KWARGS)),
-                "chat_template_kwargs",
-            )
         return self
+
+    def sampling_params(self) -> SamplingParams:
+        """Return what is asked; raises InvalidRequestError beyond a limit."""
+        for name, bounds in (("max_completion_tokens", "max_tokens"), ("top_logprobs", "logprobs")):
+            if (value := getattr(self, name)) is not None:
+                BOUNDS[bounds].check(name, value)
+        return self._sampling_params(
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
 
 
 class ChatTopLogprob(msgspec.Struct, frozen=True):

@@ -1,34 +1,28 @@
 """What completions and chat completions share."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypedDict
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from bitwatt.errors import shorten
-from bitwatt.scheduling.request import SamplingParams
+from bitwatt.serving.sampling_params import (
+    BOUNDS,
+    MAX_CACHE_SALT_CHARS,
+    MAX_LOGIT_BIASES,
+    MAX_STOP_CHARS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_STOPS,
+    SamplingParams,
+)
 
-__all__ = [
-    "MAX_CHOICES",
-    "MAX_LOGPROBS",
-    "Body",
-    "GenerationBody",
-    "Shape",
-    "StreamOptions",
-    "TokenIds",
-    "refuse",
+__all__ = ["Body", "GenerationBody", "ModelName", "StreamOptions", "TokenIds", "bounded", "refuse"]
+
+ModelName = Annotated[
+    str, Field(max_length=256, description="The model's name, one of `GET /v1/models`.")
 ]
-
-MAX_CHOICES = 16
-MAX_LOGPROBS = 20
-MAX_STOPS = 4
-MAX_STOP_CHARS = 512
-MAX_STOP_TOKEN_IDS = 64
-MAX_LOGIT_BIASES = 300
-_LOWEST_TEMPERATURE = 1e-5
-_INT32 = 2**31 - 1
-_INT64 = 2**63 - 1
 
 
 def refuse(message: str, param: str | None = None) -> PydanticCustomError:
@@ -39,27 +33,27 @@ def refuse(message: str, param: str | None = None) -> PydanticCustomError:
 class Body(BaseModel):
     """A request body: every field is known, or the request is refused.
 
-    asks_nothing  options of other servers that this one doesn't have, each with the values at
-                  which it asks for nothing; null is always one
-    ignored       options that can't change the answer
+    unsupported  options of other servers that this one lacks, each with the values at which it
+                 changes nothing, and so may pass; null always may
+    ignored      options that never change an answer
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     ignored: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
-    def _settle_unsupported(cls, data: Any) -> Any:
+    def _drop_what_changes_nothing(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             raise refuse("the body must be a JSON object")
         settled = {}
         for name, value in data.items():
             if name in cls.ignored:
                 continue
-            if name in cls.asks_nothing:
-                if value is None or any(_same(value, v) for v in cls.asks_nothing[name]):
+            if name in cls.unsupported:
+                if value is None or any(_same(value, v) for v in cls.unsupported[name]):
                     continue
                 raise refuse(f"{name} is not supported: {shorten(value)}", name)
             settled[name] = value
@@ -70,71 +64,66 @@ def _same(value: object, neutral: object) -> bool:
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
-def _settle_stop(value: Any) -> Any:
-    stops = [value] if isinstance(value, str) else value
-    if stops is None:
-        return ()
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise refuse("stop must be a string or a list of strings")
-    if len(stops) > MAX_STOPS:
-        raise refuse(f"stop has {len(stops)} strings; the limit is {MAX_STOPS}")
-    if any(not stop for stop in stops):
-        raise refuse("a stop string must not be empty")
-    longest = max(map(len, stops), default=0)
-    if longest > MAX_STOP_CHARS:
-        raise refuse(f"a stop string has {longest} characters; the limit is {MAX_STOP_CHARS}")
-    return tuple(stops)
-
-
 def _settle_logit_bias(value: Any) -> Any:
-    if value is None:
-        return {}
+    """Return the biases by token id: JSON's keys are strings."""
     if not isinstance(value, dict):
         raise refuse("logit_bias must map token ids to numbers")
-    if len(value) > MAX_LOGIT_BIASES:
-        raise refuse(f"logit_bias has {len(value)} entries; the limit is {MAX_LOGIT_BIASES}")
-    biases: dict[int, float] = {}
-    for key, bias in value.items():
+    for key in value:
         if not (isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) <= 10):
             raise refuse(f"logit_bias has the key {shorten(key)}, which is no token id")
-        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
-            raise refuse(f"logit_bias of token {key} must be a number from -100 to 100")
-        biases[int(key)] = float(bias)
-    return biases
+    return {int(key): bias for key, bias in value.items()}
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=_INT32)]], Field(max_length=2**20)]
+def bounded(kind: str, name: str) -> WithJsonSchema:
+    """Return the JSON schema of a number whose bounds SamplingParams checks."""
+    bounds = BOUNDS[name]
+    lowest = "exclusiveMinimum" if bounds.is_open else "minimum"
+    return WithJsonSchema({"type": kind, lowest: bounds.lowest, "maximum": bounds.highest})
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=2**20)]
 StopStrings = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_settle_stop),
+    Any,  # SamplingParams checks it
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS},
+                {"type": "string", "maxLength": MAX_STOP_CHARS},
+                {
+                    "type": "array",
+                    "items": {"type": "string", "maxLength": MAX_STOP_CHARS},
+                    "maxItems": MAX_STOPS,
+                },
             ]
         }
     ),
 ]
 LogitBias = Annotated[
-    dict[int, float],
+    dict[int, Any],
     BeforeValidator(_settle_logit_bias),
-    WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}}),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_LOGIT_BIASES,
+        }
+    ),
 ]
 
 
 class StreamOptions(Body):
     """How a stream is sent."""
 
-    asks_nothing: ClassVar = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
+    unsupported: ClassVar = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
 
-    include_usage: bool | None = None
+    include_usage: bool | None = Field(
+        None, description="Ends the stream with a chunk that has usage and no choices."
+    )
 
 
 class GenerationBody(Body):
     """What decides how tokens are drawn and when they end."""
 
-    asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "allowed_token_ids": (),
         "bad_words": ([],),
         "best_of": (1,),
@@ -159,26 +148,76 @@ class GenerationBody(Body):
     }
     ignored: ClassVar = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
 
-    model: str = Field(max_length=256)
-    max_tokens: int | None = Field(None, ge=1, le=_INT32)
-    min_tokens: int | None = Field(None, ge=0, le=_INT32)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=_INT32)
-    min_p: float | None = Field(None, ge=0, le=1)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: LogitBias = {}
-    seed: int | None = Field(None, ge=-_INT64 - 1, le=_INT64)
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: StopStrings = ()
-    stop_token_ids: TokenIds | None = Field(None, max_length=MAX_STOP_TOKEN_IDS)
-    ignore_eos: bool | None = None
-    priority: int | None = Field(None, ge=-_INT32, le=_INT32)
-    cache_salt: str | None = Field(None, max_length=256)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    model: ModelName
+    max_tokens: Annotated[int, bounded("integer", "max_tokens")] | None = None
+    min_tokens: Annotated[int, bounded("integer", "min_tokens")] | None = Field(
+        None,
+        description="Tokens before which no stop token is drawn; at most `max_tokens`. As in vLLM.",
+    )
+    temperature: Annotated[float, bounded("number", "temperature")] | None = Field(
+        None,
+        description="Divides the logits; 0, or less than 1e-5, always takes the likeliest token.",
+    )
+    top_p: Annotated[float, bounded("number", "top_p")] | None = Field(
+        None, description="Keeps the likeliest tokens that together have this probability."
+    )
+    top_k: Annotated[int, bounded("integer", "top_k")] | None = Field(
+        None, description="Keeps so many of the likeliest tokens; 0 and -1 keep all. As in vLLM."
+    )
+    min_p: Annotated[float, bounded("number", "min_p")] | None = Field(
+        None,
+        description="Keeps tokens at least so likely, as a share of the likeliest one's "
+        "probability. As in vLLM and llama.cpp, but 0 unless asked for.",
+    )
+    presence_penalty: Annotated[float, bounded("number", "presence_penalty")] | None = Field(
+        None, description="Taken off the logit of every token that the choice has already."
+    )
+    frequency_penalty: Annotated[float, bounded("number", "frequency_penalty")] | None = Field(
+        None, description="Taken off the logit for each time that the choice has the token already."
+    )
+    repetition_penalty: Annotated[float, bounded("number", "repetition_penalty")] | None = Field(
+        None,
+        description="Divides positive and multiplies negative logits of tokens that the prompt "
+        "or the choice has. As in vLLM; llama.cpp's `repeat_penalty`.",
+    )
+    logit_bias: LogitBias | None = Field(
+        None, description="Added to logits, by token id: -100 to 100, 300 entries at most."
+    )
+    seed: Annotated[int, bounded("integer", "seed")] | None = Field(
+        None,
+        description="The same seed gives the same tokens, whatever else runs; choice `i` of a "
+        "prompt draws by `seed + i`. A new one each time unless given. OpenAI's promise is only "
+        "best effort; here it holds on the ternary engine and with `--batch-invariant`.",
+    )
+    n: Annotated[int, bounded("integer", "n")] | None = Field(
+        None, description="Choices to each prompt."
+    )
+    stop: StopStrings | None = Field(
+        None,
+        description="One string, or up to 4, of 512 characters at most, that end a choice and are "
+        "no part of it.",
+    )
+    stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = Field(
+        None,
+        description="Up to 64 tokens that end a choice and are no part of its text. As in vLLM.",
+    )
+    ignore_eos: bool | None = Field(
+        None, description="Goes on past the model's own end-of-sequence tokens. As in vLLM."
+    )
+    priority: Annotated[int, bounded("integer", "priority")] | None = Field(
+        None, description="Lower runs sooner. As vLLM's, without a flag that allows it."
+    )
+    cache_salt: str | None = Field(
+        None,
+        max_length=MAX_CACHE_SALT_CHARS,
+        description="Shares the prefix cache among requests of the same salt alone. As in vLLM.",
+    )
+    stream: bool | None = Field(
+        None, description="Sends the answer in pieces, as server-sent events that end in `[DONE]`."
+    )
+    stream_options: StreamOptions | None = Field(
+        None, description="Needs `stream`. Its only field: `include_usage`, a last chunk of usage."
+    )
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "GenerationBody":
@@ -191,41 +230,17 @@ class GenerationBody(Body):
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def sampling(
-        self, *, max_tokens: int, seed: int, logprobs: int | None, eos_token_ids: list[int]
-    ) -> SamplingParams:
-        """Return how the engine draws this request's tokens."""
-        eos = () if self.ignore_eos else eos_token_ids
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=_settle_temperature(self.temperature),
-            top_k=max(self.top_k or 0, 0),
-            top_p=_given(self.top_p, 1.0),
-            min_p=self.min_p or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            repetition_penalty=_given(self.repetition_penalty, 1.0),
-            logit_bias=self.logit_bias,
-            logprobs=logprobs,
-            seed=seed,
-            stop_token_ids=tuple(dict.fromkeys([*eos, *(self.stop_token_ids or ())])),
-            min_tokens=self.min_tokens or 0,
-        )
+    def _sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """Return what is asked, null being the default.
+
+        max_tokens, logprobs  named by each route in its own way
+        """
+        given = {name: value for name in _SHARED if (value := getattr(self, name)) is not None}
+        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
 
 
-def _settle_temperature(temperature: float | None) -> float:
-    """Return the temperature; one so low that it divides logits to infinity is greedy."""
-    given = _given(temperature, 1.0)
-    return given if given >= _LOWEST_TEMPERATURE else 0.0
-
-
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
-class Shape(TypedDict):
-    """What a response and every chunk of it begin with."""
-
-    id: str
-    created: int
-    model: str
+_SHARED = tuple(
+    field.name
+    for field in fields(SamplingParams)
+    if field.init and field.name not in ("max_tokens", "logprobs")
+)

@@ -7,13 +7,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from bitwatt.api.schemas.common import (
-    MAX_CHOICES,
-    MAX_LOGPROBS,
-    GenerationBody,
-    refuse,
-)
-from bitwatt.serving.generation import FinishReasonName
+from bitwatt.api.schemas.common import GenerationBody, bounded, refuse
+from bitwatt.errors import shorten
+from bitwatt.serving.choice import FinishReasonName
+from bitwatt.serving.sampling_params import DEFAULT_MAX_TOKENS, SamplingParams
 from bitwatt.serving.usage import Usage
 
 __all__ = [
@@ -25,6 +22,7 @@ __all__ = [
 ]
 
 MAX_PROMPTS = 64
+MAX_ALL_CHOICES = 128
 _MAX_TOKEN_ID = 2**31 - 1
 
 PromptItem = str | list[int]
@@ -72,27 +70,46 @@ Prompt = Annotated[
 class CompletionBody(GenerationBody):
     """A request to continue texts."""
 
-    asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **GenerationBody.asks_nothing,
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **GenerationBody.unsupported,
         "suffix": ("",),
         "add_special_tokens": (True,),
     }
 
-    prompt: Prompt
-    echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    prompt: Prompt = Field(
+        description="A text or a list of token ids, or a list of up to 64 of either; each has "
+        "`n` choices, 128 in all at most."
+    )
+    max_tokens: Annotated[int, bounded("integer", "max_tokens")] | None = Field(
+        None,
+        description=f"Tokens of each choice at most; {DEFAULT_MAX_TOKENS} unless given, or fewer "
+        "where the context has less room.",
+    )
+    echo: bool | None = Field(
+        None, description="Begins each choice with its prompt. Refused together with `logprobs`."
+    )
+    logprobs: Annotated[int, bounded("integer", "logprobs")] | None = Field(
+        None,
+        description="Likeliest tokens to return at each position, beside the one drawn. OpenAI has "
+        "5 at most.",
+    )
 
     @model_validator(mode="after")
-    def _echo_has_no_logprobs(self) -> "CompletionBody":
+    def _choices_are_bounded(self) -> "CompletionBody":
         if self.echo and self.logprobs is not None:
             raise refuse("echo with logprobs is not supported", "echo")
-        if len(self.prompt) * (self.n or 1) > MAX_PROMPTS * MAX_CHOICES // 8:
+        n = 1 if self.n is None else self.n
+        if len(self.prompt) > 1 and len(self.prompt) * n > MAX_ALL_CHOICES:
             raise refuse(
-                f"{len(self.prompt)} prompts with n={self.n or 1} choices each ask for more than "
-                f"{MAX_PROMPTS * MAX_CHOICES // 8} choices",
+                f"{len(self.prompt)} prompts with n={shorten(n)} choices each ask for more than "
+                f"{MAX_ALL_CHOICES} choices",
                 "n",
             )
         return self
+
+    def sampling_params(self) -> SamplingParams:
+        """Return what is asked; raises InvalidRequestError beyond a limit."""
+        return self._sampling_params(max_tokens=self.max_tokens, logprobs=self.logprobs)
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):

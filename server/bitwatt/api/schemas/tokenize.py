@@ -4,7 +4,7 @@ import msgspec
 from pydantic import Field, model_validator
 
 from bitwatt.api.schemas.chat import MAX_MESSAGES, Message
-from bitwatt.api.schemas.common import Body, TokenIds, refuse
+from bitwatt.api.schemas.common import Body, ModelName, TokenIds, refuse
 
 __all__ = ["DetokenizeBody", "Detokenized", "TokenizeBody", "Tokenized"]
 
@@ -12,12 +12,23 @@ __all__ = ["DetokenizeBody", "Detokenized", "TokenizeBody", "Tokenized"]
 class TokenizeBody(Body):
     """A text or a conversation to encode."""
 
-    model: str = Field(max_length=256)
-    prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-    return_token_strs: bool | None = None
+    model: ModelName
+    prompt: str | None = Field(None, description="A text; either this or `messages`.")
+    messages: list[Message] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        description="A conversation, put as the model's chat template puts it.",
+    )
+    add_special_tokens: bool = Field(
+        True, description="Adds what the tokenizer puts around a text; of `prompt` alone."
+    )
+    add_generation_prompt: bool = Field(
+        True, description="Opens the model's turn; of `messages` alone."
+    )
+    return_token_strs: bool | None = Field(
+        None, description="Returns each token's text too, as `token_strs`."
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "TokenizeBody":
@@ -29,8 +40,8 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """Tokens to decode."""
 
-    model: str = Field(max_length=256)
-    tokens: TokenIds
+    model: ModelName
+    tokens: TokenIds = Field(description="Token ids, special tokens among them.")
 
 
 class Tokenized(

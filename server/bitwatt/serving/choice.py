@@ -1,0 +1,98 @@
+"""One choice, from an engine's outputs: text that is certain, its tokens, and why it ended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bitwatt.engine.messages import Submit, TokenLogprobs, TokenOutput
+from bitwatt.errors import RequestFailedError
+from bitwatt.scheduling.request import FinishReason
+from bitwatt.text.output import OutputText
+
+__all__ = ["ChoiceReader", "Delta", "FinishReasonName"]
+
+FinishReasonName = Literal["stop", "length"]
+
+
+@dataclass(slots=True)  # not frozen: that costs 0.5 µs a token (AMD EPYC, 2 cores shared)
+class Delta:
+    """What is new of a choice: text that is certain, and its tokens where they were asked for.
+
+    Read-only.
+
+    token_ids, logprobs  empty unless the request asked for log-probabilities
+    finish_reason        with the choice's last delta
+    """
+
+    index: int
+    text: str
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprobs] = ()
+    finish_reason: FinishReasonName | None = None
+
+
+class ChoiceReader:
+    """Reads the outputs of one choice, in order. Once it has finished, no more are to be read.
+
+    num_tokens  generated so far; a stop token counts, tokens behind a stop string don't
+    """
+
+    __slots__ = (
+        "_held_ids",
+        "_held_logprobs",
+        "_index",
+        "_stop_token_ids",
+        "_text",
+        "_wants_logprobs",
+        "num_tokens",
+    )
+
+    def __init__(self, index: int, submit: Submit, text: OutputText) -> None:
+        self._index = index
+        self._text = text
+        self._stop_token_ids = submit.sampling.stop_token_ids
+        self._wants_logprobs = submit.sampling.logprobs is not None
+        self._held_ids: list[int] = []  # with their logprobs: tokens whose text is held back
+        self._held_logprobs: list[TokenLogprobs] = []
+        self.num_tokens = 0
+
+    def read(self, output: TokenOutput) -> Delta | None:
+        """Return what is new, or None while nothing is certain.
+
+        A delta with a finish_reason is the last. A stop string ends the choice before the engine
+        does: then the engine's request is to be aborted.
+
+        Raises  RequestFailedError where the engine gave the request up
+        """
+        token_ids: Sequence[int] = output.token_ids
+        num_tokens = len(token_ids)
+        text, reason = self._text, output.finish_reason
+        if reason is None:
+            new = text.push(token_ids)
+        else:
+            if reason in (FinishReason.ERROR, FinishReason.ABORT):
+                raise RequestFailedError(output.error or "the engine gave the request up")
+            token_ids = self._without_stop_token(token_ids, reason)
+            new = text.push(token_ids) + text.finish()
+        finish: FinishReasonName | None = None
+        if text.stopped:
+            finish = "stop"
+            token_ids = token_ids[: len(token_ids) - text.num_unused]
+            num_tokens = len(token_ids)
+        elif reason is not None:
+            finish = "stop" if reason is FinishReason.STOP else "length"
+        self.num_tokens += num_tokens
+        if not self._wants_logprobs:
+            return Delta(self._index, new, (), (), finish) if new or finish else None
+        self._held_ids += token_ids
+        self._held_logprobs += output.logprobs[: len(token_ids)]
+        if not new and finish is None:
+            return None
+        delta = Delta(self._index, new, self._held_ids, self._held_logprobs, finish)
+        self._held_ids, self._held_logprobs = [], []
+        return delta
+
+    def _without_stop_token(self, token_ids: Sequence[int], reason: FinishReason) -> Sequence[int]:
+        """Return the tokens that are text: a stop token ends the text and is no part of it."""
+        is_stopped = reason is FinishReason.STOP and token_ids
+        return token_ids[:-1] if is_stopped and token_ids[-1] in self._stop_token_ids else token_ids

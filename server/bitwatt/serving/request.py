@@ -1,0 +1,56 @@
+"""A caller's request, whichever model is to answer it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from bitwatt.engine.messages import EngineInfo
+from bitwatt.serving.generation import Generation
+from bitwatt.serving.models import ServedModel
+from bitwatt.serving.planning import plan_choices
+from bitwatt.serving.sampling_params import SamplingParams
+from bitwatt.text.processor import TextProcessor
+
+__all__ = ["Encode", "GenerationRequest"]
+
+Encode = Callable[[TextProcessor, EngineInfo], Awaitable[list[list[int]]]]
+"""Returns the token ids of each prompt, by a model's own tokenizer and template."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What is asked. The twin that a request is mirrored to is asked the same, by the same seed.
+
+    encode  makes the prompts, which differ with the model's vocabulary
+    others  as planning.plan_choices has them
+    """
+
+    request_id: str
+    params: SamplingParams
+    seed: int
+    encode: Encode
+    default_max_tokens: int | None = None
+    key_salt: str = ""
+    prompt_param: str = "prompt"
+
+    async def for_model(self, model: ServedModel) -> Generation:
+        """Return the choices that the model is to generate.
+
+        Raises  EngineUnavailableError, InvalidRequestError
+        """
+        info = model.require_info()
+        submits = plan_choices(
+            self.params,
+            info,
+            await self.encode(model.text, info),
+            request_id=self.request_id,
+            seed=self.seed,
+            default_max_tokens=self.default_max_tokens,
+            key_salt=self.key_salt,
+            prompt_param=self.prompt_param,
+        )
+        return Generation(
+            model=model,
+            submits=submits,
+            stops=self.params.stop_strings,
+            num_choices=self.params.n,
+        )

@@ -1,0 +1,76 @@
+"""What the log says of engines that start."""
+
+import asyncio
+import logging
+import re
+
+import pytest
+from bitwatt.api.app import create_app
+from bitwatt.api.server import new_server
+from bitwatt.telemetry.metrics import Metrics
+
+from tests.fakes import FakeEngine, make_model, make_settings
+
+pytestmark = pytest.mark.anyio
+
+
+class LoadingEngine(FakeEngine):
+    """Is ready once it is told so."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded = asyncio.Event()
+
+    async def wait_ready(self):
+        await self.loaded.wait()
+        return await super().wait_ready()
+
+
+async def logged(caplog, engines, *, load=(), host="127.0.0.1"):
+    """Serve the engines, let these load one after the other; return the log and the port."""
+    caplog.set_level(logging.INFO, "bitwatt")
+    metrics = Metrics()
+    models = {
+        name: make_model(engine, name=name, metrics=metrics) for name, engine in engines.items()
+    }
+    settings = make_settings(host=host)
+
+    async def announce():
+        await server.announce()
+
+    server = new_server(create_app(models, settings, metrics, on_ready=announce), settings)
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    for engine in load:
+        assert "open http" not in caplog.text
+        engine.loaded.set()
+        await asyncio.sleep(0.02)
+    server.should_exit = True
+    await task
+    return [r.message for r in caplog.records if r.name.startswith("bitwatt.")], port
+
+
+async def test_the_start_ends_with_the_address_to_open(caplog):
+    engines = {"tiny": LoadingEngine(), "tiny-fp16": LoadingEngine()}
+    lines, port = await logged(caplog, engines, load=engines.values())
+    assert lines[-1] == f"all models are ready: open http://127.0.0.1:{port}/"
+    assert len([line for line in lines if "is ready after" in line]) == 2
+
+
+async def test_an_engine_that_is_ready_before_the_port_is_open_is_announced_too(caplog):
+    lines, port = await logged(caplog, {"tiny": FakeEngine()})
+    assert lines[-1] == f"all models are ready: open http://127.0.0.1:{port}/"
+
+
+async def test_a_server_of_every_network_names_an_address_that_opens(caplog):
+    lines, port = await logged(caplog, {"tiny": FakeEngine()}, host="0.0.0.0")
+    assert lines[-1].endswith(f"open http://127.0.0.1:{port}/")
+
+
+async def test_while_a_model_can_not_start_nothing_is_announced(caplog):
+    engines = {"tiny": FakeEngine(), "broken": FakeEngine(info=None, failure="no such folder")}
+    lines, _ = await logged(caplog, engines)
+    assert any(re.search("broken can't start: no such folder", line) for line in lines)
+    assert "open http" not in caplog.text

@@ -1,0 +1,68 @@
+"""docs/api.md and docs/settings.md say what the code does."""
+
+import re
+
+import pytest
+from bitwatt.api.schemas.chat import ChatBody, Message
+from bitwatt.api.schemas.common import GenerationBody, StreamOptions
+from bitwatt.api.schemas.completions import CompletionBody
+from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
+from bitwatt.documentation import DOCS, PAGES, rendered
+from bitwatt.settings import ServeSettings
+
+from tests.fakes import make_app
+
+API = (DOCS / "api.md").read_text()
+SETTINGS = (DOCS / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_pages_tables_are_those_of_the_code(page):
+    text = (DOCS / page).read_text()
+    assert "<!-- table:" in text
+    assert text == rendered(text), "run python -m bitwatt.documentation"
+
+
+def test_prose_around_a_table_is_kept():
+    text = "before\n<!-- table: tune -->\nstale\n<!-- end of table -->\nafter\n"
+    written = rendered(text)
+    assert written.startswith("before\n<!-- table: tune -->\n\n| Flag |")
+    assert written.endswith("|\n\n<!-- end of table -->\nafter\n")
+    assert "stale" not in written
+    assert rendered(written) == written
+
+
+def test_every_route_is_on_the_page():
+    paths = make_app().openapi()["paths"]
+    assert "/v1/chat/completions" in paths
+    for path in paths:
+        assert re.search(rf"`(GET|POST) {re.escape(path)}`", API), path
+
+
+@pytest.mark.parametrize(
+    "body", [CompletionBody, ChatBody, Message, StreamOptions, TokenizeBody, DetokenizeBody]
+)
+def test_every_field_says_what_it_means_and_is_on_the_page(body):
+    for name, schema in body.model_json_schema()["properties"].items():
+        assert schema.get("description"), name
+        assert f"| `{name}` |" in API
+    for name in body.unsupported:
+        assert f"| `{name}` |" in API
+
+
+def test_options_passed_over_are_named():
+    for name in GenerationBody.ignored:
+        assert f"`{name}`" in API
+
+
+def test_the_limits_shown_are_those_that_hold():
+    assert "| `temperature` | number | 0 to 2 | `1.0` |" in API
+    assert "| `top_p` | number | above 0, at most 1 | `1.0` |" in API
+    assert "| `n` | integer | 1 to 16 | `1` |" in API
+    assert "| `priority` | integer | -(2^31 - 1) to 2^31 - 1 | `0` |" in API
+
+
+def test_every_setting_is_on_the_page_with_flag_and_variable():
+    for name in ServeSettings.model_fields.keys() - {"path"}:
+        assert re.search(rf"\| `--{name.replace('_', '-')}[ `]", SETTINGS)
+        assert f"| `BITWATT_{name.upper()}` |" in SETTINGS
