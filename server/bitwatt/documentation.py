@@ -1,7 +1,8 @@
-"""Writes the tables of docs/api.md and docs/settings.md: `python -m bitwatt.documentation`.
+"""Writes what docs/ tells of the code: `python -m bitwatt.documentation`.
 
-A page's prose is written by hand. A table stands between `<!-- table: NAME -->` and
-`<!-- end of table -->`, and is made from the schemas and settings: their fields say what they are.
+docs/metrics.md is written whole. In docs/api.md and docs/settings.md the prose is written by hand;
+a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`, and is made from the
+schemas and settings: their fields say what they are.
 """
 
 import json
@@ -20,6 +21,7 @@ from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
 from bitwatt.cli import COMMANDS
 from bitwatt.knobs import knobs_of
 from bitwatt.serving.sampling_params import SamplingParams
+from bitwatt.telemetry.document import as_markdown
 
 __all__ = ["PAGES", "main", "rendered"]
 
@@ -36,7 +38,8 @@ def rendered(page: str) -> str:
 
 
 def main() -> None:
-    """Write the tables."""
+    """Write the tables, and the page of metrics."""
+    (DOCS / "metrics.md").write_text(as_markdown(), encoding="utf-8")
     for name in PAGES:
         path = DOCS / name
         path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")

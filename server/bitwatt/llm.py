@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import EngineConfig, EngineInfo, Submit, TokenLogprobs, TokenOutput
 from bitwatt.errors import InvalidRequestError, shorten
+from bitwatt.model.config import Dtype, HeadBits, WeightsName, weights_named
 from bitwatt.serving.choice import ChoiceReader, FinishReasonName
 from bitwatt.serving.planning import plan_choices, seed_of
 from bitwatt.serving.sampling_params import SamplingParams
@@ -76,19 +77,20 @@ class LLM:
         self,
         model: str | Path,
         *,
-        weights: Literal["ternary", "fp16"] = "ternary",
+        weights: WeightsName = "ternary",
         device: str = "auto",
         backend: str | None = None,
-        dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        dtype: Dtype = "bfloat16",
         batch_invariant: bool = False,
         num_threads: int | None = None,
+        cpu_isa: str | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         kv_cache_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
         prefix_caching: bool = True,
-        head_bits: Literal[8, 16] = 16,
+        head_bits: HeadBits = 16,
     ) -> None:
         """Load a Hugging Face folder; the knobs are those of `bitwatt serve`, in docs/settings.md.
 
@@ -99,12 +101,13 @@ class LLM:
         self._core, self.info = build_engine(
             EngineConfig(
                 model_path=str(path),
-                weights=weights,
+                weights=weights_named(weights),
                 device=device,
                 backend=backend,
                 dtype=dtype,
                 batch_invariant=batch_invariant,
                 num_threads=num_threads,
+                cpu_isa=cpu_isa,
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,

@@ -1,6 +1,5 @@
-"""Writes docs/metrics.md: `python -m bitwatt.telemetry.document > docs/metrics.md`."""
+"""Tells every declared metric as a page."""
 
-import sys
 from itertools import groupby
 from typing import Any
 
@@ -20,7 +19,7 @@ measured; nor has a combination of further labels that never occurred.
 `deploy/prometheus/rules.yml` records what dashboards and alerts share; `energy-and-cost.md` says
 how joules are measured and what the formulas are.
 
-*Written by `python -m bitwatt.telemetry.document` from the declarations, and not by hand.*
+*Written by `python -m bitwatt.documentation` from the declarations, and not by hand.*
 """
 
 
@@ -48,7 +47,3 @@ def _row(declaration: Declaration[Any]) -> str:
         [name] = declaration.series
     labels = ", ".join(f"`{label}`" for label in declaration.labels)
     return f"| `{name}` | {kind} | {labels} | {declaration.help} |"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(as_markdown())

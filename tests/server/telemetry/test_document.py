@@ -10,7 +10,7 @@ METRICS = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 def test_the_page_is_what_the_declarations_say():
     assert METRICS.read_text(encoding="utf-8") == as_markdown(), (
-        "run python -m bitwatt.telemetry.document > docs/metrics.md"
+        "run python -m bitwatt.documentation"
     )
 
 
