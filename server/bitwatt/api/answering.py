@@ -18,7 +18,7 @@ from bitwatt.serving.choice import Delta
 from bitwatt.serving.generation import Generation
 from bitwatt.serving.request import GenerationRequest
 
-__all__ = ["Answer", "ResponseHead", "ResponseWriter"]
+__all__ = ["Answering", "ResponseHead", "ResponseWriter"]
 
 
 class ResponseHead(TypedDict):
@@ -77,8 +77,8 @@ class _Answering:
         )
 
 
-Answer = Annotated[_Answering, Depends(_Answering)]
-"""Answers the request at hand: await answer(body, asked, new_writer)."""
+Answering = Annotated[_Answering, Depends(_Answering)]
+"""Answers the request at hand: await answering(body, asked, new_writer)."""
 
 
 async def _events(

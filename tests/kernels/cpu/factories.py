@@ -1,4 +1,4 @@
-"""Random weights and paged steps for the native kernels' tests."""
+"""Random weights, and steps over a cache of KV blocks, for the native kernels' tests."""
 
 import torch
 from bitwatt_kernels.backend import (

@@ -5,7 +5,7 @@ from secrets import token_hex
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
-from bitwatt.api.answering import Answer, ResponseHead
+from bitwatt.api.answering import Answering, ResponseHead
 from bitwatt.api.json_route import JsonRoute
 from bitwatt.api.schemas.chat import (
     ChatBody,
@@ -33,7 +33,7 @@ router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions")
-async def create_chat_completion(body: ChatBody, answer: Answer) -> Response:
+async def create_chat_completion(body: ChatBody, answering: Answering) -> Response:
     """Continue the conversation."""
 
     async def encode(text: TextProcessor, info: EngineInfo) -> list[list[int]]:
@@ -50,14 +50,14 @@ async def create_chat_completion(body: ChatBody, answer: Answer) -> Response:
         params=params,
         seed=seed_of(params),
         encode=encode,
-        key_salt=answer.key_salt,
+        key_salt=answering.key_salt,
         prompt_param="messages",
     )
 
     async def new_writer(generation: Generation, head: ResponseHead) -> _Writer:
         return _Writer(generation, head, include_usage=body.include_usage)
 
-    return await answer(body, asked, new_writer)
+    return await answering(body, asked, new_writer)
 
 
 class _Writer:

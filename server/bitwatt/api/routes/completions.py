@@ -5,7 +5,7 @@ from secrets import token_hex
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
-from bitwatt.api.answering import Answer, ResponseHead
+from bitwatt.api.answering import Answering, ResponseHead
 from bitwatt.api.json_route import JsonRoute
 from bitwatt.api.schemas.completions import (
     Completion,
@@ -28,7 +28,7 @@ router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions")
-async def create_completion(body: CompletionBody, answer: Answer) -> Response:
+async def create_completion(body: CompletionBody, answering: Answering) -> Response:
     """Continue each prompt."""
 
     async def encode(text: TextProcessor, info: EngineInfo) -> list[list[int]]:
@@ -46,14 +46,14 @@ async def create_completion(body: CompletionBody, answer: Answer) -> Response:
         seed=seed_of(params),
         encode=encode,
         default_max_tokens=DEFAULT_MAX_TOKENS,
-        key_salt=answer.key_salt,
+        key_salt=answering.key_salt,
     )
 
     async def new_writer(generation: Generation, head: ResponseHead) -> _Writer:
         echoes = await _echoes(body, generation.model.text)
         return _Writer(generation, head, echoes, include_usage=body.include_usage)
 
-    return await answer(body, asked, new_writer)
+    return await answering(body, asked, new_writer)
 
 
 async def _echoes(body: CompletionBody, text: TextProcessor) -> list[str]:
