@@ -2,19 +2,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test check bench gpu clean
+# The editable install maps each module to its file and holds the compiled kernels: it is made again
+# when a module comes, goes or moves, and when a C++ source changes.
+INSTALLED_FROM := pyproject.toml .venv/.modules kernels/bitwatt_kernels/cpu/CMakeLists.txt \
+	$(wildcard kernels/bitwatt_kernels/cpu/csrc/*)
+
+.PHONY: serve test check fmt bench gpu clean always
 
 serve: .venv/.installed
 	$(BIN)/bitwatt serve $(ARGS)
 
+# A worker a core; ARGS="-n 0" runs the tests in one process.
 test: .venv/.installed-dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadgroup $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fmt: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 bench: .venv/.installed
 	$(BIN)/python -m bitwatt.bench $(ARGS)
@@ -31,11 +41,16 @@ clean:
 		"bitwatt needs Python 3.11 to 3.13; set PYTHON=, this one is " + sys.version)'
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: pyproject.toml .venv/bin/python
+# Touched only when the list differs from the one of the last install.
+.venv/.modules: .venv/bin/python always
+	@find server kernels clients/python -name '*.py' | sort >$@.now
+	@if cmp -s $@.now $@; then rm $@.now; else mv $@.now $@; fi
+
+.venv/.installed: $(INSTALLED_FROM) .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-# One install, not one upon the other: each builds the native kernels.
-.venv/.installed-dev: pyproject.toml .venv/bin/python
+# Every install compiles the native kernels. This one holds the plain one, so it counts for both.
+.venv/.installed-dev: $(INSTALLED_FROM) .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch .venv/.installed $@
