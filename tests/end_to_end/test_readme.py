@@ -1,7 +1,8 @@
-"""What the README says to type works, and what it shows is what comes back."""
+"""What the documents name exists, and what the README says to type works."""
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,67 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 OF_THE_MOMENT = ("id", "created")
 
+DOCUMENTS = sorted(
+    path
+    for path in (
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(ROOT / "docs").glob("**/*.md"),
+        *(ROOT / "deploy").glob("**/*.md"),
+        *(ROOT / "clients").glob("**/*.md"),
+    )
+    if path.is_file()
+)
+# Where a path that a document names may begin, beside the document's own folder.
+ROOTS = [
+    ROOT / name
+    for name in (
+        ".",
+        "server",
+        "server/bitwatt",
+        "kernels",
+        "kernels/bitwatt_kernels",
+        "kernels/bitwatt_kernels/cpu",
+        "clients/python",
+    )
+]
+SOURCES = ["py", "cpp", "h", "inc", "sh", "md", "json", "toml", "yml", "yaml", "js", "css", "html"]
+# Made by a command, and ignored by git.
+MADE = {".venv/", "build/", "runs/"}
+
+# Commands that no test types, and why.
+NOT_RUN = {
+    "bitwatt compare URL_A URL_B": "tests/clients/test_compare.py runs it on addresses",
+    "bitwatt serve PATH": "tests/server/checkpoints reads folders of every kind",
+    "python -m bitwatt.bench.llama_cpp": "llama-cpp-python is not among the dev packages",
+}
+
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Return what the README says to type, in blocks and in lines; curl's has a test of its own."""
+    lines = re.findall(r"`((?:make|bitwatt|python -m) [^`]+)`", README)
+    return sorted({*lines, *(block.strip() for block in blocks("sh"))})
+
+
+def paths_in(text: str) -> list[str]:
+    """Return what looks like a path in `code`: a folder by its slash, a file by its suffix.
+
+    A name in capitals stands for one to choose, and one that begins with a slash is an URL's.
+    """
+    names = re.findall(r"`([a-z0-9_.*-][a-z0-9_./*-]*)`", text)
+    return [
+        name
+        for name in names
+        if name.endswith("/")
+        or (name.rpartition(".")[2] in SOURCES and ("/" in name or name.endswith(".py")))
+    ]
+
+
+def exists(name: str, document: Path) -> bool:
+    return name in MADE or any(any(root.glob(name)) for root in (document.parent, *ROOTS))
 
 
 def test_every_make_target_named_exists() -> None:
@@ -32,6 +91,29 @@ def test_make_serve_and_test_do_their_own_set_up() -> None:
         assert "-m venv .venv" in ran
         assert "pip install" in ran
         assert program in ran.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith("curl")])
+def test_a_command_runs_or_is_named_as_not_run(command: str) -> None:
+    """make says what it would run; bitwatt runs."""
+    if command in NOT_RUN:
+        return
+    program, *arguments = shlex.split(command)
+    run = {"make": ["make", "-n"], "bitwatt": [sys.executable, "-m", "bitwatt"]}[program]
+    ran = subprocess.run([*run, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout
+
+
+def test_nothing_is_named_as_not_run_that_the_readme_does_not_say() -> None:
+    assert set(commands()) >= NOT_RUN.keys()
+
+
+def test_every_flag_named_is_one() -> None:
+    command = [sys.executable, "-m", "bitwatt", "serve", "--help"]
+    helped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"--[a-z0-9-]+", helped)) | {"--help"}
+    assert set(re.findall(r"`[^`\n]*?(--[a-z][a-z0-9-]+)", README)) <= known
 
 
 @pytest.mark.needs_program("curl")
@@ -59,10 +141,21 @@ def test_python_example_runs() -> None:
     assert ran.stdout.strip()
 
 
-def test_every_path_named_exists() -> None:
-    life = README.split("## Life of a request")[1].split("##")[0]
-    for name in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", life):
-        assert (ROOT / "server/bitwatt" / name).exists(), name
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_path_a_document_names_exists(document: Path) -> None:
+    text = document.read_text()
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
+    missing = [link for link in links if not (document.parent / link).exists()]
+    missing += [name for name in paths_in(text) if not exists(name, document)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("part", ["## Life of a request", "| To add | Touch |"])
+def test_the_readmes_life_of_a_request_and_to_add_name_paths(part: str) -> None:
+    assert paths_in(README.split(part)[1].split("\n## ")[0])
+
+
+def test_every_line_of_the_readmes_tree_exists() -> None:
     house = README.split("## The house")[1].split("```")[1]
     folder = ""
     for line in house.splitlines():
@@ -72,3 +165,14 @@ def test_every_path_named_exists() -> None:
         for name in names:
             path = ROOT / (name if name == folder else f"{folder}{name}")
             assert path.exists(), path
+
+
+def test_the_readmes_tree_has_every_room() -> None:
+    house = README.split("## The house")[1].split("```")[1]
+    rooms = {
+        path.name
+        for root in ("server/bitwatt", "kernels/bitwatt_kernels")
+        for path in (ROOT / root).iterdir()
+        if path.is_dir() and path.name != "__pycache__"
+    }
+    assert {room for room in rooms if f"{room}/" not in house} == set()
