@@ -1,9 +1,26 @@
-"""What every test may use."""
+"""What every test may use, and how tests run beside one another."""
 
 import os
 import shutil
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Give a worker its share of the cores, before torch is loaded and in its child processes.
+
+    Two workers whose OpenMP regions both want two cores spin for each other.
+    """
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if workers is not None:
+        share = max(1, (os.cpu_count() or 1) // int(workers))
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests, so that at the end no worker waits for another's."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -26,7 +26,12 @@ from deploy.grafana.generate import DASHBOARDS
 from tests.deploy.queries import PROMETHEUS, panel_queries, rules
 from tests.fakes import FakeEngine, make_info, make_model, make_settings, run_server
 
-pytestmark = [pytest.mark.needs_program("prometheus"), pytest.mark.needs_program("promtool")]
+pytestmark = [
+    pytest.mark.needs_program("prometheus"),
+    pytest.mark.needs_program("promtool"),
+    pytest.mark.xdist_group("prometheus"),  # one Prometheus for all
+    pytest.mark.slow,
+]
 
 SCRAPE_S = 0.5
 VARIABLES = {

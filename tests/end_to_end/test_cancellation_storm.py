@@ -6,6 +6,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.end_to_end.conftest import Server, start_server, stop_server
 
 NUM_REQUESTS = 500
@@ -61,6 +63,7 @@ def rss_anon_bytes(pid: int) -> int:
     raise AssertionError("no RssAnon")
 
 
+@pytest.mark.slow
 def test_500_dropped_requests_leave_gauges_at_zero_and_memory_flat_over_ten_rounds() -> None:
     server = start_server("--no-compare", "--max-queue", "1000")
     try:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from bitwatt.training.export import export
 from bitwatt.training.model import LanguageModel, ModelConfig
 from bitwatt.training.tokenizer import train_tokenizer
@@ -54,6 +55,7 @@ def generate(folder: Path, backend: str, **environment: str) -> list[list[int]]:
     return tokens
 
 
+@pytest.mark.slow
 def test_engine_on_triton_kernels_gives_the_references_tokens(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     expected = generate(folder, "reference")

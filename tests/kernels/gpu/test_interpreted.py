@@ -12,6 +12,7 @@ MODULES = sorted({path.name for path in OPS.glob("test_*.py")} - {"test_on_devic
 TRITON_3_6 = "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_kernels_equal_the_reference_in_the_interpreter(module: str) -> None:
     run = subprocess.run(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from bitwatt.bench.cpu import bench_cpu
 
 
@@ -30,6 +31,7 @@ def test_an_unknown_benchmark_is_refused() -> None:
     assert "speed" in ran.stderr
 
 
+@pytest.mark.slow
 def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
     """One layer of the 3B shape: every figure is there, none is judged."""
     lines: list[str] = []

@@ -141,6 +141,7 @@ OPERATIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(operations=OPERATIONS, num_blocks=st.integers(9, 24), prefix_caching=st.booleans())
 def test_random_operations_keep_every_invariant_and_every_requests_tokens(

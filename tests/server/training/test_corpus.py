@@ -29,6 +29,9 @@ class Sheet:
 '''
 
 
+pytestmark = pytest.mark.xdist_group("corpus")
+
+
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
     return load_corpus()
