@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from bitwatt.text.vocabulary import Vocabulary
 
-__all__ = ["Detokenizer"]
+__all__ = ["Detokenizer", "TextOffsets"]
 
 _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -19,8 +19,9 @@ class Detokenizer:
 
     __slots__ = ("_bytes", "_decode", "_strips_space")
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._bytes = vocabulary.token_bytes
+    def __init__(self, vocabulary: Vocabulary, *, literal: bool = False) -> None:
+        """Begin a text; literal spells special tokens out."""
+        self._bytes = vocabulary.literal_bytes if literal else vocabulary.token_bytes
         self._decode = _new_utf8_decoder("replace").decode
         self._strips_space = vocabulary.strips_space
 
@@ -36,3 +37,24 @@ class Detokenizer:
     def finish(self) -> str:
         """Return what is left: U+FFFD where the last character never completed."""
         return self._decode(b"", True)
+
+
+class TextOffsets:
+    """Where each token of a stream begins in its text, in characters.
+
+    A token that goes on with a character begins where that character does. So no offset is past
+    the text, and each is at least the one before.
+    """
+
+    __slots__ = ("_detokenizer", "_num_chars")
+
+    def __init__(self, vocabulary: Vocabulary, start: int = 0) -> None:
+        """Begin at an offset: so many characters come before the first token."""
+        self._detokenizer = Detokenizer(vocabulary)
+        self._num_chars = start
+
+    def push(self, token_id: int) -> int:
+        """Return the token's offset."""
+        offset = self._num_chars
+        self._num_chars += len(self._detokenizer.push((token_id,)))
+        return offset

@@ -1,6 +1,7 @@
 """What each token id stands for, in bytes."""
 
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,8 @@ from bitwatt.errors import CheckpointError
 __all__ = ["Vocabulary"]
 
 _SPACE_MARK = "▁"
+_MAX_SPARSENESS = 4  # ids for each token, beyond so many
+_MAX_GAP = 1 << 20
 
 
 class Vocabulary:
@@ -26,7 +29,13 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        decoder = json.loads(tokenizer.to_str())["decoder"]
+        tokens = tokenizer.get_vocab(with_added_tokens=True)
+        size = max(tokens.values(), default=-1) + 1
+        if size > _MAX_SPARSENESS * len(tokens) + _MAX_GAP:
+            raise CheckpointError(
+                f"tokenizer.json has {len(tokens)} tokens, one of them with the id {size - 1}"
+            )
+        decoder = json.loads(tokenizer.to_str())["decoder"]  # goes through every id to the highest
         kinds = _decoder_types(decoder)
         if "ByteLevel" in kinds:
             spell = _spell_byte_level
@@ -38,16 +47,18 @@ class Vocabulary:
                 "byte-level and byte-fallback decoders are supported"
             )
         self.strips_space = "Strip" in kinds
-        tokens = tokenizer.get_vocab(with_added_tokens=True)
-        size = max(tokens.values(), default=-1) + 1
         added = tokenizer.get_added_tokens_decoder()
         special = {token_id for token_id, token in added.items() if token.special}
         self.literal_bytes = [b""] * size
         for token, token_id in tokens.items():
             self.literal_bytes[token_id] = spell(token)
+        if spell is _spell_byte_level:
+            for token_id, text in added.items():  # which is never bytes written as letters
+                self.literal_bytes[token_id] = text.content.encode()
         self.token_bytes = [
             b"" if token_id in special else data for token_id, data in enumerate(self.literal_bytes)
         ]
+        self._special_ids = {added[token_id].content: token_id for token_id in special}
         self.max_bytes = max(map(len, self.literal_bytes), default=1) or 1
 
     def __len__(self) -> int:
@@ -56,6 +67,11 @@ class Vocabulary:
     def literal(self, token_id: int) -> bytes:
         """Return the token's bytes, special tokens spelled out; empty for an id without token."""
         return self.literal_bytes[token_id] if token_id < len(self.literal_bytes) else b""
+
+    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Return the special tokens among the texts."""
+        ids = self._special_ids
+        return frozenset(ids[text] for text in texts if text in ids)
 
     def spell(self, token_id: int) -> str:
         """Return literal's text; U+FFFD stands for bytes that are no whole character."""

@@ -3,11 +3,12 @@
 from itertools import pairwise
 
 import pytest
-from bitwatt.text.detokenizer import Detokenizer
+from bitwatt.errors import CheckpointError
+from bitwatt.text.detokenizer import Detokenizer, TextOffsets
 from bitwatt.text.vocabulary import Vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from tests.fakes import make_tokenizer
 
@@ -80,6 +81,50 @@ def test_special_tokens_are_no_text_but_added_ones_are():
     assert VOCABULARY.literal(0) == b"<|end|>"
 
 
+@pytest.mark.parametrize("word", ["đem", "čistý", "Ġa", "ĠĊ", "Âµ", "naïve", "ł", "名"])
+@pytest.mark.parametrize("special", [True, False])
+def test_an_added_token_is_its_own_text_whatever_its_letters_stand_for(word, special):
+    tokenizer = Tokenizer.from_str(make_tokenizer().to_str())
+    tokenizer.add_tokens([AddedToken(word, special=special, normalized=False)])
+    [token_id] = tokenizer.encode(word).ids
+    vocabulary = Vocabulary(tokenizer)
+    assert vocabulary.literal(token_id) == word.encode()
+    assert "".join(stream(vocabulary, [token_id])) == ("" if special else word)
+
+
+@given(st.lists(st.integers(0, NUM_TOKENS - 1), max_size=60))
+def test_special_tokens_may_be_spelled_out(token_ids):
+    detokenizer = Detokenizer(VOCABULARY, literal=True)
+    text = detokenizer.push(token_ids) + detokenizer.finish()
+    assert text == make_tokenizer().decode(token_ids, skip_special_tokens=False)
+
+
+@given(st.text(alphabet="the qué你🙂<|end|>", max_size=30), st.integers(0, 9))
+def test_a_token_begins_where_its_first_character_does(text, start):
+    token_ids = make_tokenizer().encode(text).ids
+    offsets = TextOffsets(VOCABULARY, start)
+    before = b""
+    for token_id in token_ids:
+        whole = before.decode("utf-8", "ignore")  # an open character isn't counted yet
+        assert offsets.push(token_id) == start + len(whole)
+        before += VOCABULARY.token_bytes[token_id]
+
+
+def test_a_character_of_four_tokens_has_one_offset_and_the_next_token_comes_after_it():
+    offsets = TextOffsets(VOCABULARY)
+    tokens = [make_tokenizer().token_to_id(char) for char in ["a", *"ðŁĴ¡", "b"]]  # a💡b
+    assert [offsets.push(token) for token in tokens] == [0, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("token_id", [1 << 32 - 1, 5_000_000])
+def test_a_token_far_beyond_the_others_takes_no_memory(token_id):
+    vocabulary = {"a": 0, "b": token_id}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    with pytest.raises(CheckpointError, match=rf"2 tokens, one of them with the id {token_id}"):
+        Vocabulary(tokenizer)
+
+
 def test_ids_beyond_the_vocabulary_are_no_text():
     assert "".join(stream(VOCABULARY, [NUM_TOKENS + 5])) == ""
     assert VOCABULARY.literal(NUM_TOKENS + 5) == b""
@@ -106,8 +151,6 @@ def test_sentencepiece_bytes_make_characters(text, cuts):
 
 @pytest.mark.parametrize("decoder", [decoders.WordPiece(), None])
 def test_other_kinds_of_tokenizer_are_refused_by_name(decoder):
-    from bitwatt.errors import CheckpointError
-
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     if decoder is not None:
         tokenizer.decoder = decoder
