@@ -15,11 +15,21 @@ class OutputText:
     num_unused  tokens of the last push that came after the one that completed a stop string
     """
 
-    __slots__ = ("_detokenizer", "_matcher", "num_unused")
+    __slots__ = ("_detokenizer", "_matcher", "_num_exempt", "_stop_token_ids", "num_unused")
 
-    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, stops: Sequence[str], *, min_tokens: int = 0
+    ) -> None:
+        """Begin a text.
+
+        stops       strings that end the text, and aren't of it; one that is a special token's
+                    ends it at that token, which has no text of its own
+        min_tokens  none of which a stop string ends the text at
+        """
         self._detokenizer = Detokenizer(vocabulary)
         self._matcher = StopMatcher(stops) if stops else None
+        self._stop_token_ids = vocabulary.special_ids(stops)
+        self._num_exempt = min_tokens
         self.num_unused = 0
 
     @property
@@ -37,7 +47,12 @@ class OutputText:
         for token_id in token_ids:
             if matcher.stopped:
                 break
-            pieces.append(matcher.push(self._detokenizer.push((token_id,))))
+            is_exempt = self._num_exempt > 0
+            pieces.append(matcher.push(self._detokenizer.push((token_id,)), may_stop=not is_exempt))
+            if is_exempt:
+                self._num_exempt -= 1
+            elif token_id in self._stop_token_ids and not matcher.stopped:
+                pieces.append(matcher.push(self._detokenizer.finish()) + matcher.stop())
             self.num_unused -= 1
         return "".join(pieces)
 

@@ -21,22 +21,31 @@ class StopMatcher:
         self._held = ""
         self.stopped = False  # whether a stop string was met; what follows is dropped
 
-    def push(self, text: str) -> str:
-        """Return what of the text so far is certain to come before any stop string."""
+    def push(self, text: str, *, may_stop: bool = True) -> str:
+        """Return what of the text so far is certain to come before any stop string.
+
+        may_stop  whether one that completes here ends the text; else it is text
+        """
         if self.stopped or not text:
             return ""
         text = self._held + text
-        end, start = min(
-            ((at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0),
-            default=(-1, -1),
-        )
-        if end >= 0:
-            self.stopped = True
-            self._held = ""
-            return text[:start]
+        if may_stop:
+            end, start = min(
+                ((at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0),
+                default=(-1, -1),
+            )
+            if end >= 0:
+                self.stopped = True
+                self._held = ""
+                return text[:start]
         cut = min((_start_of_partial(text, stop) for stop in self._stops), default=len(text))
         self._held = text[cut:]
         return text[:cut]
+
+    def stop(self) -> str:
+        """Return what was held back, as a stop that isn't of the text ends it here."""
+        self.stopped = True
+        return self.finish()
 
     def finish(self) -> str:
         """Return what was held back; no more text comes."""
