@@ -1,47 +1,48 @@
 """A model's own chat template, rendered in a sandbox."""
 
-import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import nodes
 
 from bitwatt.errors import CheckpointError, InvalidRequestError
+from bitwatt.text.template_sandbox import TemplateSandbox
 
 __all__ = ["ALLOWED_KWARGS", "ChatTemplate"]
 
 ALLOWED_KWARGS = frozenset({"enable_thinking", "thinking"})
 """What a request may pass to a template."""
 
-_MAX_CHARS = 16 * 1024 * 1024
+_MAX_SOURCE_CHARS = 4 * 1024 * 1024
 
 
 class ChatTemplate:
-    """Turns messages into the model's prompt.
+    """Turns messages into the model's prompt, as transformers does. Safe in any thread.
 
-    The template comes with the model and runs sandboxed: it reaches no attribute of Python's own,
-    changes nothing, and is given up after a time limit or 16 Mi characters. Safe in any thread.
+    The template comes with the model: template_sandbox.py says what holds it.
+
+    literals  every piece of text that the template itself holds, joined by NUL
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Compile the template; special_tokens are its bos_token, eos_token and so on.
 
-        Raises  CheckpointError if it doesn't compile
+        Raises  CheckpointError of one line if it doesn't compile
         """
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
+        self._sandbox = TemplateSandbox()
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise CheckpointError(f"the chat template doesn't compile: {error}") from error
+            if len(source) > _MAX_SOURCE_CHARS:
+                raise ValueError(f"it has {len(source)} characters; {_MAX_SOURCE_CHARS} are taken")
+            source.encode()
+            tree = self._sandbox.parse(source)
+            self.literals = "\0".join(_literals(tree))
+            self._template = self._sandbox.from_string(tree)
+        except Exception as error:  # a deep one exceeds Python's own limits, each of another type
+            raise CheckpointError(
+                f"the chat template doesn't compile: {_one_line(error)}"
+            ) from error
         self._special_tokens = dict(special_tokens)
 
     def render(
@@ -50,42 +51,47 @@ class ChatTemplate:
         *,
         kwargs: Mapping[str, Any],
         time_limit_s: float,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        now: datetime | None = None,
     ) -> str:
         """Return the prompt; blocks, so call it off the event loop.
 
-        Raises  InvalidRequestError if the template refuses the messages or takes too long
+        time_limit_s  of processor time, so that a busy machine refuses no one
+        now           what strftime_now is told
+
+        Raises  InvalidRequestError if the template refuses the messages or takes too much
         """
-        deadline = time.monotonic() + time_limit_s
-        context = {**kwargs, **self._special_tokens}
-        pieces: list[str] = []
-        num_chars = 0
-        try:
-            for piece in self._template.generate(messages=messages, **context):
-                pieces.append(piece)
-                num_chars += len(piece)
-                if num_chars > _MAX_CHARS or time.monotonic() > deadline:
-                    raise InvalidRequestError(
-                        f"the chat template took more than {time_limit_s:g} s or "
-                        f"{_MAX_CHARS} characters for these messages",
-                        param="messages",
-                    )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            if isinstance(error, InvalidRequestError):
-                raise
-            raise InvalidRequestError(
-                f"the model's chat template refuses these messages: {str(error)[:200]}",
-                param="messages",
-            ) from error
-        return "".join(pieces)
+        context = {
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": True,
+            **self._special_tokens,
+            **kwargs,
+        }
+        with self._sandbox.rendering(time_limit_s, now or datetime.now()), _refusals():
+            return self._sandbox.concat(self._template.generate(messages=messages, **context))
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _literals(tree: nodes.Template) -> Iterator[str]:
+    for data in tree.find_all(nodes.TemplateData):
+        yield data.data
+    for constant in tree.find_all(nodes.Const):
+        if isinstance(constant.value, str):
+            yield constant.value
 
 
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn whatever the template raises into an InvalidRequestError."""
+    try:
+        yield
+    except Exception as error:  # a template may raise anything that Python's operators do
+        raise InvalidRequestError(
+            f"the model's chat template refuses these messages: {_one_line(error)}",
+            param="messages",
+        ) from error
 
 
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+def _one_line(error: Exception) -> str:
+    """Return the error's message, or its type where it has none, never more than a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
