@@ -153,13 +153,11 @@ class LLM:
         prompts = []
         for conversation in conversations:
             _check_messages(conversation)
-            text = self._codec.render(conversation, kwargs=chat_template_kwargs)
             prompts.append(
-                self._codec.encode(
-                    text,
+                self._codec.encode_chat(
+                    conversation,
+                    kwargs=chat_template_kwargs,
                     max_tokens=self.info.max_model_len,
-                    add_special_tokens=False,
-                    param="messages",
                 )
             )
         return self._answer(prompts, sampling_params, "messages")

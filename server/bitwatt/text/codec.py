@@ -1,7 +1,9 @@
 """Everything a model needs of text, in the calling thread: encode, render, decode."""
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +11,74 @@ from tokenizers import Tokenizer
 
 from bitwatt.errors import CheckpointError, InvalidRequestError, shorten
 from bitwatt.text.chat_template import ALLOWED_KWARGS, ChatTemplate
+from bitwatt.text.control_tokens import ControlTokens
+from bitwatt.text.detokenizer import Detokenizer
 from bitwatt.text.output import OutputText
+from bitwatt.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from bitwatt.text.vocabulary import Vocabulary
 
 __all__ = ["TEMPLATE_TIME_LIMIT_S", "TextCodec"]
 
-TEMPLATE_TIME_LIMIT_S = 2.0
+logger = logging.getLogger(__name__)
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+TEMPLATE_TIME_LIMIT_S = 2.0  # of processor time
+
+_PROBE = "a"
 
 
 class TextCodec:
-    """The tokenizer and the chat template of one model. Safe in any thread."""
+    """The tokenizer and the chat templates of one model. Safe in any thread."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | CheckpointError | None = None,
+        tool_template: ChatTemplate | CheckpointError | None = None,
+        *,
+        control_tokens: Sequence[str] | None = None,
+        allow_control_tokens: bool = False,
+    ) -> None:
+        """Take the tokenizer and what was made of the model's templates.
+
+        template, tool_template  an error is what each conversation is refused with; tools have a
+                                 template of their own in some models
+        control_tokens           see TokenizerFiles
+        allow_control_tokens     whether control tokens in messages are taken as such, so that
+                                 whoever writes a message can write turns, too
+        """
         tokenizer.no_truncation()  # a folder's own setting would cut prompts in silence
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._template = template
+        self._tool_template = tool_template or template
+        self._control_tokens = {
+            template: ControlTokens(tokenizer, template.literals, control_tokens)
+            for template in (template, tool_template)
+            if isinstance(template, ChatTemplate) and not allow_control_tokens
+        }
         self.vocabulary = Vocabulary(tokenizer)
+        self._bos_token_id = self._find_bos()
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "TextCodec":
-        """Return the text side of a Hugging Face folder.
+    def from_folder(cls, folder: Path, *, allow_control_tokens: bool = False) -> "TextCodec":
+        """Return the text side of a Hugging Face folder; tokenizer_files.py says what is read.
 
-        Reads tokenizer.json and, where they are, tokenizer_config.json and chat_template.jinja.
+        A template that doesn't compile is logged, and refuses conversations, not texts.
+
         Raises  CheckpointError if a file is missing or not what it should be
         """
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; a model folder needs its tokenizer")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers library raises nothing more specific
-            raise CheckpointError(f"{path} can't be read: {error}") from error
-        return cls(tokenizer, _read_template(folder))
+        files = read_tokenizer_files(folder)
+        return cls(
+            files.tokenizer,
+            _compile(files, "default", folder),
+            _compile(files, "tool_use", folder) if "tool_use" in files.templates else None,
+            control_tokens=files.control_tokens,
+            allow_control_tokens=allow_control_tokens,
+        )
 
-    def output(self, stops: Sequence[str] = ()) -> OutputText:
-        """Return a new choice's text."""
-        return OutputText(self.vocabulary, stops)
+    def output(self, stops: Sequence[str] = (), *, min_tokens: int = 0) -> OutputText:
+        """Return a new choice's text; stop strings are looked for after min_tokens."""
+        return OutputText(self.vocabulary, stops, min_tokens=min_tokens)
 
     def encode(
         self,
@@ -66,30 +97,43 @@ class TextCodec:
         """
         if max_tokens is not None:
             self._refuse_hopeless(text, max_tokens, param)
-        # The batch call lets go of the interpreter while it works; encode() does not.
-        [encoding] = self._tokenizer.encode_batch_fast(
-            [text], add_special_tokens=add_special_tokens
-        )
-        token_ids: list[int] = encoding.ids
+        token_ids = self._encode(text, add_special_tokens=add_special_tokens)
+        bos = self._bos_token_id
+        if add_special_tokens and bos is not None and token_ids[:2] == [bos, bos]:
+            del token_ids[0]  # the text began with one
         return token_ids
 
-    def render(
+    def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
-    ) -> str:
-        """Return the messages as the model's template puts them; encode it without special tokens.
+        max_tokens: int | None = None,
+    ) -> list[int]:
+        """Return the tokens of the messages as the model's template puts them.
 
-        Developers speak as the system, which templates know.
+        Developers speak as the system, which templates know. Control tokens in messages are text,
+        unless the codec was told to allow them.
 
-        Raises  InvalidRequestError if there is no template, if it refuses the messages or takes
-                more than TEMPLATE_TIME_LIMIT_S, or for kwargs that a caller may not set
+        tools       as OpenAI has them
+        max_tokens  as encode has it
+
+        Raises  InvalidRequestError if there is no template or it can't be used, if it refuses the
+                messages or takes more than TEMPLATE_TIME_LIMIT_S, for kwargs that a caller may
+                not set, or with context_length_exceeded
         """
-        if self._template is None:
+        template = self._tool_template if tools is not None else self._template
+        if template is None:
             raise InvalidRequestError(
                 "this model has no chat template; use /v1/completions, or LLM.generate",
+                param="messages",
+            )
+        if isinstance(template, CheckpointError):
+            raise InvalidRequestError(
+                f"this model's chat template can't be used: {template}; use /v1/completions, or "
+                "LLM.generate",
                 param="messages",
             )
         kwargs = kwargs or {}
@@ -100,15 +144,41 @@ class TextCodec:
                     f"{', '.join(sorted(ALLOWED_KWARGS))}, true or false",
                     param="chat_template_kwargs",
                 )
-        return self._template.render(
-            [_as_system(message) for message in messages],
+        render = partial(
+            _render,
+            template,
             kwargs={"add_generation_prompt": add_generation_prompt, **kwargs},
-            time_limit_s=TEMPLATE_TIME_LIMIT_S,
+            now=datetime.now(),
         )
+        written = [_as_template_input(message) for message in messages], tools
+        guard = self._control_tokens.get(template)
+        text, forged = (render(written), []) if guard is None else guard.render(render, written)
+        if max_tokens is not None:
+            self._refuse_hopeless(text, max_tokens, "messages")
+        if guard is None:
+            return self._encode(text, add_special_tokens=False)
+        return guard.encode(text, forged)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the tokens' text, special tokens spelled out."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        detokenizer = Detokenizer(self.vocabulary, literal=True)
+        return detokenizer.push(token_ids) + detokenizer.finish()
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # The batch call lets go of the interpreter while it works; encode() does not.
+        [encoding] = self._tokenizer.encode_batch_fast(
+            [text], add_special_tokens=add_special_tokens
+        )
+        token_ids: list[int] = encoding.ids
+        return token_ids
+
+    def _find_bos(self) -> int | None:
+        """Return the token that the tokenizer puts before a text, if it does."""
+        with_special, without = (
+            self._encode(_PROBE, add_special_tokens=add) for add in (True, False)
+        )
+        is_before = with_special[:1] != without[:1]
+        return with_special[0] if with_special and is_before else None
 
     def _refuse_hopeless(self, text: str, max_tokens: int, param: str) -> None:
         at_least = -(-len(text) // self.vocabulary.max_bytes)
@@ -121,36 +191,38 @@ class TextCodec:
             )
 
 
-def _as_system(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**message, "role": "system"} if message.get("role") == "developer" else message
-
-
-def _read_template(folder: Path) -> ChatTemplate | None:
-    config: dict[str, Any] = {}
-    path = folder / "tokenizer_config.json"
-    if path.is_file():
-        try:
-            config = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not JSON: {error}") from error
-    source = config.get("chat_template")
-    if isinstance(source, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in source}
-        source = named.get("default")
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        source = path.read_text(encoding="utf-8")
-    if not isinstance(source, str):
+def _compile(
+    files: TokenizerFiles, name: str, folder: Path
+) -> ChatTemplate | CheckpointError | None:
+    """Return the template of that name, or why it can't be used, or None if there are none."""
+    templates = files.templates
+    if not templates:
         return None
-    return ChatTemplate(source, _special_tokens(config))
+    try:
+        if name not in templates:
+            raise CheckpointError(
+                f"{folder} has chat templates named {', '.join(sorted(templates))}, none of "
+                f"them {name}"
+            )
+        return ChatTemplate(templates[name], files.special_tokens)
+    except CheckpointError as error:
+        logger.warning("conversations are refused by the model in %s: %s", folder, error)
+        return error
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    tokens: dict[str, str] = {}
-    for name in _SPECIAL_TOKENS:
-        token = config.get(name)
-        if isinstance(token, Mapping):
-            token = token.get("content")
-        if isinstance(token, str):
-            tokens[name] = token
-    return tokens
+def _render(
+    template: ChatTemplate,
+    written: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None],
+    *,
+    kwargs: Mapping[str, Any],
+    now: datetime,
+) -> str:
+    messages, tools = written
+    return template.render(
+        messages, tools=tools, kwargs=kwargs, time_limit_s=TEMPLATE_TIME_LIMIT_S, now=now
+    )
+
+
+def _as_template_input(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = {name: value for name, value in message.items() if value is not None}
+    return {**given, "role": "system"} if given.get("role") == "developer" else given
