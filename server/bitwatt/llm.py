@@ -253,7 +253,8 @@ class _Pending:
     def __init__(self, submit: Submit, codec: TextCodec, params: SamplingParams) -> None:
         self.submit = submit
         self.num_cached_tokens = 0
-        self._reader = ChoiceReader(0, submit, codec.output(params.stop_strings))
+        text = codec.output(params.stop_strings, min_tokens=params.min_tokens)
+        self._reader = ChoiceReader(0, submit, text)
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []

@@ -81,6 +81,7 @@ def served(llm, path, **body):
         {"seed": 7, "n": 3},
         {"temperature": 0, "stop": ["(self"]},
         {"temperature": 0, "stop": "elf", "logprobs": 2},
+        {"temperature": 0, "stop": "elf", "min_tokens": 20},
         {"temperature": 0.5, "seed": 1, "top_k": 9, "min_tokens": 24, "repetition_penalty": 1.2},
     ],
 )

@@ -39,7 +39,7 @@ class Generation:
     def __post_init__(self) -> None:
         output = self.model.text.output
         self._readers = [
-            ChoiceReader(index, submit, output(self.stops))
+            ChoiceReader(index, submit, output(self.stops, min_tokens=submit.sampling.min_tokens))
             for index, submit in enumerate(self.submits)
         ]
 
