@@ -152,12 +152,12 @@ class TextCodec:
         )
         written = [_as_template_input(message) for message in messages], tools
         guard = self._control_tokens.get(template)
-        text, forged = (render(written), []) if guard is None else guard.render(render, written)
+        text = render(written)
         if max_tokens is not None:
             self._refuse_hopeless(text, max_tokens, "messages")
         if guard is None:
             return self._encode(text, add_special_tokens=False)
-        return guard.encode(text, forged)
+        return guard.encode(text, guard.written_in(text, render, written))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the tokens' text, special tokens spelled out."""
@@ -201,8 +201,7 @@ def _compile(
     try:
         if name not in templates:
             raise CheckpointError(
-                f"{folder} has chat templates named {', '.join(sorted(templates))}, none of "
-                f"them {name}"
+                f"the chat templates are named {', '.join(sorted(templates))}, and none {name}"
             )
         return ChatTemplate(templates[name], files.special_tokens)
     except CheckpointError as error:

@@ -60,29 +60,28 @@ class ControlTokens:
         self._normalizer = tokenizer.normalizer if is_normalized else None
         self._plain, self._true_ids = _matching_raw_text(tokenizer, self._stand_ins)
 
-    def render(self, render: Callable[[T], str], messages: T) -> tuple[str, list[Span]]:
-        """Return the messages' text, and where it has control tokens that a caller wrote.
+    def written_in(self, text: str, render: Callable[[T], str], messages: T) -> list[Span]:
+        """Return where a rendered text has control tokens that a caller wrote.
 
-        render    puts messages as the template does; it's called again with marked ones
+        render    put the messages as the template does; it's called again with marked ones
         messages  texts within mappings, lists and tuples
 
         Raises  what render does; InvalidRequestError where the template looks so closely at a
                 control token in a message that who wrote it can't be told
         """
-        text = render(messages)
         written = list(_texts(messages))
         self._refuse_disguises(written)
         if not any(map(self._first.search, written)):
-            return text, []
+            return []
         marks = _Marks(written)
         tokens_written = [m.group() for w in written for m in self._control_token.finditer(w)]
         for spare_opening in (True, False):
             copy = marks.read(render(_map_texts(messages, self._marker(marks, spare_opening))))
             marked = _align(copy, text)
             if marked is not None:
-                return text, list(self._written(marked))
+                return list(self._written(marked))
             if not tokens_written and self._trusted(copy) == self._trusted(_Marked(text, [], [])):
-                return text, []  # the template looks at how a message begins, ends or is long
+                return []  # the template looks at how a message begins, ends or is long
         raise InvalidRequestError(
             f"messages hold {shorten(tokens_written[0]) if tokens_written else 'parts'} of this "
             "model's control tokens where its chat template looks at them; leave them out",
