@@ -1,15 +1,27 @@
-"""The step loop: plan, launch, commit. One step runs on the device while the next is planned."""
+"""The step loop: plan, launch, commit. One step runs on the device while the next is planned.
 
+One request's trouble stays its own. A row whose token can't be drawn ends its request. A step that
+raises ends the requests it computed for; all others are computed again from their tokens. When
+MAX_FAILED_STEPS have raised in a row, the fault is the engine's (a lost device, say): it ends.
+"""
+
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from bitwatt.engine.messages import EngineStats, Submit, TokenLogprobs, TokenOutput
+from bitwatt.errors import EngineError, shorten
 from bitwatt.model.runner_protocol import Runner, StepResult, StepResultHandle
 from bitwatt.scheduling.request import FinishReason, Request
 from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
 
-__all__ = ["EngineCore"]
+__all__ = ["MAX_FAILED_STEPS", "EngineCore"]
+
+MAX_FAILED_STEPS = 3
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -25,6 +37,16 @@ class _Times:
 class _InFlight:
     plan: Plan
     handle: StepResultHandle
+
+
+@dataclass(slots=True)
+class _NotLaunched:
+    """A step whose launch raised."""
+
+    error: Exception
+
+    def wait(self) -> StepResult:
+        raise self.error
 
 
 class EngineCore:
@@ -46,6 +68,7 @@ class EngineCore:
         self._times: dict[str, _Times] = {}
         self._in_flight: _InFlight | None = None
         self._num_steps = 0
+        self._num_failed_steps = 0  # since one succeeded
         self._busy_s = 0.0
         self._last_commit = 0.0
         self._step_tokens = 0
@@ -58,6 +81,9 @@ class EngineCore:
 
     def submit(self, message: Submit) -> TokenOutput | None:
         """Queue a request; returns its only output if it can never run."""
+        wrong = self._wrong_token_id(message)
+        if wrong is not None:
+            return _refusal(message, wrong)
         request = Request(
             request_id=message.request_id,
             prompt_token_ids=message.prompt_token_ids,
@@ -68,12 +94,7 @@ class EngineCore:
         try:
             self._scheduler.add(request)
         except RequestTooLongError as error:
-            return TokenOutput(
-                request_id=request.request_id,
-                token_ids=[],
-                finish_reason=FinishReason.ERROR,
-                error=str(error),
-            )
+            return _refusal(message, str(error))
         self._times[request.request_id] = _Times(self._clock())
         return None
 
@@ -87,7 +108,10 @@ class EngineCore:
         return outputs
 
     def step(self) -> list[TokenOutput]:
-        """Plan and launch a step, then wait for the one before it and return what that brought."""
+        """Plan and launch a step, then wait for the one before it and return what that brought.
+
+        Raises  EngineError where MAX_FAILED_STEPS in a row have failed
+        """
         plan = self._scheduler.plan()
         launched = None
         if plan.chunks:
@@ -98,7 +122,7 @@ class EngineCore:
                 if chunk.is_admission:
                     times = self._times[chunk.request.request_id]
                     times.admitted = times.admitted or now
-            launched = _InFlight(plan, self._runner.launch(plan))
+            launched = _InFlight(plan, self._launch(plan))
         done, self._in_flight = self._in_flight, launched
         return self._commit(done) if done is not None else []
 
@@ -133,8 +157,33 @@ class EngineCore:
         """Release the runner; the core is not used again."""
         self._runner.close()
 
+    def _wrong_token_id(self, message: Submit) -> str | None:
+        given: tuple[tuple[str, Collection[int]], ...] = (
+            ("prompt", message.prompt_token_ids),
+            ("logit_bias", message.sampling.logit_bias),
+        )
+        vocab_size = self._runner.vocab_size
+        for name, token_ids in given:
+            for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
+                if not 0 <= token_id < vocab_size:
+                    return (
+                        f"{name} has token id {shorten(token_id)}; "
+                        f"the model has ids 0 to {vocab_size - 1}"
+                    )
+        return None
+
+    def _launch(self, plan: Plan) -> StepResultHandle:
+        try:
+            return self._runner.launch(plan)
+        except Exception as error:  # told when the step's turn comes
+            return _NotLaunched(error)
+
     def _commit(self, done: _InFlight) -> list[TokenOutput]:
-        result = done.handle.wait()
+        try:
+            result = done.handle.wait()
+        except Exception as error:  # whatever it is, it is that step's
+            return self._recover(done, error)
+        self._num_failed_steps = 0
         now = self._clock()
         self._step_s = now - self._last_commit
         self._step_tokens = done.plan.num_tokens
@@ -148,12 +197,41 @@ class EngineCore:
         self._num_steps += 1
         return self._outputs(done.plan, result, now)
 
+    def _recover(self, failed: _InFlight, error: Exception) -> list[TokenOutput]:
+        self._num_failed_steps += 1
+        logger.error(
+            "a step of %d tokens failed, %d in a row; it computed %s",
+            failed.plan.num_tokens,
+            self._num_failed_steps,
+            ", ".join(
+                f"{c.request.request_id} (tokens {c.start} to {c.start + c.num_tokens})"
+                for c in failed.plan.chunks
+            ),
+            exc_info=error,
+        )
+        later, self._in_flight = self._in_flight, None
+        if later is not None:
+            with suppress(Exception):
+                later.handle.wait()  # from here on nothing runs on the device
+        ended = self._scheduler.give_up(failed.plan, None if later is None else later.plan)
+        told = f"the engine's step failed: {type(error).__name__}; its log tells more"
+        outputs = [self._output(r, [], [], FinishReason.ERROR, told) for r in ended]
+        if self._num_failed_steps >= MAX_FAILED_STEPS:
+            raise EngineError(
+                f"{self._num_failed_steps} steps in a row failed, the last with: {error}"
+            ) from error
+        return outputs
+
     def _outputs(self, plan: Plan, result: StepResult, now: float) -> list[TokenOutput]:
         drawn = [chunk.request.request_id for chunk in plan.chunks if chunk.samples]
         logprobs = dict(zip(drawn, result.logprobs, strict=True))
         outputs = []
         for committed in self._scheduler.commit(plan, result.tokens):
             request = committed.request
+            if committed.token is None:
+                told = result.failures[drawn.index(request.request_id)]
+                outputs.append(self._output(request, [], [], FinishReason.ERROR, told))
+                continue
             times = self._times[request.request_id]
             times.first_token = times.first_token or now
             row = logprobs[request.request_id]
@@ -173,6 +251,7 @@ class EngineCore:
         token_ids: list[int],
         logprobs: list[TokenLogprobs],
         finish_reason: FinishReason | None,
+        error: str | None = None,
     ) -> TokenOutput:
         cached = request.num_cached_tokens or 0
         if finish_reason is None:
@@ -191,8 +270,18 @@ class EngineCore:
             token_ids=token_ids,
             logprobs=logprobs,
             finish_reason=finish_reason,
+            error=error,
             num_cached_tokens=cached,
             queue_s=admitted - times.submitted,
             prefill_s=first_token - admitted,
             decode_s=now - first_token,
         )
+
+
+def _refusal(message: Submit, reason: str) -> TokenOutput:
+    return TokenOutput(
+        request_id=message.request_id,
+        token_ids=[],
+        finish_reason=FinishReason.ERROR,
+        error=reason,
+    )

@@ -38,7 +38,7 @@ class FakeRunner:
     """
 
     def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self.num_computed_tokens = 0
         self._keys: dict[int, tuple[Request, str]] = {}  # by row
 
@@ -58,4 +58,4 @@ class FakeRunner:
         if known is None or known[0] is not request:
             key = _key(request.prompt_token_ids, request.sampling.seed)
             known = self._keys[row] = (request, key)
-        return _token(known[1], position, self._vocab_size)
+        return _token(known[1], position, self.vocab_size)

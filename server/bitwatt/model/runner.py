@@ -20,9 +20,12 @@ from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLog
 from bitwatt.model.sampler import Sampled, Sampler, SamplingRow
 from bitwatt.model.step_thread import StepThread
 from bitwatt.model.transformer import Transformer
+from bitwatt.model.truncation_sampling import NO_TOKEN
 from bitwatt.scheduling.scheduler import Chunk, Plan
 
 __all__ = ["ModelRunner"]
+
+_NOT_FINITE = "the logits of its next token are not finite, so none can be drawn"
 
 
 class _Staging:
@@ -104,6 +107,7 @@ class ModelRunner:
         self._model = model
         self._kv_cache = kv_cache
         self._device = model.backend.device
+        self.vocab_size = model.config.vocab_size
         max_blocks = -(-max_model_len // BLOCK_SIZE)
         self._tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)  # by row
         is_cuda = self._device.type == "cuda"
@@ -111,7 +115,7 @@ class ModelRunner:
             _Staging(max_num_seqs, max_num_batched_tokens, max_blocks, is_pinned=is_cuda)
             for _ in range(2)
         ]
-        self._sampler = Sampler(max_num_seqs, model.config.vocab_size, self._device)
+        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._graphs: DecodeGraphs | None = None
         self._thread: StepThread | None = None
@@ -234,15 +238,23 @@ class ModelRunner:
         if not rows_drawn:
             return lambda: StepResult([], [])
         sampled = self._sampler.sample(logits, step.sampling_rows)
-        self._last_tokens[torch.tensor(rows_drawn, device=self._device)] = sampled.tokens
+        # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
+        # request that has ended by then.
+        indices = torch.tensor(rows_drawn, device=self._device)
+        self._last_tokens[indices] = sampled.tokens.clamp(min=0)
         return lambda: _collect(sampled, step.sampling_rows)
 
 
 def _collect(sampled: Sampled, rows: Sequence[SamplingRow]) -> StepResult:
-    tokens = sampled.tokens.tolist()
+    tokens: list[int | None] = sampled.tokens.tolist()
+    failures: dict[int, str] = {}
+    for i, token in enumerate(tokens):
+        if token == NO_TOKEN:
+            tokens[i] = None
+            failures[i] = sampled.failures.get(i, _NOT_FINITE)
     batch = sampled.logprobs
     if batch is None:
-        return StepResult(tokens, [None] * len(tokens))
+        return StepResult(tokens, [None] * len(tokens), failures)
     chosen = batch.sampled.tolist()
     values, ids = batch.top_values.tolist(), batch.top_tokens.tolist()
     logprobs: list[TokenLogprobsRow | None] = []
@@ -253,4 +265,4 @@ def _collect(sampled: Sampled, rows: Sequence[SamplingRow]) -> StepResult:
         else:
             top = list(zip(ids[i][:k], values[i][:k], strict=True))
             logprobs.append((chosen[i], top))
-    return StepResult(tokens, logprobs)
+    return StepResult(tokens, logprobs, failures)

@@ -7,7 +7,8 @@ A row is drawn from by inverting its cumulative distribution, in one of two orde
   out too few is sorted whole.
 - by token id, where neither is set. min-p is a threshold and needs no order.
 
-A row's sums and ranks never involve another row, so a token doesn't depend on the batch.
+A row's sums and ranks never involve another row, so a token doesn't depend on the batch. A row
+that can't be drawn from gives NO_TOKEN, never an id past the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from bitwatt.scheduling.request import ResolvedSampling
 
-__all__ = ["draw"]
+__all__ = ["NO_TOKEN", "draw"]
+
+NO_TOKEN = -1
+"""Stands for the token of a row whose weights aren't finite, or are all 0."""
 
 _NUM_CANDIDATES = 1024  # sorted at first
 
 
 def draw(logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor) -> Tensor:
-    """Return a token a row, [R] int64.
+    """Return a token a row, [R] int64; NO_TOKEN where the row has no distribution.
 
     logits    [R, vocab_size] float32
     sampling  temperatures above 0
@@ -80,7 +84,8 @@ def _draw_by_rank(
     is_left[:, 0] = True
     floor = _column([s.min_p for s in sampling], logits) * ordered[:, :1]
     cumulative = ordered.masked_fill(~is_left | (ordered < floor), 0.0).double().cumsum(dim=-1)
-    drawn = tokens.gather(1, _pick(cumulative, uniform)[:, None])[:, 0]
+    picked = _pick(cumulative, uniform)
+    drawn = tokens.gather(1, picked.clamp(min=0)[:, None])[:, 0].where(picked >= 0, NO_TOKEN)
     if num_candidates < vocab_size:
         # A row needs more candidates if the filters keep even the last one, or if a token that was
         # not sorted may tie with the last one kept: order of id would decide which of them stays.
@@ -105,8 +110,12 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def _pick(cumulative: Tensor, uniform: Tensor) -> Tensor:
-    """Return where the row's uniform share of its total falls, [R]: always on a weight above 0."""
+    """Return where the row's uniform share of its total falls, [R]: always on a weight above 0.
+
+    NO_TOKEN where there is none: of infinities and NaN softmax makes a row of NaN.
+    """
     total = cumulative[:, -1:]
     # Below the total, even where the product rounds up to it.
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    picked = torch.searchsorted(cumulative, target, right=True)
+    return picked.where(total > 0, NO_TOKEN)[:, 0]

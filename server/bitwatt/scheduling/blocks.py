@@ -112,6 +112,11 @@ class BlockAllocator:
         self._contents[block] = content
         return prefix
 
+    def forget(self) -> None:
+        """Empty the prefix cache; blocks in use stay in use."""
+        self._cached.clear()
+        self._contents.clear()
+
     def check_integrity(self, users: list[list[int]]) -> None:
         """Raise AssertionError unless the counts match the users' blocks and every map agrees."""
         counts = [0] * self.num_blocks

@@ -66,10 +66,13 @@ class Plan:
 
 @dataclass(slots=True, eq=False)
 class Committed:
-    """A request's new token, and with its last one the reason it ended; stop tokens are given."""
+    """A request's new token, and with its last one the reason it ended; stop tokens are given.
+
+    token  None where none could be drawn, which ends the request with FinishReason.ERROR
+    """
 
     request: Request
-    token: int
+    token: int | None
     finish_reason: FinishReason | None
 
 
@@ -87,8 +90,8 @@ class Counters:
 class Scheduler:
     """Admits, advances, preempts and ends requests.
 
-    Call order: add and abort at any time; plan, then commit of the same plan, at most one other
-    plan between the two. A request is in exactly one of waiting, running or finished.
+    Call order: add and abort at any time; plan, then commit (or give_up) of the same plan, at most
+    one other plan between the two. A request is in exactly one of waiting, running or finished.
     """
 
     def __init__(
@@ -193,14 +196,23 @@ class Scheduler:
             budget -= chunk.num_tokens
         return Plan(chunks, self.max_num_batched_tokens - budget)
 
-    def commit(self, plan: Plan, tokens: list[int]) -> list[Committed]:
-        """Take the tokens a step sampled, one a sampling chunk in the plan's order."""
+    def commit(self, plan: Plan, tokens: Sequence[int | None]) -> list[Committed]:
+        """Take the tokens a step sampled, one a sampling chunk in the plan's order.
+
+        None ends its request with FinishReason.ERROR.
+        """
         committed: list[Committed] = []
+        num_failed = 0
         sampling = [chunk.request for chunk in plan.chunks if chunk.samples]
         for request, token in zip(sampling, tokens, strict=True):
             request.num_pending -= 1
             if request.finish_reason is not None:
                 continue  # it ended while the step ran
+            if token is None:
+                num_failed += 1
+                self._finish(request, FinishReason.ERROR)
+                committed.append(Committed(request, None, FinishReason.ERROR))
+                continue
             request.tokens.append(token)
             reason = None
             if token in request.sampling.stop_token_ids:
@@ -210,8 +222,27 @@ class Scheduler:
             if reason is not None:
                 self._finish(request, reason)
             committed.append(Committed(request, token, reason))
-        self.counters.num_generation_tokens += len(committed)
+        self.counters.num_generation_tokens += len(committed) - num_failed
         return committed
+
+    def give_up(self, failed: Plan, later: Plan | None) -> list[Request]:
+        """End the requests of a step that failed, in place of its commit; return those.
+
+        later  the step that was planned on top of it, if one was; its results are not to be used
+
+        All others are preempted, to be computed again, and the prefix cache is emptied: blocks may
+        be known for contents that were planned and never written.
+        """
+        for plan in (failed, later):
+            for chunk in plan.chunks if plan is not None else ():
+                chunk.request.num_pending -= chunk.samples
+        ended = [c.request for c in failed.chunks if c.request.finish_reason is None]
+        for request in ended:
+            self._finish(request, FinishReason.ERROR)
+        while self._running:
+            self._preempt(self._running[-1])
+        self.blocks.forget()
+        return ended
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every request, row and block is accounted for."""

@@ -65,16 +65,17 @@ class Device:
     rows: dict[int, list[int]] = field(default_factory=dict)
     outputs: dict[str, list[int]] = field(default_factory=dict)
     finished: dict[str, FinishReason] = field(default_factory=dict)
-    in_flight: tuple[Plan, list[int]] | None = None
+    in_flight: tuple[Plan, list[int | None]] | None = None
     num_computed: int = 0
 
-    def plan_and_run(self) -> Plan:
+    def plan_and_run(self, *, fails: bool = False, drops: int | None = None) -> Plan:
+        """Run a step. It fails; or the drawing of one of its tokens does."""
         plan = self.scheduler.plan()
         assert plan.num_tokens <= self.scheduler.max_num_batched_tokens
         assert plan.num_tokens == sum(chunk.num_tokens for chunk in plan.chunks)
         assert len({chunk.row for chunk in plan.chunks}) == len(plan.chunks)
         self.num_computed += plan.num_tokens
-        sampled = []
+        sampled: list[int | None] = []
         for chunk in plan.chunks:
             request = chunk.request
             table = self.rows.setdefault(chunk.row, [])
@@ -83,19 +84,30 @@ class Device:
             table.extend(chunk.new_blocks)
             for position in range(chunk.start, chunk.start + chunk.num_tokens):
                 cell = (table[position // BLOCK_SIZE], position % BLOCK_SIZE)
-                self.cells[cell] = (content_of(request, position), position)
+                content = "nothing" if fails else content_of(request, position)
+                self.cells[cell] = (content, position)
         for chunk in plan.chunks:
             request = chunk.request
             table = self.rows[chunk.row]
-            for position in range(chunk.start + chunk.num_tokens):
+            for position in range(0 if fails else chunk.start + chunk.num_tokens):
                 cell = (table[position // BLOCK_SIZE], position % BLOCK_SIZE)
                 assert self.cells[cell] == (content_of(request, position), position)
             if chunk.samples:
                 sampled.append(draw(request, chunk.position))
+        if drops is not None and sampled:
+            sampled[drops % len(sampled)] = None
         self.commit()
-        if plan.chunks:
+        if plan.chunks and fails:
+            # The next is planned before the failure shows, and is not to be used.
+            self.end_all(self.scheduler.give_up(plan, self.scheduler.plan()))
+        elif plan.chunks:
             self.in_flight = (plan, sampled)
         return plan
+
+    def end_all(self, requests: list[Request]) -> None:
+        for request in requests:
+            assert request.request_id not in self.finished
+            self.finished[request.request_id] = FinishReason.ERROR
 
     def commit(self) -> None:
         if self.in_flight is None:
@@ -105,7 +117,10 @@ class Device:
         for committed in self.scheduler.commit(plan, sampled):
             name = committed.request.request_id
             assert name not in self.finished
-            self.outputs.setdefault(name, []).append(committed.token)
+            if committed.token is None:
+                assert committed.finish_reason is FinishReason.ERROR
+            else:
+                self.outputs.setdefault(name, []).append(committed.token)
             if committed.finish_reason is not None:
                 self.finished[name] = committed.finish_reason
 
@@ -136,6 +151,8 @@ OPERATIONS = st.lists(
         ),
         st.tuples(st.just("abort"), st.integers(0, 1000)),
         st.tuples(st.just("step"), st.integers(1, 4)),
+        st.tuples(st.just("failing step")),
+        st.tuples(st.just("step without a token"), st.integers(0, 7)),
     ),
     max_size=60,
 )
@@ -170,6 +187,10 @@ def test_random_operations_keep_every_invariant_and_every_requests_tokens(
                 for _ in range(times):
                     device.plan_and_run()
                     scheduler.check_integrity()
+            case ("failing step",):
+                device.plan_and_run(fails=True)
+            case ("step without a token", which):
+                device.plan_and_run(drops=which)
         scheduler.check_integrity()
     device.run_to_end()
     scheduler.check_integrity()
@@ -177,9 +198,9 @@ def test_random_operations_keep_every_invariant_and_every_requests_tokens(
     assert scheduler.num_running == scheduler.num_waiting == 0
     for name, request in requests.items():
         expected = tokens_alone(request)
-        if name in aborted:
+        if name in aborted or device.finished[name] is FinishReason.ERROR:
             assert device.outputs.get(name, []) == expected[: len(device.outputs.get(name, []))]
-            assert name not in device.finished
+            assert (name in device.finished) == (name not in aborted)
         else:
             assert device.outputs[name] == expected
             stopped = expected[-1] == STOP_TOKEN
@@ -303,3 +324,33 @@ def test_aborting_twice_or_an_unknown_request_does_nothing() -> None:
     assert scheduler.abort("x") is None
     assert scheduler.abort("y") is None
     assert not scheduler.has_work
+
+
+def test_request_whose_token_can_not_be_drawn_ends_and_the_others_go_on() -> None:
+    scheduler = make_scheduler()
+    device = Device(scheduler)
+    requests = [make_request(str(i), [50 + i], 5, stop_token_ids=()) for i in range(3)]
+    for request in requests:
+        scheduler.add(request)
+    device.plan_and_run()
+    device.plan_and_run(drops=1)
+    device.run_to_end()
+    assert device.finished["1"] is FinishReason.ERROR
+    assert device.outputs["1"] == tokens_alone(requests[1])[:1]
+    for i in (0, 2):
+        assert device.outputs[str(i)] == tokens_alone(requests[i])
+    assert scheduler.counters.num_generation_tokens == 1 + 5 + 5
+
+
+def test_a_step_that_failed_leaves_no_block_known_for_what_it_did_not_write() -> None:
+    scheduler = make_scheduler(num_blocks=64, max_num_batched_tokens=64, max_model_len=128)
+    device = Device(scheduler)
+    prompt = list(range(100, 117))
+    scheduler.add(make_request("failed", prompt))
+    device.plan_and_run(fails=True)
+    assert device.finished == {"failed": FinishReason.ERROR}
+    again = make_request("again", prompt)
+    scheduler.add(again)
+    assert device.plan_and_run().num_tokens == 17
+    device.run_to_end()
+    assert device.outputs["again"] == tokens_alone(again)
