@@ -147,7 +147,9 @@ def serve(settings: ServeSettings) -> int:
                 name=name,
                 engine=EngineClient(
                     settings.engine_config(path, weights),
+                    name=name,
                     max_queue=settings.max_queue,
+                    load_timeout_s=settings.load_timeout,
                     step_timeout_s=settings.step_timeout,
                     on_ready=observer.on_ready,
                     on_step=observer.on_step,

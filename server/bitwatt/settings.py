@@ -129,6 +129,13 @@ class ServeSettings(BaseSettings):
         le=86_400,
         description="Seconds of an engine's silence after which it is killed and restarted",
     )
+    load_timeout: Annotated[float, Shown("SECONDS")] = Field(
+        600.0,
+        gt=0,
+        le=86_400,
+        description="Seconds that an engine may take to load; then it is killed and restarted, and "
+        "the server ends if it had never loaded",
+    )
     drain_timeout: Annotated[float, Shown("SECONDS")] = Field(
         30.0,
         ge=0,

@@ -1,51 +1,42 @@
-"""The API process's handle on one engine process: start, submit, abort, watch, restart."""
+"""The API process's handle on one engine: start, submit, abort; a Supervisor keeps it running."""
 
 import asyncio
-import shutil
-import sys
-import tempfile
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 
 import msgspec
-import zmq
-import zmq.asyncio
 
-from bitwatt.engine.environment import engine_environment
 from bitwatt.engine.messages import (
-    MAX_STEPS_AHEAD,
     Abort,
     EngineConfig,
     EngineInfo,
-    Failed,
+    EngineMessage,
+    EngineStats,
     Ready,
     StepOutputs,
     Submit,
-    ToEngine,
     TokenOutput,
-    decode_from_engine,
-    encode,
 )
+from bitwatt.engine.supervisor import Supervisor
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
 
 __all__ = ["EngineClient"]
 
-_RESTART_DELAY_S = 0.5
-_MAX_RESTART_DELAY_S = 30.0
-_READ_BURST_S = 0.002
+_MAX_DESCRIBED = 64  # requests, in a line of the log
 
 
 class _Stream:
     """Outputs of one open request that its reader has not taken yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_prompt_tokens: int) -> None:
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_tokens = 0
         self._outputs: deque[TokenOutput] = deque()
         self._error: RequestFailedError | None = None
         self._changed = asyncio.Event()
 
     def put(self, output: TokenOutput) -> None:
+        self.num_tokens += len(output.token_ids)
         self._outputs.append(output)
         self._changed.set()
 
@@ -86,15 +77,19 @@ class EngineClient:
         self,
         config: EngineConfig,
         *,
+        name: str = "engine",
         max_queue: int = 256,
         step_timeout_s: float = 120.0,
+        load_timeout_s: float = 600.0,
         on_ready: Callable[[EngineInfo], None] | None = None,
         on_step: Callable[[StepOutputs], None] | None = None,
         on_down: Callable[[], None] | None = None,
     ) -> None:
         """Prepare the handle; nothing starts before start().
 
+        name            the model's, for the log
         step_timeout_s  an engine silent for longer is killed and restarted
+        load_timeout_s  so is one that takes longer until it is ready
         on_ready        called once the engine takes requests, again after every restart
         on_step         called after every step and heartbeat
         on_down         called when an engine that was ready is gone
@@ -104,19 +99,25 @@ class EngineClient:
         self._config = config
         self._max_open = config.max_num_seqs + max_queue
         self._max_queue = max_queue
-        self._step_timeout_s = step_timeout_s
         self._on_ready = on_ready
         self._on_step = on_step
         self._on_down = on_down
         self._streams: dict[str, _Stream] = {}
-        self._socket: zmq.asyncio.Socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._stats = EngineStats()
         self._info: EngineInfo | None = None
         self._ready = asyncio.Event()
         self._failure: str | None = None
         self._failed = asyncio.Event()
-        self._last_message_s = 0.0
-        self._supervisor: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._supervisor = Supervisor(
+            name,
+            config,
+            step_timeout_s=step_timeout_s,
+            load_timeout_s=load_timeout_s,
+            on_message=self._on_message,
+            on_end=self._on_end,
+            describe_work=self._describe_work,
+        )
 
     @property
     def info(self) -> EngineInfo | None:
@@ -141,12 +142,17 @@ class EngineClient:
     @property
     def process_id(self) -> int | None:
         """The engine process's id while there is one."""
-        return self._process.pid if self._process is not None else None
+        return self._supervisor.process_id
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine was started again, or was to be."""
+        return self._supervisor.num_restarts
 
     async def start(self) -> None:
         """Start the engine process and its supervision; is_ready turns True later."""
-        assert self._supervisor is None, "started twice"
-        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+        assert self._task is None, "started twice"
+        self._task = asyncio.create_task(self._supervisor.run(), name="engine-supervisor")
 
     async def wait_ready(self) -> EngineInfo:
         """Return the info once ready, again after a restart.
@@ -178,9 +184,9 @@ class EngineClient:
                 f"{self._config.max_num_seqs} requests run and {self._max_queue} wait; "
                 "try again later (--max-num-seqs, --max-queue)"
             )
-        stream = _Stream()
+        stream = _Stream(len(request.prompt_token_ids))
         self._streams[request.request_id] = stream
-        self._send(request)
+        self._supervisor.send(request)
         is_open = True
         try:
             while is_open:
@@ -193,133 +199,55 @@ class EngineClient:
         finally:
             self._streams.pop(request.request_id, None)
             if is_open:
-                self._send(Abort([request.request_id]))
+                self._supervisor.send(Abort([request.request_id]))
 
     async def stop(self) -> None:
         """End the engine process; open requests raise RequestFailedError."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.gather(self._supervisor, return_exceptions=True)
-            self._supervisor = None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
 
-    def _send(self, message: ToEngine) -> None:
-        if self._socket is not None:
-            # Unbounded and non-blocking: max_queue bounds what can be under way.
-            self._socket.send(encode(message))
+    def _on_message(self, message: EngineMessage) -> None:
+        match message:
+            case StepOutputs(outputs=outputs):
+                self._stats = message.stats
+                for output in outputs:
+                    stream = self._streams.get(output.request_id)
+                    if stream is not None:
+                        stream.put(output)
+                if self._on_step is not None:
+                    self._on_step(message)
+            case Ready(info):
+                self._info = info
+                self._stats = EngineStats()
+                self._failure = None
+                self._ready.set()
+                if self._on_ready is not None:
+                    self._on_ready(info)
 
-    async def _supervise(self) -> None:
-        delay = _RESTART_DELAY_S
-        while True:
-            was_ready = await self._run_once()
-            if self._info is None:
-                return  # it could not start: starting it again would end alike
-            delay = _RESTART_DELAY_S if was_ready else min(2 * delay, _MAX_RESTART_DELAY_S)
-            await asyncio.sleep(delay)
+    def _on_end(self, reason: str) -> None:
+        was_ready = self.is_ready
+        self._ready.clear()
+        self._failure = reason
+        if self._info is None:
+            self._failed.set()
+        for stream in self._streams.values():
+            stream.fail(RequestFailedError(reason))
+        if was_ready and self._on_down is not None:
+            self._on_down()
 
-    async def _run_once(self) -> bool:
-        """Run one engine process from start to end; return whether it was ever ready."""
-        folder = Path(tempfile.mkdtemp(prefix="bitwatt-"))  # mode 0700
-        address = f"ipc://{folder}/engine"
-        context = zmq.asyncio.Context()
-        socket = context.socket(zmq.PAIR)
-        was_ready = False
-        reason = "the engine was stopped"
-        try:
-            socket.sndhwm = 0
-            socket.rcvhwm = MAX_STEPS_AHEAD
-            socket.linger = 0
-            socket.bind(address)
-            self._socket = socket
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "bitwatt.engine.process", address),
-                env=engine_environment(),
-            )
-            self._last_message_s = time.monotonic()
-            self._send(self._config)
-            reader = asyncio.create_task(self._read(socket))
-            exited = asyncio.create_task(self._process.wait())
-            watchdog = asyncio.create_task(self._watch())
-            tasks = {reader, exited, watchdog}
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                was_ready = self.is_ready
-                reason = await self._reason(reader, exited, watchdog)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-        finally:
-            if self._ready.is_set() and self._on_down is not None:
-                self._on_down()
-            self._ready.clear()
-            self._socket = None
-            await self._end_process()
-            context.destroy(linger=0)
-            shutil.rmtree(folder, ignore_errors=True)
-            self._failure = reason
-            if self._info is None:
-                self._failed.set()
-            for stream in self._streams.values():
-                stream.fail(RequestFailedError(reason))
-        return was_ready
-
-    async def _reason(
-        self,
-        reader: asyncio.Task[str],
-        exited: asyncio.Task[int],
-        watchdog: asyncio.Task[str],
-    ) -> str:
-        if exited.done() and not reader.done():
-            # Its last words may still be on the way.
-            await asyncio.wait([reader], timeout=0.2)
-        if reader.done():
-            return reader.result()
-        if exited.done():
-            return f"the engine process ended with status {exited.result()}"
-        return watchdog.result()
-
-    async def _end_process(self) -> None:
-        process, self._process = self._process, None
-        if process is None or process.returncode is not None:
-            return
-        process.kill()
-        await process.wait()
-
-    async def _read(self, socket: zmq.asyncio.Socket) -> str:
-        """Hand out what the engine sends; return why it said it can't start."""
-        burst_began_s = time.monotonic()
-        while True:
-            # Where messages wait, recv() doesn't yield to the event loop: an engine faster than
-            # this process would keep it from everything else.
-            if time.monotonic() - burst_began_s > _READ_BURST_S:
-                await asyncio.sleep(0)
-                burst_began_s = time.monotonic()
-            message = decode_from_engine(await socket.recv())
-            self._last_message_s = time.monotonic()
-            match message:
-                case StepOutputs(outputs=outputs):
-                    for output in outputs:
-                        stream = self._streams.get(output.request_id)
-                        if stream is not None:
-                            stream.put(output)
-                    if self._on_step is not None:
-                        self._on_step(message)
-                case Ready(info):
-                    self._info = info
-                    self._failure = None
-                    self._ready.set()
-                    if self._on_ready is not None:
-                        self._on_ready(info)
-                case Failed(reason):
-                    return reason
-
-    async def _watch(self) -> str:
-        """Return once an engine that is ready has been silent for too long."""
-        while True:
-            await asyncio.sleep(self._step_timeout_s / 4)
-            silent_s = time.monotonic() - self._last_message_s
-            if self.is_ready and silent_s > self._step_timeout_s:
-                return (
-                    f"the engine made no step for {silent_s:.0f} s; "
-                    f"the limit is {self._step_timeout_s:.0f} s (--step-timeout)"
-                )
+    def _describe_work(self) -> str:
+        """Return the open requests and the last step known, prompts left out."""
+        stats = self._stats
+        requests = [
+            f"{name} ({stream.num_prompt_tokens} prompt tokens, {stream.num_tokens} drawn)"
+            for name, stream in self._streams.items()
+        ]
+        more = len(requests) - _MAX_DESCRIBED
+        return (
+            f"{len(requests)} requests: {', '.join(requests[:_MAX_DESCRIBED]) or 'none'}"
+            f"{f' and {more} more' if more > 0 else ''}; its last step known was its number "
+            f"{stats.num_steps}, of {stats.step_tokens} tokens, with {stats.num_running} running, "
+            f"{stats.num_waiting} waiting and {stats.num_blocks_used} of {stats.num_blocks} blocks"
+        )

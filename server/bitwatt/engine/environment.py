@@ -1,9 +1,10 @@
-"""The environment an engine process starts with."""
+"""What this process's environment says of engine processes: what they inherit, and where."""
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
-__all__ = ["engine_environment"]
+__all__ = ["engine_environment", "runtime_folders"]
 
 # OpenMP's threads spin for milliseconds after each of torch's parallel regions and so keep the
 # kernels' own threads off the cores: a step of 8 tokens through 10 layers of the 2B4T shape and its
@@ -23,3 +24,10 @@ def engine_environment(inherited: Mapping[str, str] | None = None) -> dict[str, 
     inherited = os.environ if inherited is None else inherited
     has_policy = any(name in inherited for name in _OPENMP)
     return ({} if has_policy else _OPENMP) | dict(inherited)
+
+
+def runtime_folders() -> list[Path]:
+    """Return where short-lived files may go, best first: the user's choice, then the system's."""
+    chosen = [os.environ.get(name) for name in ("TMPDIR", "XDG_RUNTIME_DIR")]
+    common = ["/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108 - what is made there is private
+    return [Path(folder) for folder in (*chosen, *common) if folder]

@@ -280,7 +280,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The engine cannot start; it exits after this message."""
+    """The engine can't start, or go on; it exits after this message."""
 
     message: str
 

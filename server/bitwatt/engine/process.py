@@ -1,18 +1,19 @@
-"""An engine process: `python -m bitwatt.engine.process ADDRESS`, started by EngineClient.
+"""An engine process: `python -m bitwatt.engine.process ADDRESS PARENT`, started by Supervisor.
 
 Connects to the API process's socket, takes its configuration as the first message, loads the
-model, and steps while there is work. Ends with its parent.
+model, and steps while there is work. Ends with its parent, whose process id is PARENT.
 """
 
 import gc
+import logging
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import zmq
 
-from bitwatt.engine.build import build_engine
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import (
     MAX_STEPS_AHEAD,
@@ -28,6 +29,7 @@ from bitwatt.engine.messages import (
     decode_to_engine,
     encode,
 )
+from bitwatt.engine.parent import end_with_parent
 from bitwatt.engine.process_memory import rss_anon_bytes
 from bitwatt.errors import BitwattError
 
@@ -35,14 +37,16 @@ __all__ = ["HEARTBEAT_S", "main"]
 
 HEARTBEAT_S = 0.5
 
+logger = logging.getLogger(__name__)
+
 
 class _Loop:
     """Moves messages between the socket and the core until the parent is gone."""
 
-    def __init__(self, socket: zmq.Socket[bytes], core: EngineCore) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], core: EngineCore, parent_id: int) -> None:
         self._socket = socket
         self._core = core
-        self._parent = os.getppid()
+        self._parent = parent_id
         self._rss_anon_bytes: int | None = None
         self._rss_read_at = 0.0
 
@@ -97,13 +101,18 @@ class _Loop:
 
 
 def main() -> None:
-    """Run the engine at the socket address given as the only argument."""
+    """Run the engine at the socket address, for the parent, given as arguments."""
+    address, parent_id = sys.argv[1], int(sys.argv[2])
+    end_with_parent(parent_id)
+    # Imported here: torch takes seconds to load, in which the parent may die.
+    from bitwatt.engine.build import build_engine
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.rcvhwm = 0
         socket.sndhwm = MAX_STEPS_AHEAD
         socket.linger = 1000
-        socket.connect(sys.argv[1])
+        socket.connect(address)
         config = decode_to_engine(socket.recv())
         if not isinstance(config, EngineConfig):
             raise TypeError(f"the first message is a {type(config).__name__}")
@@ -116,7 +125,13 @@ def main() -> None:
         gc.freeze()
         socket.send(encode(Ready(info)))
         try:
-            _Loop(socket, core).run()
+            _Loop(socket, core, parent_id).run()
+        except Exception as error:
+            logger.exception("the engine can't go on")
+            with suppress(zmq.Again):
+                told = f"the engine can't go on: {type(error).__name__}: {error}"
+                socket.send(encode(Failed(told)), zmq.NOBLOCK)
+            sys.exit(1)
         finally:
             core.close()
 

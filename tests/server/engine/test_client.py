@@ -32,6 +32,7 @@ class Engine:
         model_path: Path,
         max_queue: int = 256,
         step_timeout_s: float = 60.0,
+        load_timeout_s: float = 60.0,
         **config: object,
     ) -> None:
         self.stats: list[EngineStats] = []
@@ -40,6 +41,7 @@ class Engine:
             EngineConfig(model_path=str(model_path), backend="fake", **config),  # type: ignore[arg-type]
             max_queue=max_queue,
             step_timeout_s=step_timeout_s,
+            load_timeout_s=load_timeout_s,
             on_ready=lambda info: self.events.append(f"ready: {info.backend}"),
             on_step=lambda message: self.stats.append(message.stats),
             on_down=lambda: self.events.append("down"),

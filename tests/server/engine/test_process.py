@@ -1,6 +1,7 @@
 """The engine's loop between its socket and its core."""
 
 import json
+import os
 import time
 from pathlib import Path
 from threading import Thread
@@ -29,7 +30,7 @@ def test_an_engine_waits_for_a_reader_that_is_behind_and_loses_nothing(tmp_path:
         ours.rcvhwm = its.sndhwm = 4
         ours.bind("inproc://engine")
         its.connect("inproc://engine")
-        loop = _Loop(its, core)
+        loop = _Loop(its, core, os.getppid())
         thread = Thread(target=loop.run)
         thread.start()
         try:
