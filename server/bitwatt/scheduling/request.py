@@ -82,6 +82,10 @@ class Request:
     num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
 
+    @property
+    def is_waiting(self) -> bool:
+        return self.row is None and self.finish_reason is None
+
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt_token_ids)
         self.max_len = len(self.tokens) + self.sampling.max_tokens

@@ -4,6 +4,12 @@ There is no prefill phase and no decode phase. Every request has tokens, some of
 a step brings each closer to having all computed, running requests first, under one budget of
 tokens. Whoever has all its tokens computed samples the next one.
 
+Requests come in the order of priority, then of arrival, with one exception: of a step's budget a
+long prompt leaves a quarter to short ones that wait behind it, so that they wait some steps and not
+for every prompt that came before. Three quarters are enough for the first in order never to starve.
+A lower priority never costs a higher one: its prompts leave room for those that wait, and its
+requests are preempted where one that waits lacks a row or blocks.
+
 Steps may overlap: plan() may be called while the step before still runs. The token that a running
 step will sample is *pending*: the plan has a place for it, and the device, which runs steps in
 order, fills it in. Blocks enter the prefix cache when their computation is planned, not when it is
@@ -17,6 +23,9 @@ from itertools import count
 
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import FinishReason, Request
+
+_Queue = list[tuple[tuple[int, int], Request]]
+_PARTS_OF_BUDGET = 4  # one of them is short prompts'
 
 __all__ = ["Chunk", "Committed", "Counters", "Plan", "RequestTooLongError", "Scheduler"]
 
@@ -112,8 +121,11 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._order: dict[str, tuple[int, int]] = {}  # (priority, arrival), smaller first
         self._arrivals = count()
-        self._waiting: list[tuple[tuple[int, int], Request]] = []  # a heap
-        self._num_waiting = 0  # the heap may hold aborted requests
+        # Heaps by that order, of requests that wait, and maybe of some that don't any more.
+        self._waiting: _Queue = []
+        self._short: _Queue = []  # those of them whose tokens fit into _short_budget
+        self._short_budget = max_num_batched_tokens // _PARTS_OF_BUDGET
+        self._num_waiting = 0
         self._running: list[Request] = []  # in order
         self._free_rows = list(reversed(range(max_num_seqs)))
 
@@ -161,6 +173,8 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Return the next step's work and count it as planned; empty if there is none."""
+        if self._waiting:
+            self._make_room()
         chunks: list[Chunk] = []
         budget = self.max_num_batched_tokens
         is_full = False
@@ -176,7 +190,8 @@ class Scheduler:
                 continue
             if num_tokens > 1:
                 # A long prompt leaves each request behind it a token, so that none stalls for it.
-                num_tokens = min(num_tokens, max(1, budget - (len(running) - i - 1)))
+                left = len(running) - i - 1 + self._left_to_waiting(request)
+                num_tokens = min(num_tokens, max(1, budget - left))
             end = request.num_planned + num_tokens
             while end > len(request.blocks) * size and not self._grow(request, end):
                 is_full = True
@@ -189,7 +204,7 @@ class Scheduler:
                 budget -= num_tokens
                 i += 1
         while budget and not is_full and len(self._running) < self.max_num_seqs:
-            chunk = self._admit(budget)
+            chunk = self._admit_next(budget)
             if chunk is None:
                 break
             chunks.append(chunk)
@@ -305,19 +320,64 @@ class Scheduler:
             content = tuple(request.tokens[i * size : (i + 1) * size])
             prefixes.append(self.blocks.register(request.blocks[i], before, content))
 
-    def _admit(self, budget: int) -> Chunk | None:
-        while self._waiting and self._waiting[0][1].finish_reason is not None:
-            heapq.heappop(self._waiting)
-        if not self._waiting:
+    def _make_room(self) -> None:
+        """Preempt requests of lower priority than the first that waits, while it can't run."""
+        first = _first(self._waiting)
+        while (
+            first is not None
+            and self._running
+            and self._running[-1].priority > first.priority
+            and (
+                len(self._running) == self.max_num_seqs
+                or self._num_blocks_for(len(first.tokens)) > self.blocks.num_free
+            )
+        ):
+            self._preempt(self._running[-1])
+
+    def _left_to_waiting(self, request: Request) -> int:
+        """Return how many of a step's tokens the request's prompt leaves to those that wait."""
+        if not self._waiting or len(self._running) == self.max_num_seqs:
+            return 0
+        num_short = num_sooner = 0
+        for (priority, _), other in self._short:
+            if num_short >= self._short_budget:
+                break
+            if (
+                priority == request.priority
+                and other.is_waiting
+                and self._num_blocks_for(len(other.tokens)) <= self.blocks.num_free
+            ):
+                num_short += len(other.tokens)
+        if self._waiting[0][0][0] < request.priority:
+            for (priority, _), other in self._waiting:
+                if num_sooner >= self.max_num_batched_tokens:
+                    break
+                if priority < request.priority and other.is_waiting:
+                    num_sooner += len(other.tokens)
+        return min(num_short, self._short_budget) + num_sooner
+
+    def _admit_next(self, budget: int) -> Chunk | None:
+        request = _first(self._waiting)
+        if request is None:
             return None
-        request = self._waiting[0][1]
+        if len(request.tokens) <= self._short_budget:
+            return self._admit(request, budget)
+        left = self._left_to_waiting(request)
+        if budget > left:
+            return self._admit(request, budget - left)
+        # Behind it, and whole: what is left of one that runs has no claim to this share.
+        short = _first(self._short)
+        if short is None or short.priority > request.priority or len(short.tokens) > budget:
+            return None
+        return self._admit(short, budget)
+
+    def _admit(self, request: Request, budget: int) -> Chunk | None:
         if request.num_pending:
             return None  # preempted while a step runs: its next token is not known yet
         shared, prefixes = self.blocks.match(request.tokens, request.cache_salt)
         needed = self._num_blocks_for(len(request.tokens)) - len(shared)
         if needed > self.blocks.num_free - sum(map(self.blocks.is_free, shared)):
             return None
-        heapq.heappop(self._waiting)
         self._num_waiting -= 1
         for block in shared:
             self.blocks.share(block)
@@ -343,7 +403,11 @@ class Scheduler:
             self.counters.num_prefix_cache_hits += request.num_planned
 
     def _wait(self, request: Request) -> None:
-        heapq.heappush(self._waiting, (self._order[request.request_id], request))
+        entry = (self._order[request.request_id], request)
+        heapq.heappush(self._waiting, entry)
+        if len(request.tokens) <= self._short_budget:
+            _first(self._short)  # drops those that came before and run: nothing else may ask
+            heapq.heappush(self._short, entry)
         self._num_waiting += 1
 
     def _stop_running(self, request: Request) -> None:
@@ -370,3 +434,10 @@ class Scheduler:
             self._num_waiting -= 1
         del self._requests[request.request_id]
         del self._order[request.request_id]
+
+
+def _first(queue: _Queue) -> Request | None:
+    """Return the first request of the queue that waits, those before it dropped."""
+    while queue and not queue[0][1].is_waiting:
+        heapq.heappop(queue)
+    return queue[0][1] if queue else None

@@ -70,7 +70,16 @@ class Device:
 
     def plan_and_run(self, *, fails: bool = False, drops: int | None = None) -> Plan:
         """Run a step. It fails; or the drawing of one of its tokens does."""
+        running = [r for r in self.scheduler._running if r.num_planned < r.max_len - 1]
         plan = self.scheduler.plan()
+        # Whoever ran and still runs has advanced, if there was anything to compute.
+        planned = {chunk.request.request_id for chunk in plan.chunks}
+        assert all(
+            request.request_id in planned
+            for request in running
+            if request.row is not None
+            and len(request.tokens) + request.num_pending > request.num_planned
+        )
         assert plan.num_tokens <= self.scheduler.max_num_batched_tokens
         assert plan.num_tokens == sum(chunk.num_tokens for chunk in plan.chunks)
         assert len({chunk.row for chunk in plan.chunks}) == len(plan.chunks)
@@ -145,9 +154,9 @@ OPERATIONS = st.lists(
             st.just("add"),
             st.integers(0, 3),  # which shared prefix
             st.integers(0, 12),  # tokens of it
-            st.integers(1, 12),  # tokens of its own
+            st.one_of(st.integers(1, 12), st.integers(1, 2)),  # tokens of its own
             st.integers(1, 12),  # max_tokens
-            st.integers(0, 1),  # priority
+            st.integers(0, 2),  # priority
         ),
         st.tuples(st.just("abort"), st.integers(0, 1000)),
         st.tuples(st.just("step"), st.integers(1, 4)),
@@ -290,6 +299,120 @@ def test_a_long_prompt_in_front_leaves_those_behind_their_token() -> None:
     device.plan_and_run()
     plan = device.plan_and_run()
     assert {c.request.request_id: c.num_tokens for c in plan.chunks} == {"long": 7, "short": 1}
+
+
+def add_long(scheduler: Scheduler, num: int, *, priority: int = 0, num_tokens: int = 100) -> None:
+    for i in range(num):
+        prompt = list(range(1000 * i, 1000 * i + num_tokens))
+        scheduler.add(make_request(f"long-{i}", prompt, max_tokens=4, priority=priority))
+
+
+def make_roomy_scheduler(**limits: int) -> Scheduler:
+    return make_scheduler(
+        **{
+            "num_blocks": 1000,
+            "max_num_seqs": 16,
+            "max_num_batched_tokens": 32,
+            "max_model_len": 128,
+            **limits,
+        }
+    )
+
+
+def test_a_short_prompt_is_computed_in_the_next_step_however_many_long_ones_came_before() -> None:
+    """First come, first served, its first token once came after 63 prompts: in 15.6 s, not 0.03."""
+    scheduler = make_roomy_scheduler()
+    device = Device(scheduler)
+    add_long(scheduler, 12)
+    for _ in range(3):
+        device.plan_and_run()
+    for i in range(3):
+        scheduler.add(make_request(f"short-{i}", [7000 + i, 1]))
+    plan = device.plan_and_run()
+    computed = {c.request.request_id: c.num_tokens for c in plan.chunks}
+    assert computed["short-0"] == computed["short-1"] == computed["short-2"] == 2
+    assert plan.num_tokens == 32
+
+
+def test_short_prompts_without_end_leave_long_ones_three_quarters_of_every_step() -> None:
+    scheduler = make_roomy_scheduler(max_num_seqs=31, num_blocks=4000)
+    device = Device(scheduler)
+    add_long(scheduler, 3)
+    num_steps = 0
+    while not all(f"long-{i}" in device.outputs for i in range(3)):
+        for i in range(4):
+            scheduler.add(make_request(f"short-{num_steps}-{i}", [num_steps, i, 1, 2, 3], 1))
+        plan = device.plan_and_run()
+        num_long = sum(c.num_tokens for c in plan.chunks if c.request.request_id[:4] == "long")
+        num_left = sum(len(r.tokens) - r.num_planned for r in scheduler._requests.values())
+        assert num_long >= 24 or num_left < 300
+        num_steps += 1
+    assert num_steps <= 300 / 24 + 4
+
+
+def test_a_short_prompt_goes_before_none_of_higher_priority() -> None:
+    scheduler = make_roomy_scheduler()
+    device = Device(scheduler)
+    add_long(scheduler, 3)
+    scheduler.add(make_request("short", [1, 2], priority=1))
+    while "long-2" not in device.outputs:
+        assert not any(c.request.request_id == "short" for c in device.plan_and_run().chunks[:-1])
+    device.run_to_end()
+    assert len(device.finished) == 4
+
+
+def test_a_prompt_of_lower_priority_leaves_the_step_to_those_that_wait() -> None:
+    scheduler = make_roomy_scheduler()
+    device = Device(scheduler)
+    scheduler.add(make_request("mirror", list(range(100)), priority=9))
+    device.plan_and_run()
+    add_long(scheduler, 1, num_tokens=90)
+    plan = device.plan_and_run()
+    assert {c.request.request_id: c.num_tokens for c in plan.chunks} == {"mirror": 1, "long-0": 31}
+
+
+def test_who_waits_for_a_row_takes_that_of_a_lower_priority() -> None:
+    scheduler = make_roomy_scheduler(max_num_seqs=2)
+    device = Device(scheduler)
+    mirrors = [
+        make_request(f"mirror-{i}", [i], 20, priority=9, stop_token_ids=()) for i in range(2)
+    ]
+    for mirror in mirrors:
+        scheduler.add(mirror)
+    for _ in range(4):
+        device.plan_and_run()
+    scheduler.add(make_request("caller", [5, 6], 20))
+    plan = device.plan_and_run()
+    assert {c.request.request_id for c in plan.chunks} == {"mirror-0", "caller"}
+    scheduler.add(make_request("another", [7, 8], 20))
+    device.plan_and_run()
+    assert {c.request.request_id for c in device.plan_and_run().chunks} == {"caller", "another"}
+    device.run_to_end()
+    assert list(device.finished)[:2] == ["caller", "another"]
+    for mirror in mirrors:
+        assert device.outputs[mirror.request_id] == tokens_alone(mirror)
+
+
+def test_who_waits_for_blocks_takes_those_of_a_lower_priority() -> None:
+    scheduler = make_scheduler(num_blocks=9, max_model_len=36, prefix_caching=False)
+    device = Device(scheduler)
+    scheduler.add(make_request("mirror", [1] * 20, 10, priority=9, stop_token_ids=()))
+    for _ in range(4):
+        device.plan_and_run()
+    scheduler.add(make_request("caller", [2] * 20, 10, stop_token_ids=()))
+    assert [c.request.request_id for c in device.plan_and_run().chunks] == ["caller"]
+    device.run_to_end()
+    assert list(device.finished) == ["caller", "mirror"]
+
+
+def test_requests_that_have_ended_are_not_kept() -> None:
+    scheduler = make_roomy_scheduler()
+    device = Device(scheduler)
+    for i in range(200):
+        scheduler.add(make_request(str(i), [i, 1], max_tokens=1))
+        device.plan_and_run()
+    device.run_to_end()
+    assert len(scheduler._short) + len(scheduler._waiting) <= 2
 
 
 def test_priority_goes_before_arrival() -> None:
