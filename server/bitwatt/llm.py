@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import EngineConfig, EngineInfo, Submit, TokenLogprobs, TokenOutput
-from bitwatt.errors import InvalidRequestError, shorten
+from bitwatt.errors import EngineUnavailableError, InvalidRequestError, shorten
 from bitwatt.model.config import Dtype, HeadBits, WeightsName, weights_named
 from bitwatt.serving.choice import ChoiceReader, FinishReasonName
 from bitwatt.serving.planning import plan_choices, seed_of
@@ -97,6 +97,7 @@ class LLM:
         Raises  CheckpointError, ConfigurationError or EngineStartError, with reason and knob
         """
         path = Path(model)
+        self._is_closed = False
         self._codec = TextCodec.from_folder(path)
         self._core, self.info = build_engine(
             EngineConfig(
@@ -128,7 +129,8 @@ class LLM:
         prompts          a text, or several texts or lists of token ids
         sampling_params  one for all, or one each; None is SamplingParams()
 
-        Raises  InvalidRequestError before anything runs, RequestFailedError
+        Raises  InvalidRequestError before anything runs, RequestFailedError;
+                EngineUnavailableError after close()
         """
         given = [prompts] if isinstance(prompts, str) else prompts
         return self._answer([self._encode(prompt) for prompt in given], sampling_params, "prompts")
@@ -146,7 +148,7 @@ class LLM:
         chat_template_kwargs  enable_thinking, thinking
 
         Raises  InvalidRequestError before anything runs, also where there is no chat template;
-                RequestFailedError
+                RequestFailedError; EngineUnavailableError after close()
         """
         is_one = all(isinstance(message, Mapping) for message in messages)
         conversations: Sequence[Any] = [messages] if is_one else messages
@@ -163,8 +165,10 @@ class LLM:
         return self._answer(prompts, sampling_params, "messages")
 
     def close(self) -> None:
-        """Release the model."""
-        self._core.close()
+        """Release the model; the second time, do nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._core.close()
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +200,8 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         param: str,
     ) -> list[Answer]:
+        if self._is_closed:
+            raise EngineUnavailableError("the model was released by close()")
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
         if len(sampling_params) != len(prompts):

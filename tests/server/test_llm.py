@@ -11,7 +11,13 @@ import pytest
 from bitwatt import LLM, SamplingParams, builtin
 from bitwatt.api.app import create_app
 from bitwatt.engine.messages import EngineConfig
-from bitwatt.errors import BitwattError, CheckpointError, InvalidRequestError, RequestFailedError
+from bitwatt.errors import (
+    BitwattError,
+    CheckpointError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    RequestFailedError,
+)
 from bitwatt.scheduling.request import FinishReason
 from bitwatt.serving.models import ServedModel
 from bitwatt.telemetry.metrics import Metrics
@@ -36,6 +42,7 @@ class CoreAsEngine:
 
     is_ready = is_healthy = True
     failure = None
+    capacity = 1000
 
     def __init__(self, llm):
         self.info = llm.info
@@ -266,3 +273,25 @@ def test_the_knobs_are_the_engines_by_name_and_default():
 def test_a_knob_that_is_not_there_is_refused():
     with pytest.raises(TypeError, match="max_num_seq"):
         LLM(builtin.TERNARY, max_num_seq=1)
+
+
+def test_a_model_that_was_released_answers_nothing_and_says_so():
+    """The call once waited for ever."""
+    with LLM(builtin.TERNARY, backend="torch", max_num_seqs=1) as llm:
+        assert llm.generate("a", SamplingParams(max_tokens=1))
+    with pytest.raises(EngineUnavailableError, match=r"close\(\)"):
+        llm.generate("a")
+    with pytest.raises(EngineUnavailableError):
+        llm.chat([{"role": "user", "content": "a"}])
+    llm.close()
+
+
+def test_a_bad_prompt_leaves_the_next_call_as_it_was():
+    with LLM(builtin.TERNARY, backend="torch", max_num_seqs=4) as llm:
+        params = SamplingParams(max_tokens=4, seed=3)
+        [before] = llm.generate([[5, 6, 7]], params)
+        for bad in ([5, 10**6], [-1], [2**70]):
+            with pytest.raises(InvalidRequestError):
+                llm.generate([[5, 6, 7], bad], params)
+            [after] = llm.generate([[5, 6, 7]], params)
+            assert after.token_ids == before.token_ids
