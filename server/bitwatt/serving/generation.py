@@ -34,6 +34,7 @@ class Generation:
     tap: Callable[[Deltas], Deltas] | None = None
     _cached_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
     _energy: list[RequestEnergy] = field(default_factory=list)  # of choices that ended
+    _is_rejected: bool = False
     _readers: list[ChoiceReader] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,8 +110,10 @@ class Generation:
             raise RequestFailedError("the engine ended the request without an end")
         except (QueueFullError, EngineUnavailableError) as error:
             ended = "rejected"
-            is_full = isinstance(error, QueueFullError)
-            model.metrics.on_rejected("queue_full" if is_full else "unavailable")
+            if not self._is_rejected:  # several choices may be, of one request
+                self._is_rejected = True
+                is_full = isinstance(error, QueueFullError)
+                model.metrics.on_rejected("queue_full" if is_full else "unavailable")
             raise
         except RequestFailedError:
             ended = "error"

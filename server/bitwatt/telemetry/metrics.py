@@ -99,6 +99,7 @@ class ModelMetrics:
 
     def on_ready(self, info: EngineInfo) -> None:
         """Take in that the engine takes requests, and what it says of itself."""
+        self._last = EngineStats()  # a restarted engine counts from 0
         self[declared.ENGINE_UP].set(1)
         self[declared.PARAMETERS].set(info.num_parameters)
         self._describe(declared.CACHE_CONFIG, str(info.block_size), str(info.num_blocks))

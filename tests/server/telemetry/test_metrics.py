@@ -137,6 +137,18 @@ def test_the_engines_counters_go_on_across_its_restarts():
     assert value(metrics, "vllm:iteration_tokens_total_sum") == 12
 
 
+def test_a_restart_is_no_observation():
+    metrics = Metrics()
+    model = metrics.model("tiny")
+    for num_steps in (0, 1, 2):
+        model.on_stats(EngineStats(num_steps=num_steps, step_tokens=3))
+    model.on_ready(make_info())
+    for num_steps in (0, 0, 1, 2):
+        model.on_stats(EngineStats(num_steps=num_steps, step_tokens=3 if num_steps else 0))
+    assert value(metrics, "vllm:iteration_tokens_total_count") == 4
+    assert value(metrics, "vllm:iteration_tokens_total_sum") == 12
+
+
 def test_heartbeats_move_gauges_and_count_nothing():
     metrics = Metrics()
     model = metrics.model("tiny")
