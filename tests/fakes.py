@@ -113,6 +113,7 @@ class FakeEngine:
     sleep         waits out the delay, in seconds
     gate          nothing is brought before it is set
     max_open      requests taken at once
+    capacity      as many as are said to be
     dies_after    the engine dies after so many outputs of a request
     on_stats      gets the engine's figures after every output
     running       ids of open requests
@@ -126,6 +127,7 @@ class FakeEngine:
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     gate: asyncio.Event | None = None
     max_open: int = 1000
+    capacity: int = 1000
     dies_after: int | None = None
     ends_with: FinishReason = FinishReason.STOP
     error: str | None = None

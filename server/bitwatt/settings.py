@@ -129,6 +129,11 @@ class ServeSettings(BaseSettings):
         le=86_400,
         description="Seconds of an engine's silence after which it is killed and restarted",
     )
+    allow_priority: bool = Field(
+        False,
+        description="Take priority from callers, each of whom could put its requests before all "
+        "others'",
+    )
     load_timeout: Annotated[float, Shown("SECONDS")] = Field(
         600.0,
         gt=0,

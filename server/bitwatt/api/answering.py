@@ -14,6 +14,7 @@ from bitwatt.api.dependencies import KeySalt, MirrorWish, Models, SettingsOf, Sh
 from bitwatt.api.json_route import json_response
 from bitwatt.api.schemas.common import GenerationBody
 from bitwatt.api.sse import EventStream, event
+from bitwatt.errors import InvalidRequestError
 from bitwatt.serving.choice import Delta
 from bitwatt.serving.generation import Generation
 from bitwatt.serving.request import GenerationRequest
@@ -61,6 +62,12 @@ class _Answering:
 
         Raises  InvalidRequestError, EngineError, ClientDisconnectedError, RequestTimeoutError
         """
+        if body.priority and not self.settings.allow_priority:
+            raise InvalidRequestError(
+                f"priority is {body.priority}; it is not taken from callers here "
+                "(--allow-priority)",
+                param="priority",
+            )
         timeout_s = self.settings.request_timeout
         model = self.models.find(body.model)
         async with tied_to_client(self.request.receive, timeout_s=timeout_s):

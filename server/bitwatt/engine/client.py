@@ -97,7 +97,6 @@ class EngineClient:
         All are called in the event loop, and in this order.
         """
         self._config = config
-        self._max_open = config.max_num_seqs + max_queue
         self._max_queue = max_queue
         self._on_ready = on_ready
         self._on_step = on_step
@@ -133,6 +132,11 @@ class EngineClient:
     def is_healthy(self) -> bool:
         """False while an engine that was ready once, or could not start, is down."""
         return self.is_ready or (self._info is None and self._failure is None)
+
+    @property
+    def capacity(self) -> int:
+        """How many requests may run and wait at once."""
+        return self._config.max_num_seqs + self._max_queue
 
     @property
     def failure(self) -> str | None:
@@ -179,7 +183,7 @@ class EngineClient:
         """
         if not self.is_ready:
             raise EngineUnavailableError(self._failure or "the engine is loading")
-        if len(self._streams) >= self._max_open:
+        if len(self._streams) >= self.capacity:
             raise QueueFullError(
                 f"{self._config.max_num_seqs} requests run and {self._max_queue} wait; "
                 "try again later (--max-num-seqs, --max-queue)"

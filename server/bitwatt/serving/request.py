@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from bitwatt.engine.messages import EngineInfo
+from bitwatt.errors import InvalidRequestError
 from bitwatt.serving.generation import Generation
 from bitwatt.serving.models import ServedModel
 from bitwatt.serving.planning import plan_choices
@@ -38,10 +39,18 @@ class GenerationRequest:
         Raises  EngineUnavailableError, InvalidRequestError
         """
         info = model.require_info()
+        prompts = await self.encode(model.text, info)
+        num_choices = len(prompts) * self.params.n
+        if num_choices > model.engine.capacity:
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts with n = {self.params.n} ask for {num_choices} choices; "
+                f"{model.engine.capacity} may run and wait at once (--max-num-seqs, --max-queue)",
+                param=self.prompt_param if self.params.n == 1 else "n",
+            )
         submits = plan_choices(
             self.params,
             info,
-            await self.encode(model.text, info),
+            prompts,
             request_id=self.request_id,
             seed=self.seed,
             default_max_tokens=self.default_max_tokens,

@@ -71,7 +71,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "min_p": Bounds(0, 1),
     "presence_penalty": Bounds(-2, 2),
     "frequency_penalty": Bounds(-2, 2),
-    "repetition_penalty": Bounds(0, 10, is_open=True),
+    "repetition_penalty": Bounds(0.01, 10),
     "seed": Bounds(-_INT64 - 1, _INT64, is_whole=True),
     "logprobs": Bounds(0, MAX_LOGPROBS, is_whole=True),
     "priority": Bounds(-_INT32, _INT32, is_whole=True),

@@ -2,7 +2,8 @@
 
 The caller gets the first model's answer, as if there were no twin. The mirror starts once that
 answer is complete, in the least priority, where the twin has nothing waiting; a few mirrors wait
-and the rest are dropped. What the pair took and how far the texts agree goes into metrics.
+and the rest, and those of many choices, are dropped. What the pair took and how far the texts agree
+goes into metrics.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ FIELD = "X-Bitwatt-Shadow"
 _LEAST_PRIORITY = 2**31 - 1
 _NUM_WORKERS = 2
 _MAX_WAITING = 16
+_MAX_CHOICES = 8  # each takes a place in the twin's queue
 _PARTS_OF_A_PERCENT = 10_000
 
 Outcome = Literal["compared", "dropped", "busy", "failed", "abandoned"]
@@ -143,9 +145,10 @@ class Shadow:
                 self._count(original, twin, "abandoned")
 
     def _queue(self, mirror: _Mirror) -> None:
-        try:
+        is_small = len(mirror.original.generation.submits) <= _MAX_CHOICES
+        if is_small and not self._waiting.full():
             self._waiting.put_nowait(mirror)
-        except asyncio.QueueFull:
+        else:
             self._count(mirror.original, mirror.twin, "dropped")
 
     def _count(self, original: _Answer, twin: ServedModel, outcome: Outcome) -> None:

@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 import openai
 import pytest
 from bitwatt.scheduling.request import FinishReason
+from bitwatt_client.exposition import parse_samples
 
-from tests.fakes import FakeEngine, make_app, make_tokenizer, run_server
+from tests.fakes import FakeEngine, make_app, make_client, make_tokenizer, run_server
 
 pytestmark = pytest.mark.anyio
 
@@ -170,7 +171,7 @@ async def test_logprobs_cover_every_token_of_the_text_and_no_stop_token():
 
 async def test_every_sampling_option_reaches_the_engine():
     engine = FakeEngine()
-    async with openai_client(engine) as client:
+    async with openai_client(engine, allow_priority=True) as client:
         await client.chat.completions.create(
             model="tiny",
             messages=HELLO,
@@ -279,6 +280,43 @@ async def test_a_full_queue_answers_503_and_when_to_come_again():
             assert error.value.status_code == 503
             assert error.value.code == "queue_full"
             assert int(error.value.response.headers["retry-after"]) > 0
+
+
+async def test_choices_that_never_fit_at_once_are_a_400_with_the_numbers():
+    """An idle server once answered them with 503 and "try again", for ever."""
+    async with openai_client(FakeEngine(capacity=4)) as client:
+        with pytest.raises(openai.BadRequestError, match=r"5 choices; 4 may run and") as error:
+            await client.chat.completions.create(model="tiny", messages=HELLO, n=5)
+        assert error.value.param == "n"
+        with pytest.raises(openai.BadRequestError, match=r"5 prompts with n = 1") as error:
+            await client.completions.create(model="tiny", prompt=["a"] * 5)
+        assert error.value.param == "prompt"
+
+
+async def test_a_request_turned_away_counts_once_however_many_its_choices():
+    app = make_app(FakeEngine(max_open=0))
+    async with make_client(app) as client:
+        body = {"model": "tiny", "prompt": ["a", "b"], "n": 3}
+        assert (await client.post("/v1/completions", json=body)).status_code == 503
+        samples = parse_samples((await client.get("/metrics")).text)
+    assert samples.total("vllm:admission_rejections_total", reason="queue_full") == 1
+
+
+async def test_priority_is_taken_from_callers_only_where_that_is_set():
+    """Any caller could put its requests before all others'."""
+    engine = FakeEngine()
+    async with openai_client(engine) as client:
+        for given, said in ((-1, r"priority is -1.*--allow-priority"), (7, r"priority is 7")):
+            with pytest.raises(openai.BadRequestError, match=said) as error:
+                await client.chat.completions.create(
+                    model="tiny", messages=HELLO, extra_body={"priority": given}
+                )
+            assert error.value.param == "priority"
+        for given in (0, None):
+            await client.chat.completions.create(
+                model="tiny", messages=HELLO, extra_body={"priority": given}
+            )
+    assert [submit.priority for submit in engine.submitted] == [0, 0]
 
 
 async def test_one_refused_choice_ends_the_others():

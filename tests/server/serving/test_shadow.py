@@ -177,6 +177,16 @@ async def test_mirrors_that_hang_hold_up_nobody_and_further_ones_are_dropped():
     assert pair.twin.running == set()
 
 
+async def test_a_request_of_many_choices_is_not_mirrored():
+    pair = Pair()
+    async with run_server(pair.app) as url:
+        assert (await ask(url, n=9)).status_code == 200
+        await pair.settle("dropped")
+        await ask(url, n=8)
+        await pair.settle("compared")
+    assert len(pair.twin.submitted) == 8
+
+
 async def test_a_mirror_that_takes_too_long_is_given_up():
     pair = Pair(twin=FakeEngine(gate=asyncio.Event()), request_timeout=0.3)
     async with run_server(pair.app) as url:

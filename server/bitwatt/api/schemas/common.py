@@ -205,7 +205,8 @@ class GenerationBody(Body):
         None, description="Goes on past the model's own end-of-sequence tokens. As in vLLM."
     )
     priority: Annotated[int, bounded("integer", "priority")] | None = Field(
-        None, description="Lower runs sooner. As vLLM's, without a flag that allows it."
+        None,
+        description="Lower runs sooner. As vLLM's; other than 0 where `--allow-priority` is set.",
     )
     cache_salt: str | None = Field(
         None,
