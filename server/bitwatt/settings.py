@@ -107,6 +107,13 @@ class ServeSettings(BaseSettings):
     body_timeout: Annotated[float, Shown("SECONDS")] = Field(
         60.0, gt=0, le=3600, description="Seconds that a body may take to come; then 408"
     )
+    max_connections: Annotated[int, Shown("CONNECTIONS")] = Field(
+        2048,
+        ge=1,
+        le=1_000_000,
+        description="Connections open at once; beyond, those whose clients owe bytes are closed, "
+        "and where there are none a new one gets 503",
+    )
     max_open_requests: Annotated[int, Shown("REQUESTS")] = Field(
         1024,
         ge=1,

@@ -67,10 +67,10 @@ def create_app(
             *([] if tracing is None else [Middleware(TraceRequests, tracing=tracing)]),
             Middleware(Gateway, metrics=metrics),
             Middleware(RequireKey, key_digests=settings.api_key, open_paths=open_paths),
-            Middleware(LimitOpen, max_open=settings.max_open_requests),
             Middleware(
                 LimitBody, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout
             ),
+            Middleware(LimitOpen, max_open=settings.max_open_requests),
         ],
     )
     app.state.catalog = catalog

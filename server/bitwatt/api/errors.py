@@ -176,8 +176,6 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         case 405:
             message = f"{shorten(request.url.path)} does not take {request.method[:20]}"
             code = "method_not_allowed"
-        case 413:
-            code, message = "request_too_large", str(error.detail)
         case _:
             code, message = None, str(error.detail)
     return error_response(error.status_code, message, code, headers=headers)

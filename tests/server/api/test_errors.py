@@ -6,8 +6,8 @@ import json
 
 import httpx
 import pytest
-from bitwatt.api import server
-from bitwatt.api.server import MAX_HEAD_BYTES
+from bitwatt.api import http_protocol
+from bitwatt.api.http_protocol import MAX_HEAD_BYTES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -295,7 +295,8 @@ async def test_ten_megabytes_are_refused_by_a_real_server_which_serves_on():
         assert (await client.post("/v1/completions", json=TEXT)).status_code == 200
 
 
-async def test_headers_without_end_are_cut_off():
+async def test_headers_without_end_are_cut_off(monkeypatch):
+    monkeypatch.setattr(http_protocol, "LINGER_BYTES", 10 * MAX_HEAD_BYTES)
     async with run_server(make_app()) as url:
         host, port = url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -306,21 +307,23 @@ async def test_headers_without_end_are_cut_off():
                 writer.write(b"a" * 4096)
                 await writer.drain()
                 num_sent += 4096
+                if num_sent == 2 * MAX_HEAD_BYTES:
+                    assert (await reader.readline()).startswith(b"HTTP/1.1 431 ")
                 await asyncio.sleep(0.001)
         writer.transport.abort()
     assert num_sent < 100 * MAX_HEAD_BYTES
 
 
 async def test_heads_and_bodies_that_never_come_are_given_up(monkeypatch):
-    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_protocol, "HEAD_S", 0.05)
     async with run_server(make_app(body_timeout=0.05)) as url:
         host, port = url.removeprefix("http://").split(":")
-        body = b"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\n"
+        body = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         for sent, answer in (
             (b"", b""),
             (b"GET /health HTTP/1.1\r\n", b""),
             (body + b"Content-Length: 50\r\n\r\n{", b"HTTP/1.1 408"),
-            (b"GET /version HTTP/1.1\r\n\r\nGET", b"HTTP/1.1 200"),
+            (b"GET /version HTTP/1.1\r\nHost: x\r\n\r\nGET", b"HTTP/1.1 200"),
         ):
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(sent)
