@@ -1,7 +1,6 @@
 """The command `bitwatt`."""
 
 import gc
-import ipaddress
 import logging
 import signal
 import sys
@@ -132,7 +131,7 @@ def serve(settings: ServeSettings) -> int:
     from bitwatt.text.processor import TextProcessor
 
     configure_logging(settings.log_level, settings.log_format)
-    if not settings.api_key and not _is_loopback(settings.host):
+    if not settings.api_key and not settings.is_loopback:
         logger.warning("anyone who reaches %s is served: no --api-key is set", settings.host)
     metrics = Metrics()
     meters = EnergyMeters(settings.energy_source, metrics)
@@ -184,13 +183,6 @@ def serve(settings: ServeSettings) -> int:
     except KeyboardInterrupt:
         return 130
     return 1 if failed or not server.started else 0
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def main(args: Sequence[str] | None = None) -> None:

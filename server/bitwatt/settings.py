@@ -5,6 +5,7 @@ Those of the other commands are in commands.py.
 
 import re
 from hashlib import sha256
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,13 @@ def _digest_keys(value: Any) -> Any:
     if not all(isinstance(key, str) for key in keys):
         raise ValueError("keys are strings")
     return tuple(_digest(key.strip()) for key in keys if key.strip())
+
+
+def _split(value: Any) -> Any:
+    """Return the parts of a text with commas, in lower case."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip().lower() for part in value.split(",") if part.strip())
 
 
 def _weights(value: Any) -> Any:
@@ -97,6 +105,26 @@ class ServeSettings(BaseSettings):
         "that digest",
         repr=False,
     )
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_split),
+        Shown("HOST[,HOST...]", "localhost on a loopback address, any host on another"),
+    ] = Field(
+        (),
+        description="Names that callers may reach the server by, without a port; others get 421. "
+        "* is any name; loopback's own are always allowed",
+    )
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_split),
+        Shown("ORIGIN[,ORIGIN...]", "none"),
+    ] = Field(
+        (),
+        description="Origins, as https://example.com, whose pages may call from a browser; "
+        "* is any origin",
+    )
     cache_per_key: bool = Field(
         False, description="Share no prefix cache between keys, so that none can time another's"
     )
@@ -111,8 +139,8 @@ class ServeSettings(BaseSettings):
         2048,
         ge=1,
         le=1_000_000,
-        description="Connections open at once; beyond, those whose clients owe bytes are closed, "
-        "and where there are none a new one gets 503",
+        description="Connections open at once; beyond, the one that has waited for its client for "
+        "longest is closed, and where none waits a new one gets 503",
     )
     max_open_requests: Annotated[int, Shown("REQUESTS")] = Field(
         1024,
@@ -269,6 +297,14 @@ class ServeSettings(BaseSettings):
         if self.shadow_percent and not is_pair:
             raise ValueError("--shadow-percent mirrors to a second model; add --compare")
         return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs of this machine reach the server."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def prices(self) -> Prices:

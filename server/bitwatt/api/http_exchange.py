@@ -61,6 +61,7 @@ class Exchange:
         "_framing",
         "_is_begun",
         "_is_gone",
+        "_is_head",
         "_is_taken",
         "_line",
         "_num_left",
@@ -83,6 +84,7 @@ class Exchange:
         self._is_taken = False  # the application has the whole body
         self._is_gone = False  # nobody is there to be answered
         self._is_begun = False  # the answer's head is written
+        self._is_head = scope["method"] == "HEAD"
         self._framing: Literal["length", "chunks", "close", "none"] = "none"
         self._num_left = 0  # bytes of the answer's body to come, by its Content-Length
         self.keeps_alive = keeps_alive
@@ -176,7 +178,7 @@ class Exchange:
             if name == b"content-length":
                 length = int(value)
             lines += name, b": ", value, b"\r\n"
-        if self._scope["method"] == "HEAD" or status in _WITHOUT_BODY:
+        if self._is_head or status in _WITHOUT_BODY:
             self._framing = "none"
         elif length is not None:
             self._framing, self._num_left = "length", length

@@ -1,6 +1,7 @@
 """What every request passes on its way in.
 
-TraceRequests, where traces are sent somewhere, then Gateway, RequireKey, LimitBody and LimitOpen.
+TraceRequests, where traces are sent somewhere, then Gateway, CheckHost and CORS
+where they are asked for, RequireKey, LimitBody, LimitOpen and HeadAsGet.
 
 All are plain ASGI: they hand `receive` and `send` through, so a client's going away is seen at
 once by whoever serves it.
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitwatt.api.errors import CLIENT_CLOSED_REQUEST, describe, error_response
-from bitwatt.errors import InvalidRequestError, QueueFullError
+from bitwatt.errors import InvalidRequestError, QueueFullError, shorten
 from bitwatt.telemetry.declarations import HTTP_REQUESTS
 from bitwatt.telemetry.logs import current_request_id
 from bitwatt.telemetry.metrics import Metrics
@@ -29,7 +30,9 @@ from bitwatt.telemetry.tracing import Tracing
 __all__ = [
     "HTTP_FAULT",
     "KEY_DIGEST",
+    "CheckHost",
     "Gateway",
+    "HeadAsGet",
     "HttpFault",
     "LimitBody",
     "LimitOpen",
@@ -40,6 +43,7 @@ __all__ = [
 KEY_DIGEST = "bitwatt.key_digest"
 HTTP_FAULT = "bitwatt.http_fault"
 
+_PORT = re.compile(rb":\d*$")
 _CALLERS_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 _POLLED = frozenset({"/health", "/ready", "/metrics"})
@@ -87,6 +91,7 @@ class TraceRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
         status = CLIENT_CLOSED_REQUEST
 
         async def send_and_see(message: Message) -> None:
@@ -103,7 +108,7 @@ class TraceRequests:
                 await self._app(scope, receive, send_and_see)
             finally:
                 span.set_outcome(
-                    method=scope["method"],
+                    method=method,
                     route=getattr(scope.get("route"), "path", "unmatched"),
                     status=status,
                     request_id=scope.get("state", {}).get("request_id"),
@@ -131,6 +136,7 @@ class Gateway:
             request_id = secrets.token_hex(12).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         current_request_id.set(request_id.decode())
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         began_s = time.perf_counter()
         status: int | None = None
 
@@ -138,7 +144,11 @@ class Gateway:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
             await send(message)
 
         fault: HttpFault | None = scope.get(HTTP_FAULT)
@@ -152,10 +162,44 @@ class Gateway:
             await describe(error).response()(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
             status = status or CLIENT_CLOSED_REQUEST
             self._metrics[HTTP_REQUESTS].labels(route, method, str(status)).inc()
             _log_access(method, route, status, time.perf_counter() - began_s)
+
+
+class CheckHost:
+    """Refuses a request that is meant for another host.
+
+    A page of another site can have its own name lead to a loopback address (DNS rebinding), and
+    call a server there as its own; the Host header then still has that name.
+
+    hosts  those that are ours, in lower case, without ports; IPv6 in brackets
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str]) -> None:
+        self._app = app
+        self._hosts = frozenset(host.encode("latin-1") for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = _header(scope, b"host") if scope["type"] == "http" else None
+        if host is None or _PORT.sub(b"", host.lower()) in self._hosts:
+            await self._app(scope, receive, send)
+            return
+        name = shorten(host.decode("latin-1"))
+        message = f"the host {name} is not this server's (--allowed-hosts)"
+        await error_response(421, message, "unknown_host")(scope, receive, send)
+
+
+class HeadAsGet:
+    """Has HEAD answered as GET is; the connection leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope["method"] = "GET"
+        await self._app(scope, receive, send)
 
 
 class RequireKey:
