@@ -3,6 +3,7 @@
 Those of the other commands are in commands.py.
 """
 
+import logging
 import re
 from hashlib import sha256
 from ipaddress import ip_address
@@ -24,13 +25,31 @@ __all__ = ["Backend", "ServeSettings"]
 Backend = Literal["native", "torch", "triton", "reference", "fake"]
 
 _DIGEST_PREFIX = "sha256:"
+_DEFAULT_PORT = 8000
+
+logger = logging.getLogger(__name__)
 
 
 def _digest_keys(value: Any) -> Any:
     keys = value.split(",") if isinstance(value, str) else value
     if not all(isinstance(key, str) for key in keys):
         raise ValueError("keys are strings")
-    return tuple(_digest(key.strip()) for key in keys if key.strip())
+    digests = tuple(_digest(key.strip()) for key in keys if key.strip())
+    if _digest("") in digests or (isinstance(value, str) and not digests):
+        raise ValueError("a key is empty, which would let everyone in; give one, or leave it out")
+    return digests
+
+
+def _pass_over_link(value: Any) -> Any:
+    """Return the port; Kubernetes sets BITWATT_PORT for every pod beside a Service `bitwatt`."""
+    if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
+        logger.warning(
+            "BITWATT_PORT is %s, as Kubernetes sets it for a Service, and no port; %d is used",
+            value,
+            _DEFAULT_PORT,
+        )
+        return _DEFAULT_PORT
+    return value
 
 
 def _split(value: Any) -> Any:
@@ -91,8 +110,8 @@ class ServeSettings(BaseSettings):
     host: Annotated[str, Shown("ADDRESS")] = Field(
         "127.0.0.1", description="Address to listen on; 0.0.0.0 for every network"
     )
-    port: Annotated[int, Shown("PORT")] = Field(
-        8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one"
+    port: Annotated[int, BeforeValidator(_pass_over_link), Shown("PORT")] = Field(
+        _DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes a free one"
     )
     api_key: Annotated[
         tuple[bytes, ...],

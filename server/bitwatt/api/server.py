@@ -12,9 +12,26 @@ from fastapi import FastAPI
 from bitwatt.api.http_protocol import HttpConnection
 from bitwatt.settings import ServeSettings
 
-__all__ = ["Server", "new_server"]
+__all__ = ["Server", "listen", "new_server"]
 
 logger = logging.getLogger(__name__)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that listen on every address of the host.
+
+    Raises  OSError where the port is taken, or the host is none of this machine's
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, address in sorted({(family, address) for family, *_, address in found}):
+            sockets.append(socket.create_server(address, family=family))
+    except OSError:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
 
 
 class Server(uvicorn.Server):
