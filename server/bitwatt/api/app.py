@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import cache, partial
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -20,6 +21,7 @@ from bitwatt.api.middleware import (
     RequireKey,
     TraceRequests,
 )
+from bitwatt.api.openapi import describe_api
 from bitwatt.api.routes import chat, completions, models, probes, state, tokenize
 from bitwatt.serving.lifecycle import running
 from bitwatt.serving.models import Catalog, ServedModel
@@ -95,6 +97,7 @@ def create_app(
     install_error_handlers(app)
     for resource in (models, completions, chat, tokenize, probes, state, page):
         app.include_router(resource.router)
+    app.openapi = cache(partial(describe_api, app, open_paths=open_paths))  # type: ignore[method-assign]
     return app
 
 
