@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import resource
 import socket
 from functools import partial
 
@@ -13,6 +14,8 @@ from bitwatt.api.http_protocol import HttpConnection
 from bitwatt.settings import ServeSettings
 
 __all__ = ["Server", "listen", "new_server"]
+
+_OTHER_FILES = 256  # engines, sockets to them, checkpoints, the log
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,20 @@ def listen(host: str, port: int) -> list[socket.socket]:
             listening.close()
         raise
     return sockets
+
+
+def _max_connections(settings: ServeSettings) -> int:
+    """Return the limit of connections, which leaves files to the rest of the process.
+
+    Without one left, an engine that died could not be started again.
+    """
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if num_files == resource.RLIM_INFINITY:
+        return settings.max_connections
+    limit = num_files - min(_OTHER_FILES, num_files // 4)
+    if limit < settings.max_connections:
+        logger.info("at most %d connections: the process may open %d files", limit, num_files)
+    return min(limit, settings.max_connections)
 
 
 class Server(uvicorn.Server):
@@ -63,7 +80,7 @@ class Server(uvicorn.Server):
 
 def new_server(app: FastAPI, settings: ServeSettings) -> Server:
     """Return the server, to be run."""
-    http = partial(HttpConnection, max_connections=settings.max_connections, owing={})
+    http = partial(HttpConnection, max_connections=_max_connections(settings), owing={})
     return Server(
         uvicorn.Config(
             app,

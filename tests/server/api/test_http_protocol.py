@@ -3,7 +3,8 @@
 import asyncio
 import json
 import re
-from contextlib import asynccontextmanager, suppress
+import resource
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import httpx
 import openai
@@ -354,3 +355,17 @@ async def test_a_body_that_waits_for_leave_is_refused_without_one():
 async def test_unfinished_bodies_take_no_place_of_requests():
     async with run_server(make_app(max_open_requests=1)) as url, connect(url, post()[:-3]):
         assert statuses(await answers_to(url, post() + LAST_GET)) == [200, 200]
+
+
+async def test_connections_leave_files_for_the_rest_of_the_process(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
+    async with run_server(make_app()) as url, AsyncExitStack() as opened:
+        readers = []
+        for _ in range(6):
+            reader, _ = await opened.enter_async_context(connect(url, GET))
+            await reader.readuntil(b"}")
+            readers.append(reader)
+        assert not any(reader.at_eof() for reader in readers)
+        assert statuses(await answers_to(url, LAST_GET)) == [200]
+        with suppress(ConnectionError):
+            assert await readers[0].read() == b""
