@@ -246,7 +246,7 @@ def make_app(
 def make_client(app: FastAPI, **options: Any) -> httpx.AsyncClient:
     """Return a client that calls the application in this process."""
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://test", **options)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", **options)
 
 
 @asynccontextmanager

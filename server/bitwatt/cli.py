@@ -1,11 +1,12 @@
 """The command `bitwatt`."""
 
 import gc
-import ipaddress
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,20 +120,39 @@ def models_to_serve(settings: ServeSettings) -> list[ModelSpec]:
 
 def serve(settings: ServeSettings) -> int:
     """Serve until a signal; return the exit status."""
-    # Imported here, for `bitwatt --help` to answer at once.
+    # Imported here and below, for `bitwatt --help` to answer at once.
+    from bitwatt.api.server import listen
+    from bitwatt.telemetry.logs import configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        sockets = listen(settings.host, settings.port)  # a taken port ends it before engines start
+    except OSError as error:
+        logger.error(
+            "can't listen on %s, port %d: %s (--host, --port)",
+            settings.host,
+            settings.port,
+            error.strerror,
+        )
+        return 1
+    with ExitStack() as listening:
+        for listener in sockets:
+            listening.enter_context(listener)
+        return _serve_on(sockets, settings)
+
+
+def _serve_on(sockets: list[socket.socket], settings: ServeSettings) -> int:
     from bitwatt.api.app import create_app
     from bitwatt.api.server import new_server
     from bitwatt.engine.client import EngineClient
     from bitwatt.errors import CheckpointError
     from bitwatt.serving.models import ServedModel
-    from bitwatt.telemetry.logs import configure_logging
     from bitwatt.telemetry.metering import EnergyMeters, EngineObserver
     from bitwatt.telemetry.metrics import Metrics
     from bitwatt.telemetry.tracing import Tracing, TracingUnavailableError
     from bitwatt.text.processor import TextProcessor
 
-    configure_logging(settings.log_level, settings.log_format)
-    if not settings.api_key and not _is_loopback(settings.host):
+    if not settings.api_key and not settings.is_loopback:
         logger.warning("anyone who reaches %s is served: no --api-key is set", settings.host)
     metrics = Metrics()
     meters = EnergyMeters(settings.energy_source, metrics)
@@ -182,17 +202,10 @@ def serve(settings: ServeSettings) -> int:
     gc.collect()
     gc.freeze()  # what is loaded stays loaded; collections need not look at it
     try:
-        server.run()
+        server.run(sockets)
     except KeyboardInterrupt:
         return 130
     return 1 if failed or not server.started else 0
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -3,8 +3,10 @@
 Those of the other commands are in commands.py.
 """
 
+import logging
 import re
 from hashlib import sha256
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,13 +25,38 @@ __all__ = ["Backend", "ServeSettings"]
 Backend = Literal["native", "torch", "triton", "reference", "fake"]
 
 _DIGEST_PREFIX = "sha256:"
+_DEFAULT_PORT = 8000
+
+logger = logging.getLogger(__name__)
 
 
 def _digest_keys(value: Any) -> Any:
     keys = value.split(",") if isinstance(value, str) else value
     if not all(isinstance(key, str) for key in keys):
         raise ValueError("keys are strings")
-    return tuple(_digest(key.strip()) for key in keys if key.strip())
+    digests = tuple(_digest(key.strip()) for key in keys if key.strip())
+    if _digest("") in digests or (isinstance(value, str) and not digests):
+        raise ValueError("a key is empty, which would let everyone in; give one, or leave it out")
+    return digests
+
+
+def _pass_over_link(value: Any) -> Any:
+    """Return the port; Kubernetes sets BITWATT_PORT for every pod beside a Service `bitwatt`."""
+    if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
+        logger.warning(
+            "BITWATT_PORT is %s, as Kubernetes sets it for a Service, and no port; %d is used",
+            value,
+            _DEFAULT_PORT,
+        )
+        return _DEFAULT_PORT
+    return value
+
+
+def _split(value: Any) -> Any:
+    """Return the parts of a text with commas, in lower case."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip().lower() for part in value.split(",") if part.strip())
 
 
 def _weights(value: Any) -> Any:
@@ -83,8 +110,8 @@ class ServeSettings(BaseSettings):
     host: Annotated[str, Shown("ADDRESS")] = Field(
         "127.0.0.1", description="Address to listen on; 0.0.0.0 for every network"
     )
-    port: Annotated[int, Shown("PORT")] = Field(
-        8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one"
+    port: Annotated[int, BeforeValidator(_pass_over_link), Shown("PORT")] = Field(
+        _DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes a free one"
     )
     api_key: Annotated[
         tuple[bytes, ...],
@@ -97,6 +124,26 @@ class ServeSettings(BaseSettings):
         "that digest",
         repr=False,
     )
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_split),
+        Shown("HOST[,HOST...]", "localhost on a loopback address, any host on another"),
+    ] = Field(
+        (),
+        description="Names that callers may reach the server by, without a port; others get 421. "
+        "* is any name; loopback's own are always allowed",
+    )
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_split),
+        Shown("ORIGIN[,ORIGIN...]", "none"),
+    ] = Field(
+        (),
+        description="Origins, as https://example.com, whose pages may call from a browser; "
+        "* is any origin",
+    )
     cache_per_key: bool = Field(
         False, description="Share no prefix cache between keys, so that none can time another's"
     )
@@ -106,6 +153,13 @@ class ServeSettings(BaseSettings):
     )
     body_timeout: Annotated[float, Shown("SECONDS")] = Field(
         60.0, gt=0, le=3600, description="Seconds that a body may take to come; then 408"
+    )
+    max_connections: Annotated[int, Shown("CONNECTIONS")] = Field(
+        2048,
+        ge=1,
+        le=1_000_000,
+        description="Connections open at once; beyond, the one that has waited for its client for "
+        "longest is closed, and where none waits a new one gets 503",
     )
     max_open_requests: Annotated[int, Shown("REQUESTS")] = Field(
         1024,
@@ -274,6 +328,14 @@ class ServeSettings(BaseSettings):
         if self.shadow_percent and not is_pair:
             raise ValueError("--shadow-percent mirrors to a second model; add --compare")
         return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs of this machine reach the server."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def prices(self) -> Prices:

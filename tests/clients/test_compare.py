@@ -193,8 +193,8 @@ async def test_windows_alternate_after_the_warm_up():
     order = []
     async with make_client(app) as http:
         comparison = await compare(
-            Server(http, "http://test", "tiny"),
-            Server(http, "http://test", "tiny-fp16"),
+            Server(http, "http://localhost", "tiny"),
+            Server(http, "http://localhost", "tiny-fp16"),
             LoadPlan(work=WORK, num_windows=2),
             on_window=lambda name, number, _: order.append((name, number)),
         )

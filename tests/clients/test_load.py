@@ -32,7 +32,7 @@ def make_work(**changes):
 
 
 def make_server(http, **options):
-    return Server(http, "http://test/v1/", "tiny", **options)
+    return Server(http, "http://localhost/v1/", "tiny", **options)
 
 
 async def test_a_window_keeps_as_many_requests_open_as_asked_and_no_more():

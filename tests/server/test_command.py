@@ -1,12 +1,15 @@
 """The command line and its settings."""
 
+import logging
 import re
+import socket
 import subprocess
 import sys
+from hashlib import sha256
 from typing import get_args
 
 import pytest
-from bitwatt import __version__
+from bitwatt import __version__, cli
 from bitwatt.cli import COMMANDS, main, models_to_serve
 from bitwatt.knobs import knobs_of
 from bitwatt.settings import Backend, ServeSettings
@@ -37,6 +40,9 @@ def test_the_version_is_printed(capsys):
         (["--weights", "fp16"], "need a PATH"),
         (["--weights", "ternay"], "--weights 'ternay': Input should be 'ternary' or 'dense'"),
         (["--api-key", "sha256:xyz"], "--api-key: sha256: is followed by"),
+        (["--api-key", ""], "--api-key: a key is empty"),
+        (["--api-key", " , "], "--api-key: a key is empty"),
+        (["--api-key", f"k,sha256:{sha256().hexdigest()}"], "--api-key: a key is empty"),
         (["--gpu-memory-utilization", "1.5"], "BITWATT_GPU_MEMORY_UTILIZATION"),
     ],
 )
@@ -51,6 +57,31 @@ def test_a_wrong_variable_is_named_too(capsys, monkeypatch):
     status, _, error = run(capsys, "serve")
     assert status == 2
     assert "BITWATT_MAX_QUEUE" in error
+
+
+def test_an_empty_key_is_no_open_server(capsys, monkeypatch):
+    monkeypatch.setenv("BITWATT_API_KEY", "")
+    status, _, error = run(capsys, "serve")
+    assert status == 2
+    assert "BITWATT_API_KEY" in error
+
+
+def test_the_port_of_a_kubernetes_service_is_passed_over(caplog, monkeypatch):
+    monkeypatch.setenv("BITWATT_PORT", "tcp://10.0.0.1:8000")
+    assert ServeSettings().port == 8000
+    assert "BITWATT_PORT is tcp://10.0.0.1:8000" in caplog.text
+
+
+def test_a_taken_port_ends_the_start_before_a_model_is_read(capfd, monkeypatch):
+    monkeypatch.setattr(cli, "_serve_on", lambda *_: pytest.fail("the port is taken"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, error = run(capfd, "serve", "--port", str(port))
+        logging.getLogger().handlers[0].flush()
+        error += capfd.readouterr().err
+    assert status == 1
+    [line] = error.splitlines()
+    assert f"can't listen on 127.0.0.1, port {port}: Address already in use" in line
 
 
 def test_tune_refuses_a_shape_that_is_none(capsys):

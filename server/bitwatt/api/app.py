@@ -2,14 +2,26 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import cache, partial
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from bitwatt import __version__
 from bitwatt.api import page
 from bitwatt.api.errors import install_error_handlers
-from bitwatt.api.middleware import Gateway, LimitBody, LimitOpen, RequireKey, TraceRequests
+from bitwatt.api.json_route import LargeBodyTurns
+from bitwatt.api.middleware import (
+    CheckHost,
+    Gateway,
+    HeadAsGet,
+    LimitBody,
+    LimitOpen,
+    RequireKey,
+    TraceRequests,
+)
+from bitwatt.api.openapi import describe_api
 from bitwatt.api.routes import chat, completions, models, probes, state, tokenize
 from bitwatt.serving.lifecycle import running
 from bitwatt.serving.models import Catalog, ServedModel
@@ -21,6 +33,7 @@ from bitwatt.telemetry.tracing import Tracing
 
 __all__ = ["create_app"]
 
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = ("/health", "/ready", *page.OPEN_PATHS)
 
 
@@ -66,19 +79,43 @@ def create_app(
         middleware=[
             *([] if tracing is None else [Middleware(TraceRequests, tracing=tracing)]),
             Middleware(Gateway, metrics=metrics),
+            *_host_and_origin(settings),
             Middleware(RequireKey, key_digests=settings.api_key, open_paths=open_paths),
-            Middleware(LimitOpen, max_open=settings.max_open_requests),
             Middleware(
                 LimitBody, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout
             ),
+            Middleware(LimitOpen, max_open=settings.max_open_requests),
+            Middleware(HeadAsGet),
         ],
     )
     app.state.catalog = catalog
     app.state.settings = settings
+    app.state.large_body_turns = LargeBodyTurns()
     app.state.metrics = metrics
     app.state.history = history
     app.state.shadow = shadow
     install_error_handlers(app)
     for resource in (models, completions, chat, tokenize, probes, state, page):
         app.include_router(resource.router)
+    app.openapi = cache(partial(describe_api, app, open_paths=open_paths))  # type: ignore[method-assign]
     return app
+
+
+def _host_and_origin(settings: ServeSettings) -> list[Middleware]:
+    """Return what checks the Host header, and what answers pages of other origins."""
+    chosen: list[Middleware] = []
+    if (settings.is_loopback or settings.allowed_hosts) and "*" not in settings.allowed_hosts:
+        own = f"[{settings.host}]" if ":" in settings.host else settings.host
+        hosts = {*LOOPBACK_HOSTS, own.lower(), *settings.allowed_hosts}
+        chosen.append(Middleware(CheckHost, hosts=hosts))
+    if settings.cors_origins:
+        chosen.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=("GET", "POST"),
+                allow_headers=("*",),
+                expose_headers=("Retry-After", "X-Request-Id"),
+            )
+        )
+    return chosen

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from bitwatt.errors import (
     BitwattError,
@@ -143,8 +144,6 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
     match first["type"]:
         case "refused":
             pass
-        case "extra_forbidden":
-            message = f"unknown field {shorten(param)}"
         case "missing":
             message = f"{param} is required" if param else "a JSON body is required"
         case _:
@@ -165,6 +164,11 @@ def _param(loc: tuple[str | int, ...]) -> str | None:
     return path or None
 
 
+def _is_route(request: Request, path: str) -> bool:
+    scope = {**request.scope, "path": path}
+    return any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
+
+
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
@@ -173,11 +177,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         case 404:
             code = "not_found"
             message = f"no route {request.method} {shorten(request.url.path)}"
+            if _is_route(request, request.url.path.rstrip("/")):
+                message += "; there is one without the slash at its end"
         case 405:
             message = f"{shorten(request.url.path)} does not take {request.method[:20]}"
             code = "method_not_allowed"
-        case 413:
-            code, message = "request_too_large", str(error.detail)
         case _:
             code, message = None, str(error.detail)
     return error_response(error.status_code, message, code, headers=headers)

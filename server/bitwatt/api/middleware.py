@@ -1,6 +1,7 @@
 """What every request passes on its way in.
 
-TraceRequests, where traces are sent somewhere, then Gateway, RequireKey, LimitOpen and LimitBody.
+TraceRequests, where traces are sent somewhere, then Gateway, CheckHost and CORS
+where they are asked for, RequireKey, LimitBody, LimitOpen and HeadAsGet.
 
 All are plain ASGI: they hand `receive` and `send` through, so a client's going away is seen at
 once by whoever serves it.
@@ -14,26 +15,47 @@ import secrets
 import time
 from collections.abc import Collection
 from hashlib import sha256
+from typing import NamedTuple
 
-from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitwatt.api.errors import CLIENT_CLOSED_REQUEST, describe, error_response
-from bitwatt.errors import QueueFullError
+from bitwatt.errors import InvalidRequestError, QueueFullError, shorten
 from bitwatt.telemetry.declarations import HTTP_REQUESTS
 from bitwatt.telemetry.logs import current_request_id
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt.telemetry.tracing import Tracing
 
-__all__ = ["KEY_DIGEST", "Gateway", "LimitBody", "LimitOpen", "RequireKey", "TraceRequests"]
+__all__ = [
+    "HTTP_FAULT",
+    "KEY_DIGEST",
+    "CheckHost",
+    "Gateway",
+    "HeadAsGet",
+    "HttpFault",
+    "LimitBody",
+    "LimitOpen",
+    "RequireKey",
+    "TraceRequests",
+]
 
 KEY_DIGEST = "bitwatt.key_digest"
+HTTP_FAULT = "bitwatt.http_fault"
 
+_PORT = re.compile(rb":\d*$")
 _CALLERS_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 _POLLED = frozenset({"/health", "/ready", "/metrics"})
 
 logger = logging.getLogger(__name__)
+
+
+class HttpFault(NamedTuple):
+    """Why there is no request to serve. The protocol leaves it in the scope, under HTTP_FAULT."""
+
+    status: int
+    message: str
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:
@@ -69,6 +91,7 @@ class TraceRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
         status = CLIENT_CLOSED_REQUEST
 
         async def send_and_see(message: Message) -> None:
@@ -85,7 +108,7 @@ class TraceRequests:
                 await self._app(scope, receive, send_and_see)
             finally:
                 span.set_outcome(
-                    method=scope["method"],
+                    method=method,
                     route=getattr(scope.get("route"), "path", "unmatched"),
                     status=status,
                     request_id=scope.get("state", {}).get("request_id"),
@@ -113,6 +136,7 @@ class Gateway:
             request_id = secrets.token_hex(12).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         current_request_id.set(request_id.decode())
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         began_s = time.perf_counter()
         status: int | None = None
 
@@ -120,11 +144,17 @@ class Gateway:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
             await send(message)
 
+        fault: HttpFault | None = scope.get(HTTP_FAULT)
+        app = self._app if fault is None else error_response(*fault, None)
         try:
-            await self._app(scope, receive, send_with_id)
+            await app(scope, receive, send_with_id)
         except Exception as error:
             logger.exception("request %s failed", request_id.decode())
             if status is not None:
@@ -132,10 +162,44 @@ class Gateway:
             await describe(error).response()(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
             status = status or CLIENT_CLOSED_REQUEST
             self._metrics[HTTP_REQUESTS].labels(route, method, str(status)).inc()
             _log_access(method, route, status, time.perf_counter() - began_s)
+
+
+class CheckHost:
+    """Refuses a request that is meant for another host.
+
+    A page of another site can have its own name lead to a loopback address (DNS rebinding), and
+    call a server there as its own; the Host header then still has that name.
+
+    hosts  those that are ours, in lower case, without ports; IPv6 in brackets
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str]) -> None:
+        self._app = app
+        self._hosts = frozenset(host.encode("latin-1") for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = _header(scope, b"host") if scope["type"] == "http" else None
+        if host is None or _PORT.sub(b"", host.lower()) in self._hosts:
+            await self._app(scope, receive, send)
+            return
+        name = shorten(host.decode("latin-1"))
+        message = f"the host {name} is not this server's (--allowed-hosts)"
+        await error_response(421, message, "unknown_host")(scope, receive, send)
+
+
+class HeadAsGet:
+    """Has HEAD answered as GET is; the connection leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope["method"] = "GET"
+        await self._app(scope, receive, send)
 
 
 class RequireKey:
@@ -179,10 +243,66 @@ class RequireKey:
         return digest if any(matches) else None
 
 
+class LimitBody:
+    """Reads the body, for the application to have at once.
+
+    One of more than max_bytes is refused, by its declared length or as it comes; one that takes
+    longer than timeout_s is given up, and its connection with it.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            message = f"the body took longer than {self._timeout_s:g} s (--body-timeout)"
+            body = error_response(408, message, None, headers={"Connection": "close"})
+        except InvalidRequestError as error:
+            body = describe(error).response()
+        if isinstance(body, Response):
+            await body(scope, receive, send)
+            return
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_whole() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self._app(scope, receive_whole, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | Response:
+        """Return the body, or the answer to one that isn't taken."""
+        declared = _header(scope, b"content-length") or b"0"
+        if not declared.isdigit() or len(declared) > 15 or int(declared) > self._max_bytes:
+            return self._too_large()
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            body += message.get("body", b"")
+            if len(body) > self._max_bytes:
+                return self._too_large()
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    def _too_large(self) -> Response:
+        message = f"the body has more than {self._max_bytes} bytes (--max-body-bytes)"
+        return error_response(413, message, "request_too_large")
+
+
 class LimitOpen:
     """Turns requests with a body away while max_open of them are open.
 
-    What waits in an engine's queue has been read and encoded; this bounds what comes before.
+    What waits in an engine's queue has been encoded; this bounds what comes before. It lies behind
+    LimitBody, so that a body that never ends takes no place.
     """
 
     def __init__(self, app: ASGIApp, *, max_open: int) -> None:
@@ -203,54 +323,3 @@ class LimitOpen:
             await self._app(scope, receive, send)
         finally:
             self._num_open -= 1
-
-
-class LimitBody:
-    """Refuses a body of more than max_bytes, by its declared length or as it comes.
-
-    A body that takes longer than timeout_s is given up, and its connection with it.
-    """
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = _header(scope, b"content-length") or b"0"
-        if not declared.isdigit() or len(declared) > 15 or int(declared) > self._max_bytes:
-            # The connection stays open: closed while the body still comes, the answer is lost.
-            response = error_response(413, self._message, "request_too_large")
-            await response(scope, receive, send)
-            return
-        num_bytes = 0
-        is_complete = False
-        deadline_s = asyncio.get_running_loop().time() + self._timeout_s
-
-        async def counted() -> Message:
-            nonlocal num_bytes, is_complete
-            if is_complete:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(deadline_s):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(
-                    408,
-                    f"the body took longer than {self._timeout_s:g} s (--body-timeout)",
-                    {"Connection": "close"},
-                ) from None
-            num_bytes += len(message.get("body", b""))
-            is_complete = not message.get("more_body", False)
-            if num_bytes > self._max_bytes:
-                raise HTTPException(413, self._message)
-            return message
-
-        await self._app(scope, counted, send)
-
-    @property
-    def _message(self) -> str:
-        return f"the body has more than {self._max_bytes} bytes (--max-body-bytes)"

@@ -3,64 +3,52 @@
 import asyncio
 import ipaddress
 import logging
+import resource
 import socket
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from bitwatt.api.http_protocol import HttpConnection
 from bitwatt.settings import ServeSettings
 
-__all__ = ["Server", "new_server"]
+__all__ = ["Server", "listen", "new_server"]
 
-MAX_HEAD_BYTES = 64 * 1024
-HEAD_TIMEOUT_S = 30.0
-_IDLE_CONNECTION_S = 75
+_OTHER_FILES = 256  # engines, sockets to them, checkpoints, the log
 
 logger = logging.getLogger(__name__)
 
 
-class _BoundedHeadProtocol(HttpToolsProtocol):
-    """HTTP whose request line and headers stay within MAX_HEAD_BYTES or so, and HEAD_TIMEOUT_S.
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that listen on every address of the host.
 
-    The parser alone would collect a header of any length, and wait for it for ever.
+    Raises  OSError where the port is taken, or the host is none of this machine's
     """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, address in sorted({(family, address) for family, *_, address in found}):
+            sockets.append(socket.create_server(address, family=family))
+    except OSError:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
 
-    _head_bytes = 0
-    _in_head = True
-    _head_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, transport.close)
+def _max_connections(settings: ServeSettings) -> int:
+    """Return the limit of connections, which leaves files to the rest of the process.
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_head_timer()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response(f"The headers exceed {MAX_HEAD_BYTES} bytes.")
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head_bytes = 0
-        self._in_head = True
-        self._stop_head_timer()
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._stop_head_timer()
-        super().on_headers_complete()
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    Without one left, an engine that died could not be started again.
+    """
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if num_files == resource.RLIM_INFINITY:
+        return settings.max_connections
+    limit = num_files - min(_OTHER_FILES, num_files // 4)
+    if limit < settings.max_connections:
+        logger.info("at most %d connections: the process may open %d files", limit, num_files)
+    return min(limit, settings.max_connections)
 
 
 class Server(uvicorn.Server):
@@ -92,20 +80,20 @@ class Server(uvicorn.Server):
 
 def new_server(app: FastAPI, settings: ServeSettings) -> Server:
     """Return the server, to be run."""
+    http = partial(HttpConnection, max_connections=_max_connections(settings), owing={})
     return Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http=_BoundedHeadProtocol,
+            http=http,  # type: ignore[arg-type]  # called as the class would be
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=_IDLE_CONNECTION_S,
             timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         )
     )

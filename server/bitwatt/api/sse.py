@@ -16,7 +16,7 @@ from bitwatt.errors import BitwattError
 __all__ = ["EventStream", "event"]
 
 _DONE = b"data: [DONE]\n\n"
-_KEEP_ALIVE = b": keep-alive\n\n"
+_KEEP_ALIVE = b": keep-alive\n"  # no empty line after it: some clients parse what it ends as JSON
 _LAST_EVENT_TIMEOUT_S = 1.0  # a client that reads nothing more doesn't hold up a failed stream
 
 _encode = msgspec.json.encode

@@ -41,7 +41,7 @@ async def test_every_route_but_the_probes_wants_a_key():
         *routes,
         ("GET", "/nowhere"),
         ("PUT", "/v1/models"),
-        ("GET", "http://test//health"),
+        ("GET", "http://localhost//health"),
     ]:
         is_open = path in ("/health", "/ready", "/")
         assert (await status(app, method, path) == 401) is not is_open, (method, path)
@@ -108,9 +108,86 @@ async def test_probes_tell_loading_from_down(engine, health, ready):
     assert await status(app, "GET", "/ready") == ready
 
 
-async def test_probes_may_ask_for_the_status_alone():
-    for path in ("/health", "/ready"):
-        assert await status(make_app(), "HEAD", path) == 200
+async def test_every_route_that_is_read_takes_head():
+    app = make_app()
+    paths = {"/"} | {path for method, path in routes_of(app) if method == "GET"}
+    assert {"/v1/models", "/metrics"} <= paths
+    async with make_client(app) as client:
+        for path in paths:
+            head, get = await client.head(path), await client.get(path)
+            assert (head.status_code, head.content) == (get.status_code, b""), path
+            assert head.headers["content-type"] == get.headers["content-type"]
+        assert (await client.head("/v1/completions")).status_code == 405
+        counted = (await client.get("/metrics")).text
+    assert 'handler="/v1/models",method="HEAD",status="200"' in counted
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "expected"),
+    [
+        ("localhost", {}, 200),
+        ("LOCALHOST:8000", {}, 200),
+        ("127.0.0.1:8000", {}, 200),
+        ("[::1]:8000", {}, 200),
+        ("evil.example", {}, 421),
+        ("localhost.evil.example:8000", {}, 421),
+        ("127.0.0.1.evil.example", {}, 421),
+        ("evil.example", {"host": "::1"}, 421),
+        ("127.0.0.2:80", {"host": "127.0.0.2"}, 200),
+        ("bitwatt.example:443", {"allowed_hosts": "Bitwatt.example, other"}, 200),
+        ("evil.example", {"allowed_hosts": "bitwatt.example"}, 421),
+        ("evil.example", {"allowed_hosts": "*"}, 200),
+        ("evil.example", {"host": "0.0.0.0"}, 200),
+        ("evil.example", {"host": "0.0.0.0", "allowed_hosts": "bitwatt.example"}, 421),
+        ("localhost", {"host": "0.0.0.0", "allowed_hosts": "bitwatt.example"}, 200),
+    ],
+)
+async def test_a_server_of_this_machine_answers_to_no_other_name(host, settings, expected):
+    """A page whose name leads to a loopback address (DNS rebinding) must not read from it."""
+    for path in ("/", "/health", "/v1/models"):
+        async with make_client(make_app(**settings)) as client:
+            response = await client.get(path, headers={"host": host})
+        assert response.status_code == expected, path
+        if expected == 421:
+            assert "--allowed-hosts" in response.json()["error"]["message"]
+
+
+ORIGIN = {"origin": "https://app.example"}
+PREFLIGHT = ORIGIN | {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type",
+}
+
+
+@pytest.mark.parametrize("origins", ["https://app.example", "https://a.example, *"])
+async def test_pages_of_the_origins_named_may_call(origins):
+    app = make_app(api_key=KEY, cors_origins=origins)
+    async with make_client(app) as client:
+        preflight = await client.options("/v1/chat/completions", headers=PREFLIGHT)
+        assert preflight.status_code == 200
+        assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+        for key, expected in ((f"Bearer {KEY}", 200), ("Bearer x", 401)):
+            response = await client.get("/v1/models", headers=ORIGIN | {"authorization": key})
+            assert response.status_code == expected
+            assert response.headers["access-control-allow-origin"] in ("*", ORIGIN["origin"])
+
+
+async def test_pages_of_other_origins_are_told_nothing():
+    for app in (make_app(), make_app(cors_origins="https://other.example")):
+        async with make_client(app) as client:
+            preflight = await client.options("/v1/chat/completions", headers=PREFLIGHT)
+            assert preflight.status_code in (400, 405)
+            response = await client.get("/v1/models", headers=ORIGIN)
+            for answer in (preflight, response):
+                assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_no_answer_is_guessed_to_be_of_another_type():
+    async with make_client(make_app(api_key=KEY)) as client:
+        for path in ("/", "/health", "/metrics", "/v1/models", "/nowhere"):
+            for headers in ({}, {"authorization": f"Bearer {KEY}"}):
+                response = await client.get(path, headers=headers)
+                assert response.headers.get_list("x-content-type-options") == ["nosniff"], path
 
 
 async def test_ready_names_the_models_it_waits_for():

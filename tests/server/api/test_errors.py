@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 
 import httpx
 import pytest
-from bitwatt.api import server
-from bitwatt.api.server import MAX_HEAD_BYTES
+from bitwatt.api import http_protocol
+from bitwatt.api.http_protocol import MAX_HEAD_BYTES
+from fastapi.exceptions import RequestValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -234,6 +236,62 @@ async def test_paths_and_methods_that_are_not_there_have_the_same_body():
         assert error_of(await client.request("BREW", "/v1/models"), 405)
 
 
+async def test_a_slash_too_many_is_named():
+    async with make_client(make_app()) as client:
+        for method, path in (("GET", "/v1/models/"), ("POST", "/v1/chat/completions/")):
+            error = error_of(await client.request(method, path), 404)
+            assert error["code"] == "not_found"
+            assert "without the slash" in error["message"]
+        error = error_of(await client.get("/nowhere/"), 404)
+        assert "without the slash" not in error["message"]
+
+
+async def test_a_compressed_body_is_refused_by_its_encoding():
+    body = gzip.compress(json.dumps(TEXT).encode())
+    response = await post("/v1/completions", body, **{"content-encoding": "gzip"})
+    assert "gzip" in error_of(response, 415)["message"]
+    assert response.headers["accept-encoding"] == "identity"
+    response = await post("/v1/completions", TEXT, **{"content-encoding": "identity"})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", TEXT | {f"x{i}": 1 for i in range(120_000)}),
+        (
+            "/v1/chat/completions",
+            CHAT | {"logit_bias": {f"x{i}": 1 for i in range(9999)}},
+        ),
+        ("/v1/chat/completions", CHAT | {"messages": [{}] * 400_000}),
+        ("/v1/chat/completions", CHAT | {"tools": [[]] * 400_000}),
+        ("/detokenize", {"model": "tiny", "tokens": [-1] * 400_000}),
+        ("/v1/chat/completions", CHAT | {"messages": [{"x": 1}] * 1000}),
+        ("/v1/completions", TEXT | {"stop_token_ids": [-1] * 64}),
+    ],
+)
+async def test_checking_ends_at_the_first_of_many_errors(path, body, monkeypatch):
+    errors = []
+    build = RequestValidationError.__init__
+
+    def counted(self, found, **rest):
+        errors.extend(found)
+        build(self, found, **rest)
+
+    monkeypatch.setattr(RequestValidationError, "__init__", counted)
+    error_of(await post(path, body), 400)
+    assert len(errors) < 5
+
+
+async def test_a_long_text_full_of_brackets_is_no_body_of_many_parts():
+    text = '{"a": ["\\\\": ' * 100_000
+    app = make_app(max_model_len=None)
+    error = error_of(await post("/v1/completions", TEXT | {"prompt": text}, app), 400)
+    assert error["code"] == "context_length_exceeded"
+    unfinished = error_of(await post("/v1/completions", '{"prompt": "' + '\\"' * 900_000), 400)
+    assert "not JSON" in unfinished["message"]
+
+
 async def test_a_body_that_is_not_called_json_is_refused():
     response = await post(
         "/v1/completions", TEXT, **{"content-type": "application/x-www-form-urlencoded"}
@@ -295,32 +353,36 @@ async def test_ten_megabytes_are_refused_by_a_real_server_which_serves_on():
         assert (await client.post("/v1/completions", json=TEXT)).status_code == 200
 
 
-async def test_headers_without_end_are_cut_off():
+async def test_headers_without_end_are_cut_off(monkeypatch):
+    monkeypatch.setattr(http_protocol, "LINGER_BYTES", 10 * MAX_HEAD_BYTES)
     async with run_server(make_app()) as url:
         host, port = url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
         num_sent = 0
         with contextlib.suppress(ConnectionError):
             while not reader.at_eof() and num_sent < 100 * MAX_HEAD_BYTES:
                 writer.write(b"a" * 4096)
                 await writer.drain()
                 num_sent += 4096
+                if num_sent == 2 * MAX_HEAD_BYTES:
+                    assert (await reader.readline()).startswith(b"HTTP/1.1 431 ")
                 await asyncio.sleep(0.001)
         writer.transport.abort()
     assert num_sent < 100 * MAX_HEAD_BYTES
 
 
 async def test_heads_and_bodies_that_never_come_are_given_up(monkeypatch):
-    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_protocol, "HEAD_S", 0.05)
     async with run_server(make_app(body_timeout=0.05)) as url:
         host, port = url.removeprefix("http://").split(":")
-        body = b"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\n"
+        host_and_type = b"Host: localhost\r\nContent-Type: application/json\r\n"
+        body = b"POST /v1/completions HTTP/1.1\r\n" + host_and_type
         for sent, answer in (
             (b"", b""),
             (b"GET /health HTTP/1.1\r\n", b""),
             (body + b"Content-Length: 50\r\n\r\n{", b"HTTP/1.1 408"),
-            (b"GET /version HTTP/1.1\r\n\r\nGET", b"HTTP/1.1 200"),
+            (b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\nGET", b"HTTP/1.1 200"),
         ):
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(sent)

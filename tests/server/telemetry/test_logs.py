@@ -2,6 +2,9 @@
 
 import json
 import logging
+import re
+import subprocess
+import sys
 
 import pytest
 from bitwatt.telemetry.logs import (
@@ -96,20 +99,49 @@ async def test_polls_and_pages_are_logged_for_debugging_alone(lines):
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_the_log_goes_to_standard_error(capsys, style):
+def test_the_log_goes_to_standard_error(capfd, style):
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
         configure_logging("warning", style)
         logging.getLogger("bitwatt.x").info("unseen")
         logging.getLogger("bitwatt.x").warning("seen")
+        root.handlers[0].flush()
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out == ""
     assert "unseen" not in err
     if style == "text":
         assert "WARNING bitwatt.x: seen" in err
     else:
         assert json.loads(err)["message"] == "seen"
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up():
+    """A pipe takes 64 KiB, and the write after them would wait for its reader."""
+    program = """if True:
+        import logging
+        from bitwatt.telemetry.logs import configure_logging
+        configure_logging("info")
+        for i in range(30_000):
+            logging.info("%d %s", i, "x" * 100)
+        print("done", flush=True)
+        input()
+        logging.shutdown()
+        logging.info("the last")
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == "done\n"
+    lines = process.communicate("go on\n")[1].splitlines()
+    assert lines[0].endswith(" 0 " + "x" * 100)
+    dropped = int(re.match(r"(\d+) lines before this were not read in time", lines[-2])[1])
+    assert lines[-1].endswith("the last")
+    assert len(lines) - 2 + dropped == 30_000

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 from fastapi import APIRouter, Response
+from starlette.exceptions import HTTPException
 
 from bitwatt.api.dependencies import Models
 from bitwatt.api.json_route import json_response
@@ -53,4 +54,6 @@ async def list_models(models: Models) -> Response:
 @router.get("/v1/models/{name:path}")
 async def get_model(name: str, models: Models) -> Response:
     """Describe one model."""
+    if not name:
+        raise HTTPException(404)
     return json_response(_card(models.find(name)))

@@ -12,7 +12,6 @@ __all__ = ["router"]
 router = APIRouter()
 
 
-@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(models: Models) -> Response:
     """Answer 200 while no engine is down; one that still loads is not down."""
@@ -22,7 +21,6 @@ async def health(models: Models) -> Response:
     return json_response({"status": status, "models": states}, 200 if is_healthy else 503)
 
 
-@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(models: Models) -> Response:
     """Answer 200 once every engine takes requests, else 503 with those that don't."""

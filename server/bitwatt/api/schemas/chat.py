@@ -121,7 +121,7 @@ class ChatBody(GenerationBody):
         "web_search_options": (),
     }
 
-    messages: list[Message] = Field(
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(
         min_length=1, max_length=MAX_MESSAGES, description="The conversation so far, in order."
     )
     chat_template_kwargs: dict[str, bool] | None = Field(

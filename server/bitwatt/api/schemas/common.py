@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from bitwatt.errors import shorten
@@ -56,6 +63,8 @@ class Body(BaseModel):
                 if value is None or any(_same(value, v) for v in cls.unsupported[name]):
                     continue
                 raise refuse(f"{name} is not supported: {shorten(value)}", name)
+            if name not in cls.model_fields:  # at the first: a body may have a hundred thousand
+                raise refuse(f"unknown field {shorten(name)}", name)
             settled[name] = value
         return settled
 
@@ -81,7 +90,9 @@ def bounded(kind: str, name: str) -> WithJsonSchema:
     return WithJsonSchema({"type": kind, lowest: bounds.lowest, "maximum": bounds.highest})
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=2**20)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=2**20, fail_fast=True)
+]
 StopStrings = Annotated[
     Any,  # SamplingParams checks it
     WithJsonSchema(

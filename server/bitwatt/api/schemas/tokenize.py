@@ -1,5 +1,7 @@
 """/tokenize and /detokenize."""
 
+from typing import Annotated
+
 import msgspec
 from pydantic import Field, model_validator
 
@@ -14,7 +16,7 @@ class TokenizeBody(Body):
 
     model: ModelName
     prompt: str | None = Field(None, description="A text; either this or `messages`.")
-    messages: list[Message] | None = Field(
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
         None,
         min_length=1,
         max_length=MAX_MESSAGES,
