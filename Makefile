@@ -12,9 +12,10 @@ INSTALLED_FROM := pyproject.toml .venv/.modules kernels/bitwatt_kernels/cpu/CMak
 serve: .venv/.installed
 	$(BIN)/bitwatt serve $(ARGS)
 
-# A worker a core; ARGS="-n 0" runs the tests in one process.
+# A worker a core, a module a worker, in the order of tests/conftest.py. ARGS="-n 0" runs the tests
+# in one process.
 test: .venv/.installed-dev
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

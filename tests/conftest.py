@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from tests.extent import TEST_ALL
+
 
 def pytest_configure() -> None:
     """Give a worker its share of the cores, before torch is loaded and in its child processes.
@@ -19,8 +21,9 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the slow tests, so that at the end no worker waits for another's."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Begin with the modules of slow tests, so that at the end no worker waits for another's."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -28,7 +31,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         name = mark.args[0]
         if shutil.which(name) is not None:
             continue
-        if os.environ.get("BITWATT_TEST_ALL") == "1":
+        if TEST_ALL:
             pytest.fail(f"{name} is not installed, and BITWATT_TEST_ALL=1 wants every test")
         pytest.skip(f"needs the program {name}")
 

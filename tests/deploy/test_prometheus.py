@@ -29,7 +29,6 @@ from tests.fakes import FakeEngine, make_info, make_model, make_settings, run_se
 pytestmark = [
     pytest.mark.needs_program("prometheus"),
     pytest.mark.needs_program("promtool"),
-    pytest.mark.xdist_group("prometheus"),  # one Prometheus for all
     pytest.mark.slow,
 ]
 
@@ -45,6 +44,10 @@ VARIABLES = {
 PRICES = {"usd_per_hour": 2.0, "usd_per_kwh": 0.2, "pue": 1.2, "gco2_per_kwh": 300}
 QUERIES = panel_queries()
 RULES = [*rules("rules.yml"), *rules("alerts.yml")]
+# What must have a value when nothing runs, and under load.
+IDLE = {query.expr for query in QUERIES if query.idle == "data"}
+LOADED = {query.expr for query in QUERIES if query.idle != "absent"}
+LOADED |= {rule["expr"] for rule in rules("rules.yml")}
 
 
 class Counter:
@@ -148,6 +151,26 @@ async def query_all(client):
     }
 
 
+async def query_until_found(client, exprs):
+    """Return every query's values once all of exprs have some, or as they are after 30 s."""
+    deadline = time.monotonic() + 30
+    while True:
+        values = await query_all(client)
+        if all(values[expr] for expr in exprs) or time.monotonic() > deadline:
+            return values
+        await asyncio.sleep(SCRAPE_S)
+
+
+async def rules_when_evaluated(client):
+    async with asyncio.timeout(30):
+        while True:
+            groups = (await client.get("/api/v1/rules")).json()["data"]["groups"]
+            found = [rule for group in groups for rule in group["rules"]]
+            if all(rule["health"] != "unknown" for rule in found):
+                return found
+            await asyncio.sleep(SCRAPE_S)
+
+
 def make_served(metrics, settings):
     meters = EnergyMeters(metrics=metrics, open_counter=lambda *_: Counter())
     served = {}
@@ -208,14 +231,12 @@ async def observe(folder):
                 await model.engine.wait_ready()
         targets = [address.removeprefix("http://") for address in (url, other_url)]
         async with run_prometheus(folder, targets) as client:
-            await asyncio.sleep(4)
-            idle = await query_all(client)
+            idle = await query_until_found(client, IDLE)
             calls = asyncio.create_task(load(url))
-            await asyncio.sleep(6)
-            loaded = await query_all(client)
+            loaded = await query_until_found(client, LOADED)
             calls.cancel()
             unmeasured = await query(client, '{model_name="unmeasured",__name__=~"bitwatt.*"}')
-            groups = (await client.get("/api/v1/rules")).json()["data"]["groups"]
+            evaluated = await rules_when_evaluated(client)
             choices = {
                 variable.query: choices_of(await query(client, selector), label)
                 for dashboard in DASHBOARDS
@@ -228,7 +249,7 @@ async def observe(folder):
         idle=idle,
         loaded=loaded,
         unmeasured=unmeasured,
-        rules=[rule for group in groups for rule in group["rules"]],
+        rules=evaluated,
         choices=choices,
     )
 

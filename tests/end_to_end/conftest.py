@@ -95,15 +95,6 @@ def stop_server(server: Server) -> int:
     return status
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of the shared server together: a worker, a server."""
-    for item in items:
-        if "server" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("server"))
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The embedded pair, shared by the tests that leave it as they found it."""

@@ -16,6 +16,8 @@ from openai import AsyncOpenAI, OpenAI
 
 from tests.end_to_end.conftest import Server, start_server
 
+pytestmark = pytest.mark.slow
+
 MODELS = ["builtin", "builtin-fp16"]
 MESSAGES: list = [{"role": "user", "content": "What does textwrap.dedent do?"}]
 

@@ -26,6 +26,8 @@ from tests.kernels.cpu.factories import (
     make_ternary,
 )
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 REFERENCE = ReferenceBackend(CPU)
 EPS = 1e-5

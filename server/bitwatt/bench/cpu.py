@@ -34,6 +34,7 @@ def bench_cpu(
     repeats: int = 5,
     num_threads: int | None = None,
     cpu_isa: str | None = None,
+    read_bytes: int = 1 << 28,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
     """Return each model's decode, prefill and memory, and the ternary ones' ratios to the twin.
@@ -42,10 +43,11 @@ def bench_cpu(
     repeats      counted rounds, after one that warms up
     num_threads  CPU threads of each model; None takes all the process may use
     cpu_isa      instruction set of the kernels; None takes the fastest that runs
+    read_bytes   what the rate of memory is measured on; far more than the caches hold
     report       takes a line as each figure is known
     """
     num_layers = num_layers or PRESETS[preset].num_layers
-    ternary = ChildConfig(preset, num_layers, "ternary", 16, num_threads, cpu_isa)
+    ternary = ChildConfig(preset, num_layers, "ternary", 16, num_threads, cpu_isa, read_bytes)
     twin = ModelProcess(replace(ternary, weights="dense"))
     models = {
         "ternary": ModelProcess(ternary),

@@ -48,6 +48,7 @@ class ChildConfig:
 
     num_threads  None takes all cores the process may use
     cpu_isa      instruction set of the kernels; None takes the fastest that runs
+    read_bytes   what the rate of memory is measured on; far more than the caches hold
     """
 
     preset: str
@@ -56,6 +57,7 @@ class ChildConfig:
     head_bits: HeadBits
     num_threads: int | None = None
     cpu_isa: str | None = None
+    read_bytes: int = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class _Child:
         )
         made_s = time.perf_counter() - started
         self.config = config
+        self.read_bytes = options.read_bytes
         self.core = _make_core(model, config)
         gc.collect()
         memory = model.memory()
@@ -121,7 +124,7 @@ class _Child:
         self._num_submitted = 0
 
     def measure(self, kind: str, count: int) -> Measurement:
-        read_bytes_per_s = self.backend.measure_read_bandwidth()
+        read_bytes_per_s = self.backend.measure_read_bandwidth(self.read_bytes)
         match kind:
             case "decode":
                 seconds = self._decode(count)

@@ -1,18 +1,17 @@
 """The kernels of another architecture, compiled across and run in an emulator."""
 
-import os
 from pathlib import Path
 
 import pytest
 
+from tests.extent import TEST_ALL
 from tests.kernels.cpu.builds import build_library, run
 
 COMPILER = "aarch64-linux-gnu-g++"
 
 
-@pytest.mark.skipif(
-    os.environ.get("BITWATT_TEST_ALL") != "1", reason="takes a minute: BITWATT_TEST_ALL=1 runs it"
-)
+@pytest.mark.slow
+@pytest.mark.skipif(not TEST_ALL, reason="takes a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.needs_program("cmake")
 @pytest.mark.needs_program(COMPILER)
 @pytest.mark.needs_program("qemu-aarch64")

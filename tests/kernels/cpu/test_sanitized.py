@@ -3,12 +3,12 @@
 The build has the AMX kernels too, over plain loops: their tiles are tested on every machine.
 """
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.extent import TEST_ALL
 from tests.kernels.cpu.builds import build_library, run
 from tests.kernels.cpu.conftest import available
 
@@ -19,9 +19,8 @@ KINDS = ("linear", "elementwise", "attention", "layers")
 KINDS_EMULATED = ("linear", "layers")
 
 
-@pytest.mark.skipif(
-    os.environ.get("BITWATT_TEST_ALL") != "1", reason="takes a minute: BITWATT_TEST_ALL=1 runs it"
-)
+@pytest.mark.slow
+@pytest.mark.skipif(not TEST_ALL, reason="takes a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.needs_program("cmake")
 @pytest.mark.needs_program("g++")
 @pytest.mark.timeout(900)

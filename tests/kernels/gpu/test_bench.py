@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 # What the server needs and a GPU image lacks.
 ABSENT = ("fastapi", "msgspec", "pydantic", "starlette", "tokenizers", "uvicorn", "zmq")

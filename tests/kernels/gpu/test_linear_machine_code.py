@@ -8,6 +8,8 @@ from bitwatt_kernels.gpu.linear import ternary_linear_kernel
 
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = {
     "x_ptr": "int8",
     "x_scales_ptr": "float32",

@@ -22,7 +22,7 @@ from tests.fakes import (
 )
 from tests.server.api.browser import PageClock, open_page, run_load
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 REPLY = "the quick brown fox jumps over the lazy dog, and the dog sleeps on in the sun"
 DENSE_MEMORY = MemoryUse(

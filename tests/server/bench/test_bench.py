@@ -33,10 +33,15 @@ def test_an_unknown_benchmark_is_refused() -> None:
 
 @pytest.mark.slow
 def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
-    """One layer of the 3B shape: every figure is there, none is judged."""
+    """One layer of the 700M shape: every figure is there, none is judged."""
     lines: list[str] = []
     result = bench_cpu(
-        preset="3B", num_layers=1, repeats=2, num_threads=1, cpu_isa=None, report=lines.append
+        preset="700M",
+        num_layers=1,
+        repeats=2,
+        num_threads=1,
+        read_bytes=1 << 22,
+        report=lines.append,
     )
     assert result["num_threads"] == 1
     assert result["models"].keys() == {"ternary", "ternary, int8 head", "16-bit"}

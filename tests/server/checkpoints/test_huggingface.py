@@ -26,6 +26,8 @@ from tests.server.checkpoints.writers import (
 )
 from tests.server.model.steps import CPU_BACKENDS, Context, forward, greedy_tokens, make_kv_cache
 
+pytestmark = pytest.mark.slow
+
 PROMPT = torch.randint(0, 320, (40,), generator=torch.Generator().manual_seed(5)).tolist()
 NUM_STEPS = 64
 

@@ -15,6 +15,8 @@ from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailed
 from bitwatt.model.fake_runner import fake_token
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 
+pytestmark = pytest.mark.slow
+
 VOCAB_SIZE = 97
 
 

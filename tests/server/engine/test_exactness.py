@@ -21,6 +21,8 @@ from bitwatt.scheduling.scheduler import Scheduler
 from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.registry import choose_backend
 
+pytestmark = pytest.mark.slow
+
 MAX_MODEL_LEN = 256
 CONFIG = ModelConfig(
     architecture="bitnet",
@@ -142,11 +144,7 @@ def run_alone(model: Transformer, requests: list[Submit]) -> dict[str, list[int]
 
 # Plain torch takes some 10 ms a step here, so it gets fewer requests.
 @pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=pytest.mark.xdist_group(name))
-        for name in ("native-ternary-200", "torch-ternary-40", "native-dense-200")
-    ],
+    scope="module", params=["native-ternary-200", "torch-ternary-40", "native-dense-200"]
 )
 def model_and_truth(
     request: pytest.FixtureRequest,

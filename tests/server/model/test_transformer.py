@@ -155,7 +155,7 @@ def test_random_models_of_one_seed_are_one_model_in_both_forms() -> None:
 
 @pytest.mark.parametrize(
     ("name", "megabytes"),
-    [("2B4T", 4825), ("3B", 6648), ("7B", 13214), ("13B", 25703), ("70B", 137426)],
+    [("2B4T", 4825), ("700M", 1457), ("3B", 6648), ("7B", 13214), ("13B", 25703), ("70B", 137426)],
 )
 def test_presets_have_the_published_sizes(name: str, megabytes: int) -> None:
     """What a token reads in 16 bits: linears and head."""

@@ -9,6 +9,8 @@ from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.extent import TEST_ALL
+
 BLOCK_SIZE = 4
 STOP_TOKEN = 7
 
@@ -168,7 +170,11 @@ OPERATIONS = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=3000 if TEST_ALL else 500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(operations=OPERATIONS, num_blocks=st.integers(9, 24), prefix_caching=st.booleans())
 def test_random_operations_keep_every_invariant_and_every_requests_tokens(
     operations: list[tuple], num_blocks: int, prefix_caching: bool

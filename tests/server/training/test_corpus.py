@@ -29,9 +29,6 @@ class Sheet:
 '''
 
 
-pytestmark = pytest.mark.xdist_group("corpus")
-
-
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
     return load_corpus()
