@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 from bitwatt import __version__, cli
 from bitwatt.cli import COMMANDS, main, models_to_serve
+from bitwatt.engine.messages import EngineConfig
 from bitwatt.knobs import knobs_of
 from bitwatt.settings import Backend, ServeSettings
 from bitwatt_kernels.registry import BACKENDS
@@ -131,20 +132,28 @@ def test_fp16_is_another_name_of_dense_weights(tmp_path, monkeypatch):
 
 
 def test_every_engine_setting_reaches_the_engine(tmp_path):
-    settings = make_settings(
-        max_num_seqs=3,
-        kv_cache_bytes=4096,
-        batch_invariant=True,
-        head_bits=8,
-        num_threads=2,
-        cpu_isa="portable",
-    )
-    config = settings.engine_config(tmp_path, "dense")
+    unlike_the_defaults = {
+        "device": "cuda:1",
+        "backend": "torch",
+        "dtype": "float32",
+        "batch_invariant": True,
+        "num_threads": 2,
+        "cpu_isa": "portable",
+        "max_model_len": 77,
+        "max_num_seqs": 3,
+        "max_num_batched_tokens": 9,
+        "kv_cache_bytes": 4096,
+        "gpu_memory_utilization": 0.5,
+        "prefix_caching": False,
+        "head_bits": 8,
+    }
+    config = make_settings(**unlike_the_defaults).engine_config(tmp_path, "dense")
     assert config.model_path == str(tmp_path)
     assert config.weights == "dense"
-    for name in config.__struct_fields__:
-        if name not in ("model_path", "weights"):
-            assert getattr(config, name) == getattr(settings, name)
+    assert set(config.__struct_fields__) - {"model_path", "weights"} == unlike_the_defaults.keys()
+    for name, value in unlike_the_defaults.items():
+        assert getattr(config, name) == value
+        assert getattr(EngineConfig(model_path=""), name) != value, "give it another value here"
 
 
 def test_the_api_process_loads_no_torch():

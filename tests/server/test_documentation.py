@@ -36,7 +36,9 @@ def test_every_route_is_on_the_page():
     paths = make_app().openapi()["paths"]
     assert "/v1/chat/completions" in paths
     for path in paths:
-        assert re.search(rf"`(GET|POST) {re.escape(path)}`", API), path
+        assert re.search(rf"`(GET|POST) {re.escape(path)}`", API), (
+            f"add {path} to the routes in docs/api.md"
+        )
 
 
 @pytest.mark.parametrize(

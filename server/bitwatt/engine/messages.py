@@ -97,7 +97,7 @@ def _is_count(value: object) -> bool:
 # What EngineConfig's fields may be, in words and as a test.
 _ACCEPTED: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (("model_path", "device"), "text", lambda value: isinstance(value, str)),
-    (("backend",), "text or None", lambda value: value is None or isinstance(value, str)),
+    (("backend", "cpu_isa"), "text or None", lambda value: value is None or isinstance(value, str)),
     (("dtype",), f"one of {', '.join(get_args(Dtype))}", lambda value: value in get_args(Dtype)),
     (
         ("head_bits",),

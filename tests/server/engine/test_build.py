@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from bitwatt import LLM, builtin
 from bitwatt.engine.build import build_engine
-from bitwatt.engine.messages import EngineConfig, decode_to_engine, encode
+from bitwatt.engine.messages import _ACCEPTED, EngineConfig, decode_to_engine, encode
 from bitwatt.errors import BitwattError, ConfigurationError, EngineStartError
 
 
@@ -16,6 +16,12 @@ def test_weights_of_a_misspelt_name_are_refused_and_not_served_dense() -> None:
     assert str(error.value) == (
         "weights is 'ternay'; it is one of ternary, dense, fp16 (--weights)"
     )
+
+
+def test_every_field_but_the_weights_has_bounds() -> None:
+    """Nothing else checks what LLM's callers give."""
+    checked = {name for names, _, _ in _ACCEPTED for name in names}
+    assert checked == set(EngineConfig.__struct_fields__) - {"weights"}
 
 
 def test_fp16_is_another_name_of_dense_weights() -> None:
@@ -35,6 +41,7 @@ def test_fp16_is_another_name_of_dense_weights() -> None:
         ("max_num_batched_tokens", "512", "'512'; it must be a whole number"),
         ("max_model_len", True, "True; it must be a whole number of at least 1, or None"),
         ("num_threads", -1, "-1; it must be a whole number of at least 1, or None"),
+        ("cpu_isa", 2, "2; it must be text or None (--cpu-isa)"),
         ("kv_cache_bytes", 1.5, "1.5; it must be a whole number of at least 1, or None"),
         ("gpu_memory_utilization", 0, "0; it must be a number above 0, at most 1"),
         ("gpu_memory_utilization", 1.01, "1.01; it must be a number above 0, at most 1"),
