@@ -145,7 +145,7 @@ def _serve_on(sockets: list[socket.socket], settings: ServeSettings) -> int:
     from bitwatt.api.app import create_app
     from bitwatt.api.server import new_server
     from bitwatt.engine.client import EngineClient
-    from bitwatt.errors import CheckpointError
+    from bitwatt.errors import BitwattError
     from bitwatt.serving.models import ServedModel
     from bitwatt.telemetry.metering import EnergyMeters, EngineObserver
     from bitwatt.telemetry.metrics import Metrics
@@ -180,7 +180,7 @@ def _serve_on(sockets: list[socket.socket], settings: ServeSettings) -> int:
                 energy=energy,
             )
         tracing = Tracing.to_endpoint(settings.otlp_endpoint) if settings.otlp_endpoint else None
-    except (CheckpointError, TracingUnavailableError) as error:
+    except (BitwattError, TracingUnavailableError) as error:
         logger.error("%s", error)
         return 1
 

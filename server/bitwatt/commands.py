@@ -6,7 +6,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 from bitwatt_client import (
@@ -25,7 +25,12 @@ from bitwatt_client.chat import converse
 from bitwatt_client.plot import save_png
 from bitwatt_client.prompts import DEFAULT_PROMPTS, read_prompts
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from bitwatt.knobs import Shown
 
@@ -109,6 +114,22 @@ class CompareSettings(BaseSettings):
     )
 
     check_urls = field_validator("url_a", "url_b")(_check_url)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[Any, ...]:
+        """Read no variable for --json: an alias has no prefix, and JSON= is anybody's."""
+
+        def env_without_json() -> dict[str, Any]:
+            return {name: value for name, value in env_settings().items() if name != "json"}
+
+        return init_settings, env_without_json
 
 
 class ChatSettings(BaseSettings):

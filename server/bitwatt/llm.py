@@ -9,7 +9,12 @@ from typing import Any, Self
 
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import EngineConfig, EngineInfo, Submit, TokenLogprobs, TokenOutput
-from bitwatt.errors import EngineUnavailableError, InvalidRequestError, shorten
+from bitwatt.errors import (
+    ConfigurationError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    shorten,
+)
 from bitwatt.model.config import Dtype, HeadBits, WeightsName, weights_named
 from bitwatt.serving.choice import ChoiceReader, FinishReasonName
 from bitwatt.serving.planning import plan_choices, seed_of
@@ -96,6 +101,8 @@ class LLM:
 
         Raises  CheckpointError, ConfigurationError or EngineStartError, with reason and knob
         """
+        if not isinstance(model, str | Path):
+            raise ConfigurationError(f"model is {shorten(model)}; it must be a folder's path")
         path = Path(model)
         self._is_closed = False
         self._codec = TextCodec.from_folder(path)
@@ -133,6 +140,7 @@ class LLM:
                 EngineUnavailableError after close()
         """
         given = [prompts] if isinstance(prompts, str) else prompts
+        _check_list("prompts", given, "a text, or a list of texts or of lists of token ids")
         return self._answer([self._encode(prompt) for prompt in given], sampling_params, "prompts")
 
     def chat(
@@ -150,6 +158,12 @@ class LLM:
         Raises  InvalidRequestError before anything runs, also where there is no chat template;
                 RequestFailedError; EngineUnavailableError after close()
         """
+        _check_list("messages", messages, "a list of messages, or of such lists")
+        if not isinstance(chat_template_kwargs, Mapping | None):
+            raise InvalidRequestError(
+                f"chat_template_kwargs is {shorten(chat_template_kwargs)}; it must be a mapping",
+                param="chat_template_kwargs",
+            )
         is_one = all(isinstance(message, Mapping) for message in messages)
         conversations: Sequence[Any] = [messages] if is_one else messages
         prompts = []
@@ -184,8 +198,8 @@ class LLM:
     def _encode(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             return self._codec.encode(prompt, max_tokens=self.info.max_model_len, param="prompts")
-        is_ids = isinstance(prompt, Sequence) and all(
-            isinstance(token_id, int) and token_id >= 0 for token_id in prompt
+        is_ids = isinstance(prompt, list | tuple) and all(
+            type(token_id) is int and token_id >= 0 for token_id in prompt
         )
         if not is_ids:
             raise InvalidRequestError(
@@ -204,6 +218,13 @@ class LLM:
             raise EngineUnavailableError("the model was released by close()")
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+        _check_list("sampling_params", sampling_params, "SamplingParams, or a list of them")
+        for index, params in enumerate(sampling_params):
+            if not isinstance(params, SamplingParams):
+                raise InvalidRequestError(
+                    f"sampling_params[{index}] is {shorten(params)}; it must be SamplingParams",
+                    param="sampling_params",
+                )
         if len(sampling_params) != len(prompts):
             raise InvalidRequestError(
                 f"there are {len(prompts)} {param} and {len(sampling_params)} sampling parameters",
@@ -251,6 +272,8 @@ class LLM:
                             self._core.abort([name])
         finally:
             self._core.abort(sorted(unfinished))
+            if self._core.has_work:
+                self._core.step()  # takes the step that was under way, whose tokens nobody wants
 
 
 class _Pending:
@@ -283,6 +306,11 @@ class _Pending:
     def settled(self) -> Choice:
         assert self._finish_reason is not None
         return Choice("".join(self._texts), self._token_ids, self._finish_reason, self._logprobs)
+
+
+def _check_list(name: str, value: object, words: str) -> None:
+    if not isinstance(value, list | tuple):
+        raise InvalidRequestError(f"{name} is {shorten(value)}; it must be {words}", param=name)
 
 
 def _check_messages(messages: object) -> None:

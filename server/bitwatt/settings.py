@@ -8,14 +8,20 @@ import re
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, SettingsConfigDict
 
-from bitwatt.engine.messages import EngineConfig
+from bitwatt.engine.messages import (
+    MAX_NUM_BATCHED_TOKENS,
+    MAX_NUM_SEQS,
+    MAX_NUM_THREADS,
+    EngineConfig,
+)
+from bitwatt.errors import ConfigurationError
 from bitwatt.knobs import Shown
-from bitwatt.model.config import Dtype, HeadBits, Weights
+from bitwatt.model.config import Dtype, HeadBits, Weights, WeightsName, weights_named
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
@@ -59,8 +65,13 @@ def _split(value: Any) -> Any:
     return tuple(part.strip().lower() for part in value.split(",") if part.strip())
 
 
-def _weights(value: Any) -> Any:
-    return "dense" if value == "fp16" else value
+def _weights(value: object) -> Weights | None:
+    if value is None:
+        return None
+    try:
+        return weights_named(value)
+    except ConfigurationError:
+        raise ValueError(f"is one of {', '.join(get_args(WeightsName))}") from None
 
 
 def _digest(key: str) -> bytes:
@@ -219,12 +230,12 @@ class ServeSettings(BaseSettings):
         None, ge=2, description="Tokens of prompt and answer together, at most the model's limit"
     )
     max_num_seqs: Annotated[int, Shown("REQUESTS")] = Field(
-        64, ge=1, le=4096, description="Requests that run at once, per model"
+        64, ge=1, le=MAX_NUM_SEQS, description="Requests that run at once, per model"
     )
     max_num_batched_tokens: Annotated[int, Shown("TOKENS")] = Field(
         512,
         ge=1,
-        le=2**20,
+        le=MAX_NUM_BATCHED_TOKENS,
         description="Tokens of one step, of all requests together; --max-num-seqs at least. "
         "Longer prompts are computed in pieces",
     )
@@ -238,7 +249,7 @@ class ServeSettings(BaseSettings):
     )
     dtype: Dtype = Field("bfloat16", description="Type of activations, KV cache and dense weights")
     num_threads: Annotated[int | None, Shown("THREADS", "all processors'")] = Field(
-        None, ge=1, le=1024, description="CPU threads of each engine"
+        None, ge=1, le=MAX_NUM_THREADS, description="CPU threads of each engine"
     )
     cpu_isa: Annotated[str | None, Shown("NAME", "the fastest that runs")] = Field(
         None,

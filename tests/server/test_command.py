@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 from hashlib import sha256
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from bitwatt import __version__, cli
 from bitwatt.cli import COMMANDS, main, models_to_serve
+from bitwatt.commands import CompareSettings
 from bitwatt.engine.messages import EngineConfig
 from bitwatt.knobs import knobs_of
 from bitwatt.settings import Backend, ServeSettings
@@ -39,7 +41,10 @@ def test_the_version_is_printed(capsys):
         (["--max-model-len", "x"], "--max-model-len 'x'"),
         (["/no/such/folder"], "PATH '/no/such/folder': is not a folder"),
         (["--weights", "fp16"], "need a PATH"),
-        (["--weights", "ternay"], "--weights 'ternay': Input should be 'ternary' or 'dense'"),
+        (
+            ["--weights", "ternay"],
+            "--weights 'ternay': is one of ternary, dense, fp16 (BITWATT_",
+        ),
         (["--api-key", "sha256:xyz"], "--api-key: sha256: is followed by"),
         (["--api-key", ""], "--api-key: a key is empty"),
         (["--api-key", " , "], "--api-key: a key is empty"),
@@ -223,3 +228,14 @@ def test_a_backend_that_is_none_is_refused_with_those_there_are(capsys):
     assert status == 2
     assert "--backend 'cuda'" in error
     assert "'native', 'torch', 'triton', 'reference' or 'fake'" in error
+
+
+def test_a_variable_without_our_prefix_is_no_setting(monkeypatch, tmp_path):
+    """`JSON=...` in the environment once made `bitwatt compare` write that file."""
+    monkeypatch.setenv("JSON", str(tmp_path / "somebody's"))
+    monkeypatch.setenv("BITWATT_CLIENT_WINDOWS", "3")
+    url = "http://127.0.0.1:1"
+    settings = CompareSettings(url_a=url, url_b=url)
+    assert settings.json_path is None
+    assert settings.windows == 3
+    assert CompareSettings(url_a=url, url_b=url, json="x.json").json_path == Path("x.json")

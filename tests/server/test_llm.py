@@ -14,6 +14,7 @@ from bitwatt.engine.messages import EngineConfig
 from bitwatt.errors import (
     BitwattError,
     CheckpointError,
+    ConfigurationError,
     EngineUnavailableError,
     InvalidRequestError,
     RequestFailedError,
@@ -178,6 +179,9 @@ def test_a_folder_that_asks_to_truncate_or_pad_is_not_heard(llm, tmp_path):
         ([[10**6]], "the model has", "prompts"),
         ([[-1]], r"not \[-1\]", "prompts"),
         ([5], "not 5", "prompts"),
+        ([[True]], r"not \[True\]", "prompts"),
+        ([b"abc"], "not b'abc'", "prompts"),
+        (["\ud800"], "lone surrogate", None),
         ([[5] * 5000], r"prompt has 5000 tokens; the limit is .*--max-model-len", "prompts"),
         (["word " * 50_000], r"prompt has at least .*--max-model-len", "prompts"),
     ],
@@ -206,6 +210,32 @@ def test_a_conversation_that_is_wrong_is_named(llm, messages, param):
 def test_a_template_is_told_nothing_that_it_may_not_be(llm):
     with pytest.raises(InvalidRequestError, match="enable_thinking, thinking"):
         llm.chat(MESSAGES, GREEDY, chat_template_kwargs={"messages": True})
+
+
+@pytest.mark.parametrize("wrong", [None, 3, {"a": 1}, {"a", "b"}, b"abc"])
+def test_prompts_and_messages_are_lists(llm, wrong):
+    with pytest.raises(InvalidRequestError, match=r"prompts is .*; it must be a text, or a list"):
+        llm.generate(wrong, GREEDY)
+    with pytest.raises(InvalidRequestError, match=r"messages is .*; it must be a list"):
+        llm.chat(wrong, GREEDY)
+
+
+@pytest.mark.parametrize("wrong", [3, "x", {"seed": 1}, [None], [{}]])
+def test_sampling_parameters_of_another_type_are_named(llm, wrong):
+    with pytest.raises(InvalidRequestError, match="it must be SamplingParams"):
+        llm.generate([PROMPT], wrong)
+
+
+@pytest.mark.parametrize("wrong", [3, ["enable_thinking"]])
+def test_what_a_template_is_told_is_a_mapping(llm, wrong):
+    with pytest.raises(InvalidRequestError, match=r"chat_template_kwargs is .* a mapping"):
+        llm.chat(MESSAGES, GREEDY, chat_template_kwargs=wrong)
+
+
+@pytest.mark.parametrize("model", [None, 3])
+def test_a_model_is_a_path(model):
+    with pytest.raises(ConfigurationError, match="it must be a folder's path"):
+        LLM(model)
 
 
 def test_as_many_parameters_as_prompts_are_needed(llm):

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE
 from bitwatt_kernels.errors import KernelError
-from bitwatt_kernels.registry import BackendChoice, choose_backend
+from bitwatt_kernels.registry import BACKENDS, BackendChoice, choose_backend
 
 from bitwatt.checkpoints import load_model
 from bitwatt.checkpoints.safetensors import read_json
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
-from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError
+from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError, shorten
 from bitwatt.model.config import Dtype, ModelConfig
 from bitwatt.model.fake_runner import FakeRunner
 from bitwatt.model.kv_cache import KVCache
@@ -45,6 +45,11 @@ def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
 
 def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     started = time.monotonic()
+    if config.backend is not None and config.backend not in BACKENDS:
+        raise ConfigurationError(
+            f"backend is {shorten(config.backend)}; it is one of {', '.join(BACKENDS)}, fake "
+            "(--backend)"
+        )
     device = _device(config.device)
     choice = choose_backend(
         device,
@@ -125,12 +130,13 @@ def _max_num_batched_tokens(config: EngineConfig) -> int:
 
 
 def _device(name: str) -> torch.device:
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigurationError(f"device {name!r} is unknown: {error} (--device)") from error
+        name = "cuda" if num_gpus else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise EngineStartError(f"device is {name!r}; torch sees {num_gpus} NVIDIA GPUs (--device)")
+    return device
 
 
 def _make_kv_cache(config: EngineConfig, model: Transformer, max_model_len: int) -> KVCache:

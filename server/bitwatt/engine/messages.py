@@ -1,7 +1,8 @@
 """What travels between the API process and an engine process: msgspec structs, never pickles."""
 
+import re
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 
@@ -80,47 +81,66 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "weights", weights_named(self.weights))
-        for names, accepted, is_accepted in _ACCEPTED:
-            for name in names:
-                value = getattr(self, name)
-                if not is_accepted(value):
-                    raise ConfigurationError(
-                        f"{name} is {shorten(value)}; it must be {accepted} "
-                        f"(--{name.replace('_', '-')})"
-                    )
+        for name, (accepted, is_accepted) in _ACCEPTED.items():
+            value = getattr(self, name)
+            if not is_accepted(value):
+                raise ConfigurationError(
+                    f"{name} is {shorten(value)}; it must be {accepted} "
+                    f"(--{name.replace('_', '-')})"
+                )
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
+MAX_NUM_THREADS = 1024
+MAX_NUM_SEQS = 4096
+MAX_NUM_BATCHED_TOKENS = 1 << 20
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+
+
+def _count(lowest: int, highest: int | None = None, *, is_optional: bool = False) -> "_Accepted":
+    """Return the whole numbers from lowest to highest, None besides where it is optional."""
+    limit = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+
+    def is_accepted(value: object) -> bool:
+        if value is None:
+            return is_optional
+        is_below = highest is None or (type(value) is int and value <= highest)
+        return type(value) is int and value >= lowest and is_below
+
+    return f"a whole number {limit}" + (", or None" if is_optional else ""), is_accepted
+
+
+_Accepted = tuple[str, Callable[[object], bool]]
 
 
 # What EngineConfig's fields may be, in words and as a test.
-_ACCEPTED: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
-    (("model_path", "device"), "text", lambda value: isinstance(value, str)),
-    (("backend", "cpu_isa"), "text or None", lambda value: value is None or isinstance(value, str)),
-    (("dtype",), f"one of {', '.join(get_args(Dtype))}", lambda value: value in get_args(Dtype)),
-    (
-        ("head_bits",),
-        "8 or 16",
-        lambda value: type(value) is int and value in get_args(HeadBits),
+_ACCEPTED: dict[str, _Accepted] = {
+    "model_path": ("text", lambda value: isinstance(value, str)),
+    "device": (
+        "auto, cpu, cuda or cuda:N",
+        lambda value: isinstance(value, str) and _DEVICE.fullmatch(value) is not None,
     ),
-    (
-        ("batch_invariant", "prefix_caching"),
-        "True or False",
-        lambda value: isinstance(value, bool),
+    "backend": ("text or None", lambda value: value is None or isinstance(value, str)),
+    "dtype": (f"one of {', '.join(get_args(Dtype))}", lambda value: value in get_args(Dtype)),
+    "batch_invariant": ("True or False", lambda value: isinstance(value, bool)),
+    "num_threads": _count(1, MAX_NUM_THREADS, is_optional=True),
+    "cpu_isa": (
+        "text or None",
+        lambda value: value is None or (isinstance(value, str) and value != ""),
     ),
-    (("max_num_seqs", "max_num_batched_tokens"), "a whole number of at least 1", _is_count),
-    (
-        ("num_threads", "max_model_len", "kv_cache_bytes"),
-        "a whole number of at least 1, or None",
-        lambda value: value is None or _is_count(value),
-    ),
-    (
-        ("gpu_memory_utilization",),
+    "max_model_len": _count(2, is_optional=True),
+    "max_num_seqs": _count(1, MAX_NUM_SEQS),
+    "max_num_batched_tokens": _count(1, MAX_NUM_BATCHED_TOKENS),
+    "kv_cache_bytes": _count(1, is_optional=True),
+    "gpu_memory_utilization": (
         "a number above 0, at most 1",
-        lambda value: type(value) in (int, float) and 0 < value <= 1,
+        lambda value: (
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+        ),
     ),
-)
+    "prefix_caching": ("True or False", lambda value: isinstance(value, bool)),
+    "head_bits": ("8 or 16", lambda value: type(value) is int and value in get_args(HeadBits)),
+}
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
@@ -182,7 +202,6 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
     embedding_bytes       embedding and head; a head that shares the embedding's matrix adds none
     other_weights_bytes   norms, the rotary table, and dense linears
     kv_cache_bytes        all its blocks, used or not
-    workspace_bytes       of a step's intermediate results; 0 where that isn't measured
     device_total_bytes    the GPU's memory; None on a CPU
     """
 

@@ -5,14 +5,14 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, get_args
 
 import torch
 from bitwatt_kernels.backend import Backend, LayerWeights
 from bitwatt_kernels.packing import TernaryWeight, unpack
 from torch import Tensor
 
-from bitwatt.errors import CheckpointError
+from bitwatt.errors import CheckpointError, ConfigurationError
 from bitwatt.model.config import HeadBits, ModelConfig, Weights
 from bitwatt.model.rope import rope_table
 from bitwatt.model.transformer import ModelMemory, RunLayers, Transformer
@@ -62,9 +62,11 @@ def build_transformer(
     weights        "dense" makes ternary linears dense, in dtype
     max_model_len  lowers the model's own
     head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little
-    Raises         CheckpointError where the source can't be served so
+    Raises         ConfigurationError, or CheckpointError where the source can't be served so
     """
     config = source.config
+    if head_bits not in get_args(HeadBits):
+        raise ConfigurationError(f"head_bits is {head_bits}; it must be 8 or 16 (--head-bits)")
     if weights == "ternary" and not source.is_ternary:
         raise CheckpointError(
             "the checkpoint's linears are dense, not ternary: serve them so "
@@ -76,7 +78,7 @@ def build_transformer(
         )
     if max_model_len is not None:
         if not 0 < max_model_len <= config.max_model_len:
-            raise CheckpointError(
+            raise ConfigurationError(
                 f"max_model_len is {max_model_len}; the model takes 1 to {config.max_model_len} "
                 "(--max-model-len)"
             )

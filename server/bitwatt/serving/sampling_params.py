@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import NamedTuple
 
 from bitwatt.errors import InvalidRequestError, shorten
@@ -136,12 +137,19 @@ class SamplingParams:
         object.__setattr__(self, "stop_strings", _stop_strings(self.stop))
         _check_token_ids("stop_token_ids", self.stop_token_ids or (), MAX_STOP_TOKEN_IDS)
         _check_logit_bias(self.logit_bias or {})
+        _check_type("ignore_eos", self.ignore_eos, bool, "True or False")
+        _check_type("cache_salt", self.cache_salt, str, "a string")
         if len(self.cache_salt) > MAX_CACHE_SALT_CHARS:
             raise InvalidRequestError(
                 f"cache_salt has {len(self.cache_salt)} characters; "
                 f"the limit is {MAX_CACHE_SALT_CHARS}",
                 param="cache_salt",
             )
+
+
+def _check_type(name: str, value: object, kind: type | UnionType, words: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidRequestError(f"{name} is {shorten(value)}; it must be {words}", param=name)
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:
@@ -163,6 +171,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
 
 
 def _check_token_ids(name: str, token_ids: Sequence[object], limit: int) -> None:
+    _check_type(name, token_ids, list | tuple, "a list of token ids")
     if len(token_ids) > limit:
         raise InvalidRequestError(
             f"{name} has {len(token_ids)} entries; the limit is {limit}", param=name
@@ -172,6 +181,7 @@ def _check_token_ids(name: str, token_ids: Sequence[object], limit: int) -> None
 
 
 def _check_logit_bias(biases: Mapping[int, object]) -> None:
+    _check_type("logit_bias", biases, Mapping, "a mapping from token ids to numbers")
     if len(biases) > MAX_LOGIT_BIASES:
         raise InvalidRequestError(
             f"logit_bias has {len(biases)} entries; the limit is {MAX_LOGIT_BIASES}",

@@ -165,10 +165,15 @@ class TextCodec:
         return detokenizer.push(token_ids) + detokenizer.finish()
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # The batch call lets go of the interpreter while it works; encode() does not.
-        [encoding] = self._tokenizer.encode_batch_fast(
-            [text], add_special_tokens=add_special_tokens
-        )
+        try:
+            # The batch call lets go of the interpreter while it works; encode() does not.
+            [encoding] = self._tokenizer.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+        except TypeError:  # half of a UTF-16 pair, which is no character
+            raise InvalidRequestError(
+                f"the text {shorten(text)} is not Unicode: it has a lone surrogate"
+            ) from None
         token_ids: list[int] = encoding.ids
         return token_ids
 

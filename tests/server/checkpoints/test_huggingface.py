@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from bitwatt import builtin
 from bitwatt.checkpoints import load_model
-from bitwatt.errors import CheckpointError
+from bitwatt.errors import CheckpointError, ConfigurationError
 from bitwatt.model.config import Weights
 from bitwatt.model.transformer import Transformer
 from bitwatt_kernels.registry import choose_backend
@@ -245,7 +245,7 @@ def test_8_bits_of_head_and_embedding_leave_a_trained_model_as_good() -> None:
 def test_max_model_len_lowers_the_models_own(tmp_path: Path) -> None:
     write_dense(tmp_path)
     assert load(tmp_path, "dense", max_model_len=64).config.max_model_len == 64
-    with pytest.raises(CheckpointError, match=r"max_model_len is 257; the model takes 1 to 256"):
+    with pytest.raises(ConfigurationError, match=r"max_model_len is 257; the model takes 1 to 256"):
         load(tmp_path, "dense", max_model_len=257)
 
 

@@ -32,6 +32,22 @@ BEYOND = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"ignore_eos": None}, "ignore_eos is None; it must be True or False"),
+        ({"stop_token_ids": {1}}, "stop_token_ids is {1}; it must be a list of token ids"),
+        ({"stop_token_ids": 3}, "stop_token_ids is 3; it must be a list of token ids"),
+        ({"logit_bias": [1]}, "logit_bias is [1]; it must be a mapping from token ids to numbers"),
+        ({"cache_salt": None}, "cache_salt is None; it must be a string"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_where_no_body_types_it(asked, said):
+    with pytest.raises(InvalidRequestError) as error:
+        SamplingParams(**asked)
+    assert str(error.value) == said
+
+
 @pytest.mark.parametrize(("asked", "said"), BEYOND, ids=[said for _, said in BEYOND])
 def test_both_doors_refuse_what_is_beyond_a_limit_in_the_same_words(asked, said):
     with pytest.raises(InvalidRequestError) as error:
