@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from bitwatt.training.export import export
-from bitwatt.training.model import LanguageModel, ModelConfig
+from bitwatt.training.model import LanguageModel
 from bitwatt.training.tokenizer import train_tokenizer
+
+from tests.server.training.factories import make_training_config
 
 SCRIPT = """
 import json, sys
@@ -28,17 +30,7 @@ print(json.dumps([generation.token_ids for generation in generations]))
 def make_folder(folder: Path) -> Path:
     texts = [f"def function_{i}(x):\n    return x + {i}\n" for i in range(60)]
     tokenizer = train_tokenizer(texts, vocab_size=280)
-    config = ModelConfig(
-        "ternary",
-        vocab_size=280,
-        hidden_size=64,
-        intermediate_size=128,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        max_position=128,
-    )
+    config = make_training_config(hidden_size=64, intermediate_size=128, head_dim=16)
     export(LanguageModel(config), tokenizer, folder)
     return folder
 

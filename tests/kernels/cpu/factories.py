@@ -11,6 +11,8 @@ from bitwatt_kernels.backend import (
 from bitwatt_kernels.packing import TernaryWeight, pack
 from torch import Tensor
 
+from tests.factories import make_step_layout
+
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -56,27 +58,7 @@ def make_layout(
     for row, count in enumerate(used):
         tables[row, :count] = order[first : first + count]
         first += count
-    positions, slots = [], []
-    for row, (context_len, query_len) in enumerate(zip(context_lens, query_lens, strict=True)):
-        for position in range(context_len - query_len, context_len):
-            padding = context_len == 0
-            positions.append(max(position, 0))
-            block = int(tables[row, position // BLOCK_SIZE])
-            slots.append(-1 if padding else block * BLOCK_SIZE + position % BLOCK_SIZE)
-    positions += [0] * extra_tokens
-    slots += [-1] * extra_tokens
-    starts = [0]
-    for query_len in query_lens:
-        starts.append(starts[-1] + query_len)
-    layout = StepLayout(
-        positions=torch.tensor(positions, dtype=torch.int64),
-        slots=torch.tensor(slots, dtype=torch.int64),
-        query_starts=torch.tensor(starts, dtype=torch.int32),
-        context_lens=torch.tensor(context_lens, dtype=torch.int32),
-        block_tables=tables,
-        max_query_len=max(query_lens),
-        max_context_len=max(context_lens),
-    )
+    layout = make_step_layout(tables, context_lens, query_lens, extra_tokens=extra_tokens)
     return layout, num_blocks
 
 

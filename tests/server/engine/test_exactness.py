@@ -10,7 +10,7 @@ import pytest
 import torch
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineStats, Submit
-from bitwatt.model.config import ModelConfig, Weights, weights_named
+from bitwatt.model.config import Weights, weights_named
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
@@ -21,25 +21,12 @@ from bitwatt.scheduling.scheduler import Scheduler
 from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.registry import choose_backend
 
+from tests.factories import make_model_config
+
 pytestmark = pytest.mark.slow
 
 MAX_MODEL_LEN = 256
-CONFIG = ModelConfig(
-    architecture="bitnet",
-    vocab_size=320,
-    hidden_size=128,
-    intermediate_size=192,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    max_model_len=MAX_MODEL_LEN,
-    rope_theta=10000.0,
-    rms_norm_eps=1e-5,
-    activation="relu2",
-    has_sub_norms=True,
-    is_tied=True,
-)
+CONFIG = make_model_config(max_model_len=MAX_MODEL_LEN)
 
 
 def make_model(backend: str, weights: Weights = "ternary") -> Transformer:

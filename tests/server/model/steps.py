@@ -11,6 +11,8 @@ from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.registry import choose_backend
 from torch import Tensor
 
+from tests.factories import make_step_layout
+
 __all__ = ["CPU_BACKENDS", "Context", "forward", "greedy_tokens", "make_kv_cache", "step_layout"]
 
 
@@ -37,25 +39,10 @@ class Context:
 
 def step_layout(starts: list[int], counts: list[int], blocks: list[list[int]]) -> StepLayout:
     """Return the layout of a step in which sequence i brings tokens starts[i] + [0, counts[i])."""
-    positions = [
-        torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)
-    ]
     width = max(map(len, blocks))
     tables = torch.tensor([row + [-1] * (width - len(row)) for row in blocks], dtype=torch.int32)
-    slots = [
-        tables[i, p // BLOCK_SIZE].long() * BLOCK_SIZE + p % BLOCK_SIZE
-        for i, p in enumerate(positions)
-    ]
     context_lens = [start + count for start, count in zip(starts, counts, strict=True)]
-    return StepLayout(
-        positions=torch.cat(positions),
-        slots=torch.cat(slots),
-        query_starts=torch.tensor([0, *counts]).cumsum(0).int(),
-        context_lens=torch.tensor(context_lens, dtype=torch.int32),
-        block_tables=tables,
-        max_query_len=max(counts),
-        max_context_len=max(context_lens),
-    )
+    return make_step_layout(tables, context_lens, counts)
 
 
 def make_kv_cache(model: Transformer, num_blocks: int) -> KVCache:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.factories import make_model_config
 from tests.server.model.steps import CPU_BACKENDS, Context, forward, make_kv_cache, step_layout
 
 NUM_BLOCKS = 24
@@ -23,22 +24,7 @@ MAX_LEN = 6 * BLOCK_SIZE
 
 
 def tiny_config(*, is_llama: bool = False) -> ModelConfig:
-    return ModelConfig(
-        architecture="LlamaForCausalLM" if is_llama else "BitNetForCausalLM",
-        vocab_size=131,
-        hidden_size=128,
-        intermediate_size=192,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=32,
-        max_model_len=MAX_LEN,
-        rope_theta=10000.0,
-        rms_norm_eps=1e-5,
-        activation="silu" if is_llama else "relu2",
-        has_sub_norms=not is_llama,
-        is_tied=is_llama,
-    )
+    return make_model_config(is_llama=is_llama, vocab_size=131, max_model_len=MAX_LEN)
 
 
 @cache

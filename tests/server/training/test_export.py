@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from bitwatt.training.export import export, round_as_exported
-from bitwatt.training.model import Architecture, LanguageModel, ModelConfig
+from bitwatt.training.model import Architecture, LanguageModel
 from bitwatt.training.ternary import BitLinear, ternary_codes, weight_scale
 from bitwatt.training.tokenizer import train_tokenizer
 from safetensors.torch import load_file
+
+from tests.server.training.factories import make_training_config
 
 transformers = pytest.importorskip("transformers")
 
@@ -27,17 +29,7 @@ def _eager() -> Iterator[None]:
 
 
 def make_model(architecture: Architecture) -> LanguageModel:
-    config = ModelConfig(
-        architecture,
-        vocab_size=280,
-        hidden_size=64,
-        intermediate_size=128,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        max_position=128,
-    )
+    config = make_training_config(architecture, hidden_size=64, intermediate_size=128, head_dim=16)
     model = LanguageModel(config, seed=5)
     generator = torch.Generator().manual_seed(6)
     for name, parameter in model.named_parameters():

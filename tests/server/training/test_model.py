@@ -3,21 +3,13 @@ import torch
 from bitwatt.training.model import Architecture, LanguageModel, ModelConfig
 from bitwatt.training.ternary import BitLinear
 
+from tests.server.training.factories import make_training_config
+
 ARCHITECTURES: tuple[Architecture, ...] = ("ternary", "llama")
 
 
 def make_model(architecture: Architecture, seed: int = 0) -> LanguageModel:
-    config = ModelConfig(
-        architecture,
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=64,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-    )
-    return LanguageModel(config, seed)
+    return LanguageModel(make_training_config(architecture, vocab_size=50), seed)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

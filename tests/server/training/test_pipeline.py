@@ -8,10 +8,12 @@ from bitwatt.training.checkpoint import LOSS_FILE, RunRecord
 from bitwatt.training.conversations import conversations_from
 from bitwatt.training.corpus import Document, Split
 from bitwatt.training.data import tokenize
-from bitwatt.training.model import Architecture, ModelConfig
+from bitwatt.training.model import Architecture
 from bitwatt.training.pipeline import SWEEP_FILE, Material, export_pair, run, sweep
 from bitwatt.training.tokenizer import train_tokenizer
 from bitwatt.training.train import LoopOptions
+
+from tests.server.training.factories import make_training_config
 
 EAGER = LoopOptions(evaluate_every=5, validation_windows=2, use_compile=False)
 
@@ -28,18 +30,8 @@ def make_material() -> Material:
 
 
 def make_record(architecture: Architecture) -> RunRecord:
-    config = ModelConfig(
-        architecture,
-        vocab_size=280,
-        hidden_size=32,
-        intermediate_size=64,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-    )
     return RunRecord(
-        config=config,
+        config=make_training_config(architecture, num_layers=1),
         seed=0,
         learning_rate=3e-3,
         batch_size=2,

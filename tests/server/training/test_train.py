@@ -6,27 +6,18 @@ import pytest
 import torch
 from bitwatt.training.checkpoint import LOSS_FILE, RunRecord, load_model, load_record
 from bitwatt.training.data import TokenStream
-from bitwatt.training.model import Architecture, ModelConfig
+from bitwatt.training.model import Architecture
 from bitwatt.training.schedule import WEIGHT_DECAY, rates_at
 from bitwatt.training.train import LoopOptions, train
+
+from tests.server.training.factories import make_training_config
 
 EAGER = LoopOptions(evaluate_every=10, validation_windows=4, use_compile=False)
 
 
 def make_record(architecture: Architecture, num_steps: int = 20) -> RunRecord:
-    config = ModelConfig(
-        architecture,
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        max_position=64,
-    )
     return RunRecord(
-        config=config,
+        config=make_training_config(architecture, vocab_size=64, max_position=64),
         seed=0,
         learning_rate=1e-2,
         batch_size=4,

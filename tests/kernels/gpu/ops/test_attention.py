@@ -12,6 +12,8 @@ from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.rope import rope_and_cache
 from bitwatt_kernels.reference import attention as reference
 
+from tests.factories import make_step_layout, moved
+
 # Weights are rounded to the cache's dtype before they meet the values, as in every fused
 # attention: half a unit in the last place of the largest value.
 TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -30,16 +32,12 @@ class Step:
     head_dim: int
 
     def to(self, device: torch.device) -> "Step":
-        tensors = {
-            name: getattr(self.layout, name).to(device)
-            for name in ("positions", "slots", "query_starts", "context_lens", "block_tables")
-        }
         return replace(
             self,
             qkv=self.qkv.to(device),
             rope=self.rope.to(device),
             kv_cache=self.kv_cache.clone().to(device),
-            layout=replace(self.layout, **tensors),
+            layout=moved(self.layout, device),
         )
 
 
@@ -60,31 +58,19 @@ def make_step(
     kv_cache = torch.full(
         (2, len(order), num_kv_heads, BLOCK_SIZE, head_dim), float("nan"), dtype=dtype
     )
-    positions, slots, taken = [], [], 0
-    for i, (cached, new) in enumerate(sequences):
+    taken = 0
+    for i, (cached, _) in enumerate(sequences):
         blocks = order[taken : taken + blocks_of[i]]
         taken += blocks_of[i]
         tables[i, : blocks_of[i]] = blocks
-        tokens = torch.arange(cached + new)
-        slot = blocks[tokens // BLOCK_SIZE] * BLOCK_SIZE + tokens % BLOCK_SIZE
+        written = torch.arange(cached)
         values = torch.randn(2, cached, num_kv_heads, head_dim, generator=generator).to(dtype)
-        kv_cache[:, slot[:cached] // BLOCK_SIZE, :, slot[:cached] % BLOCK_SIZE] = values.transpose(
-            0, 1
-        )
-        positions.append(tokens[cached:] if new else torch.zeros(1, dtype=torch.int64))
-        slots.append(slot[cached:] if new else torch.full((1,), -1))
-    counts = torch.tensor([0] + [max(new, 1) for _, new in sequences])
-    layout = StepLayout(
-        positions=torch.cat(positions),
-        slots=torch.cat(slots),
-        query_starts=counts.cumsum(0).to(torch.int32),
-        context_lens=torch.tensor([sum(pair) for pair in sequences], dtype=torch.int32),
-        block_tables=tables,
-        max_query_len=int(counts.max()),
-        max_context_len=max(sum(pair) for pair in sequences),
-    )
+        block = blocks[written // BLOCK_SIZE]
+        kv_cache[:, block, :, written % BLOCK_SIZE] = values.transpose(0, 1)
+    counts = [max(new, 1) for _, new in sequences]
+    layout = make_step_layout(tables, [sum(pair) for pair in sequences], counts)
     features = (num_heads + 2 * num_kv_heads) * head_dim
-    qkv = torch.randn(int(counts.sum()), features, generator=generator).to(dtype)
+    qkv = torch.randn(sum(counts), features, generator=generator).to(dtype)
     longest = layout.max_context_len + 1
     return Step(
         qkv, reference.rope_table(longest, head_dim, 1e4), kv_cache, layout, num_heads, head_dim

@@ -2,49 +2,26 @@
 
 import pytest
 import torch
-from bitwatt.model.config import ModelConfig, Weights
+from bitwatt.model.config import Weights
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.transformer import Transformer
-from bitwatt_kernels.backend import BLOCK_SIZE, Backend, StepLayout
+from bitwatt_kernels.backend import Backend
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 
-CONFIG = ModelConfig(
-    architecture="BitNetForCausalLM",
-    vocab_size=96,
-    hidden_size=128,
-    intermediate_size=192,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    max_model_len=64,
-    rope_theta=10000.0,
-    rms_norm_eps=1e-5,
-    activation="relu2",
-    has_sub_norms=True,
-    is_tied=True,
-)
+from tests.factories import make_model_config, make_step_layout, moved
+
+CONFIG = make_model_config(vocab_size=96, max_model_len=64)
 PROMPT = [5, 17, 2, 80, 33, 8, 90, 41, 17, 3, 60, 12, 55, 7, 28, 1, 19, 66, 4]
 
 
 def run(model: Transformer, kv_cache: KVCache, first: int, tokens: list[int]) -> torch.Tensor:
     """Return the last token's logits of a step that brings tokens from position first on."""
     device = model.backend.device
-    positions = torch.arange(first, first + len(tokens))
-    blocks = torch.tensor([3, 1, 2], dtype=torch.int32)
-    slots = blocks[positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
-    layout = StepLayout(
-        positions=positions.to(device),
-        slots=slots.to(device),
-        query_starts=torch.tensor([0, len(tokens)], dtype=torch.int32, device=device),
-        context_lens=torch.tensor([first + len(tokens)], dtype=torch.int32, device=device),
-        block_tables=blocks[None].to(device),
-        max_query_len=len(tokens),
-        max_context_len=first + len(tokens),
-    )
+    tables = torch.tensor([[3, 1, 2]], dtype=torch.int32)
+    layout = moved(make_step_layout(tables, [first + len(tokens)], [len(tokens)]), device)
     last = torch.tensor([len(tokens) - 1], device=device)
     return model.forward(torch.tensor(tokens, device=device), layout, kv_cache, last)
 
