@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol, TypeVar
@@ -20,6 +20,9 @@ from bitwatt.model.transformer import ModelMemory, RunLayers, Transformer
 __all__ = ["TensorSource", "build_transformer"]
 
 _EMBEDDING = "model.embed_tokens.weight"
+
+# Of a context that no one has asked for: 131,072 tokens of heads of 128.
+_MAX_ROPE_BYTES = 64 << 20
 
 W = TypeVar("W")
 # Matrices to be made one, rows after rows: name, out_features and in_features of each.
@@ -39,12 +42,21 @@ class TensorSource(Protocol):
     is_ternary: bool
     notices: list[str]
 
-    def dense(self, name: str, /, *shape: int) -> Tensor:
-        """Return a tensor in a float dtype of the source's; CheckpointError if it isn't so."""
+    def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
+        """Return a tensor in a float dtype of the source's, its values finite in fits too.
+
+        Raises  CheckpointError if it isn't so
+        """
         ...
 
-    def ternary(self, name: str, /, out_features: int, in_features: int) -> TernaryWeight:
-        """Return a linear's packed weight; CheckpointError if there is no such."""
+    def ternary(
+        self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
+    ) -> TernaryWeight:
+        """Return a linear's packed weight, in_features filled with zeros to a multiple of 64.
+
+        fits    holds a row's sum of magnitudes
+        Raises  CheckpointError if there is no such
+        """
         ...
 
 
@@ -81,6 +93,12 @@ def build_transformer(
                 "(--max-model-len)"
             )
         config = replace(config, max_model_len=max_model_len)
+    elif (longest := max(1, _MAX_ROPE_BYTES // (4 * config.head_dim))) < config.max_model_len:
+        source.notices.append(
+            f"the context is {longest} tokens of the model's {config.max_model_len}, so that the "
+            f"rotary table takes {_MAX_ROPE_BYTES >> 20} MiB (--max-model-len sets another)"
+        )
+        config = replace(config, max_model_len=longest)
     with torch.inference_mode():
         model = _Builder(source, config, weights, backend, dtype).build(head_bits=head_bits)
     _return_freed_memory()
@@ -122,7 +140,7 @@ class _Builder:
         # A tied head and the embedding are one matrix in memory, of 8 bits too.
         head = self.head(_EMBEDDING, head_bits) if config.is_tied else None
         embedding = self.matrix(_EMBEDDING, *self.vocabulary) if head is None else head
-        run_layers = self.layers([f"model.layers.{i}" for i in range(config.num_layers)])
+        run_layers = self.layers(f"model.layers.{i}" for i in range(config.num_layers))
         norm = self.norm("model.norm", config.hidden_size)
         if head is None:
             head = self.head("lm_head.weight", head_bits)
@@ -149,7 +167,7 @@ class _Builder:
             notices=self.source.notices,
         )
 
-    def layers(self, names: list[str]) -> RunLayers:
+    def layers(self, names: Iterable[str]) -> RunLayers:
         backend = self.backend
         if self.weights == "ternary":
             ternary = backend.prepare_layers([self.layer(name, self.ternary) for name in names])
@@ -199,21 +217,24 @@ class _Builder:
         return tensor.to(self.backend.device, dtype, copy=True).contiguous()
 
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
-        return self.to_device(self.source.dense(name, rows, columns), self.dtype)
+        return self.to_device(self.source.dense(name, rows, columns, fits=self.dtype), self.dtype)
 
     def head(self, name: str, bits: HeadBits) -> object:
-        weight = self.source.dense(name, *self.vocabulary).to(self.dtype)
+        weight = self.source.dense(name, *self.vocabulary, fits=self.dtype).to(self.dtype)
         return self.backend.prepare_head(weight, bits=bits)
 
     def norm(self, name: str, size: int) -> Tensor:
         """Return a norm's weight in float32: it costs nothing and is what norms compute in."""
         self.num_parameters += size
-        weight = self.to_device(self.source.dense(f"{name}.weight", size), torch.float32)
+        weight = self.source.dense(f"{name}.weight", size, fits=torch.float32)
+        weight = self.to_device(weight, torch.float32)
         self.other_bytes += weight.nbytes
         return weight
 
     def packed(self, parts: _Parts) -> TernaryWeight:
-        weight = TernaryWeight.concatenate([self.source.ternary(*part) for part in parts])
+        weight = TernaryWeight.concatenate(
+            [self.source.ternary(*part, fits=self.dtype) for part in parts]
+        )
         self.num_parameters += weight.out_features * weight.in_features
         return weight
 

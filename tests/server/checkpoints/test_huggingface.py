@@ -1,5 +1,6 @@
 """Hugging Face checkpoints, against transformers' own arithmetic on the same files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,7 @@ def change_tensor(folder: Path, name: str, change: Any) -> None:
         (UP, lambda t: torch.full((192, 128), -128.0), "besides -1, 0 and 1"),
         (UP, lambda t: torch.full((192, 128), torch.nan), "besides -1, 0 and 1"),
         (UP, lambda t: t.short().repeat(4, 1), "int16"),
+        (UP, lambda t: t.char(), "int8; expected a .*float, or ternary values packed in .*uint8"),
         (f"{UP}_scale", lambda t: t * 0, "one finite number but 0"),
         (f"{UP}_scale", lambda t: t * torch.nan, "one finite number"),
         (f"{UP}_scale", lambda t: t.expand(2).clone(), "one finite"),
@@ -324,12 +326,147 @@ def test_masters_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         load(tmp_path, "ternary")
 
 
+def not_finite(value: float) -> Any:
+    """Return a change of a tensor that sets its last value."""
+
+    def change(tensor: Tensor) -> Tensor:
+        tensor.view(-1)[-1] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.layers.1.post_attention_layernorm.weight",
+        UP,
+    ],
+)
+def test_values_that_are_not_finite_are_refused_with_their_tensor(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    write_dense(tmp_path)
+    change_tensor(tmp_path, name, not_finite(value))
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path, "dense")
+    assert str(error.value) == (
+        f"{tmp_path}/model.safetensors: tensor {name!r} has values that are not finite"
+    )
+
+
+def test_values_are_finite_in_the_dtype_they_are_served_in(tmp_path: Path) -> None:
+    write_dense(tmp_path)
+    backend = choose_backend(torch.device("cpu"), "torch").backend
+    change_tensor(tmp_path, "lm_head.weight", not_finite(7e4))
+    load(tmp_path, "dense")
+    load_model(tmp_path, weights="dense", backend=backend, dtype=torch.bfloat16)
+    with pytest.raises(CheckpointError, match=r"lm_head.weight.*7e\+04, too large for .*float16"):
+        load_model(tmp_path, weights="dense", backend=backend, dtype=torch.float16)
+    change_tensor(tmp_path, "lm_head.weight", not_finite(3.4e38))  # bfloat16 rounds it to infinity
+    with pytest.raises(CheckpointError, match=r"lm_head.weight.*too large for .*bfloat16"):
+        load_model(tmp_path, weights="dense", backend=backend, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("weights", ["ternary", "dense"])
+def test_a_scale_whose_sums_overflow_is_refused(tmp_path: Path, weights: Weights) -> None:
+    write_packed(tmp_path, "bitnet", linear_class="autobitlinear")
+    change_tensor(tmp_path, f"{UP}_scale", lambda t: t * 0 + 1e38)
+    with pytest.raises(CheckpointError, match=f"{UP}_scale.*1e\\+38, whose sums are too large"):
+        load(tmp_path, weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_is_not_the_embedding_is_served_though_the_config_ties_them(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    write_dense(tmp_path)
+    expected = logits_of(load(tmp_path, "dense"))
+    edit_config(tmp_path, tie_word_embeddings=True)
+    model = load(tmp_path, "dense")
+    assert torch.equal(logits_of(model), expected)
+    assert not model.config.is_tied
+    [notice] = model.notices
+    assert "'lm_head.weight' is served as the head: it is not the embedding" in notice
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    change_tensor(tmp_path, "model.embed_tokens.weight", lambda _: embedding.to(dtype))
+    change_tensor(tmp_path, "lm_head.weight", lambda _: embedding.to(dtype).clone())
+    model = load(tmp_path, "dense")
+    assert model.config.is_tied
+    assert model.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; the folder holds 21"),
+        ({"num_hidden_layers": 3}, "no tensor 'model.layers.2.input_layernorm.weight'"),
+        ({"vocab_size": 10**9}, r"\[320, 128\]; expected \[1000000000, 128\]"),
+        ({"intermediate_size": 10**9}, r"\[192, 128\]; expected \[1000000000, 128\]"),
+        ({"head_dim": 10**8}, r"\[128, 128\]; expected \[400000000, 128\]"),
+    ],
+)
+def test_sizes_are_held_against_the_tensors_before_anything_is_made(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    write_dense(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path, "dense")
+
+
+def test_a_context_that_no_one_asked_for_is_bounded_and_said(tmp_path: Path) -> None:
+    write_dense(tmp_path, max_position_embeddings=1 << 24)
+    model = load(tmp_path, "dense", "torch")
+    assert model.config.max_model_len == (64 << 20) // (4 * 32)
+    [notice] = model.notices
+    assert notice == (
+        "the context is 524288 tokens of the model's 16777216, so that the rotary table takes "
+        "64 MiB (--max-model-len sets another)"
+    )
+    assert load(tmp_path, "dense", "torch", max_model_len=300).notices == ()
+
+
+@pytest.mark.parametrize("field", ["eos_token_id", "bos_token_id"])
+def test_a_token_outside_the_vocabulary_is_refused_with_its_file(
+    tmp_path: Path, field: str
+) -> None:
+    write_dense(tmp_path)
+    edit_config(tmp_path, bos_token_id=None)
+    (tmp_path / "generation_config.json").write_text(json.dumps({field: 320}))
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path, "dense")
+    assert str(error.value) == (
+        f"{tmp_path}/generation_config.json: {field} is 320; the vocabulary has 320 tokens"
+    )
+
+
+@pytest.mark.parametrize(
+    "kept", [["lm_head", "model.embed_tokens"], ["model.norm", "lm_head", "embed_tokens"], None]
+)
+def test_modules_that_are_no_linears_may_be_named_as_not_converted(
+    tmp_path: Path, kept: list[str] | None
+) -> None:
+    write_packed(tmp_path, "llama", linear_class="bitlinear")
+    expected = logits_of(load(tmp_path, "ternary"))
+    quantization = {"quant_method": "bitnet", "modules_to_not_convert": kept}
+    edit_config(tmp_path, quantization_config=quantization)
+    assert torch.equal(logits_of(load(tmp_path, "ternary")), expected)
+
+
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [
         ({"quant_method": "gptq"}, "'gptq' is not supported"),
         ({"quant_method": "bitnet", "use_rms_norm": True}, "use_rms_norm"),
         ({"quant_method": "bitnet", "modules_to_not_convert": ["o_proj"]}, "o_proj"),
+        ({"quant_method": "bitnet", "modules_to_not_convert": ["model.norm"]}, "model.norm"),
+        ({"quant_method": "bitnet", "modules_to_not_convert": {"lm_head": 1}}, "lm_head"),
+        ({"quant_method": "bitnet", "modules_to_not_convert": [["lm_head"]]}, "lm_head"),
         ({"quant_method": "bitnet", "linear_class": "trilinear"}, "trilinear"),
         ("bitnet", "expected an object"),
     ],
