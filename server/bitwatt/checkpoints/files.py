@@ -7,7 +7,7 @@ from typing import Any
 
 from bitwatt.errors import CheckpointError, shorten
 
-__all__ = ["check_file", "read_json"]
+__all__ = ["cause_of", "check_file", "read_json"]
 
 # The index of 1,800 tensors, LLaMA 405B's, takes 0.2 MB. A parsed file takes up to 24 times its
 # bytes: this limit keeps that below 50 MB.
@@ -26,7 +26,7 @@ def check_file(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(len(_LFS_POINTER))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {_cause(error)}") from error
+        raise CheckpointError(f"{path} can't be read: {cause_of(error)}") from error
     if head == _LFS_POINTER:
         raise CheckpointError(
             f"{path} is a Git LFS pointer and not the file itself: `git lfs pull` fetches that"
@@ -43,11 +43,13 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} has {size} bytes; at most {_MAX_JSON_BYTES} are read")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} can't be read: {_cause(error)}") from error
+        raise CheckpointError(f"{path} can't be read: {cause_of(error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {shorten(value)}; expected an object")
     return value
 
 
-def _cause(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+def cause_of(error: Exception) -> str:
+    """Return what an error of the system or of a library says, in one line."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split())[:200]

@@ -199,7 +199,7 @@ class HuggingFaceCheckpoint:
 
     def _error(self, name: str, reason: str) -> CheckpointError:
         stored = self._stored(name)
-        return CheckpointError(f"{self._tensors.path(stored)}: tensor {stored!r} {reason}")
+        return CheckpointError(f"{self._tensors.path(stored)}: tensor {shorten(stored)} {reason}")
 
 
 def _quantization(config: Mapping[str, Any], family: Family) -> _Quantization | None:

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitwatt.checkpoints.files import check_file, read_json
+from bitwatt.checkpoints.files import cause_of, check_file, read_json
 from bitwatt.errors import CheckpointError, shorten
 
 __all__ = ["SafetensorsFolder"]
@@ -63,7 +63,9 @@ class SafetensorsFolder:
         try:
             return tuple(file.get_slice(name).get_shape())
         except (SafetensorError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path(name)}: tensor {name!r}: {error}") from error
+            raise CheckpointError(
+                f"{self.path(name)}: tensor {shorten(name)}: {cause_of(error)}"
+            ) from error
 
     def read(self, name: str) -> Tensor:
         """Return the tensor, which may be a view of the mapped file."""
@@ -71,12 +73,14 @@ class SafetensorsFolder:
         try:
             tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path(name)}: tensor {name!r}: {error}") from error
+            raise CheckpointError(
+                f"{self.path(name)}: tensor {shorten(name)}: {cause_of(error)}"
+            ) from error
         return tensor
 
     def _file(self, name: str) -> Any:
         if name not in self._where:
-            raise CheckpointError(f"{self._folder} has no tensor {name!r}")
+            raise CheckpointError(f"{self._folder} has no tensor {shorten(name)}")
         return self._files[self._where[name]]
 
     def _open(self, file_name: str) -> list[str]:
@@ -92,7 +96,7 @@ class SafetensorsFolder:
             file: Any = safe_open(path, framework="pt")
             names = list(file.keys())
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise CheckpointError(f"{path}: {cause_of(error)}") from error
         self._files[file_name] = file
         return names
 
@@ -101,7 +105,8 @@ class SafetensorsFolder:
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{path}: weight_map is missing or no object")
         for file_name in weight_map.values():
-            if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            is_name = isinstance(file_name, str) and Path(file_name).name == file_name
+            if not (is_name and file_name.isprintable() and len(file_name) < 256):
                 raise CheckpointError(f"{path}: {shorten(file_name)} is no file name in its folder")
         for file_name in dict.fromkeys(weight_map.values()):
             for name in self._open(file_name):
@@ -114,7 +119,7 @@ class SafetensorsFolder:
                     )
                 else:
                     self.notices.append(
-                        f"{self._folder / file_name}: tensor {name!r} is passed over: "
+                        f"{self._folder / file_name}: tensor {shorten(name)} is passed over: "
                         f"the index places it in {place}"
                     )
         missing = [name for name in weight_map if name not in self._where]
