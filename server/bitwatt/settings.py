@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, Settings
 from bitwatt.engine.messages import EngineConfig
 from bitwatt.knobs import Shown
 from bitwatt.model.config import Dtype, HeadBits, Weights
+from bitwatt.model.folder import why_no_folder
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
@@ -248,8 +249,9 @@ class ServeSettings(BaseSettings):
     @field_validator("path")
     @classmethod
     def _path_is_a_folder(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_dir():
-            raise ValueError("is not a folder")
+        reason = None if path is None else why_no_folder(path)
+        if reason is not None:
+            raise ValueError(reason)
         return path
 
     @model_validator(mode="after")

@@ -480,8 +480,32 @@ def test_other_quantizations_are_refused_by_name(
         load(tmp_path, "ternary")
 
 
-def test_a_path_without_a_model_says_what_is_wanted(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
-        load(tmp_path / "nowhere", "ternary")
-    with pytest.raises(CheckpointError, match="is none of: a Hugging Face folder"):
+def test_a_path_without_a_model_says_what_is_wanted_and_what_is_there(tmp_path: Path) -> None:
+    def refusal(path: Path) -> str:
+        with pytest.raises(CheckpointError, match="is none of: a Hugging Face folder") as error:
+            load(path, "ternary")
+        return str(error.value)
+
+    assert "does not exist" in refusal(tmp_path / "nowhere")
+    assert "`hf download`" in refusal(Path("microsoft/bitnet-b1.58-2B-4T"))
+    assert refusal(tmp_path).endswith("It is an empty folder")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert refusal(tmp_path).endswith("It has no config.json")
+    assert "is not a folder but a GGUF file" in refusal(tmp_path / "model.gguf")
+    (tmp_path / "config.json").write_text("{}")
+    assert refusal(tmp_path).endswith("It has its weights as GGUF (model.gguf), which is not read")
+    (tmp_path / "model.gguf").rename(tmp_path / "pytorch_model.bin")
+    assert "its weights as pickles (pytorch_model.bin), which are not read" in refusal(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert refusal(tmp_path).endswith("It has no weights")
+
+
+def test_a_folder_without_permission_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)  # root may read every folder
+    with pytest.raises(CheckpointError, match="It can't be read: Permission denied"):
         load(tmp_path, "ternary")
