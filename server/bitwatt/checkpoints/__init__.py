@@ -8,9 +8,10 @@ from bitwatt_kernels.backend import Backend
 
 from bitwatt.checkpoints.huggingface import HuggingFaceCheckpoint
 from bitwatt.errors import CheckpointError
-from bitwatt.model.build import TensorSource, build_transformer
+from bitwatt.model.build import build_transformer
 from bitwatt.model.config import HeadBits, Weights
 from bitwatt.model.folder import why_no_folder, why_no_model
+from bitwatt.model.tensor_source import TensorSource
 from bitwatt.model.transformer import Transformer
 
 __all__ = ["Checkpoint", "load_model"]

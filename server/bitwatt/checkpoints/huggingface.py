@@ -62,6 +62,11 @@ class HuggingFaceCheckpoint:
             except CheckpointError as error:
                 raise CheckpointError(f"{generation_path}: {error}") from error
         self.is_ternary = self._quantization is not None
+        if self._quantization is not None and self._quantization.is_online:
+            self.notices.append(
+                f"{config_path}: the linears are ternarized from float masters; of a model that "
+                "was not trained as BitNet b1.58 that leaves no sense"
+            )
         self._aliases = family.aliases
         self._tensors = SafetensorsFolder(path)
         if self.config.num_layers > len(self._tensors):

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from bitwatt_kernels.backend import Backend, LayerWeights
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from bitwatt.errors import CheckpointError
 from bitwatt.model.config import HeadBits, ModelConfig, Weights
+from bitwatt.model.padding import PaddedSource, padded
 from bitwatt.model.rope import rope_table
+from bitwatt.model.tensor_source import TensorSource
 from bitwatt.model.transformer import ModelMemory, RunLayers, Transformer
 
-__all__ = ["TensorSource", "build_transformer"]
+__all__ = ["build_transformer"]
 
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -27,37 +29,6 @@ _MAX_ROPE_BYTES = 64 << 20
 W = TypeVar("W")
 # Matrices to be made one, rows after rows: name, out_features and in_features of each.
 _Parts = list[tuple[str, int, int]]
-
-
-class TensorSource(Protocol):
-    """The tensors of a model by the names that Hugging Face's LLaMA and BitNet give them.
-
-    A source whose own names differ translates them, as Family.aliases does.
-
-    is_ternary  the linears of the layers are ternary: read them with ternary(), else with dense()
-    notices     what reading has found that an operator should know
-    """
-
-    config: ModelConfig
-    is_ternary: bool
-    notices: list[str]
-
-    def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
-        """Return a tensor in a float dtype of the source's, its values finite in fits too.
-
-        Raises  CheckpointError if it isn't so
-        """
-        ...
-
-    def ternary(
-        self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
-    ) -> TernaryWeight:
-        """Return a linear's packed weight, in_features filled with zeros to a multiple of 64.
-
-        fits    holds a row's sum of magnitudes
-        Raises  CheckpointError if there is no such
-        """
-        ...
 
 
 def build_transformer(
@@ -80,7 +51,8 @@ def build_transformer(
     if weights == "ternary" and not source.is_ternary:
         raise CheckpointError(
             "the checkpoint's linears are dense, not ternary: serve them so "
-            "(--weights dense), or give one trained as BitNet b1.58"
+            "(--weights dense), or give one trained as BitNet b1.58; float masters of such a "
+            "one are ternarized where config.json has a quantization_config that says so"
         )
     if weights == "dense" and dtype == torch.float16 and config.activation == "relu2":
         raise CheckpointError(
@@ -99,10 +71,29 @@ def build_transformer(
             f"rotary table takes {_MAX_ROPE_BYTES >> 20} MiB (--max-model-len sets another)"
         )
         config = replace(config, max_model_len=longest)
+    if weights == "ternary":
+        source, config = _filled(source, config)
     with torch.inference_mode():
         model = _Builder(source, config, weights, backend, dtype).build(head_bits=head_bits)
     _return_freed_memory()
     return model
+
+
+def _filled(source: TensorSource, config: ModelConfig) -> tuple[TensorSource, ModelConfig]:
+    """Return them with rows of 64 weights; CheckpointError where zeros can't fill them."""
+    for name, size in (
+        ("hidden_size", config.hidden_size),
+        ("num_attention_heads · head_dim", config.num_heads * config.head_dim),
+    ):
+        if padded(size) != size:
+            raise CheckpointError(
+                f"{name} is {size}; ternary linears take multiples of {padded(1)} "
+                "(--weights dense takes any)"
+            )
+    width = padded(config.intermediate_size)
+    if width == config.intermediate_size:
+        return source, config
+    return PaddedSource(source), replace(config, intermediate_size=width)
 
 
 def _return_freed_memory() -> None:
@@ -134,6 +125,9 @@ class _Builder:
         self.packed_bytes = 0
         self.other_bytes = 0
         self.num_parameters = 0
+        num_added = config.intermediate_size - source.config.intermediate_size
+        by_layer = 3 * config.hidden_size + config.has_sub_norms
+        self.num_padded = config.num_layers * num_added * by_layer  # zeros that are no parameters
 
     def build(self, *, head_bits: HeadBits) -> Transformer:
         config = self.config
@@ -162,7 +156,7 @@ class _Builder:
                 packed_weights_bytes=self.packed_bytes,
                 embedding_bytes=embedding_bytes,
                 other_weights_bytes=self.other_bytes + rope.nbytes,
-                num_parameters=self.num_parameters,
+                num_parameters=self.num_parameters - self.num_padded,
             ),
             notices=self.source.notices,
         )
@@ -235,7 +229,7 @@ class _Builder:
         weight = TernaryWeight.concatenate(
             [self.source.ternary(*part, fits=self.dtype) for part in parts]
         )
-        self.num_parameters += weight.out_features * weight.in_features
+        self.num_parameters += sum(rows * columns for _, rows, columns in parts)
         return weight
 
     def ternary(self, parts: _Parts) -> object:
@@ -247,7 +241,8 @@ class _Builder:
         if self.source.is_ternary:
             packed, device = self.packed(parts), self.backend.device
             scales = packed.scales.to(device, self.dtype)
-            weight = unpack(packed.codes.to(device)).to(self.dtype).mul_(scales[:, None])
+            values = unpack(packed.codes.to(device))[:, : parts[0][2]]
+            weight = values.to(self.dtype).mul_(scales[:, None])
         else:
             weight = torch.cat([self.matrix(f"{name}.weight", *shape) for name, *shape in parts])
             self.num_parameters += weight.numel()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bitwatt.model.build import build_transformer
 from bitwatt.model.config import HeadBits, ModelConfig, Weights
+from bitwatt.model.padding import padded
 from bitwatt.model.transformer import Transformer
 
 __all__ = ["random_model"]
@@ -48,7 +49,7 @@ class _RandomSource:
         *,
         fits: torch.dtype,  # noqa: ARG002
     ) -> TernaryWeight:
-        codes = self._fill(self._bytes, out_features, in_features // 4)
+        codes = self._fill(self._bytes, out_features, padded(in_features) // 4)
         scales = torch.full((out_features,), (1.5 / in_features) ** 0.5, device=self._device)
         return TernaryWeight(codes, scales)
 

@@ -112,6 +112,42 @@ def test_float_masters_are_ternarized_as_transformers_does(
     assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("bitnet", {}), ("bitnet", {"hidden_act": "silu"}), ("llama", {})],
+    ids=["relu2-sub-norms", "silu-sub-norms", "no-sub-norms"],
+)
+def test_an_mlp_that_is_no_multiple_of_64_wide_is_filled_with_zeros(
+    tmp_path: Path, family: Family, changes: dict[str, Any], backend: str
+) -> None:
+    """1bitLLM's xl has 5460, 20 past a multiple."""
+    # Of seeds 0 to 5 one moves a code that a near tie among the tokens hangs on: not this.
+    theirs = write_online(tmp_path, family, seed=1, intermediate_size=180, **changes)
+    ours = load(tmp_path, "ternary", backend)
+    assert_same_ternary_model(ours, theirs)
+    dense = load(tmp_path, "dense", backend)
+    assert ours.memory().num_parameters == dense.memory().num_parameters
+    assert dense.config.intermediate_size == 180
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"hidden_size": 96, "head_dim": 32}, "hidden_size is 96"),
+        ({"head_dim": 24}, "num_attention_heads · head_dim is 96"),
+    ],
+)
+def test_another_size_that_is_no_multiple_of_64_is_refused_ternary_and_served_dense(
+    tmp_path: Path, changes: dict[str, Any], name: str
+) -> None:
+    theirs = write_online(tmp_path, "llama", **changes)
+    with pytest.raises(CheckpointError, match=f"{name}; ternary linears take multiples of 64"):
+        load(tmp_path, "ternary")
+    difference = (logits_of(load(tmp_path, "dense")) - expected_logits(theirs)).abs()
+    assert difference.max() < 0.2  # theirs reads activations of 8 bits
+
+
 @pytest.mark.parametrize("family", ["bitnet", "llama"])
 def test_packed_autobitlinear_multiplies_by_its_scale(tmp_path: Path, family: Family) -> None:
     theirs = write_packed(tmp_path, family, linear_class="autobitlinear")
@@ -261,6 +297,14 @@ def test_float16_is_refused_for_relu2_with_the_reason(tmp_path: Path) -> None:
     backend = choose_backend(torch.device("cpu"), "torch").backend
     with pytest.raises(CheckpointError, match="65504"):
         load_model(tmp_path, weights="dense", backend=backend, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("weights", ["ternary", "dense"])
+def test_masters_are_ternarized_with_a_notice(tmp_path: Path, weights: Weights) -> None:
+    """One line in the config.json of a model that was never ternary is all that it takes."""
+    write_online(tmp_path, "llama")
+    [notice] = load(tmp_path, weights).notices
+    assert notice.startswith(f"{tmp_path}/config.json: the linears are ternarized from float")
 
 
 def test_an_all_zero_tensor_is_a_notice(tmp_path: Path) -> None:
