@@ -10,12 +10,14 @@ from typing import Any, Self
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import EngineConfig, EngineInfo, Submit, TokenLogprobs, TokenOutput
 from bitwatt.errors import (
+    CheckpointError,
     ConfigurationError,
     EngineUnavailableError,
     InvalidRequestError,
     shorten,
 )
 from bitwatt.model.config import Dtype, HeadBits, WeightsName, weights_named
+from bitwatt.model.folder import why_no_folder
 from bitwatt.serving.choice import ChoiceReader, FinishReasonName
 from bitwatt.serving.planning import plan_choices, seed_of
 from bitwatt.serving.sampling_params import SamplingParams
@@ -104,6 +106,8 @@ class LLM:
         if not isinstance(model, str | Path):
             raise ConfigurationError(f"model is {shorten(model)}; it must be a folder's path")
         path = Path(model)
+        if reason := why_no_folder(path):
+            raise CheckpointError(f"{path} {reason}")
         self._is_closed = False
         self._codec = TextCodec.from_folder(path)
         self._core, self.info = build_engine(

@@ -22,6 +22,7 @@ from bitwatt.engine.messages import (
 from bitwatt.errors import ConfigurationError
 from bitwatt.knobs import Shown
 from bitwatt.model.config import Dtype, HeadBits, Weights, WeightsName, weights_named
+from bitwatt.model.folder import why_no_folder
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
@@ -325,8 +326,9 @@ class ServeSettings(BaseSettings):
     @field_validator("path")
     @classmethod
     def _path_is_a_folder(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_dir():
-            raise ValueError("is not a folder")
+        reason = None if path is None else why_no_folder(path)
+        if reason is not None:
+            raise ValueError(reason)
         return path
 
     @model_validator(mode="after")

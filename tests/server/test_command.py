@@ -40,6 +40,7 @@ def test_the_version_is_printed(capsys):
         (["--port", "99999"], "--port '99999': Input should be less than or equal to 65535"),
         (["--max-model-len", "x"], "--max-model-len 'x'"),
         (["/no/such/folder"], "PATH '/no/such/folder': is not a folder"),
+        (["microsoft/bitnet"], "of Hugging Face's hub is downloaded first, with `hf download`"),
         (["--weights", "fp16"], "need a PATH"),
         (
             ["--weights", "ternay"],

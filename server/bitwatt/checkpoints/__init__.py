@@ -8,8 +8,10 @@ from bitwatt_kernels.backend import Backend
 
 from bitwatt.checkpoints.huggingface import HuggingFaceCheckpoint
 from bitwatt.errors import CheckpointError
-from bitwatt.model.build import TensorSource, build_transformer
+from bitwatt.model.build import build_transformer
 from bitwatt.model.config import HeadBits, Weights
+from bitwatt.model.folder import why_no_folder, why_no_model
+from bitwatt.model.tensor_source import TensorSource
 from bitwatt.model.transformer import Transformer
 
 __all__ = ["Checkpoint", "load_model"]
@@ -51,13 +53,14 @@ def load_model(
     head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little
     Raises         CheckpointError, naming the file or field and the reason
     """
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+    reason = why_no_folder(path)
     for checkpoint_type in _FORMATS.values():
-        if checkpoint_type.recognizes(path):
+        if reason is None and checkpoint_type.recognizes(path):
             break
     else:
-        raise CheckpointError(f"{path} is none of: {'; '.join(_FORMATS)}")
+        raise CheckpointError(
+            f"{path} is none of: {'; '.join(_FORMATS)}. It {reason or why_no_model(path)}"
+        )
     checkpoint = checkpoint_type(path)
     model = build_transformer(
         checkpoint,

@@ -1,6 +1,6 @@
 """Tensors of a folder's safetensors files, memory-mapped and checked."""
 
-import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,40 +8,36 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitwatt.errors import CheckpointError
+from bitwatt.checkpoints.files import cause_of, check_file, read_json
+from bitwatt.errors import CheckpointError, shorten
 
-__all__ = ["SafetensorsFolder", "read_json"]
+__all__ = ["SafetensorsFolder"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the file's JSON object; CheckpointError if it holds no such."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected an object")
-    return value
+_MAX_HEADER_BYTES = 8 << 20  # the library parses up to 100 MB; 1,800 tensors take 0.3
 
 
 class SafetensorsFolder:
-    """The tensors of model.safetensors, or of the files that its index names.
+    """The tensors of model.safetensors, or else of the files that the folder's index names.
 
     Opening maps the files; the library checks each header, and its offsets against the file's
     size, before any tensor is read. Nothing is unpickled and no code is loaded.
+
+    notices  files and tensors that were passed over
     """
 
     def __init__(self, folder: Path) -> None:
+        self.notices: list[str] = []
         self._files: dict[str, Any] = {}
         self._where: dict[str, str] = {}  # file by tensor
         self._folder = folder
-        if (folder / _INDEX).exists():
-            self._open_index(folder / _INDEX)
-        else:
+        if (folder / _SINGLE).exists():  # transformers takes it too, whatever the index says
             self._where = dict.fromkeys(self._open(_SINGLE), _SINGLE)
+            if (folder / _INDEX).exists():
+                self.notices.append(f"{folder / _INDEX} is passed over for {_SINGLE} beside it")
+        else:
+            self._open_index(folder / _INDEX)
 
     @staticmethod
     def is_in(folder: Path) -> bool:
@@ -51,6 +47,9 @@ class SafetensorsFolder:
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 
+    def __len__(self) -> int:
+        return len(self._where)
+
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
@@ -58,44 +57,74 @@ class SafetensorsFolder:
         """Return the file that holds the tensor."""
         return self._folder / self._where[name]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the tensor's shape, from its file's header."""
+        file = self._file(name)
+        try:
+            return tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.path(name)}: tensor {shorten(name)}: {cause_of(error)}"
+            ) from error
+
     def read(self, name: str) -> Tensor:
         """Return the tensor, which may be a view of the mapped file."""
+        file = self._file(name)
         try:
-            tensor: Tensor = self._files[self._where[name]].get_tensor(name)
-        except KeyError:
-            raise CheckpointError(f"{self._folder} has no tensor {name!r}") from None
+            tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path(name)}: tensor {name!r}: {error}") from error
+            raise CheckpointError(
+                f"{self.path(name)}: tensor {shorten(name)}: {cause_of(error)}"
+            ) from error
         return tensor
+
+    def _file(self, name: str) -> Any:
+        if name not in self._where:
+            raise CheckpointError(f"{self._folder} has no tensor {shorten(name)}")
+        return self._files[self._where[name]]
 
     def _open(self, file_name: str) -> list[str]:
         path = self._folder / file_name
+        head = check_file(path)[:8].ljust(8, b"\0")
+        [header_bytes] = struct.unpack("<Q", head)
+        if header_bytes > _MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{path} is no safetensors file: its header would have {header_bytes} bytes; "
+                f"at most {_MAX_HEADER_BYTES} are read"
+            )
         try:
             file: Any = safe_open(path, framework="pt")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            names = list(file.keys())
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: {cause_of(error)}") from error
         self._files[file_name] = file
-        return list(file.keys())
+        return names
 
     def _open_index(self, path: Path) -> None:
         weight_map = read_json(path).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{path}: weight_map is missing or no object")
         for file_name in weight_map.values():
-            if not isinstance(file_name, str) or Path(file_name).name != file_name:
-                raise CheckpointError(f"{path}: {file_name!r} is no file name in its folder")
+            is_name = isinstance(file_name, str) and Path(file_name).name == file_name
+            if not (is_name and file_name.isprintable() and len(file_name) < 256):
+                raise CheckpointError(f"{path}: {shorten(file_name)} is no file name in its folder")
         for file_name in dict.fromkeys(weight_map.values()):
             for name in self._open(file_name):
-                if weight_map.get(name) == file_name:
+                place = weight_map.get(name)
+                if place == file_name:
                     self._where[name] = file_name
-                else:
+                elif place is None:
                     raise CheckpointError(
-                        f"{path}: {file_name} holds {name!r}, which the index places in "
-                        f"{weight_map.get(name)!r}"
+                        f"{path}: {file_name} holds {shorten(name)}, which the index places nowhere"
+                    )
+                else:
+                    self.notices.append(
+                        f"{self._folder / file_name}: tensor {shorten(name)} is passed over: "
+                        f"the index places it in {place}"
                     )
         missing = [name for name in weight_map if name not in self._where]
         if missing:
             raise CheckpointError(
-                f"{self._folder / weight_map[missing[0]]} lacks {missing[0]!r}, "
+                f"{self._folder / weight_map[missing[0]]} lacks {shorten(missing[0])}, "
                 f"which {path.name} places there"
             )

@@ -10,7 +10,7 @@ from bitwatt_kernels.errors import KernelError
 from bitwatt_kernels.registry import BACKENDS, BackendChoice, choose_backend
 
 from bitwatt.checkpoints import load_model
-from bitwatt.checkpoints.safetensors import read_json
+from bitwatt.checkpoints.files import read_json
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
 from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError, shorten

@@ -2,10 +2,10 @@
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import torch
 from bitwatt_kernels.backend import Backend, LayerWeights
@@ -14,38 +14,21 @@ from torch import Tensor
 
 from bitwatt.errors import CheckpointError, ConfigurationError
 from bitwatt.model.config import HeadBits, ModelConfig, Weights
+from bitwatt.model.padding import PaddedSource, padded
 from bitwatt.model.rope import rope_table
+from bitwatt.model.tensor_source import TensorSource
 from bitwatt.model.transformer import ModelMemory, RunLayers, Transformer
 
-__all__ = ["TensorSource", "build_transformer"]
+__all__ = ["build_transformer"]
 
 _EMBEDDING = "model.embed_tokens.weight"
+
+# Of a context that no one has asked for: 131,072 tokens of heads of 128.
+_MAX_ROPE_BYTES = 64 << 20
 
 W = TypeVar("W")
 # Matrices to be made one, rows after rows: name, out_features and in_features of each.
 _Parts = list[tuple[str, int, int]]
-
-
-class TensorSource(Protocol):
-    """The tensors of a model by the names that Hugging Face's LLaMA and BitNet give them.
-
-    A source whose own names differ translates them, as Family.aliases does.
-
-    is_ternary  the linears of the layers are ternary: read them with ternary(), else with dense()
-    notices     what reading has found that an operator should know
-    """
-
-    config: ModelConfig
-    is_ternary: bool
-    notices: list[str]
-
-    def dense(self, name: str, /, *shape: int) -> Tensor:
-        """Return a tensor in a float dtype of the source's; CheckpointError if it isn't so."""
-        ...
-
-    def ternary(self, name: str, /, out_features: int, in_features: int) -> TernaryWeight:
-        """Return a linear's packed weight; CheckpointError if there is no such."""
-        ...
 
 
 def build_transformer(
@@ -70,7 +53,8 @@ def build_transformer(
     if weights == "ternary" and not source.is_ternary:
         raise CheckpointError(
             "the checkpoint's linears are dense, not ternary: serve them so "
-            "(--weights dense), or give one trained as BitNet b1.58"
+            "(--weights dense), or give one trained as BitNet b1.58; float masters of such a "
+            "one are ternarized where config.json has a quantization_config that says so"
         )
     if weights == "dense" and dtype == torch.float16 and config.activation == "relu2":
         raise CheckpointError(
@@ -83,10 +67,35 @@ def build_transformer(
                 "(--max-model-len)"
             )
         config = replace(config, max_model_len=max_model_len)
+    elif (longest := max(1, _MAX_ROPE_BYTES // (4 * config.head_dim))) < config.max_model_len:
+        source.notices.append(
+            f"the context is {longest} tokens of the model's {config.max_model_len}, so that the "
+            f"rotary table takes {_MAX_ROPE_BYTES >> 20} MiB (--max-model-len sets another)"
+        )
+        config = replace(config, max_model_len=longest)
+    if weights == "ternary":
+        source, config = _filled(source, config)
     with torch.inference_mode():
         model = _Builder(source, config, weights, backend, dtype).build(head_bits=head_bits)
     _return_freed_memory()
     return model
+
+
+def _filled(source: TensorSource, config: ModelConfig) -> tuple[TensorSource, ModelConfig]:
+    """Return them with rows of 64 weights; CheckpointError where zeros can't fill them."""
+    for name, size in (
+        ("hidden_size", config.hidden_size),
+        ("num_attention_heads · head_dim", config.num_heads * config.head_dim),
+    ):
+        if padded(size) != size:
+            raise CheckpointError(
+                f"{name} is {size}; ternary linears take multiples of {padded(1)} "
+                "(--weights dense takes any)"
+            )
+    width = padded(config.intermediate_size)
+    if width == config.intermediate_size:
+        return source, config
+    return PaddedSource(source), replace(config, intermediate_size=width)
 
 
 def _return_freed_memory() -> None:
@@ -118,13 +127,16 @@ class _Builder:
         self.packed_bytes = 0
         self.other_bytes = 0
         self.num_parameters = 0
+        num_added = config.intermediate_size - source.config.intermediate_size
+        by_layer = 3 * config.hidden_size + config.has_sub_norms
+        self.num_padded = config.num_layers * num_added * by_layer  # zeros that are no parameters
 
     def build(self, *, head_bits: HeadBits) -> Transformer:
         config = self.config
         # A tied head and the embedding are one matrix in memory, of 8 bits too.
         head = self.head(_EMBEDDING, head_bits) if config.is_tied else None
         embedding = self.matrix(_EMBEDDING, *self.vocabulary) if head is None else head
-        run_layers = self.layers([f"model.layers.{i}" for i in range(config.num_layers)])
+        run_layers = self.layers(f"model.layers.{i}" for i in range(config.num_layers))
         norm = self.norm("model.norm", config.hidden_size)
         if head is None:
             head = self.head("lm_head.weight", head_bits)
@@ -146,12 +158,12 @@ class _Builder:
                 packed_weights_bytes=self.packed_bytes,
                 embedding_bytes=embedding_bytes,
                 other_weights_bytes=self.other_bytes + rope.nbytes,
-                num_parameters=self.num_parameters,
+                num_parameters=self.num_parameters - self.num_padded,
             ),
             notices=self.source.notices,
         )
 
-    def layers(self, names: list[str]) -> RunLayers:
+    def layers(self, names: Iterable[str]) -> RunLayers:
         backend = self.backend
         if self.weights == "ternary":
             ternary = backend.prepare_layers([self.layer(name, self.ternary) for name in names])
@@ -201,22 +213,25 @@ class _Builder:
         return tensor.to(self.backend.device, dtype, copy=True).contiguous()
 
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
-        return self.to_device(self.source.dense(name, rows, columns), self.dtype)
+        return self.to_device(self.source.dense(name, rows, columns, fits=self.dtype), self.dtype)
 
     def head(self, name: str, bits: HeadBits) -> object:
-        weight = self.source.dense(name, *self.vocabulary).to(self.dtype)
+        weight = self.source.dense(name, *self.vocabulary, fits=self.dtype).to(self.dtype)
         return self.backend.prepare_head(weight, bits=bits)
 
     def norm(self, name: str, size: int) -> Tensor:
         """Return a norm's weight in float32: it costs nothing and is what norms compute in."""
         self.num_parameters += size
-        weight = self.to_device(self.source.dense(f"{name}.weight", size), torch.float32)
+        weight = self.source.dense(f"{name}.weight", size, fits=torch.float32)
+        weight = self.to_device(weight, torch.float32)
         self.other_bytes += weight.nbytes
         return weight
 
     def packed(self, parts: _Parts) -> TernaryWeight:
-        weight = TernaryWeight.concatenate([self.source.ternary(*part) for part in parts])
-        self.num_parameters += weight.out_features * weight.in_features
+        weight = TernaryWeight.concatenate(
+            [self.source.ternary(*part, fits=self.dtype) for part in parts]
+        )
+        self.num_parameters += sum(rows * columns for _, rows, columns in parts)
         return weight
 
     def ternary(self, parts: _Parts) -> object:
@@ -228,7 +243,8 @@ class _Builder:
         if self.source.is_ternary:
             packed, device = self.packed(parts), self.backend.device
             scales = packed.scales.to(device, self.dtype)
-            weight = unpack(packed.codes.to(device)).to(self.dtype).mul_(scales[:, None])
+            values = unpack(packed.codes.to(device))[:, : parts[0][2]]
+            weight = values.to(self.dtype).mul_(scales[:, None])
         else:
             weight = torch.cat([self.matrix(f"{name}.weight", *shape) for name, *shape in parts])
             self.num_parameters += weight.numel()

@@ -30,7 +30,10 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 HeadBits = Literal[8, 16]
 """Of the output head's weights, and of a tied embedding's."""
 
-_MAX_MODEL_LEN = 1 << 24  # the rotary table takes memory by it
+_MAX_MODEL_LEN = 1 << 24  # positions are exact in float32 to here
+_MAX_SIZE = 1 << 31
+# Of a number that float32 holds with all its digits, and so its reciprocal.
+_MIN_FLOAT, _MAX_FLOAT = 2.0**-126, 2.0**126
 
 
 def weights_named(name: object) -> Weights:
@@ -60,11 +63,19 @@ class Llama3RopeScaling:
     original_max_model_len: int
 
     def __post_init__(self) -> None:
-        if not (self.factor > 0 and self.high_freq_factor > self.low_freq_factor):
+        if not (
+            1 <= self.factor <= _MAX_FLOAT
+            and 0 <= self.low_freq_factor < self.high_freq_factor <= _MAX_FLOAT
+        ):
             raise CheckpointError(
                 f"rope scaling has factor {self.factor}, low_freq_factor {self.low_freq_factor} "
-                f"and high_freq_factor {self.high_freq_factor}; the first must be above 0, "
-                "the last above the second"
+                f"and high_freq_factor {self.high_freq_factor}; the first must be at least 1, "
+                "the second at least 0, the last above the second"
+            )
+        if not 1 <= self.original_max_model_len <= _MAX_SIZE:
+            raise CheckpointError(
+                "rope scaling has original_max_position_embeddings "
+                f"{shorten(self.original_max_model_len)}; it must be 1 to {_MAX_SIZE}"
             )
 
 
@@ -108,23 +119,31 @@ class ModelConfig:
             "head_dim",
             "max_model_len",
         ):
-            if getattr(self, name) < 1:
-                raise CheckpointError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            size = getattr(self, name)
+            if size < 1:
+                raise CheckpointError(f"{name} is {shorten(size)}; it must be at least 1")
+            limit = _MAX_MODEL_LEN if name == "max_model_len" else _MAX_SIZE
+            if size > limit:
+                raise CheckpointError(f"{name} is {shorten(size)}; at most {limit} is supported")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"{self.num_heads} heads can't share {self.num_kv_heads} key-value heads evenly"
             )
-        if self.max_model_len > _MAX_MODEL_LEN:
-            raise CheckpointError(
-                f"max_model_len is {self.max_model_len}; at most {_MAX_MODEL_LEN} is supported"
-            )
         if self.head_dim % 2:
             raise CheckpointError(f"head_dim is {self.head_dim}; rotary embedding wants it even")
-        if not (self.rope_theta > 0 and self.rms_norm_eps > 0):
+        if not (
+            1 <= self.rope_theta <= _MAX_FLOAT and _MIN_FLOAT <= self.rms_norm_eps <= _MAX_FLOAT
+        ):
             raise CheckpointError(
                 f"rope_theta is {self.rope_theta} and rms_norm_eps {self.rms_norm_eps}; "
-                "both must be above 0"
+                "both must be above 0 and finite in float32, the first at least 1"
             )
+        for token_id in (*self.eos_token_ids, self.bos_token_id or 0):
+            if not 0 <= token_id < self.vocab_size:
+                raise CheckpointError(
+                    f"{'eos' if token_id in self.eos_token_ids else 'bos'}_token_id is "
+                    f"{shorten(token_id)}; the vocabulary has {self.vocab_size} tokens"
+                )
 
     @property
     def num_linear_parameters(self) -> int:

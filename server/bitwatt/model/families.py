@@ -5,13 +5,13 @@ FAMILIES and nothing else. No torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
-from bitwatt.errors import CheckpointError
+from bitwatt.errors import CheckpointError, shorten
 from bitwatt.model.config import Activation, Llama3RopeScaling, ModelConfig
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family", "family_of", "notices_of", "with_generation_config"]
 
 T = TypeVar("T", int, float, bool, str)
 
@@ -53,10 +53,8 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     off: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: _OFF)
 
-    def read_config(
-        self, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
-    ) -> ModelConfig:
-        """Return the model of a config.json and, where there is one, its generation_config.json.
+    def read_config(self, config: Mapping[str, Any]) -> ModelConfig:
+        """Return the model of a config.json.
 
         Raises  CheckpointError naming every feature that is not supported, or the bad field
         """
@@ -65,11 +63,11 @@ class Family:
         activation = self._activation(config)
         self._refuse_unsupported(config)
         theta, scaling = _rope(config, self.rope_theta)
-        generation = generation or {}
-        eos = _token_ids(config, "eos_token_id") + _token_ids(generation, "eos_token_id")
-        bos = _token_ids(config, "bos_token_id") or _token_ids(generation, "bos_token_id")
+        bos = _token_ids(config, "bos_token_id")
         if num_heads < 1:
-            raise CheckpointError(f"num_attention_heads is {num_heads}; it must be at least 1")
+            raise CheckpointError(
+                f"num_attention_heads is {shorten(num_heads)}; it must be at least 1"
+            )
         return ModelConfig(
             architecture=self.architecture,
             vocab_size=_get(config, "vocab_size", int),
@@ -87,7 +85,7 @@ class Family:
             is_tied=_get(config, "tie_word_embeddings", bool, False),
             rope_scaling=scaling,
             bos_token_id=bos[0] if bos else None,
-            eos_token_ids=tuple(dict.fromkeys(eos)),
+            eos_token_ids=_token_ids(config, "eos_token_id"),
         )
 
     def _activation(self, config: Mapping[str, Any]) -> Activation:
@@ -96,11 +94,13 @@ class Family:
         for activation in known:
             if name == activation:
                 return activation
-        raise CheckpointError(f"hidden_act {name!r} is not supported; {' and '.join(known)} are")
+        raise CheckpointError(
+            f"hidden_act {shorten(name)} is not supported; {' and '.join(known)} are"
+        )
 
     def _refuse_unsupported(self, config: Mapping[str, Any]) -> None:
         found = [
-            f"{name}={config[name]!r}"
+            f"{name}={shorten(config[name])}"
             for name, off in self.off.items()
             if config.get(name) is not None and config[name] not in off
         ]
@@ -134,23 +134,48 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family that a config.json names; CheckpointError if it is none of FAMILIES."""
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        raise CheckpointError(f"architectures is {names!r}; expected a list of one name")
+        raise CheckpointError(f"architectures is {shorten(names)}; expected a list of one name")
     if names[0] not in FAMILIES:
         raise CheckpointError(
-            f"architecture {names[0]!r} is not supported; {', '.join(FAMILIES)} are"
+            f"architecture {shorten(names[0])} is not supported; {', '.join(FAMILIES)} are"
         )
     return FAMILIES[names[0]]
 
 
+def with_generation_config(model: ModelConfig, generation: Mapping[str, Any]) -> ModelConfig:
+    """Return the model with what a generation_config.json adds: tokens that begin and end text.
+
+    Raises  CheckpointError naming the bad field
+    """
+    bos = _token_ids(generation, "bos_token_id")
+    eos = model.eos_token_ids + _token_ids(generation, "eos_token_id")
+    return replace(
+        model,
+        bos_token_id=bos[0] if bos and model.bos_token_id is None else model.bos_token_id,
+        eos_token_ids=tuple(dict.fromkeys(eos)),
+    )
+
+
+def notices_of(config: Mapping[str, Any]) -> list[str]:
+    """Return what is passed over of a config.json that says two things of one."""
+    older, newer = config.get("rope_scaling"), config.get("rope_parameters")
+    if older and newer and older != newer:
+        return ["rope_parameters is passed over for rope_scaling, which says otherwise"]
+    return []
+
+
 def _rope(config: Mapping[str, Any], default: float) -> tuple[float, Llama3RopeScaling | None]:
-    """Return theta and the scaling, from rope_parameters or the older rope_scaling."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """Return theta and the scaling, from rope_scaling or the newer rope_parameters.
+
+    Where both are there the older goes before, as in transformers' PreTrainedConfig.
+    """
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
-        raise CheckpointError(f"rope_scaling is {scaling!r}; expected an object")
+        raise CheckpointError(f"rope_scaling is {shorten(scaling)}; expected an object")
     theta = _get(scaling, "rope_theta", float, _get(config, "rope_theta", float, default))
     if scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise CheckpointError(
-            f"not supported: partial_rotary_factor={scaling['partial_rotary_factor']!r}"
+            f"not supported: partial_rotary_factor={shorten(scaling['partial_rotary_factor'])}"
         )
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     match kind:
@@ -164,7 +189,9 @@ def _rope(config: Mapping[str, Any], default: float) -> tuple[float, Llama3RopeS
                 original_max_model_len=_get(scaling, "original_max_position_embeddings", int),
             )
         case _:
-            raise CheckpointError(f"rope type {kind!r} is not supported; default and llama3 are")
+            raise CheckpointError(
+                f"rope type {shorten(kind)} is not supported; default and llama3 are"
+            )
 
 
 def _get(config: Mapping[str, Any], name: str, kind: type[T], default: T | None = None) -> T:
@@ -174,16 +201,16 @@ def _get(config: Mapping[str, Any], name: str, kind: type[T], default: T | None 
         if default is None:
             raise CheckpointError(f"{name} is missing")
         return default
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 64:
         return kind(value)
     if type(value) is not kind:
-        raise CheckpointError(f"{name} is {value!r}; expected {kind.__name__}")
+        raise CheckpointError(f"{name} is {shorten(value)}; expected {kind.__name__}")
     return value
 
 
-def _token_ids(config: Mapping[str, Any], name: str) -> list[int]:
+def _token_ids(config: Mapping[str, Any], name: str) -> tuple[int, ...]:
     value = config.get(name)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int for i in ids):
-        raise CheckpointError(f"{name} is {value!r}; expected token ids")
-    return ids
+        raise CheckpointError(f"{name} is {shorten(value)}; expected token ids")
+    return tuple(dict.fromkeys(ids))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bitwatt.model.build import build_transformer
 from bitwatt.model.config import HeadBits, ModelConfig, Weights
+from bitwatt.model.padding import padded
 from bitwatt.model.transformer import Transformer
 
 __all__ = ["random_model"]
@@ -34,13 +35,21 @@ class _RandomSource:
         normal = torch.randn(_POOL_SIZE, generator=generator, device=device)
         self._normal = (normal * 0.02).bfloat16()
 
-    def dense(self, _name: str, /, *shape: int) -> Tensor:
+    def dense(self, _name: str, /, *shape: int, fits: torch.dtype) -> Tensor:  # noqa: ARG002
         if len(shape) == 1:  # a norm
             return torch.ones(shape, device=self._device)
         return self._fill(self._normal, *shape)
 
-    def ternary(self, _name: str, /, out_features: int, in_features: int) -> TernaryWeight:
-        codes = self._fill(self._bytes, out_features, in_features // 4)
+    def ternary(
+        self,
+        _name: str,
+        /,
+        out_features: int,
+        in_features: int,
+        *,
+        fits: torch.dtype,  # noqa: ARG002
+    ) -> TernaryWeight:
+        codes = self._fill(self._bytes, out_features, padded(in_features) // 4)
         scales = torch.full((out_features,), (1.5 / in_features) ** 0.5, device=self._device)
         return TernaryWeight(codes, scales)
 

@@ -1,5 +1,6 @@
 """Hugging Face checkpoints, against transformers' own arithmetic on the same files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,42 @@ def test_float_masters_are_ternarized_as_transformers_does(
 ) -> None:
     theirs = write_online(tmp_path, family)
     assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("bitnet", {}), ("bitnet", {"hidden_act": "silu"}), ("llama", {})],
+    ids=["relu2-sub-norms", "silu-sub-norms", "no-sub-norms"],
+)
+def test_an_mlp_that_is_no_multiple_of_64_wide_is_filled_with_zeros(
+    tmp_path: Path, family: Family, changes: dict[str, Any], backend: str
+) -> None:
+    """1bitLLM's xl has 5460, 20 past a multiple."""
+    # Of seeds 0 to 5 one moves a code that a near tie among the tokens hangs on: not this.
+    theirs = write_online(tmp_path, family, seed=1, intermediate_size=180, **changes)
+    ours = load(tmp_path, "ternary", backend)
+    assert_same_ternary_model(ours, theirs)
+    dense = load(tmp_path, "dense", backend)
+    assert ours.memory().num_parameters == dense.memory().num_parameters
+    assert dense.config.intermediate_size == 180
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"hidden_size": 96, "head_dim": 32}, "hidden_size is 96"),
+        ({"head_dim": 24}, "num_attention_heads · head_dim is 96"),
+    ],
+)
+def test_another_size_that_is_no_multiple_of_64_is_refused_ternary_and_served_dense(
+    tmp_path: Path, changes: dict[str, Any], name: str
+) -> None:
+    theirs = write_online(tmp_path, "llama", **changes)
+    with pytest.raises(CheckpointError, match=f"{name}; ternary linears take multiples of 64"):
+        load(tmp_path, "ternary")
+    difference = (logits_of(load(tmp_path, "dense")) - expected_logits(theirs)).abs()
+    assert difference.max() < 0.2  # theirs reads activations of 8 bits
 
 
 @pytest.mark.parametrize("family", ["bitnet", "llama"])
@@ -264,6 +301,14 @@ def test_float16_is_refused_for_relu2_with_the_reason(tmp_path: Path) -> None:
         load_model(tmp_path, weights="dense", backend=backend, dtype=torch.float16)
 
 
+@pytest.mark.parametrize("weights", ["ternary", "dense"])
+def test_masters_are_ternarized_with_a_notice(tmp_path: Path, weights: Weights) -> None:
+    """One line in the config.json of a model that was never ternary is all that it takes."""
+    write_online(tmp_path, "llama")
+    [notice] = load(tmp_path, weights).notices
+    assert notice.startswith(f"{tmp_path}/config.json: the linears are ternarized from float")
+
+
 def test_an_all_zero_tensor_is_a_notice(tmp_path: Path) -> None:
     write_packed(tmp_path, "bitnet", linear_class="autobitlinear")
     name = "model.layers.1.mlp.up_proj.weight"
@@ -302,6 +347,7 @@ def change_tensor(folder: Path, name: str, change: Any) -> None:
         (UP, lambda t: torch.full((192, 128), -128.0), "besides -1, 0 and 1"),
         (UP, lambda t: torch.full((192, 128), torch.nan), "besides -1, 0 and 1"),
         (UP, lambda t: t.short().repeat(4, 1), "int16"),
+        (UP, lambda t: t.char(), "int8; expected a .*float, or ternary values packed in .*uint8"),
         (f"{UP}_scale", lambda t: t * 0, "one finite number but 0"),
         (f"{UP}_scale", lambda t: t * torch.nan, "one finite number"),
         (f"{UP}_scale", lambda t: t.expand(2).clone(), "one finite"),
@@ -326,12 +372,147 @@ def test_masters_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         load(tmp_path, "ternary")
 
 
+def not_finite(value: float) -> Any:
+    """Return a change of a tensor that sets its last value."""
+
+    def change(tensor: Tensor) -> Tensor:
+        tensor.view(-1)[-1] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.layers.1.post_attention_layernorm.weight",
+        UP,
+    ],
+)
+def test_values_that_are_not_finite_are_refused_with_their_tensor(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    write_dense(tmp_path)
+    change_tensor(tmp_path, name, not_finite(value))
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path, "dense")
+    assert str(error.value) == (
+        f"{tmp_path}/model.safetensors: tensor {name!r} has values that are not finite"
+    )
+
+
+def test_values_are_finite_in_the_dtype_they_are_served_in(tmp_path: Path) -> None:
+    write_dense(tmp_path)
+    backend = choose_backend(torch.device("cpu"), "torch").backend
+    change_tensor(tmp_path, "lm_head.weight", not_finite(7e4))
+    load(tmp_path, "dense")
+    load_model(tmp_path, weights="dense", backend=backend, dtype=torch.bfloat16)
+    with pytest.raises(CheckpointError, match=r"lm_head.weight.*7e\+04, too large for .*float16"):
+        load_model(tmp_path, weights="dense", backend=backend, dtype=torch.float16)
+    change_tensor(tmp_path, "lm_head.weight", not_finite(3.4e38))  # bfloat16 rounds it to infinity
+    with pytest.raises(CheckpointError, match=r"lm_head.weight.*too large for .*bfloat16"):
+        load_model(tmp_path, weights="dense", backend=backend, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("weights", ["ternary", "dense"])
+def test_a_scale_whose_sums_overflow_is_refused(tmp_path: Path, weights: Weights) -> None:
+    write_packed(tmp_path, "bitnet", linear_class="autobitlinear")
+    change_tensor(tmp_path, f"{UP}_scale", lambda t: t * 0 + 1e38)
+    with pytest.raises(CheckpointError, match=f"{UP}_scale.*1e\\+38, whose sums are too large"):
+        load(tmp_path, weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_is_not_the_embedding_is_served_though_the_config_ties_them(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    write_dense(tmp_path)
+    expected = logits_of(load(tmp_path, "dense"))
+    edit_config(tmp_path, tie_word_embeddings=True)
+    model = load(tmp_path, "dense")
+    assert torch.equal(logits_of(model), expected)
+    assert not model.config.is_tied
+    [notice] = model.notices
+    assert "'lm_head.weight' is served as the head: it is not the embedding" in notice
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    change_tensor(tmp_path, "model.embed_tokens.weight", lambda _: embedding.to(dtype))
+    change_tensor(tmp_path, "lm_head.weight", lambda _: embedding.to(dtype).clone())
+    model = load(tmp_path, "dense")
+    assert model.config.is_tied
+    assert model.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; the folder holds 21"),
+        ({"num_hidden_layers": 3}, "no tensor 'model.layers.2.input_layernorm.weight'"),
+        ({"vocab_size": 10**9}, r"\[320, 128\]; expected \[1000000000, 128\]"),
+        ({"intermediate_size": 10**9}, r"\[192, 128\]; expected \[1000000000, 128\]"),
+        ({"head_dim": 10**8}, r"\[128, 128\]; expected \[400000000, 128\]"),
+    ],
+)
+def test_sizes_are_held_against_the_tensors_before_anything_is_made(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    write_dense(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path, "dense")
+
+
+def test_a_context_that_no_one_asked_for_is_bounded_and_said(tmp_path: Path) -> None:
+    write_dense(tmp_path, max_position_embeddings=1 << 24)
+    model = load(tmp_path, "dense", "torch")
+    assert model.config.max_model_len == (64 << 20) // (4 * 32)
+    [notice] = model.notices
+    assert notice == (
+        "the context is 524288 tokens of the model's 16777216, so that the rotary table takes "
+        "64 MiB (--max-model-len sets another)"
+    )
+    assert load(tmp_path, "dense", "torch", max_model_len=300).notices == ()
+
+
+@pytest.mark.parametrize("field", ["eos_token_id", "bos_token_id"])
+def test_a_token_outside_the_vocabulary_is_refused_with_its_file(
+    tmp_path: Path, field: str
+) -> None:
+    write_dense(tmp_path)
+    edit_config(tmp_path, bos_token_id=None)
+    (tmp_path / "generation_config.json").write_text(json.dumps({field: 320}))
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path, "dense")
+    assert str(error.value) == (
+        f"{tmp_path}/generation_config.json: {field} is 320; the vocabulary has 320 tokens"
+    )
+
+
+@pytest.mark.parametrize(
+    "kept", [["lm_head", "model.embed_tokens"], ["model.norm", "lm_head", "embed_tokens"], None]
+)
+def test_modules_that_are_no_linears_may_be_named_as_not_converted(
+    tmp_path: Path, kept: list[str] | None
+) -> None:
+    write_packed(tmp_path, "llama", linear_class="bitlinear")
+    expected = logits_of(load(tmp_path, "ternary"))
+    quantization = {"quant_method": "bitnet", "modules_to_not_convert": kept}
+    edit_config(tmp_path, quantization_config=quantization)
+    assert torch.equal(logits_of(load(tmp_path, "ternary")), expected)
+
+
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [
         ({"quant_method": "gptq"}, "'gptq' is not supported"),
         ({"quant_method": "bitnet", "use_rms_norm": True}, "use_rms_norm"),
         ({"quant_method": "bitnet", "modules_to_not_convert": ["o_proj"]}, "o_proj"),
+        ({"quant_method": "bitnet", "modules_to_not_convert": ["model.norm"]}, "model.norm"),
+        ({"quant_method": "bitnet", "modules_to_not_convert": {"lm_head": 1}}, "lm_head"),
+        ({"quant_method": "bitnet", "modules_to_not_convert": [["lm_head"]]}, "lm_head"),
         ({"quant_method": "bitnet", "linear_class": "trilinear"}, "trilinear"),
         ("bitnet", "expected an object"),
     ],
@@ -345,8 +526,32 @@ def test_other_quantizations_are_refused_by_name(
         load(tmp_path, "ternary")
 
 
-def test_a_path_without_a_model_says_what_is_wanted(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
-        load(tmp_path / "nowhere", "ternary")
-    with pytest.raises(CheckpointError, match="is none of: a Hugging Face folder"):
+def test_a_path_without_a_model_says_what_is_wanted_and_what_is_there(tmp_path: Path) -> None:
+    def refusal(path: Path) -> str:
+        with pytest.raises(CheckpointError, match="is none of: a Hugging Face folder") as error:
+            load(path, "ternary")
+        return str(error.value)
+
+    assert "does not exist" in refusal(tmp_path / "nowhere")
+    assert "`hf download`" in refusal(Path("microsoft/bitnet-b1.58-2B-4T"))
+    assert refusal(tmp_path).endswith("It is an empty folder")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert refusal(tmp_path).endswith("It has no config.json")
+    assert "is not a folder but a GGUF file" in refusal(tmp_path / "model.gguf")
+    (tmp_path / "config.json").write_text("{}")
+    assert refusal(tmp_path).endswith("It has its weights as GGUF (model.gguf), which is not read")
+    (tmp_path / "model.gguf").rename(tmp_path / "pytorch_model.bin")
+    assert "its weights as pickles (pytorch_model.bin), which are not read" in refusal(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert refusal(tmp_path).endswith("It has no weights")
+
+
+def test_a_folder_without_permission_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)  # root may read every folder
+    with pytest.raises(CheckpointError, match="It can't be read: Permission denied"):
         load(tmp_path, "ternary")

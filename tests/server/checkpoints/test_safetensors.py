@@ -1,12 +1,15 @@
 """Files that are broken, cut short or hostile end in a CheckpointError, never in a crash."""
 
 import json
+import os
+import socket
 import struct
 from pathlib import Path
 
 import pytest
 import torch
-from bitwatt.checkpoints.safetensors import SafetensorsFolder, read_json
+from bitwatt.checkpoints.files import read_json
+from bitwatt.checkpoints.safetensors import SafetensorsFolder
 from bitwatt.errors import CheckpointError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -61,6 +64,7 @@ def test_any_damaged_file_is_refused_or_read_within_its_bounds(
         b"",
         b"\xff" * 8,
         struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 9 << 20).ljust(10 << 20, b" "),
         struct.pack("<Q", 100) + b"{}",
         file_of([]),
         file_of({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 400]}}),
@@ -100,7 +104,7 @@ def test_shards_are_found_through_their_index(tmp_path: Path) -> None:
         ({"a": 3}, "no file name in its folder"),
         ({"a": ["1.safetensors"]}, "no file name in its folder"),
         ({"a": "3.safetensors"}, r"3\.safetensors"),
-        ({"a": "1.safetensors", "c": "2.safetensors"}, "the index places in None"),
+        ({"a": "1.safetensors", "c": "2.safetensors"}, "which the index places nowhere"),
         ({"a": "1.safetensors", "b": "1.safetensors"}, r"1\.safetensors lacks 'b'"),
     ],
 )
@@ -108,6 +112,77 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, weight_map: object, messa
     write_shards(tmp_path, weight_map)
     with pytest.raises(CheckpointError, match=message):
         read_all(tmp_path)
+
+
+def test_a_stale_copy_of_a_tensor_is_passed_over_for_the_indexs_place(tmp_path: Path) -> None:
+    write_shards(tmp_path, {"a": "1.safetensors", "b": "2.safetensors"})
+    save_file(TENSORS | {"a": torch.zeros(9)}, tmp_path / "2.safetensors")
+    tensors = SafetensorsFolder(tmp_path)
+    assert torch.equal(tensors.read("a"), TENSORS["a"])
+    [notice] = tensors.notices
+    assert notice == (
+        f"{tmp_path}/2.safetensors: tensor 'a' is passed over: the index places it in 1.safetensors"
+    )
+
+
+def test_a_stale_index_is_passed_over_for_the_file_beside_it(tmp_path: Path) -> None:
+    write_shards(tmp_path, {"a": "gone.safetensors"})
+    (tmp_path / "model.safetensors").write_bytes(GOOD)
+    assert set(read_all(tmp_path)) == {"a", "b"}
+    assert "index.json is passed over" in SafetensorsFolder(tmp_path).notices[0]
+
+
+def test_a_git_lfs_pointer_is_called_that(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+    (tmp_path / "model.safetensors").write_bytes(pointer)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a Git LFS pointer"):
+        read_all(tmp_path)
+    (tmp_path / "config.json").write_bytes(pointer)
+    with pytest.raises(CheckpointError, match=r"config\.json is a Git LFS pointer"):
+        read_json(tmp_path / "config.json")
+
+
+def make_special(path: Path, kind: str) -> None:
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "zeros":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as unix:
+                unix.bind(str(path))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "folder", "socket"])
+def test_what_is_no_regular_file_is_refused_without_being_opened(tmp_path: Path, kind: str) -> None:
+    make_special(tmp_path / "config.json", kind)
+    make_special(tmp_path / "model.safetensors", kind)
+    with pytest.raises(CheckpointError, match=r"config\.json is not a regular file"):
+        read_json(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a regular file"):
+        read_all(tmp_path)
+
+
+def test_a_file_without_permission_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_args: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(Path, "open", refuse)  # root may read every file
+    with pytest.raises(CheckpointError) as error:
+        read_json(tmp_path / "config.json")
+    assert str(error.value) == f"{tmp_path}/config.json can't be read: Permission denied"
+
+
+def test_json_of_too_many_bytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no room
+    with pytest.raises(CheckpointError, match="1099511627776 bytes; at most 2097152"):
+        read_json(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])

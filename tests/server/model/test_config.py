@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bitwatt.errors import CheckpointError
 from bitwatt.model.config import Llama3RopeScaling, ModelConfig
-from bitwatt.model.families import family_of
+from bitwatt.model.families import family_of, notices_of, with_generation_config
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -34,7 +34,7 @@ LLAMA3_ROPE = {
 
 def read(generation: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
     config = LLAMA | changes
-    return family_of(config).read_config(config, generation)
+    return with_generation_config(family_of(config).read_config(config), generation or {})
 
 
 def test_a_llama_config_is_read_field_by_field() -> None:
@@ -79,6 +79,27 @@ def test_rope_is_read_from_the_older_and_the_newer_field() -> None:
     assert read(rope_parameters=LLAMA3_ROPE).rope_scaling == scaling
 
 
+def test_of_two_ropes_that_differ_the_older_field_is_served_and_the_newer_named() -> None:
+    newer = {"rope_type": "default", "rope_theta": 1e6}
+    both = {"rope_scaling": LLAMA3_ROPE, "rope_parameters": newer}
+    assert read(**both) == read(rope_scaling=LLAMA3_ROPE)
+    assert read(**both | {"rope_scaling": None}).rope_theta == 1e6
+    [notice] = notices_of(both)
+    assert notice.startswith("rope_parameters is passed over for rope_scaling")
+    assert notices_of({"rope_scaling": newer, "rope_parameters": newer}) == []
+    assert notices_of({"rope_scaling": None, "rope_parameters": newer}) == []
+
+
+@pytest.mark.parametrize("token_id", [-1, 320, 10**30])
+@pytest.mark.parametrize("name", ["eos_token_id", "bos_token_id"])
+def test_a_token_outside_the_vocabulary_is_refused_in_either_file(name: str, token_id: int) -> None:
+    message = f"{name} is {token_id}; the vocabulary has 320 tokens"
+    with pytest.raises(CheckpointError, match=message):
+        read(**{name: token_id})
+    with pytest.raises(CheckpointError, match=message):
+        read({name: [token_id] if name == "eos_token_id" else token_id})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -108,6 +129,18 @@ def test_rope_is_read_from_the_older_and_the_newer_field() -> None:
         ({"max_position_embeddings": 10**12}, "max_model_len is 1000000000000; at most"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps"),
         ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"rope_theta": 0.5}, "rope_theta is 0.5"),
+        ({"rms_norm_eps": 1e-60}, "rms_norm_eps 1e-60"),
+        ({"rms_norm_eps": int("9" * 401)}, "rms_norm_eps is 9{80}…; expected float"),
+        ({"vocab_size": 10**30}, "vocab_size is 10{30}; at most 2147483648"),
+        ({"num_hidden_layers": -(10**400)}, "num_layers is -10{78}…; it must be at least 1"),
+        ({"rope_scaling": LLAMA3_ROPE | {"factor": 1e-30}}, "factor 1e-30"),
+        ({"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": float("nan")}}, "low_freq_factor nan"),
+        (
+            {"rope_scaling": LLAMA3_ROPE | {"original_max_position_embeddings": 10**400}},
+            "original_max_position_embeddings 10{79}…; it must be 1 to",
+        ),
         ({"eos_token_id": "2"}, "eos_token_id"),
     ],
 )
