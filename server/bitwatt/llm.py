@@ -276,8 +276,6 @@ class LLM:
                             self._core.abort([name])
         finally:
             self._core.abort(sorted(unfinished))
-            if self._core.has_work:
-                self._core.step()  # takes the step that was under way, whose tokens nobody wants
 
 
 class _Pending:

@@ -59,6 +59,14 @@ def test_a_wrong_setting_is_named_with_its_value_and_limit(capsys, args, said):
     assert said in error
 
 
+def test_an_empty_folder_and_a_gguf_file_are_called_that(capsys, tmp_path):
+    _, _, error = run(capsys, "serve", str(tmp_path))
+    assert "is an empty folder" in error
+    (tmp_path / "model.gguf").touch()
+    _, _, error = run(capsys, "serve", str(tmp_path / "model.gguf"))
+    assert "is not a folder but a GGUF file" in error
+
+
 def test_a_wrong_variable_is_named_too(capsys, monkeypatch):
     monkeypatch.setenv("BITWATT_MAX_QUEUE", "-1")
     status, _, error = run(capsys, "serve")
@@ -125,6 +133,7 @@ def test_the_embedded_pair_is_served_without_a_path():
 def test_compare_serves_one_checkpoint_with_both_weights(tmp_path):
     folder = tmp_path / "my-model"
     folder.mkdir()
+    (folder / "config.json").touch()
     names = [m.name for m in models_to_serve(make_settings(path=folder, compare=True))]
     assert names == ["my-model", "my-model-fp16"]
     [only] = models_to_serve(make_settings(path=folder, served_model_name="x", weights="dense"))
@@ -132,6 +141,7 @@ def test_compare_serves_one_checkpoint_with_both_weights(tmp_path):
 
 
 def test_fp16_is_another_name_of_dense_weights(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
     assert make_settings(path=tmp_path, weights="fp16").weights == "dense"
     monkeypatch.setenv("BITWATT_WEIGHTS", "fp16")
     assert make_settings(path=tmp_path).weights == "dense"

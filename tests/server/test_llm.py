@@ -190,7 +190,8 @@ def test_a_prompt_that_is_wrong_is_refused_before_anything_runs(llm, prompts, sa
     with pytest.raises(InvalidRequestError, match=said) as error:
         llm.generate([PROMPT, *prompts], GREEDY)
     assert error.value.param == param
-    assert not llm._core.has_work
+    stats = llm._core.stats()
+    assert stats.num_running == stats.num_waiting == 0
 
 
 @pytest.mark.parametrize(
@@ -279,6 +280,11 @@ def test_a_request_that_the_engine_gives_up_is_an_error_of_ours(llm, monkeypatch
 
 
 def test_a_folder_that_is_no_model_is_an_error_of_ours(tmp_path):
+    with pytest.raises(CheckpointError, match="is an empty folder"):
+        LLM(tmp_path)
+    with pytest.raises(CheckpointError, match="`hf download`"):
+        LLM("microsoft/bitnet-b1.58-2B-4T")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
         LLM(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"nonsense": 1}))

@@ -25,6 +25,7 @@ from bitwatt.scheduling.scheduler import Scheduler
 __all__ = ["build_engine"]
 
 _DEFAULT_CPU_KV_CACHE_BYTES = 1 << 30
+_MIN_DEFAULT_MODEL_LEN = 2048  # a context is not shortened further
 _DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -66,8 +67,7 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         max_model_len=config.max_model_len,
         head_bits=config.head_bits,
     )
-    max_model_len = model.config.max_model_len
-    kv_cache = _make_kv_cache(config, model, max_model_len)
+    kv_cache, max_model_len = _make_kv_cache(config, model)
     scheduler = _make_scheduler(config, kv_cache.num_blocks, max_model_len)
     runner = ModelRunner(
         model,
@@ -76,7 +76,7 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=max_model_len,
     )
-    info = _describe(config, choice, model, kv_cache, time.monotonic() - started)
+    info = _describe(config, choice, model, kv_cache, max_model_len, time.monotonic() - started)
     return EngineCore(scheduler, runner), info
 
 
@@ -139,19 +139,28 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _make_kv_cache(config: EngineConfig, model: Transformer, max_model_len: int) -> KVCache:
+def _make_kv_cache(config: EngineConfig, model: Transformer) -> tuple[KVCache, int]:
+    """Return the cache and the context, which is shortened where neither of the two was asked for.
+
+    Raises  EngineStartError where the cache holds no sequence of full length
+    """
+    max_model_len = model.config.max_model_len
     bytes_per_block = KVCache.bytes_per_block(model.config, model.dtype)
     most = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)  # all sequences at full length
     num_blocks = min(most, _kv_cache_bytes(config, model) // bytes_per_block)
-    if num_blocks * BLOCK_SIZE < max_model_len:
+    num_tokens = num_blocks * BLOCK_SIZE
+    is_default = config.max_model_len is None and config.kv_cache_bytes is None
+    if is_default and _MIN_DEFAULT_MODEL_LEN <= num_tokens < max_model_len:
+        max_model_len = num_tokens
+    if num_tokens < max_model_len:
         raise EngineStartError(
-            f"the KV cache holds {num_blocks * BLOCK_SIZE} tokens; one sequence may have "
+            f"the KV cache holds {num_tokens} tokens; one sequence may have "
             f"{max_model_len}: raise --kv-cache-bytes "
             f"(a token takes {bytes_per_block // BLOCK_SIZE} bytes) or lower --max-model-len"
         )
     kv_cache = KVCache(model.config, num_blocks, model.dtype, model.backend.device)
     kv_cache.layers.zero_()  # takes the memory now; growing into it for hours would look a leak
-    return kv_cache
+    return kv_cache, max_model_len
 
 
 def _kv_cache_bytes(config: EngineConfig, model: Transformer) -> int:
@@ -177,6 +186,7 @@ def _describe(
     choice: BackendChoice,
     model: Transformer,
     kv_cache: KVCache,
+    max_model_len: int,
     load_s: float,
 ) -> EngineInfo:
     device = choice.backend.device
@@ -186,6 +196,11 @@ def _describe(
         f"backend {name} was passed over: {reason}" for name, reason in choice.passed_over.items()
     ]
     notices += model.notices
+    if max_model_len < model.config.max_model_len:
+        notices.append(
+            f"the context is {max_model_len} tokens of the model's {model.config.max_model_len}, "
+            "as many as the KV cache holds (--max-model-len and --kv-cache-bytes set others)"
+        )
     return EngineInfo(
         weights=config.weights,
         backend=choice.backend.name,
@@ -194,7 +209,7 @@ def _describe(
         dtype=config.dtype,
         num_parameters=memory.num_parameters,
         vocab_size=model.config.vocab_size,
-        max_model_len=model.config.max_model_len,
+        max_model_len=max_model_len,
         eos_token_ids=list(model.config.eos_token_ids),
         num_blocks=kv_cache.num_blocks,
         block_size=BLOCK_SIZE,

@@ -1,9 +1,13 @@
 """An engine's configuration is checked where it is made, and building says why it can't."""
 
+import json
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from bitwatt import LLM, builtin
+from bitwatt.engine import build
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import _ACCEPTED, EngineConfig, decode_to_engine, encode
 from bitwatt.errors import BitwattError, ConfigurationError, EngineStartError
@@ -112,3 +116,30 @@ def test_an_engine_that_is_well_has_nothing_to_notice() -> None:
     assert info.notices == []
     assert info.weights == "ternary"
     assert info.memory.kv_cache_bytes > 0
+
+
+def test_a_context_that_the_default_kv_cache_cannot_hold_is_shortened_and_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A model of 32k tokens was once refused on a CPU with default flags."""
+    folder = tmp_path / "model"
+    shutil.copytree(builtin.TERNARY, folder)
+    path = folder / "config.json"
+    changed = json.loads(path.read_text()) | {"max_position_embeddings": 32768}
+    path.write_text(json.dumps(changed))
+    config = EngineConfig(model_path=str(folder), backend="torch", max_num_seqs=1)
+    core, info = build_engine(config)
+    core.close()
+    bytes_per_token = info.memory.kv_cache_bytes // (info.num_blocks * info.block_size)
+    monkeypatch.setattr(build, "_DEFAULT_CPU_KV_CACHE_BYTES", 4096 * bytes_per_token)
+    core, info = build_engine(config)
+    core.close()
+    assert info.max_model_len == info.num_blocks * info.block_size == 4096
+    [notice] = info.notices
+    assert notice.startswith("the context is 4096 tokens of the model's 32768, as many as the KV")
+    for asked in ({"max_model_len": 8192}, {"kv_cache_bytes": 4096 * bytes_per_token}):
+        with pytest.raises(EngineStartError, match="the KV cache holds 4096 tokens"):
+            build_engine(msgspec.structs.replace(config, **asked))
+    monkeypatch.setattr(build, "_DEFAULT_CPU_KV_CACHE_BYTES", 1024 * bytes_per_token)
+    with pytest.raises(EngineStartError, match="the KV cache holds 1024 tokens"):
+        build_engine(config)

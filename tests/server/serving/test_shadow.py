@@ -258,6 +258,7 @@ async def test_a_mirror_that_can_not_be_is_refused(app, word, said):
 
 
 def test_the_setting_needs_a_pair(tmp_path):
+    (tmp_path / "config.json").touch()
     assert ServeSettings(shadow_percent=5).shadow_percent == 5
     for settings in ({"compare": False}, {"path": tmp_path}):
         with pytest.raises(ValueError, match="--shadow-percent mirrors to a second model"):
