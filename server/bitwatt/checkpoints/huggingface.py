@@ -85,7 +85,7 @@ class HuggingFaceCheckpoint:
     def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
         tensor = self._read(name, shape)
         self._expect_float(name, tensor)
-        low, high = tensor.aminmax()  # 7 GB/s on one core of a Xeon; isfinite().all() 0.1
+        low, high = tensor.aminmax()  # 13 GB/s on a core of an EPYC; isfinite().all() 0.4
         if not (low.isfinite() and high.isfinite()):  # a NaN is both
             raise self._error(name, "has values that are not finite")
         if not (low.to(fits).isfinite() and high.to(fits).isfinite()):
