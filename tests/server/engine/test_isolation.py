@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 from tests.server.engine.test_exactness import CONFIG, Limits, make_core, make_model
 
+pytestmark = pytest.mark.slow
+
 NUM_STREAMS = 8
 STREAM_TOKENS = 12
 VOCAB_SIZE = 97

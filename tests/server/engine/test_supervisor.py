@@ -24,6 +24,8 @@ from tests.server.engine.test_client import Engine, collect, make_submit, model_
 
 __all__ = ["model_path"]
 
+pytestmark = pytest.mark.slow
+
 
 async def until(is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
