@@ -135,12 +135,12 @@ class Sampler:
         )
         if failures:
             tokens[list(failures)] = NO_TOKEN
-        indices = tokens.clamp(min=0)
-        self._count(indices, rows)
+        if self._counts is not None:
+            self._count(tokens.clamp(min=0), rows)
         logprobs = None
         if log_probabilities is not None and num_logprobs is not None:
             top = log_probabilities.topk(num_logprobs, dim=-1)
-            sampled = log_probabilities.gather(1, indices[:, None])[:, 0]
+            sampled = log_probabilities.gather(1, tokens.clamp(min=0)[:, None])[:, 0]
             logprobs = LogprobsBatch(sampled, top.values, top.indices)
         return Sampled(tokens, logprobs, failures)
 
@@ -216,5 +216,7 @@ def _argmax(logits: Tensor) -> Tensor:
         return tokens.where(best.abs() < torch.inf, NO_TOKEN)
     values = logits.numpy()
     indices = values.argmax(axis=-1)
-    indices[~np.isfinite(values[np.arange(len(indices)), indices])] = NO_TOKEN
+    are_finite = np.isfinite(values[np.arange(len(indices)), indices])
+    if not are_finite.all():
+        indices[~are_finite] = NO_TOKEN
     return torch.from_numpy(indices)
