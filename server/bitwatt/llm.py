@@ -8,7 +8,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from bitwatt.engine.build import build_engine
-from bitwatt.engine.messages import EngineConfig, EngineInfo, Submit, TokenLogprobs, TokenOutput
+from bitwatt.engine.messages import (
+    EngineConfig,
+    EngineInfo,
+    Submit,
+    TokenLogprobs,
+    TokenOutput,
+    merged,
+)
 from bitwatt.errors import (
     CheckpointError,
     ConfigurationError,
@@ -290,9 +297,18 @@ class _Pending:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._finish_reason: FinishReasonName | None = None
+        # Only a stop string must be seen at once; all else is read when the engine has ended the
+        # choice, for the next step would wait for this thread's Python.
+        self._reads_at_once = bool(params.stop_strings)
+        self._unread: list[TokenOutput] = []
 
     def read(self, output: TokenOutput) -> bool:
         """Take what is new; return whether that was the last. Raises RequestFailedError."""
+        if not self._reads_at_once:
+            self._unread.append(output)
+            if output.finish_reason is None:
+                return False
+            output = merged(self._unread)
         before = self._reader.num_tokens
         delta = self._reader.read(output)
         num_new = self._reader.num_tokens - before

@@ -1,10 +1,7 @@
 """The API process's handle on one engine: start, submit, abort; a Supervisor keeps it running."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
-
-import msgspec
 
 from bitwatt.engine.messages import (
     Abort,
@@ -16,6 +13,7 @@ from bitwatt.engine.messages import (
     StepOutputs,
     Submit,
     TokenOutput,
+    merged,
 )
 from bitwatt.engine.supervisor import Supervisor
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
@@ -31,7 +29,7 @@ class _Stream:
     def __init__(self, num_prompt_tokens: int) -> None:
         self.num_prompt_tokens = num_prompt_tokens
         self.num_tokens = 0
-        self._outputs: deque[TokenOutput] = deque()
+        self._outputs: list[TokenOutput] = []
         self._error: RequestFailedError | None = None
         self._changed = asyncio.Event()
 
@@ -51,19 +49,9 @@ class _Stream:
                 raise self._error
             self._changed.clear()
             await self._changed.wait()
-        output = self._outputs.popleft()
-        return _merge(output, self._outputs) if self._outputs else output
-
-
-def _merge(first: TokenOutput, rest: deque[TokenOutput]) -> TokenOutput:
-    token_ids = list(first.token_ids)
-    logprobs = list(first.logprobs)
-    last = first
-    while rest:
-        last = rest.popleft()
-        token_ids += last.token_ids
-        logprobs += last.logprobs
-    return msgspec.structs.replace(last, token_ids=token_ids, logprobs=logprobs)
+        outputs = list(self._outputs)
+        self._outputs.clear()
+        return merged(outputs)
 
 
 class EngineClient:

@@ -1,7 +1,7 @@
 """What travels between the API process and an engine process: msgspec structs, never pickles."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import msgspec
@@ -28,6 +28,7 @@ __all__ = [
     "decode_from_engine",
     "decode_to_engine",
     "encode",
+    "merged",
 ]
 
 
@@ -193,6 +194,17 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None
+
+
+def merged(outputs: Sequence[TokenOutput]) -> TokenOutput:
+    """Return outputs of one request, in order, as one: all their tokens, the last one's end."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return msgspec.structs.replace(
+        outputs[-1],
+        token_ids=[token_id for output in outputs for token_id in output.token_ids],
+        logprobs=[entry for output in outputs for entry in output.logprobs],
+    )
 
 
 class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
