@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 
 import zmq
 
@@ -36,6 +35,7 @@ from bitwatt.errors import BitwattError
 __all__ = ["HEARTBEAT_S", "main"]
 
 HEARTBEAT_S = 0.5
+_LAST_WORDS_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,13 @@ class _Loop:
         return self._core.stats(rss_anon_bytes=self._rss_anon_bytes)
 
 
+def _tell_why(socket: zmq.Socket[bytes], error: Exception) -> None:
+    """Send the engine's last words; a parent that is MAX_STEPS_AHEAD behind gets time to read."""
+    if socket.poll(int(_LAST_WORDS_S * 1000), zmq.POLLOUT):
+        told = f"the engine can't go on: {type(error).__name__}: {error}"
+        socket.send(encode(Failed(told)))
+
+
 def main() -> None:
     """Run the engine at the socket address, for the parent, given as arguments."""
     address, parent_id = sys.argv[1], int(sys.argv[2])
@@ -128,9 +135,7 @@ def main() -> None:
             _Loop(socket, core, parent_id).run()
         except Exception as error:
             logger.exception("the engine can't go on")
-            with suppress(zmq.Again):
-                told = f"the engine can't go on: {type(error).__name__}: {error}"
-                socket.send(encode(Failed(told)), zmq.NOBLOCK)
+            _tell_why(socket, error)
             sys.exit(1)
         finally:
             core.close()

@@ -182,8 +182,10 @@ class Supervisor:
         tasks = {reader, exited, watchdog}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if exited.done() and not reader.done():
-                # Its last words may still be on the way.
+            num_read = -1
+            while exited.done() and not reader.done() and num_read != self._num_messages:
+                # Its last words may still be on the way, behind others.
+                num_read = self._num_messages
                 await asyncio.wait([reader], timeout=0.2)
             if reader.done():
                 return reader.result()

@@ -10,12 +10,13 @@ import zmq
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import (
     EngineConfig,
+    Failed,
     StepOutputs,
     Submit,
     decode_from_engine,
     encode,
 )
-from bitwatt.engine.process import _Loop
+from bitwatt.engine.process import _Loop, _tell_why
 from bitwatt.scheduling.request import ResolvedSampling
 
 
@@ -58,3 +59,26 @@ def test_an_engine_waits_for_a_reader_that_is_behind_and_loses_nothing(tmp_path:
             loop._parent = -1  # as if the parent had gone
             thread.join()
     core.close()
+
+
+def test_the_last_words_of_an_engine_reach_a_reader_that_is_behind() -> None:
+    """With the socket full they were dropped, and the parent knew of an exit status alone."""
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.PAIR) as ours,
+        context.socket(zmq.PAIR) as its,
+    ):
+        ours.rcvhwm = its.sndhwm = 1
+        ours.bind("inproc://engine")
+        its.connect("inproc://engine")
+        num_before = 0
+        while its.poll(0, zmq.POLLOUT):
+            its.send(b"a step's outputs")
+            num_before += 1
+        thread = Thread(target=_tell_why, args=(its, RuntimeError("no such block")))
+        thread.start()
+        for _ in range(num_before):
+            assert ours.recv() == b"a step's outputs"
+        message = decode_from_engine(ours.recv())
+        thread.join()
+    assert message == Failed("the engine can't go on: RuntimeError: no such block")
