@@ -17,23 +17,34 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/bitwatt
 WORKDIR /src
+ENV WHEEL_WITH_TWIN=true
+
+FROM build AS wheel
+COPY deploy/locked deploy/locked
+RUN pip install --no-cache-dir --require-hashes -r deploy/locked/build.txt
+COPY . .
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM build AS build-cpu
-# PyTorch's own index for CPUs has builds without CUDA, gigabytes smaller: give its address here.
+COPY deploy/locked deploy/locked
+# PyTorch's own index for CPUs has builds without CUDA, gigabytes smaller: give its address here. Pip
+# takes them from its own settings, too, where LOCKED is cpu.
 ARG TORCH_INDEX=
-# hadolint ignore=DL3013
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} 'torch>=2.11,<2.14'
-COPY . .
-# Kernels that don't compile are no error to pip, which installs the rest: the library must be there.
-# hadolint ignore=DL3013
-RUN pip install --no-cache-dir '.[otel]' \
+ARG LOCKED=
+RUN default=${TORCH_INDEX:+cpu} \
+    && pip install --no-cache-dir --require-hashes \
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
+        -r "deploy/locked/${LOCKED:-${default:-cuda}}.txt"
+# Kernels that don't compile are no error to pip, which builds the rest: the library must be there.
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-cache-dir --no-deps /wheels/*.whl \
     && ls "$(python -c 'import bitwatt_kernels.cpu as c; print(*c.__path__)')/bitwatt_cpu.so"
 
 FROM build AS build-gpu
-RUN pip install --no-cache-dir 'torch>=2.11,<2.14'
-COPY . .
-# hadolint ignore=DL3013
-RUN pip install --no-cache-dir '.[nvidia,otel]' \
+COPY deploy/locked deploy/locked
+RUN pip install --no-cache-dir --require-hashes -r deploy/locked/cuda.txt
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-cache-dir --no-deps /wheels/*.whl \
     && ls "$(python -c 'import bitwatt_kernels.cpu as c; print(*c.__path__)')/bitwatt_cpu.so"
 
 FROM base AS runtime

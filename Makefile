@@ -7,12 +7,12 @@ BIN := .venv/bin
 INSTALLED_FROM := pyproject.toml .venv/.modules kernels/bitwatt_kernels/cpu/CMakeLists.txt \
 	$(wildcard kernels/bitwatt_kernels/cpu/csrc/*)
 
-.PHONY: serve test check fmt bench gpu clean always
+.PHONY: serve test check fmt bench gpu wheel clean always
 
 serve: .venv/.installed
 	$(BIN)/bitwatt serve $(ARGS)
 
-# A worker a core, a module a worker, in the order of tests/conftest.py. ARGS="-n 0" runs the tests
+# As many workers as tests/conftest.py says, a module a worker, in its order. ARGS="-n 0" runs the tests
 # in one process.
 test: .venv/.installed-dev
 	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder $(ARGS)
@@ -34,8 +34,14 @@ bench: .venv/.installed
 gpu:
 	PYTHONPATH=server:kernels:clients/python $(PYTHON) -m bitwatt.bench.gpu $(ARGS)
 
+# The native kernels are compiled in; the embedded pair's twin stays in the repository.
+wheel: .venv/.installed-dev
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+
 clean:
-	rm -rf .venv build
+	rm -rf .venv build dist
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \

@@ -4,7 +4,7 @@
 #   deploy/build_in_chroot.sh [cpu|gpu]
 #
 #   CHROOT_IMAGE_DIR      folder for everything, gigabytes that are deleted at the end
-#   TORCH_INDEX           as for docker build
+#   TORCH_INDEX, LOCKED   as for docker build
 #   PIP_CONFIG_FILE       pip's settings for the build, which sees them as /etc/pip.conf
 #   CHROOT_EXTRA_VOLUMES  absolute paths those settings name, with spaces; the build may only read
 set -euo pipefail
@@ -76,6 +76,9 @@ build_image() {
     local options=(--build-arg BASE=localhost/base) path
     if [ -n "${TORCH_INDEX:-}" ]; then
         options+=(--build-arg "TORCH_INDEX=$TORCH_INDEX")
+    fi
+    if [ -n "${LOCKED:-}" ]; then
+        options+=(--build-arg "LOCKED=$LOCKED")
     fi
     if [ -n "${PIP_CONFIG_FILE:-}" ]; then
         options+=(--volume "$(realpath "$PIP_CONFIG_FILE"):/etc/pip.conf:ro")

@@ -4,15 +4,31 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
 
 from tests.extent import TEST_ALL
+
+# How long an example takes is the machine's affair.
+settings.register_profile("bitwatt", deadline=None)
+settings.load_profile("bitwatt")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return three workers for two cores: many a test waits for a restart, a time limit or a page.
+
+    `-n logical` asks for it.
+    """
+    cores = os.cpu_count() or 1
+    return cores + cores // 2
 
 
 def pytest_configure() -> None:
     """Give a worker its share of the cores, before torch is loaded and in its child processes.
 
-    Two workers whose OpenMP regions both want two cores spin for each other.
+    Two workers whose OpenMP regions both want two cores spin for each other. No test asks the real
+    hub for a model.
     """
+    os.environ["HF_HUB_OFFLINE"] = "1"
     workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
     if workers is not None:
         share = max(1, (os.cpu_count() or 1) // int(workers))

@@ -1,19 +1,30 @@
 """Public fakes: an engine without a model, a tokenizer trained in a blink, a server around them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from array import array
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import httpx
+import msgspec
 from bitwatt.api.app import create_app
 from bitwatt.api.server import new_server
 from bitwatt.engine.messages import (
     EngineInfo,
     EngineStats,
     MemoryUse,
+    PromptLogprobs,
     Submit,
     TokenLogprobs,
     TokenOutput,
@@ -36,6 +47,7 @@ __all__ = [
     "make_client",
     "make_info",
     "make_model",
+    "make_served_app",
     "make_settings",
     "make_text",
     "make_tokenizer",
@@ -151,11 +163,19 @@ class FakeEngine:
             raise EngineUnavailableError(self.failure or "the fake engine never loads")
         return self.info
 
-    async def submit(self, request: Submit) -> AsyncGenerator[TokenOutput, None]:
+    @contextmanager
+    def places(self, requests: Sequence[Submit]) -> Iterator[None]:
+        self._require_places(len(requests))
+        yield
+
+    def _require_places(self, num_requests: int) -> None:
         if not self.is_ready:
             raise EngineUnavailableError("the fake engine is loading")
-        if len(self.running) >= self.max_open:
+        if len(self.running) + num_requests > self.max_open:
             raise QueueFullError(f"{self.max_open} requests wait (--max-queue)")
+
+    async def submit(self, request: Submit) -> AsyncGenerator[TokenOutput, None]:
+        self._require_places(1)
         self.submitted.append(request)
         self.running.add(request.request_id)
         try:
@@ -179,18 +199,38 @@ class FakeEngine:
             token_ids *= 1 + sampling.max_tokens // len(token_ids)
         if len(token_ids) > sampling.max_tokens:
             token_ids, reason = token_ids[: sampling.max_tokens], FinishReason.LENGTH
-        starts = range(0, len(token_ids), self.chunk_size)
-        return [
+        starts = range(0, max(1, len(token_ids)), self.chunk_size)
+        first, *others = [
             self._output(
                 request,
                 token_ids[start : start + self.chunk_size],
                 reason if start == starts[-1] else None,
+                is_first=start == 0,
             )
             for start in starts
         ]
+        return [msgspec.structs.replace(first, prompt_logprobs=self._scores(request)), *others]
+
+    def _scores(self, request: Submit) -> PromptLogprobs | None:
+        """Return what the API gets of a prompt: at position i -i/4, rank 2, and -1, -2, …."""
+        num_scored, k = len(request.prompt_token_ids) - 1, request.sampling.prompt_logprobs
+        if k is None or not num_scored:
+            return None
+        return PromptLogprobs(
+            k,
+            array("f", [-0.25 * (i + 1) for i in range(num_scored)]).tobytes(),
+            array("i", [2] * num_scored).tobytes(),
+            array("f", [-1.0 - i for i in range(k)] * num_scored).tobytes(),
+            array("i", [*range(k)] * num_scored).tobytes(),
+        )
 
     def _output(
-        self, request: Submit, token_ids: list[int], reason: FinishReason | None
+        self,
+        request: Submit,
+        token_ids: list[int],
+        reason: FinishReason | None,
+        *,
+        is_first: bool,
     ) -> TokenOutput:
         num_top = request.sampling.logprobs
         logprobs = []
@@ -204,8 +244,8 @@ class FakeEngine:
             finish_reason=reason,
             error=self.error,
             num_cached_tokens=2,
-            queue_s=0.01 if reason else None,
-            prefill_s=0.02 if reason else None,
+            queue_s=0.01 if reason or is_first else None,
+            prefill_s=0.02 if reason or is_first else None,
             decode_s=0.03 if reason else None,
         )
 
@@ -241,6 +281,15 @@ def make_app(
     metrics = Metrics()
     model = make_model(engine or FakeEngine(), metrics=metrics, text=text)
     return create_app({model.name: model}, make_settings(**settings), metrics)
+
+
+def make_served_app(engines: Mapping[str, FakeEngine], **settings: Any) -> FastAPI:
+    """Return the application over models of these names."""
+    metrics = Metrics()
+    served = {
+        name: make_model(engine, name=name, metrics=metrics) for name, engine in engines.items()
+    }
+    return create_app(served, make_settings(**settings), metrics)
 
 
 def make_client(app: FastAPI, **options: Any) -> httpx.AsyncClient:

@@ -4,11 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -29,8 +31,15 @@ def steps(workflow: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_calls_the_words_a_person_types(workflow: Path) -> None:
-    lines = list(steps(workflow))
+def test_a_workflow_is_one_by_its_schema(workflow: Path) -> None:
+    schema = ["--builtin-schema", "vendor.github-workflows"]
+    command = [sys.executable, "-m", "check_jsonschema", *schema, str(workflow)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_workflow_of_ci_calls_the_words_a_person_types() -> None:
+    lines = list(steps(ROOT / ".github/workflows/ci.yml"))
     assert lines
     for line in lines:
         program, *arguments = line.split()
@@ -39,6 +48,16 @@ def test_a_workflow_calls_the_words_a_person_types(workflow: Path) -> None:
         else:
             assert program == "bash"
             assert (ROOT / arguments[0]).is_file(), line
+
+
+def test_ci_runs_every_python_that_the_package_names_and_pip_takes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    prefix = "Programming Language :: Python :: "
+    named = [line.removeprefix(prefix) for line in project["classifiers"] if prefix in line]
+    taken = SpecifierSet(project["requires-python"])
+    assert named == [f"3.{minor}" for minor in range(30) if f"3.{minor}.0" in taken]
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert jobs["check-and-test"]["strategy"]["matrix"]["python"] == named
 
 
 def test_the_script_of_ci_calls_make_for_targets_that_exist() -> None:

@@ -7,5 +7,5 @@ curl --silent --show-error --fail-with-body "$url/v1/completions" \
     --header "$key" --header "Content-Type: application/json" --header "X-Bitwatt-Shadow: 1" \
     --data "{\"model\": \"${BITWATT_MODEL:-builtin}\", \"prompt\": \"def add(a, b):\", \"max_tokens\": 16, \"temperature\": 0}"
 echo
-sleep 1 # the mirror runs once the answer is complete
+sleep 2 # the mirror runs once the answer is complete and nobody else asks
 curl --silent --show-error --fail-with-body "$url/metrics" --header "$key" | grep '^bitwatt_shadow'

@@ -32,6 +32,19 @@ _TOKENS = Row(
         ),
         _lengths("Prompt of a request", "vllm:request_prompt_tokens"),
         _lengths("Answer of a request", "vllm:request_generation_tokens"),
+        _lengths("Longest answer that a request allows", "vllm:request_params_max_tokens"),
+        Panel(
+            title="Choices of a request",
+            unit="none",
+            queries=[
+                Query(
+                    ratio(rate("vllm:request_params_n_sum"), rate("vllm:request_params_n_count")),
+                    "{{model_name}}",
+                    "empty",
+                )
+            ],
+            description="Mean of what requests ask for; each is computed apart.",
+        ),
         Panel(
             title="Tokens of a step",
             unit="none",
@@ -45,7 +58,7 @@ _TOKENS = Row(
                     "empty",
                 )
             ],
-            description="Mean batch of a step: prompt tokens and tokens generated.",
+            description="Mean of steps that draw tokens; a prompt counts with its first token.",
         ),
         Panel(
             title="Prompt tokens found in the prefix cache",
@@ -119,6 +132,12 @@ _MEMORY = Row(
             queries=[Query(gauge("bitwatt_model_parameters", "max"), "{{model_name}}")],
             description="Of each model, whatever its bits.",
         ),
+    ],
+)
+
+_POWER = Row(
+    "GPU, power and cost, where they are measured and priced",
+    [
         Panel(
             title="GPU memory in use",
             unit="mbytes",
@@ -130,12 +149,6 @@ _MEMORY = Row(
             ],
             description="The driver's view: every process. Empty without an NVIDIA GPU.",
         ),
-    ],
-)
-
-_POWER = Row(
-    "Power and cost",
-    [
         Panel(
             title="GPU power (measured)",
             unit="watt",
@@ -183,6 +196,7 @@ _POWER = Row(
             description="The load at which the figures beside it hold.",
         ),
     ],
+    is_collapsed=True,
 )
 
 CAPACITY = Dashboard(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from deploy.grafana.mirrored import MIRRORED
 from deploy.grafana.panels import Dashboard, Panel, Query, Row, Variable
-from deploy.grafana.promql import gauge, quantile, rate, ratio
+from deploy.grafana.promql import gauge, increase, quantile, rate, ratio
 
 __all__ = ["COMPARISON"]
 
@@ -12,7 +12,9 @@ _SIDES = {
     "ternary": 'job=~"$job",instance=~"$instance",model_name="$ternary"',
     "16-bit": 'job=~"$job",instance=~"$instance",model_name="$baseline"',
 }
-_EQUAL_LOAD = "Compare at equal load: see running requests and busy share."
+_OF_STEPS = "how much traffic each model has is left out, how it batches is not."
+
+_Count = Callable[[str, str], str]  # a counter's growth: a second's, or all of the time shown
 
 
 def _tokens(scope: str) -> str:
@@ -36,9 +38,24 @@ def _dynamic_joules_per_token(scope: str) -> str:
     return f"{_joules_per_token(scope)} - {ratio(idle, tokens)}"
 
 
+def _tokens_per_busy_s(scope: str) -> str:
+    tokens = increase("vllm:generation_tokens_total", scope)
+    return ratio(tokens, increase("bitwatt_engine_busy_seconds_total", scope))
+
+
+def _rent_of_steps(scope: str) -> str:
+    return ratio(gauge("bitwatt_price_usd_per_hour", "avg", scope), _tokens_per_busy_s(scope))
+
+
+def _joules_of_steps(scope: str, count: _Count = increase) -> str:
+    joules = count("bitwatt_energy_joules_total", f'{scope},phase=~"prefill|decode"')
+    return ratio(joules, count("vllm:generation_tokens_total", scope))
+
+
 def _weights(scope: str) -> str:
     kinds = 'kind=~"packed_weights|embedding|other_weights"'
-    return f"sum by (model_name) (bitwatt_memory_bytes{{{scope},{kinds}}})"
+    by_server = f"sum by (instance, model_name) (bitwatt_memory_bytes{{{scope},{kinds}}})"
+    return f"avg by (model_name) ({by_server})"
 
 
 def _both(expr: Callable[[str], str], *, idle: bool = True) -> list[Query]:
@@ -48,55 +65,63 @@ def _both(expr: Callable[[str], str], *, idle: bool = True) -> list[Query]:
     ]
 
 
-def _saving(expr: Callable[[str], str], *, idle: bool = False) -> list[Query]:
+def _saving(legend: str, expr: Callable[[str], str], *, idle: bool = False) -> Query:
     ternary, baseline = (f"sum({expr(scope)})" for scope in _SIDES.values())
-    return [Query(f"1 - {ratio(ternary, baseline)}", "saved", "data" if idle else "empty")]
+    return Query(f"1 - {ratio(ternary, baseline)}", legend, "data" if idle else "empty")
 
 
-def _stat(title: str, expr: Callable[[str], str], description: str, *, idle: bool = False) -> Panel:
-    return Panel(
-        title=title,
-        unit="percentunit",
-        kind="stat",
-        width=6,
-        height=5,
-        is_saving=True,
-        queries=_saving(expr, idle=idle),
-        description=f"{description} A negative figure is a loss.",
-    )
-
-
+# What can't be measured here has no value among the others, and so takes no room.
 _SAVINGS = Row(
     "What the ternary weights save",
     [
-        _stat("Energy per output token, saved", _joules_per_token, f"Measured. {_EQUAL_LOAD}"),
-        _stat("Rent per output token, saved", _rent, f"Over wall-clock time. {_EQUAL_LOAD}"),
-        _stat(
-            "Memory of weights, saved", _weights, "Packed and other weights, embedding.", idle=True
+        Panel(
+            title="Saved in memory of weights, and per output token in steps",
+            unit="percentunit",
+            kind="stat",
+            width=12,
+            height=5,
+            is_saving=True,
+            queries=[
+                _saving("memory of weights", _weights, idle=True),
+                _saving("rent of a token", _rent_of_steps),
+                _saving("energy of a token, measured", _joules_of_steps),
+            ],
+            description=(
+                "Rent, where a price is set (--usd-per-hour), and energy, where a counter is read, "
+                f"are those of steps in the time shown: {_OF_STEPS} A negative figure is a loss."
+            ),
+            if_absent="no two models",
         ),
         Panel(
-            title="Speed, ternary over 16-bit",
+            title="Speed, ternary over 16-bit, in tokens a busy second",
             unit="none",
             kind="stat",
             width=6,
             height=5,
             queries=[
                 Query(
-                    ratio(*(f"sum({_tokens(scope)})" for scope in _SIDES.values())),
+                    ratio(*(f"sum({_tokens_per_busy_s(scope)})" for scope in _SIDES.values())),
                     "times",
                     "empty",
                 )
             ],
-            description=f"Output tokens a second, one over the other. {_EQUAL_LOAD}",
+            description=f"Output tokens over seconds in steps, in the time shown: {_OF_STEPS}",
+            if_absent="no requests to both",
         ),
         Panel(
-            title="Energy per output token, saved over time",
-            unit="percentunit",
-            width=24,
-            height=6,
-            is_saving=True,
-            queries=_saving(_joules_per_token),
-            description="Measured. Below zero the ternary model takes more.",
+            title="Energy is measured, or why not",
+            unit="bool_yes_no",
+            kind="stat",
+            width=6,
+            height=5,
+            queries=[
+                Query(
+                    f"max by (model_name, source, reason) (bitwatt_energy_available{{{scope}}})",
+                    "{{model_name}} {{source}} {{reason}}",
+                )
+                for scope in _SIDES.values()
+            ],
+            description="What measures, or why nothing does. Nothing is estimated in its place.",
         ),
     ],
 )
@@ -126,8 +151,17 @@ _LOAD = Row(
 )
 
 _ENERGY = Row(
-    "Energy",
+    "Energy, where the device's counter can be read",
     [
+        Panel(
+            title="Energy per output token in steps, saved over time",
+            unit="percentunit",
+            width=24,
+            height=6,
+            is_saving=True,
+            queries=[_saving("saved", lambda scope: _joules_of_steps(scope, rate))],
+            description=f"Measured: {_OF_STEPS} Below zero the ternary model takes more.",
+        ),
         Panel(
             title="Energy per output token, gross (measured)",
             unit="joule",
@@ -163,18 +197,6 @@ _ENERGY = Row(
             description="Model loaded, nothing running.",
         ),
         Panel(
-            title="Energy is measured",
-            unit="bool_yes_no",
-            queries=[
-                Query(
-                    f"max by (model_name, source, reason) (bitwatt_energy_available{{{scope}}})",
-                    "{{model_name}} {{source}} {{reason}}",
-                )
-                for scope in _SIDES.values()
-            ],
-            description="What measures, or why nothing does. Nothing is estimated in its place.",
-        ),
-        Panel(
             title="Arithmetic alone, per token (estimate of the papers)",
             unit="joule",
             queries=[
@@ -191,16 +213,20 @@ _ENERGY = Row(
             ),
         ),
     ],
+    is_collapsed=True,
 )
 
 _COST = Row(
-    "Cost, at the prices set",
+    "Cost, at the prices set (--usd-per-hour, --usd-per-kwh)",
     [
         Panel(
             title="Rent per million output tokens",
             unit="currencyUSD",
             queries=_both(_rent, idle=False),
-            description=f"Price of an hour over its tokens, at five minutes' rate. {_EQUAL_LOAD}",
+            description=(
+                "Price of an hour over its tokens, at five minutes' rate: with load it falls, so "
+                "compare at equal load, or by what is saved in steps above."
+            ),
         ),
         Panel(
             title="Electricity per million output tokens",
@@ -215,6 +241,7 @@ _COST = Row(
             description="Measured joules at the grid's intensity, times PUE, in grams of CO₂e.",
         ),
     ],
+    is_collapsed=True,
 )
 
 _SPEED = Row(
@@ -289,5 +316,5 @@ COMPARISON = Dashboard(
             is_multi=False,
         ),
     ),
-    rows=(_SAVINGS, _LOAD, _ENERGY, _COST, _SPEED, MIRRORED),
+    rows=(_SAVINGS, _LOAD, _SPEED, _ENERGY, _COST, MIRRORED),
 )

@@ -1,7 +1,7 @@
 """A row of the comparison: the same requests on both twins, which --shadow-percent mirrors."""
 
 from deploy.grafana.panels import Panel, Query, Row
-from deploy.grafana.promql import quantile, rate, ratio
+from deploy.grafana.promql import gauge, quantile, rate, ratio
 
 __all__ = ["MIRRORED"]
 
@@ -26,7 +26,7 @@ def _quantiles(title: str, histogram: str, description: str) -> Panel:
 
 
 MIRRORED = Row(
-    "Mirrored requests (--shadow-percent)",
+    "Mirrored requests, where --shadow-percent asks for them",
     [
         Panel(
             title="Mirrored, by what came of it",
@@ -39,6 +39,14 @@ MIRRORED = Row(
                 )
             ],
             description="Requests to one twin that were to be sent to the other, too.",
+        ),
+        Panel(
+            title="Mirrors waiting",
+            unit="none",
+            queries=[
+                Query(gauge("bitwatt_shadow_waiting", scope=_PAIR), "{{model_name}}", "absent")
+            ],
+            description="For the twin's device to be idle. Beyond 16 the oldest is dropped.",
         ),
         Panel(
             title="Agreement of greedy answers",
@@ -97,4 +105,5 @@ MIRRORED = Row(
             "The same requests on both twins.",
         ),
     ],
+    is_collapsed=True,
 )

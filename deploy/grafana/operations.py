@@ -36,8 +36,11 @@ _STATE = Row(
             kind="stat",
             width=6,
             height=5,
-            queries=[Query(gauge("bitwatt_engine_up", "min"), "{{model_name}}")],
-            description="Whether every engine takes requests.",
+            queries=[
+                Query(gauge("bitwatt_engine_up", "min"), "{{model_name}}"),
+                Query(gauge("bitwatt_engine_loading", "max"), "{{model_name}} loads"),
+            ],
+            description="Whether every engine takes requests, or loads for the first time.",
         ),
         Panel(
             title="Energy measured",
@@ -95,6 +98,18 @@ _REQUESTS = Row(
             description="stop, length, abort or error.",
         ),
         Panel(
+            title="Engines started again",
+            unit="short",
+            queries=[
+                Query(
+                    "sum by (model_name) "
+                    f"(increase(bitwatt_engine_restarts_total{{{SCOPE}}}[$__rate_interval]))",
+                    "{{model_name}}",
+                )
+            ],
+            description="After a death or a silence; the server's log says why.",
+        ),
+        Panel(
             title="Turned away, by why",
             unit="reqps",
             queries=[
@@ -106,22 +121,67 @@ _REQUESTS = Row(
             description="The queue was full, or the engine was not there.",
         ),
         Panel(
-            title="HTTP answers, by status",
+            title="HTTP answers to callers, by status",
             unit="reqps",
             queries=[
                 Query(
-                    "sum by (handler, status) "
+                    "sum by (handler, code) "
                     f"(rate(http_requests_total{{{TARGET}}}[$__rate_interval]))",
-                    "{{handler}} {{status}}",
+                    "{{handler}} {{code}}",
+                    "empty",
                 )
             ],
             description="499: the caller left first.",
         ),
         Panel(
+            title="HTTP answers to probes and scrapes, by status",
+            unit="reqps",
+            queries=[
+                Query(
+                    "sum by (handler, code) "
+                    f"(rate(bitwatt_probe_requests_total{{{TARGET}}}[$__rate_interval]))",
+                    "{{handler}} {{code}}",
+                )
+            ],
+            description="In no rate of errors: a model that loads is not ready, and no error.",
+        ),
+        Panel(
+            title="Fields passed over",
+            unit="ops",
+            queries=[
+                Query(
+                    "sum by (handler) "
+                    f"(rate(bitwatt_ignored_fields_total{{{TARGET}}}[$__rate_interval]))",
+                    "{{handler}}",
+                    "absent",
+                )
+            ],
+            description="Fields of requests that no API known here defines; the answer's header "
+            "names them.",
+            if_absent="none",
+        ),
+        Panel(
+            title="Mean time of an HTTP answer to callers",
+            unit="s",
+            queries=[
+                Query(
+                    ratio(
+                        "sum by (handler) (rate(http_request_duration_seconds_sum"
+                        f"{{{TARGET}}}[$__rate_interval]))",
+                        "sum by (handler) (rate(http_request_duration_seconds_count"
+                        f"{{{TARGET}}}[$__rate_interval]))",
+                    ),
+                    "{{handler}}",
+                    "empty",
+                )
+            ],
+            description="To the last byte of its stream.",
+        ),
+        Panel(
             title="Share of 5xx",
             unit="percentunit",
             queries=[Query("max by (job) (bitwatt:http_5xx:ratio5m)", "{{job}}")],
-            description="Over five minutes, of each job's worst server.",
+            description="Of callers' requests over five minutes, of each job's worst server.",
         ),
         Panel(
             title="Preemptions",
@@ -184,6 +244,32 @@ _ENGINE = Row(
                 )
             ],
             description="What grows if something leaks.",
+        ),
+        Panel(
+            title="Processors that the API's process keeps busy",
+            unit="none",
+            queries=[
+                Query(
+                    "sum by (instance) "
+                    f"(rate(process_cpu_seconds_total{{{TARGET}}}[$__rate_interval]))",
+                    "{{instance}}",
+                )
+            ],
+            description="HTTP and text. Near 1 its loop is what callers wait for.",
+        ),
+        Panel(
+            title="Open files of the API's process",
+            unit="percentunit",
+            queries=[
+                Query(
+                    ratio(
+                        f"sum by (instance) (process_open_fds{{{TARGET}}})",
+                        f"sum by (instance) (process_max_fds{{{TARGET}}})",
+                    ),
+                    "{{instance}}",
+                )
+            ],
+            description="Share of those it may open (ulimit -n); a connection is one.",
         ),
         Panel(
             title="Mean time of a step",

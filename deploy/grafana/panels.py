@@ -28,7 +28,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """A titled picture of some queries. The unit is one of Grafana's, and always said."""
+    """A titled picture of some queries. The unit is one of Grafana's, and always said.
+
+    if_absent  what stands there where no query has a value
+    """
 
     title: str
     unit: str
@@ -39,6 +42,7 @@ class Panel:
     height: int = 8
     is_stacked: bool = False
     is_saving: bool = False  # below zero is a loss, and red
+    if_absent: str = "no data"
 
     def as_json(self, panel_id: int, x: int, y: int) -> dict[str, Any]:
         """Return the panel at this place of the grid."""
@@ -68,7 +72,7 @@ class Panel:
         }
 
     def _defaults(self) -> dict[str, Any]:
-        defaults: dict[str, Any] = {"unit": self.unit, "noValue": "no data"}
+        defaults: dict[str, Any] = {"unit": self.unit, "noValue": self.if_absent}
         if self.is_saving:
             defaults["color"] = {"mode": "thresholds"}
             defaults["thresholds"] = {
@@ -97,17 +101,25 @@ class Panel:
                     "tooltip": {"mode": "multi", "sort": "desc"},
                 }
             case "stat":
-                return {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value"}
+                return {
+                    "reduceOptions": {"calcs": ["lastNotNull"]},
+                    "colorMode": "value",
+                    "textMode": "value_and_name",  # one value alone would lose its name
+                }
             case "table":
                 return {"showHeader": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A heading and the panels under it, laid out left to right."""
+    """A heading and the panels under it, laid out left to right.
+
+    is_collapsed  only the heading is seen, and no query runs, until someone opens it
+    """
 
     title: str
     panels: Sequence[Panel]
+    is_collapsed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,26 +188,30 @@ class Dashboard:
 
     def _laid_out(self) -> list[dict[str, Any]]:
         placed: list[dict[str, Any]] = []
-        y = 0
+        panel_id = y = 0
         for row in self.rows:
-            heading = {"x": 0, "y": y, "w": _COLUMNS, "h": 1}
-            placed.append(
-                {
-                    "id": len(placed) + 1,
-                    "type": "row",
-                    "title": row.title,
-                    "collapsed": False,
-                    "gridPos": heading,
-                    "panels": [],
-                }
-            )
+            panel_id += 1
+            heading = {
+                "id": panel_id,
+                "type": "row",
+                "title": row.title,
+                "collapsed": row.is_collapsed,
+                "gridPos": {"x": 0, "y": y, "w": _COLUMNS, "h": 1},
+            }
             y += 1
+            under: list[dict[str, Any]] = []
             x = height = 0
+            top = y
             for panel in row.panels:
                 if x + panel.width > _COLUMNS:
-                    x, y, height = 0, y + height, 0
-                placed.append(panel.as_json(len(placed) + 1, x, y))
+                    x, top, height = 0, top + height, 0
+                panel_id += 1
+                under.append(panel.as_json(panel_id, x, top))
                 x += panel.width
                 height = max(height, panel.height)
-            y += height
+            if row.is_collapsed:
+                placed.append(heading | {"panels": under})
+            else:
+                placed += [heading | {"panels": []}, *under]
+                y = top + height
         return placed

@@ -2,7 +2,16 @@
 
 from deploy.grafana.panels import Variable
 
-__all__ = ["SCOPE", "STANDARD_VARIABLES", "TARGET", "gauge", "quantile", "rate", "ratio"]
+__all__ = [
+    "SCOPE",
+    "STANDARD_VARIABLES",
+    "TARGET",
+    "gauge",
+    "increase",
+    "quantile",
+    "rate",
+    "ratio",
+]
 
 SCOPE = 'job=~"$job",model_name=~"$model_name",instance=~"$instance"'
 """Labels of the models that the variables choose."""
@@ -33,6 +42,11 @@ def gauge(metric: str, aggregate: str = "sum", scope: str = SCOPE) -> str:
 def rate(metric: str, scope: str = SCOPE, by: str = "model_name") -> str:
     """Return the counter's sum a second."""
     return f"sum by ({by}) (rate({metric}{{{scope}}}[$__rate_interval]))"
+
+
+def increase(metric: str, scope: str = SCOPE, by: str = "model_name") -> str:
+    """Return by how much the counter's sum grew in the time that the dashboard shows."""
+    return f"sum by ({by}) (increase({metric}{{{scope}}}[$__range]))"
 
 
 def ratio(numerator: str, denominator: str) -> str:

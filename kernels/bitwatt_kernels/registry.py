@@ -7,7 +7,7 @@ from typing import cast
 import torch
 
 from bitwatt_kernels.backend import Backend
-from bitwatt_kernels.cpu.threads import count_threads
+from bitwatt_kernels.cpu.threads import available_threads, count_threads
 from bitwatt_kernels.errors import BackendError
 
 __all__ = ["BACKENDS", "BackendChoice", "choose_backend"]
@@ -67,7 +67,9 @@ def choose_backend(
                 f"instruction set {instruction_set!r} is for the native backend on a CPU, "
                 f"not for {name or device} (--cpu-isa)"
             )
-    if num_threads is not None:
+    if num_threads is None:  # torch takes every core, whatever a control group grants
+        torch.set_num_threads(min(torch.get_num_threads(), available_threads()))
+    else:
         torch.set_num_threads(count_threads(num_threads))
     for candidate in candidates:
         module, class_name = BACKENDS[candidate]

@@ -1,15 +1,18 @@
 """bitwatt: an OpenAI-compatible server for ternary language models that measures what they save.
 
-from bitwatt import LLM, SamplingParams
+from bitwatt import LLM, SamplingParams, StructuredOutputsParams
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bitwatt.constraints.structured_outputs import (
+        StructuredOutputsParams as StructuredOutputsParams,
+    )
     from bitwatt.llm import LLM as LLM
     from bitwatt.serving.sampling_params import SamplingParams as SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 __version__ = "0.1.0"
 
@@ -24,4 +27,8 @@ def __getattr__(name: str) -> object:
         from bitwatt.serving.sampling_params import SamplingParams
 
         return SamplingParams
+    if name == "StructuredOutputsParams":
+        from bitwatt.constraints.structured_outputs import StructuredOutputsParams
+
+        return StructuredOutputsParams
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,37 +2,45 @@
 
 import asyncio
 import json
+import os
 import re
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import httpx
 from bitwatt_client import (
     ClientError,
     Comparison,
+    ComparisonError,
     LoadPlan,
+    QualityComparison,
     Server,
-    Window,
     Work,
     as_json,
     as_table,
     compare,
+    compare_quality,
     new_http_client,
+    quality_as_json,
+    quality_as_table,
 )
-from bitwatt_client.chat import converse
+from bitwatt_client.chat import Conversation
+from bitwatt_client.errors import told
 from bitwatt_client.plot import save_png
-from bitwatt_client.prompts import DEFAULT_PROMPTS, read_prompts
-from pydantic import Field, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    CliPositionalArg,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from bitwatt_client.progress import Progress
+from bitwatt_client.prompts import DEFAULT_PROMPTS, Line, read_prompts, read_texts
+from bitwatt_client.terminal import printable
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
 
-from bitwatt.knobs import Shown
+from bitwatt.addresses import checked_url
+from bitwatt.knobs import Settings, Shown
+from bitwatt.quantities import read_count
 
 __all__ = [
     "ChatSettings",
@@ -43,30 +51,27 @@ __all__ = [
     "run_tune",
 ]
 
-_CONFIG = SettingsConfigDict(
-    env_prefix="BITWATT_CLIENT_",
-    cli_kebab_case=True,
-    cli_implicit_flags=True,
-    cli_hide_none_type=True,
-    cli_avoid_json=True,
-    frozen=True,
-    extra="forbid",
-)
+
+T = TypeVar("T")
+
+_POLL_S = 0.5
+_INTERRUPTED = 130  # 128 and SIGINT's number, as shells have it
 
 
-def _check_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ValueError("begins with http:// or https://")
-    return url
-
-
-class CompareSettings(BaseSettings):
+class CompareSettings(Settings):
     """Measure two models under equal work, in alternating windows.
 
     Give one URL twice for two models of one server.
     """
 
-    model_config = _CONFIG | SettingsConfigDict(cli_prog_name="bitwatt compare")
+    model_config = SettingsConfigDict(env_prefix="BITWATT_CLIENT_", cli_prog_name="bitwatt compare")
+
+    groups: ClassVar[dict[str, str]] = {
+        "model_a": "Models",
+        "concurrency": "Work",
+        "usd_per_hour": "Prices",
+        "json_path": "Output",
+    }
 
     url_a: CliPositionalArg[str] = Field(description="Server of the first model")
     url_b: CliPositionalArg[str] = Field(description="Server of the model it is compared with")
@@ -75,6 +80,9 @@ class CompareSettings(BaseSettings):
     )
     model_b: Annotated[str | None, Shown("NAME", "its server's last")] = Field(
         None, description="The second model"
+    )
+    api_key: Annotated[str | None, Shown("KEY")] = Field(
+        None, description="The servers' key", repr=False
     )
     concurrency: Annotated[int, Shown("REQUESTS")] = Field(
         8, ge=1, le=4096, description="Requests at once"
@@ -88,7 +96,7 @@ class CompareSettings(BaseSettings):
     warmups: Annotated[int, Shown("WINDOWS")] = Field(
         1, ge=0, le=100, description="Windows of each model dropped before them"
     )
-    max_tokens: Annotated[int, Shown("TOKENS")] = Field(
+    max_tokens: Annotated[int, BeforeValidator(read_count), Shown("TOKENS")] = Field(
         64, ge=2, description="Tokens of every answer"
     )
     max_window_seconds: Annotated[float, Shown("SECONDS")] = Field(
@@ -97,15 +105,17 @@ class CompareSettings(BaseSettings):
     prompts: Annotated[Path | None, Shown("FILE", "a few of the package's own")] = Field(
         None, description="Prompts, one a line, or .jsonl with prompt"
     )
-    dollars_per_hour: Annotated[float | None, Shown("USD", "unknown")] = Field(
-        None, gt=0, description="Rent of the first server, an hour"
+    quality: Annotated[Path | None, Shown("FILE")] = Field(
+        None,
+        description="Texts, one a line, or .jsonl with prompt or text: compare how likely the two "
+        "models hold them, in place of their speed",
     )
-    dollars_per_hour_b: Annotated[float | None, Shown("USD", "the first's")] = Field(
-        None, gt=0, description="Rent of the second server, an hour"
+    usd_per_hour: Annotated[float | None, Shown("USD", "each server's own")] = Field(
+        None, gt=0, le=1e6, description="Rent of the first server, an hour"
     )
-    api_key: Annotated[str | None, Shown("KEY")] = Field(
-        None, description="The servers' key", repr=False
-    )
+    usd_per_hour_b: Annotated[
+        float | None, Shown("USD", "the first's, or else the server's own")
+    ] = Field(None, gt=0, le=1e6, description="Rent of the second server, an hour")
     json_path: Annotated[Path | None, Shown("FILE")] = Field(
         None, alias="json", description="File to write the comparison to, as JSON"
     )
@@ -113,76 +123,126 @@ class CompareSettings(BaseSettings):
         None, description="File to write a picture to; needs matplotlib"
     )
 
-    check_urls = field_validator("url_a", "url_b")(_check_url)
+    check_urls = field_validator("url_a", "url_b")(checked_url)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[Any, ...]:
-        """Read no variable for --json: an alias has no prefix, and JSON= is anybody's."""
-
-        def env_without_json() -> dict[str, Any]:
-            return {name: value for name, value in env_settings().items() if name != "json"}
-
-        return init_settings, env_without_json
+    @model_validator(mode="after")
+    def _draws_windows(self) -> Self:
+        if self.quality is not None and self.png is not None:
+            raise ValueError("--png draws windows, which --quality has none of")
+        return self
 
 
-class ChatSettings(BaseSettings):
+class ChatSettings(Settings):
     """Talk to a model."""
 
-    model_config = _CONFIG | SettingsConfigDict(cli_prog_name="bitwatt chat")
+    model_config = SettingsConfigDict(env_prefix="BITWATT_CLIENT_", cli_prog_name="bitwatt chat")
 
     url: CliPositionalArg[str] = Field("http://127.0.0.1:8000", description="The model's server")
     model: Annotated[str | None, Shown("NAME", "the server's first")] = Field(
         None, description="The model"
     )
-    max_tokens: Annotated[int | None, Shown("TOKENS", "as the context has room for")] = Field(
-        None, ge=1, description="Tokens of an answer at most"
-    )
+    max_tokens: Annotated[
+        int | None, BeforeValidator(read_count), Shown("TOKENS", "as the context has room for")
+    ] = Field(None, ge=1, description="Tokens of an answer at most")
     api_key: Annotated[str | None, Shown("KEY")] = Field(
         None, description="The server's key", repr=False
     )
 
-    check_url = field_validator("url")(_check_url)
+    check_url = field_validator("url")(checked_url)
 
 
 def run_compare(settings: CompareSettings) -> int:
     """Measure, print the table, write what was asked for; return the exit status."""
     try:
+        if settings.quality is not None:
+            return _run_quality(settings, read_texts(settings.quality))
         prompts = DEFAULT_PROMPTS if settings.prompts is None else read_prompts(settings.prompts)
-        comparison = asyncio.run(_compare(settings, prompts))
+        comparison = asyncio.run(_interruptible(_compare(settings, prompts)))
         print(as_table(comparison))
-        if settings.json_path is not None:
-            text = json.dumps(as_json(comparison), indent=2)
-            settings.json_path.write_text(text + "\n", encoding="utf-8")
+        _write_json(as_json(comparison), settings.json_path)
         if settings.png is not None:
             save_png(comparison, settings.png)
     except (ClientError, httpx.HTTPError, ValueError, OSError) as error:
-        print(f"bitwatt compare: {_said(error)}", file=sys.stderr)
+        _say(f"bitwatt compare: {told(error)}")
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return _INTERRUPTED
     return 0
 
 
-async def _compare(settings: CompareSettings, prompts: tuple[str, ...]) -> Comparison:
-    def report(name: str, number: int, window: Window) -> None:
-        kind = "warm-up" if number < 0 else f"window {number + 1}"
-        rate = f"{window.tokens_per_s:.1f} tok/s" if window.answers else "no answer"
-        failed = f", {len(window.failures)} failed" if window.failures else ""
-        print(f"{name}, {kind}: {rate}{failed}", file=sys.stderr)
+def _run_quality(settings: CompareSettings, lines: tuple[Line, ...]) -> int:
+    try:
+        comparison = asyncio.run(_interruptible(_compare_quality(settings, lines)))
+    except ComparisonError as error:  # a line each
+        raise ComparisonError(f"{settings.quality}, {error}") from error
+    print(quality_as_table(comparison))
+    _write_json(quality_as_json(comparison), settings.json_path)
+    return 0
 
+
+def _write_json(comparison: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+
+
+async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Return what the work brings; Ctrl-C cancels it, and the second leaves at once.
+
+    asyncio's own handler raises at the second, into whatever is being ended then: a traceback.
+    """
+    task = asyncio.ensure_future(work)
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        return await task
+    loop = asyncio.get_running_loop()
+    is_interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal is_interrupted
+        if is_interrupted:
+            os._exit(_INTERRUPTED)
+        is_interrupted = True
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        return await task
+    finally:
+        if not is_interrupted:  # else a second may come until the process has ended
+            signal.signal(signal.SIGINT, before)
+
+
+@asynccontextmanager
+async def _pair(settings: CompareSettings) -> AsyncGenerator[tuple[Server, Server]]:
+    """Give the two models, which are there and have loaded."""
     async with new_http_client(max_connections=settings.concurrency) as http:
-        a = await _server(http, settings.url_a, settings.model_a, settings.api_key, first=True)
-        b = await _server(http, settings.url_b, settings.model_b, settings.api_key, first=False)
+        a = Server(http, settings.url_a, settings.model_a or "", api_key=settings.api_key)
+        b = Server(http, settings.url_b, settings.model_b or "", api_key=settings.api_key)
+        await a.choose_model()
+        await b.choose_model(first=False)
         if (a.url, a.model) == (b.url, b.model):
             raise ClientError(f"both are {a.model} of {a.url}; name two (--model-a, --model-b)")
-        rent = settings.dollars_per_hour
+        for server in (a, b):
+            await _wait_while_it_loads(server)
+        yield a, b
+
+
+async def _compare_quality(settings: CompareSettings, lines: tuple[Line, ...]) -> QualityComparison:
+    async with _pair(settings) as (a, b):
+        is_shown = sys.stderr.isatty()
+
+        def show(num_done: int) -> None:
+            if is_shown:
+                end = "\r\x1b[K" if num_done == 2 * len(lines) else ""
+                told = f"\r\x1b[K{num_done} of {2 * len(lines)} texts scored{end}"
+                print(told, end="", file=sys.stderr, flush=True)
+
+        return await compare_quality(a, b, lines, concurrency=settings.concurrency, on_text=show)
+
+
+async def _compare(settings: CompareSettings, prompts: tuple[str, ...]) -> Comparison:
+    async with _pair(settings) as (a, b):
+        rent_a = settings.usd_per_hour or await a.usd_per_hour()
+        rent_b = settings.usd_per_hour_b or settings.usd_per_hour or await b.usd_per_hour()
         plan = LoadPlan(
             work=Work(
                 prompts=prompts,
@@ -193,60 +253,96 @@ async def _compare(settings: CompareSettings, prompts: tuple[str, ...]) -> Compa
             ),
             num_windows=settings.windows,
             num_warmups=settings.warmups,
-            dollars_per_hour=(rent, settings.dollars_per_hour_b or rent),
+            usd_per_hour=(rent_a, rent_b),
         )
-        return await compare(a, b, plan, on_window=report)
-
-
-async def _server(
-    http: httpx.AsyncClient, url: str, model: str | None, api_key: str | None, *, first: bool
-) -> Server:
-    server = Server(http, url, model or "", api_key=api_key)
-    if model is None:
-        models = await server.list_models()
-        if not models:
-            raise ClientError(f"{url} serves no models")
-        server.model = models[0] if first else models[-1]
-    return server
+        num_windows = 2 * (plan.num_warmups + plan.num_windows)
+        with Progress(num_windows, settings.requests, sys.stderr) as progress:
+            return await compare(
+                a, b, plan, on_window=progress.add, on_request=progress.add_request
+            )
 
 
 def run_chat(settings: ChatSettings) -> int:
-    """Converse until the end of the input; return the exit status."""
+    """Converse until the end of the input; return the exit status.
 
-    def read() -> str | None:
-        with suppress(EOFError):
-            return input("> ")
-        return None
-
-    async def chat() -> None:
-        async with new_http_client() as http:
-            server = await _server(http, settings.url, settings.model, settings.api_key, first=True)
-            await converse(server, read=read, out=sys.stdout, max_tokens=settings.max_tokens)
-
+    1 where the server or the model isn't there, or, without a person at the terminal to see it,
+    where an answer failed
+    """
+    with suppress(ImportError):
+        import readline  # noqa: F401  # gives input() a history and keys to edit with
     try:
-        asyncio.run(chat())
+        with asyncio.Runner() as runner:
+            http = new_http_client()
+            try:
+                server = Server(http, settings.url, settings.model or "", api_key=settings.api_key)
+                runner.run(_open_chat(server))
+                conversation = Conversation(
+                    server,
+                    runner,
+                    out=sys.stdout,
+                    notices=sys.stderr,
+                    max_tokens=settings.max_tokens,
+                )
+                conversation.run(_read_line)
+            finally:
+                runner.run(http.aclose())
     except (ClientError, httpx.HTTPError) as error:
-        print(f"bitwatt chat: {_said(error)}", file=sys.stderr)
+        _say(f"bitwatt chat: {told(error)}")
         return 1
     except KeyboardInterrupt:
-        return 130
-    return 0
+        return _INTERRUPTED
+    return 1 if conversation.num_failed and not sys.stdin.isatty() else 0
 
 
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _read_line() -> str:
+    # Bytes that are no UTF-8 come as lone surrogates, which no request can carry.
+    line = input("> " if sys.stdin.isatty() else "")
+    return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-class TuneSettings(BaseSettings):
+async def _open_chat(server: Server) -> None:
+    """Choose the model, wait for it, and say who answers and what may be typed."""
+    await server.choose_model()
+    await _wait_while_it_loads(server)
+    card = next(card for card in await server.list_cards() if card.name == server.model)
+    told = [f"{card.name} at {server.url}"]
+    if card.weights is not None:
+        told.append(f"{card.weights} weights")
+    if card.max_model_len is not None:
+        told.append(f"a context of {card.max_model_len} tokens")
+    _say(", ".join(told) + ".")
+    _say("Type a message. /help lists commands; /exit or Ctrl-D leaves; Ctrl-C ends an answer.")
+
+
+async def _wait_while_it_loads(server: Server) -> None:
+    is_told = False
+    while await server.is_loading():
+        if not is_told:
+            _say(f"{server.model} loads at {server.url}: waiting")
+            is_told = True
+        await asyncio.sleep(_POLL_S)
+
+
+def _say(text: str) -> None:
+    """Write a line for the person; what a server says of itself can't command the terminal."""
+    print(printable(text), file=sys.stderr)
+
+
+def _split(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+class TuneSettings(Settings):
     """Time launch configurations of the ternary kernels on this machine's GPU and keep the best."""
 
-    model_config = _CONFIG | SettingsConfigDict(
-        env_prefix="BITWATT_TUNE_", cli_prog_name="bitwatt tune"
-    )
+    model_config = SettingsConfigDict(env_prefix="BITWATT_TUNE_", cli_prog_name="bitwatt tune")
 
-    shapes: Annotated[tuple[str, ...], Shown("OUTxIN[,OUTxIN...]", "those of 2B4T")] = Field(
-        (), description="Sizes of the weights to tune for"
-    )
+    shapes: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_split),
+        Shown("OUTxIN[,OUTxIN...]", "those of 2B4T"),
+    ] = Field((), description="Sizes of the weights to tune for")
     output: Annotated[Path | None, Shown("FILE", "the package's own")] = Field(
         None, description="File to write"
     )

@@ -1,8 +1,8 @@
 """Writes what docs/ tells of the code: `python -m bitwatt.documentation`.
 
-docs/metrics.md is written whole. In docs/api.md and docs/settings.md the prose is written by hand;
-a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`, and is made from the
-schemas and settings: their fields say what they are.
+docs/metrics.md is written whole. In docs/api.md, docs/parameters.md and docs/settings.md the prose
+is written by hand; a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`, and
+is made from the schemas, parameters and settings: they say what they are.
 """
 
 import json
@@ -12,21 +12,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pydantic_settings import BaseSettings
-
+from bitwatt.api.schemas import parameters
 from bitwatt.api.schemas.chat import ChatBody, Message
 from bitwatt.api.schemas.common import Body, GenerationBody, StreamOptions
 from bitwatt.api.schemas.completions import CompletionBody
+from bitwatt.api.schemas.parameters import Parameter, Parameters
 from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
 from bitwatt.cli import COMMANDS
-from bitwatt.knobs import knobs_of
+from bitwatt.knobs import Knob, Settings, knobs_of
 from bitwatt.serving.sampling_params import SamplingParams
 from bitwatt.telemetry.document import as_markdown
 
 __all__ = ["PAGES", "main", "rendered"]
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("api.md", "settings.md")
+PAGES = ("api.md", "parameters.md", "settings.md")
 
 _TABLE = re.compile(r"(<!-- table: (?P<name>[a-z -]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _DEFAULTS = {field.name: field.default for field in fields(SamplingParams) if field.init}
@@ -93,8 +93,6 @@ def _plural(schema: Mapping[str, Any]) -> str:
 
 
 def _limits(schema: Mapping[str, Any]) -> str:
-    if "exclusiveMinimum" in schema:
-        return f"above {schema['exclusiveMinimum']}, at most {schema['maximum']}"
     if "minimum" in schema:
         return f"{_power(schema['minimum'])} to {_power(schema['maximum'])}"
     nouns = {"maxLength": "characters", "maxItems": "items", "maxProperties": "keys"}
@@ -126,31 +124,58 @@ def _default(model: type[Body], name: str) -> str:
     return "" if default in (None, "") else f"`{json.dumps(default)}`"
 
 
-def _unsupported(model: type[Body], leave_out: Iterable[str] = ()) -> str:
-    """Return the options that are refused, with the values at which they may pass."""
+def _parameters(given: Parameters) -> str:
+    """Return a body's parameters, those of one API together."""
     return _table(
-        ("Option", "Passes at"),
+        ("Parameter", "Of", "Here", "Note"),
         [
-            (f"`{name}`", ", ".join(["`null`", *(f"`{json.dumps(v)}`" for v in values)]))
-            for name, values in sorted(model.unsupported.items())
-            if name not in leave_out
+            (f"`{name}`", parameter.api, _outcome(parameter), parameter.note)
+            for name, parameter in sorted(given.items(), key=lambda one: _API_ORDER(one[1].api))
         ],
     )
 
 
-def _settings(settings: type[BaseSettings]) -> str:
-    prefix = settings.model_config.get("env_prefix", "")
+_API_ORDER = ("OpenAI", "vLLM", "SGLang", "llama.cpp", "LiteLLM").index
+
+
+def _outcome(parameter: Parameter) -> str:
+    if parameter.works:
+        return "works"
+    if parameter.neutral is None:
+        return "asks for nothing"
+    passes = [f"at `{json.dumps(value)}`" for value in parameter.neutral]
+    if parameter.unless is not None:
+        name, value = parameter.unless
+        passes.append(f"beside `{name}: {json.dumps(value)}`")
+    return f"refused, but {' or '.join(passes)}" if passes else "refused"
+
+
+def _besides(given: Parameters) -> Parameters:
+    """Return those of one of the two completions alone."""
+    return {name: parameter for name, parameter in given.items() if name not in _OF_BOTH}
+
+
+def _settings(settings: type[Settings]) -> str:
+    """Return the settings, one a row, in a table for each group."""
+    by_group: dict[str, list[Knob]] = {}
+    for knob in knobs_of(settings):
+        by_group.setdefault(knob.group, []).append(knob)
+    tables = [(title, _knobs(settings, knobs)) for title, knobs in by_group.items()]
+    return "\n\n".join(f"### {title}\n\n{table}" if title else table for title, table in tables)
+
+
+def _knobs(settings: type[Settings], knobs: Iterable[Knob]) -> str:
     return _table(
         ("Flag", "Variable", "Meaning", "Limits", "Default"),
         [
             (
                 f"`{f'{knob.flag} {knob.value}'.strip()}`",
-                f"`{prefix}{knob.name.upper()}`" if knob.flag == _flag(knob.name) else "",
+                f"`{settings.variable(knob.name)}`" if knob.flag == _flag(knob.name) else "",
                 knob.meaning,
                 knob.limits,
                 knob.default or "required",
             )
-            for knob in knobs_of(settings)
+            for knob in knobs
         ],
     )
 
@@ -159,18 +184,26 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+_OF_BOTH = {
+    name: parameter
+    for name, parameter in parameters.CHAT.items()
+    if parameters.COMPLETIONS.get(name) == parameter
+}
 _SHARED = GenerationBody.model_fields.keys() - {"max_tokens"}
 _TABLES: dict[str, Callable[[], str]] = {
     "generation": lambda: _body(GenerationBody, ["max_tokens"]),
-    "generation unsupported": lambda: _unsupported(GenerationBody),
     "completions": lambda: _body(CompletionBody, _SHARED),
-    "completions unsupported": lambda: _unsupported(CompletionBody, GenerationBody.unsupported),
     "chat": lambda: _body(ChatBody, _SHARED),
-    "chat unsupported": lambda: _unsupported(ChatBody, GenerationBody.unsupported),
     "message": lambda: _body(Message),
-    "message unsupported": lambda: _unsupported(Message),
     "stream options": lambda: _body(StreamOptions),
-    "stream options unsupported": lambda: _unsupported(StreamOptions),
+    "parameters of both": lambda: _parameters(_OF_BOTH),
+    "parameters of chat": lambda: _parameters(_besides(parameters.CHAT)),
+    "parameters of completions": lambda: _parameters(_besides(parameters.COMPLETIONS)),
+    "parameters of stream options": lambda: _parameters(parameters.STREAM_OPTIONS),
+    "parameters of messages": lambda: _parameters(parameters.MESSAGE),
+    "parameters of content parts": lambda: _parameters(parameters.CONTENT_PART),
+    "parameters of tokenize": lambda: _parameters(parameters.TOKENIZE),
+    "parameters of detokenize": lambda: _parameters(parameters.DETOKENIZE),
     "tokenize": lambda: _body(TokenizeBody),
     "detokenize": lambda: _body(DetokenizeBody),
     **{

@@ -4,6 +4,7 @@ BitwattError
 ├── InvalidRequestError      (ValueError) a request that can't be served as asked
 ├── ConfigurationError       (ValueError) a setting of an engine that is unknown or beyond its limit
 ├── CheckpointError          a model folder that can't be loaded
+├── HubError                 a model of Hugging Face's hub that can't be had
 └── EngineError
     ├── EngineStartError         the engine can't start: a kernel, a device or memory is missing
     ├── EngineUnavailableError   loading, restarting or dead: try again
@@ -18,6 +19,7 @@ __all__ = [
     "EngineError",
     "EngineStartError",
     "EngineUnavailableError",
+    "HubError",
     "InvalidRequestError",
     "QueueFullError",
     "RequestFailedError",
@@ -48,6 +50,10 @@ class ConfigurationError(BitwattError, ValueError):
 
 class CheckpointError(BitwattError):
     """A model folder that can't be loaded; the message names the file and the reason."""
+
+
+class HubError(BitwattError):
+    """A model of Hugging Face's hub that can't be had; the message has URL, reason and knob."""
 
 
 class EngineError(BitwattError):

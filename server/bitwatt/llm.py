@@ -1,16 +1,23 @@
 """The engine without a server, for Python users: batches prompts in this process."""
 
+import logging
 import secrets
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
+from bitwatt import builtin
+from bitwatt.constraints.compiling import refused, written_for_matcher
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import (
     EngineConfig,
     EngineInfo,
+    PromptLogprobs,
     Submit,
     TokenLogprobs,
     TokenOutput,
@@ -23,6 +30,7 @@ from bitwatt.errors import (
     InvalidRequestError,
     shorten,
 )
+from bitwatt.hub import fetch
 from bitwatt.model.config import Dtype, HeadBits, WeightsName, weights_named
 from bitwatt.model.folder import why_no_folder
 from bitwatt.serving.choice import ChoiceReader, FinishReasonName
@@ -30,7 +38,22 @@ from bitwatt.serving.planning import plan_choices, seed_of
 from bitwatt.serving.sampling_params import SamplingParams
 from bitwatt.text.codec import TextCodec
 
-__all__ = ["LLM", "Answer", "Choice"]
+__all__ = ["LLM", "Answer", "Choice", "PromptTokenLogprobs"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokenLogprobs:
+    """A prompt's token by its natural-log probability, given those before it.
+
+    rank  1 for the likeliest
+    top   the likeliest tokens, best first
+    """
+
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +76,14 @@ class Answer:
     """What one prompt or conversation brought: SamplingParams.n choices, the first one's at hand.
 
     num_cached_tokens  of the prompt's, found in the prefix cache
+    prompt_logprobs    as many as prompt_token_ids where they were asked for, the first one None;
+                       else empty
     """
 
     prompt_token_ids: list[int]
     choices: list[Choice]
     num_cached_tokens: int
+    prompt_logprobs: list[PromptTokenLogprobs | None]
 
     @property
     def text(self) -> str:
@@ -77,7 +103,10 @@ class Answer:
 
 
 class LLM:
-    """A model loaded into this process. Not thread-safe; close it, or use it as a context.
+    """A model loaded into this process; close it, or use it as a context.
+
+    Threads may share it: their calls run one after the other, and close() after them, for the
+    engine runs one batch at a time. Prompts given to one call run together.
 
     with LLM("path/to/folder") as llm:
         [answer] = llm.generate(["def main():"], SamplingParams(max_tokens=32))
@@ -89,7 +118,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path = "builtin",
         *,
         weights: WeightsName = "ternary",
         device: str = "auto",
@@ -106,16 +135,26 @@ class LLM:
         prefix_caching: bool = True,
         head_bits: HeadBits = 16,
     ) -> None:
-        """Load a Hugging Face folder; the knobs are those of `bitwatt serve`, in docs/settings.md.
+        """Load a model; the knobs are those of `bitwatt serve`, in docs/settings.md.
 
-        Raises  CheckpointError, ConfigurationError or EngineStartError, with reason and knob
+        model  the path of a folder as on Hugging Face, or of a GGUF file; or a text
+               ORG/NAME[:FILE][@REVISION], a model of the hub, if no path is so called; "builtin" is
+               the embedded ternary model, if no folder is
+
+        Raises  CheckpointError, HubError, ConfigurationError or EngineStartError, with reason and
+                knob
         """
         if not isinstance(model, str | Path):
-            raise ConfigurationError(f"model is {shorten(model)}; it must be a folder's path")
-        path = Path(model)
+            raise ConfigurationError(
+                f"model is {shorten(model)}; it must be a folder's path, or ORG/NAME of the hub"
+            )
+        is_builtin = str(model) == "builtin" and not Path(model).exists()
+        path = builtin.TERNARY if is_builtin else fetch(model)
         if reason := why_no_folder(path):
             raise CheckpointError(f"{path} {reason}")
         self._is_closed = False
+        self._turn = threading.Lock()
+        self._holder: int | None = None  # the thread whose turn it is
         self._codec = TextCodec.from_folder(path)
         self._core, self.info = build_engine(
             EngineConfig(
@@ -136,23 +175,35 @@ class LLM:
                 head_bits=head_bits,
             )
         )
+        for notice in (
+            *self.info.notices,
+            *self._codec.vocabulary.notices_for(self.info.vocab_size),
+        ):
+            logger.warning("%s: %s", path, notice)
 
     def generate(
         self,
         prompts: str | Sequence[str | Sequence[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_progress: Callable[[int, int], object] | None = None,
     ) -> list[Answer]:
         """Return one answer a prompt, in order; prompts run as one batch.
 
+        An interrupt, as Ctrl-C, gives up what runs; the model is as usable as before.
+
         prompts          a text, or several texts or lists of token ids
         sampling_params  one for all, or one each; None is SamplingParams()
+        on_progress      called as choices end, with how many have and how many there are: a bar is
+                         a call of one's own library from here
 
         Raises  InvalidRequestError before anything runs, RequestFailedError;
                 EngineUnavailableError after close()
         """
         given = [prompts] if isinstance(prompts, str) else prompts
         _check_list("prompts", given, "a text, or a list of texts or of lists of token ids")
-        return self._answer([self._encode(prompt) for prompt in given], sampling_params, "prompts")
+        ids = [self._encode(prompt) for prompt in given]
+        return self._answer(ids, sampling_params, "prompts", on_progress)
 
     def chat(
         self,
@@ -160,11 +211,13 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         chat_template_kwargs: Mapping[str, bool] | None = None,
+        on_progress: Callable[[int, int], object] | None = None,
     ) -> list[Answer]:
         """Return one answer a conversation, in order, as the model's chat template puts them.
 
         messages              of one conversation, or of several: mappings with role and content
         chat_template_kwargs  enable_thinking, thinking
+        on_progress           as generate()'s
 
         Raises  InvalidRequestError before anything runs, also where there is no chat template;
                 RequestFailedError; EngineUnavailableError after close()
@@ -187,13 +240,14 @@ class LLM:
                     max_tokens=self.info.max_model_len,
                 )
             )
-        return self._answer(prompts, sampling_params, "messages")
+        return self._answer(prompts, sampling_params, "messages", on_progress)
 
     def close(self) -> None:
         """Release the model; the second time, do nothing."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._core.close()
+        with self._turn_of_this_thread():
+            if not self._is_closed:
+                self._is_closed = True
+                self._core.close()
 
     def __enter__(self) -> Self:
         return self
@@ -224,9 +278,8 @@ class LLM:
         prompts: Sequence[list[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         param: str,
+        on_progress: Callable[[int, int], object] | None,
     ) -> list[Answer]:
-        if self._is_closed:
-            raise EngineUnavailableError("the model was released by close()")
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
         _check_list("sampling_params", sampling_params, "SamplingParams, or a list of them")
@@ -250,39 +303,119 @@ class LLM:
                 [prompt],
                 request_id=f"{name}-{number}",
                 seed=seed_of(params),
+                grammar=self._grammar_of(params),
                 prompt_param=param,
             )
             pending.append([_Pending(submit, self._codec, params) for submit in submits])
-        self._run({p.submit.request_id: p for choices in pending for p in choices})
+        with self._turn_of_this_thread():
+            if self._is_closed:
+                raise EngineUnavailableError("the model was released by close()")
+            self._run({p.submit.request_id: p for choices in pending for p in choices}, on_progress)
         return [
             Answer(
                 choices[0].submit.prompt_token_ids,
                 [choice.settled() for choice in choices],
                 max(choice.num_cached_tokens for choice in choices),
+                choices[0].prompt_logprobs(),
             )
             for choices in pending
         ]
 
-    def _run(self, pending: dict[str, "_Pending"]) -> None:
+    @contextmanager
+    def _turn_of_this_thread(self) -> Iterator[None]:
+        """Wait until no other thread uses the engine, and let none while the block runs.
+
+        Raises  InvalidRequestError where this thread already does, for it would wait for ever
+        """
+        if self._holder == threading.get_ident():
+            raise InvalidRequestError(
+                "on_progress can't use the model that it is called by", param="on_progress"
+            )
+        with self._turn:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
+
+    def _grammar_of(self, params: SamplingParams) -> str | None:
+        """Return the grammar of what is asked, once the engine has it compiled."""
+        if params.structured_outputs is None:
+            return None
+        source = params.structured_outputs.source()
+        grammar = written_for_matcher(source)
+        if not self._core.knows_tokens:
+            self._core.learn_tokens(self._codec.vocabulary.for_grammars())
+        if reason := self._core.why_no_grammar(grammar):
+            raise refused(source, reason)
+        return grammar
+
+    def _run(
+        self,
+        pending: dict[str, "_Pending"],
+        on_progress: Callable[[int, int], object] | None,
+    ) -> None:
         """Run every choice to its end; whatever goes wrong, none is left in the engine."""
         unfinished = set(pending)
-        try:
-            for choice in pending.values():
-                refused = self._core.submit(choice.submit)
-                if refused is not None:
-                    raise InvalidRequestError(refused.error or "the engine refuses the request")
-            while unfinished:
-                assert self._core.has_work, "a request ends in exactly one output"
-                for output in self._core.step():
-                    name = output.request_id
-                    if name not in unfinished:
-                        continue  # its last tokens were under way when a stop string ended it
-                    if pending[name].read(output):
-                        unfinished.discard(name)
-                        if output.finish_reason is None:
-                            self._core.abort([name])
-        finally:
-            self._core.abort(sorted(unfinished))
+        with _interrupts_held() as release_interrupt:
+            try:
+                for choice in pending.values():
+                    only = self._core.submit(choice.submit)
+                    if only is None:
+                        continue
+                    if only.error is not None:
+                        raise InvalidRequestError(only.error)
+                    choice.read(only)
+                    unfinished.discard(only.request_id)
+                while unfinished:
+                    release_interrupt()
+                    assert self._core.has_work, "a request ends in exactly one output"
+                    for output in self._core.step():
+                        name = output.request_id
+                        if name not in unfinished:
+                            continue  # its last tokens were under way when a stop string ended it
+                        if pending[name].read(output):
+                            unfinished.discard(name)
+                            if output.finish_reason is None:
+                                self._core.abort([name])
+                            if on_progress is not None:
+                                on_progress(len(pending) - len(unfinished), len(pending))
+            finally:
+                self._core.abort(sorted(unfinished))
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the value is called: a step that it breaks off loses its tokens.
+
+    The second Ctrl-C is not held: a step may hang. Nothing is held in other threads than the main
+    one, which get no signals, nor where the program has a handler of its own.
+    """
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if not is_ours:
+        yield lambda: None
+        return
+    is_interrupted = False
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        if is_interrupted:
+            signal.default_int_handler(number, frame)
+        is_interrupted = True
+
+    def release() -> None:
+        if is_interrupted:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield release
+        release()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Pending:
@@ -297,6 +430,7 @@ class _Pending:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._finish_reason: FinishReasonName | None = None
+        self._prompt_logprobs: PromptLogprobs | None = None
         # Only a stop string must be seen at once; all else is read when the engine has ended the
         # choice, for the next step would wait for this thread's Python.
         self._reads_at_once = bool(params.stop_strings)
@@ -315,11 +449,20 @@ class _Pending:
         self._token_ids += output.token_ids[:num_new]
         self._logprobs += output.logprobs[:num_new]
         self.num_cached_tokens = output.num_cached_tokens
+        self._prompt_logprobs = self._prompt_logprobs or output.prompt_logprobs
         if delta is None:
             return False
         self._texts.append(delta.text)
         self._finish_reason = delta.finish_reason
         return delta.finish_reason is not None
+
+    def prompt_logprobs(self) -> list[PromptTokenLogprobs | None]:
+        """Return them as Answer has them."""
+        if self.submit.sampling.prompt_logprobs is None:
+            return []
+        packed = self._prompt_logprobs
+        scored = [] if packed is None else packed.unpacked()
+        return [None, *(PromptTokenLogprobs(*entry) for entry in scored)]
 
     def settled(self) -> Choice:
         assert self._finish_reason is not None

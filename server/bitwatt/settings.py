@@ -8,11 +8,12 @@ import re
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
 
+from bitwatt.addresses import checked_hosts, checked_origins, checked_url
 from bitwatt.engine.messages import (
     MAX_NUM_BATCHED_TOKENS,
     MAX_NUM_SEQS,
@@ -20,21 +21,41 @@ from bitwatt.engine.messages import (
     EngineConfig,
 )
 from bitwatt.errors import ConfigurationError
-from bitwatt.knobs import Shown
+from bitwatt.hub import named
+from bitwatt.knobs import Settings, Shown
 from bitwatt.model.config import Dtype, HeadBits, Weights, WeightsName, weights_named
 from bitwatt.model.folder import why_no_folder
+from bitwatt.quantities import read_bytes, read_count
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
 
-__all__ = ["Backend", "ServeSettings"]
+__all__ = ["Backend", "ServeSettings", "check_source"]
 
 Backend = Literal["native", "torch", "triton", "reference", "fake"]
 
 _DIGEST_PREFIX = "sha256:"
 _DEFAULT_PORT = 8000
+_MAX_KEY_FILE_BYTES = 2**20
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+# Words that users of vLLM know; auto is bfloat16, in which checkpoints of ternary models come.
+_OTHER_DTYPES = {"auto": "bfloat16", "half": "float16", "float": "float32"}
 
 logger = logging.getLogger(__name__)
+
+
+def check_source(value: Any) -> Any:
+    """Return what names a model as a text: a folder that is there, or a name of the hub.
+
+    Raises  ValueError for a path without a folder
+    """
+    if isinstance(value, Path):
+        value = str(value.absolute())
+    source = named(value) if isinstance(value, str) else None
+    reason = why_no_folder(source) if isinstance(source, Path) else None
+    if reason is not None:
+        raise ValueError(reason)
+    return value
 
 
 def _digest_keys(value: Any) -> Any:
@@ -47,9 +68,40 @@ def _digest_keys(value: Any) -> Any:
     return digests
 
 
+def _read_keys(value: Any) -> Any:
+    if not isinstance(value, str | Path):
+        return value
+    return _digest_keys(",".join(_text_of(value).splitlines()))
+
+
+def _text_of(path: str | Path) -> str:
+    """Return what a file of keys holds."""
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(_MAX_KEY_FILE_BYTES + 1).decode()
+    except OSError as error:
+        raise ValueError(f"can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 text") from None
+    if len(text) > _MAX_KEY_FILE_BYTES:
+        raise ValueError(f"has more than {_MAX_KEY_FILE_BYTES} bytes")
+    return text
+
+
+def _read_key(value: Any) -> Any:
+    """Return the first key of a file that is written out."""
+    if not isinstance(value, str | Path):
+        return value
+    lines = (line.strip() for line in _text_of(value).splitlines())
+    key = next((line for line in lines if line and not line.startswith(_DIGEST_PREFIX)), None)
+    if key is None:
+        raise ValueError(f"has no key; a digest ({_DIGEST_PREFIX}) opens nothing")
+    return key
+
+
 def _pass_over_link(value: Any) -> Any:
     """Return the port; Kubernetes sets BITWATT_PORT for every pod beside a Service `bitwatt`."""
-    if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
+    if isinstance(value, str) and value.startswith(("tcp://", "udp://", "sctp://")):
         logger.warning(
             "BITWATT_PORT is %s, as Kubernetes sets it for a Service, and no port; %d is used",
             value,
@@ -64,6 +116,17 @@ def _split(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+
+
+def _url(value: str | None) -> str | None:
+    return None if value is None else checked_url(value)
+
+
+def _server(value: str | None) -> str | None:
+    """Return the address of a server, which is told apart by nothing behind it."""
+    if value is not None and re.search("[@?#]", checked_url(value)):
+        raise ValueError("is no server's address: it has an @, ? or #; write http://host:port")
+    return value
 
 
 def _weights(value: object) -> Weights | None:
@@ -84,7 +147,15 @@ def _digest(key: str) -> bytes:
     return sha256(key.encode()).digest()
 
 
-class ServeSettings(BaseSettings):
+def _dtype(value: Any) -> Any:
+    return _OTHER_DTYPES.get(value, value) if isinstance(value, str) else value
+
+
+def _model_len(value: Any) -> Any:
+    return None if value in ("auto", "-1", -1) else read_count(value)
+
+
+class ServeSettings(Settings):
     """Serve models with an OpenAI-compatible API.
 
     Without PATH, the embedded ternary model is served beside its 16-bit twin.
@@ -93,19 +164,29 @@ class ServeSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="BITWATT_",
         cli_prog_name="bitwatt serve",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        frozen=True,
-        extra="forbid",
         validate_default=True,
     )
+    groups: ClassVar[dict[str, str]] = {
+        "path": "What is served",
+        "host": "Address and callers",
+        "max_body_bytes": "Limits of connections and requests",
+        "load_timeout": "Supervision and logs",
+        "max_model_len": "Engine",
+        "energy_source": "Energy and prices",
+    }
+    never_empty = ("api_key", "api_key_file")  # an empty key would let everyone in
 
-    path: Annotated[CliPositionalArg[Path | None], Shown("PATH", "the embedded pair")] = Field(
-        None, description="A model's folder, as on Hugging Face"
+    path: Annotated[
+        CliPositionalArg[str | None],
+        BeforeValidator(check_source),
+        Shown("PATH", "the embedded pair"),
+    ] = Field(
+        None,
+        description="A model's folder, as on Hugging Face, or a .gguf file; or "
+        "ORG/NAME[:FILE][@REVISION] of its hub, where there is no such path: a GGUF's FILE, a "
+        "branch, tag or commit",
     )
-    served_model_name: Annotated[str | None, Shown("NAME", "its folder's name")] = Field(
+    served_model_name: Annotated[str | None, Shown("NAME", "its folder's, or ORG/NAME")] = Field(
         None, min_length=1, max_length=200, description="The model's name for callers"
     )
     weights: Annotated[
@@ -117,6 +198,26 @@ class ServeSettings(BaseSettings):
     )
     compare: Annotated[bool | None, Shown("", "on for the embedded pair, off with a PATH")] = Field(
         None, description="Serve NAME-fp16 beside it, the same model with 16-bit weights"
+    )
+    twin_url: Annotated[str | None, AfterValidator(_server), Shown("URL", "none")] = Field(
+        None,
+        description="Other bitwatt server, which has the twin, as http://baseline:8000; the page, "
+        "/bitwatt/v1/comparison and mirrors take it for this one's own",
+    )
+    twin_key_file: Annotated[str | None, BeforeValidator(_read_key), Shown("FILE", "none")] = Field(
+        None, description="File whose first key, one a line, that server takes", repr=False
+    )
+    first_measurement: bool = Field(
+        True,
+        description="Have the page measure by itself when it is first opened: once, at idle, for "
+        "a few seconds",
+    )
+    shadow_percent: Annotated[float, Shown("PERCENT")] = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Percentage of requests that are also asked of the other model, when nobody "
+        "calls a model on its device, and compared, unless X-Bitwatt-Shadow says otherwise",
     )
 
     host: Annotated[str, Shown("ADDRESS")] = Field(
@@ -133,13 +234,17 @@ class ServeSettings(BaseSettings):
     ] = Field(
         (),
         description="Keys of which callers must have one; sha256:HEX stands for the key with "
-        "that digest",
+        "that digest. Everyone on the machine can read a flag: use the variable or --api-key-file",
         repr=False,
     )
+    api_key_file: Annotated[
+        tuple[bytes, ...], NoDecode, BeforeValidator(_read_keys), Shown("FILE", "none")
+    ] = Field((), description="File with more such keys, one a line", repr=False)
     allowed_hosts: Annotated[
         tuple[str, ...],
         NoDecode,
         BeforeValidator(_split),
+        AfterValidator(checked_hosts),
         Shown("HOST[,HOST...]", "localhost on a loopback address, any host on another"),
     ] = Field(
         (),
@@ -150,6 +255,7 @@ class ServeSettings(BaseSettings):
         tuple[str, ...],
         NoDecode,
         BeforeValidator(_split),
+        AfterValidator(checked_origins),
         Shown("ORIGIN[,ORIGIN...]", "none"),
     ] = Field(
         (),
@@ -160,7 +266,22 @@ class ServeSettings(BaseSettings):
         False, description="Share no prefix cache between keys, so that none can time another's"
     )
     metrics_public: bool = Field(False, description="Serve /metrics without a key")
-    max_body_bytes: Annotated[int, Shown("BYTES")] = Field(
+    allow_priority: bool = Field(
+        False,
+        description="Take priority from callers, each of whom could put its requests before all "
+        "others'",
+    )
+    allow_control_tokens: bool = Field(
+        False,
+        description="Take control tokens in callers' messages as such, so that whoever writes a "
+        "message can write turns of the model and the system, too",
+    )
+    strict_fields: bool = Field(
+        False,
+        description="Refuse fields that no API known here defines with 400, in place of passing "
+        "over them and naming them in X-Bitwatt-Ignored-Fields",
+    )
+    max_body_bytes: Annotated[int, BeforeValidator(read_bytes), Shown("BYTES")] = Field(
         2 * 2**20, ge=1024, le=2**30, description="Bytes of a request's body; more are answered 413"
     )
     body_timeout: Annotated[float, Shown("SECONDS")] = Field(
@@ -189,16 +310,11 @@ class ServeSettings(BaseSettings):
         description="Seconds without an event after which a stream gets a comment, for proxies "
         "to keep it open",
     )
-    step_timeout: Annotated[float, Shown("SECONDS")] = Field(
-        120.0,
-        gt=0,
-        le=86_400,
-        description="Seconds of an engine's silence after which it is killed and restarted",
-    )
-    allow_priority: bool = Field(
-        False,
-        description="Take priority from callers, each of whom could put its requests before all "
-        "others'",
+    max_queue: Annotated[int, Shown("REQUESTS")] = Field(
+        256,
+        ge=0,
+        le=100_000,
+        description="Requests that wait for a place to run, per model; further ones get 503",
     )
     load_timeout: Annotated[float, Shown("SECONDS")] = Field(
         600.0,
@@ -206,6 +322,12 @@ class ServeSettings(BaseSettings):
         le=86_400,
         description="Seconds that an engine may take to load; then it is killed and restarted, and "
         "the server ends if it had never loaded",
+    )
+    step_timeout: Annotated[float, Shown("SECONDS")] = Field(
+        120.0,
+        gt=0,
+        le=86_400,
+        description="Seconds of an engine's silence after which it is killed and restarted",
     )
     drain_timeout: Annotated[float, Shown("SECONDS")] = Field(
         30.0,
@@ -220,20 +342,21 @@ class ServeSettings(BaseSettings):
     log_format: LogFormat = Field(
         "text", description="Log lines as text, or as one JSON object each"
     )
-
-    max_queue: Annotated[int, Shown("REQUESTS")] = Field(
-        256,
-        ge=0,
-        le=100_000,
-        description="Requests that wait for a place to run, per model; further ones get 503",
+    otlp_endpoint: Annotated[str | None, AfterValidator(_url), Shown("URL", "no traces")] = Field(
+        None,
+        description="Where traces go by OTLP over HTTP, as http://localhost:4318/v1/traces, whose "
+        "path is taken where none is given",
     )
-    max_model_len: Annotated[int | None, Shown("TOKENS", "the model's own limit")] = Field(
+
+    max_model_len: Annotated[
+        int | None, BeforeValidator(_model_len), Shown("TOKENS", "the model's own limit")
+    ] = Field(
         None, ge=2, description="Tokens of prompt and answer together, at most the model's limit"
     )
     max_num_seqs: Annotated[int, Shown("REQUESTS")] = Field(
         64, ge=1, le=MAX_NUM_SEQS, description="Requests that run at once, per model"
     )
-    max_num_batched_tokens: Annotated[int, Shown("TOKENS")] = Field(
+    max_num_batched_tokens: Annotated[int, BeforeValidator(read_count), Shown("TOKENS")] = Field(
         512,
         ge=1,
         le=MAX_NUM_BATCHED_TOKENS,
@@ -248,7 +371,9 @@ class ServeSettings(BaseSettings):
         description="Kernels: native (C++) or torch on a CPU, triton on a GPU, reference on "
         "either to compare with; fake draws meaningless tokens, to load the server itself",
     )
-    dtype: Dtype = Field("bfloat16", description="Type of activations, KV cache and dense weights")
+    dtype: Annotated[Dtype, BeforeValidator(_dtype)] = Field(
+        "bfloat16", description="Type of activations, KV cache and dense weights"
+    )
     num_threads: Annotated[int | None, Shown("THREADS", "all processors'")] = Field(
         None, ge=1, le=MAX_NUM_THREADS, description="CPU threads of each engine"
     )
@@ -260,7 +385,8 @@ class ServeSettings(BaseSettings):
     )
     kv_cache_bytes: Annotated[
         int | None,
-        Shown("BYTES", "1 GiB on a CPU, on a GPU what --gpu-memory-utilization leaves"),
+        BeforeValidator(read_bytes),
+        Shown("BYTES", "1GiB on a CPU, on a GPU what --gpu-memory-utilization leaves"),
     ] = Field(
         None, ge=1, description="Bytes of each model's KV cache, never more than all requests need"
     )
@@ -286,19 +412,6 @@ class ServeSettings(BaseSettings):
         "always are",
     )
 
-    shadow_percent: Annotated[float, Shown("PERCENT")] = Field(
-        0.0,
-        ge=0,
-        le=100,
-        description="Percentage of requests that are also asked of the other model and compared, "
-        "unless X-Bitwatt-Shadow says otherwise",
-    )
-
-    otlp_endpoint: Annotated[str | None, Shown("URL", "no traces")] = Field(
-        None,
-        pattern=r"^https?://\S+$",
-        description="Where traces go by OTLP over HTTP, as http://localhost:4318/v1/traces",
-    )
     energy_source: EnergyChoice = Field(
         "auto",
         description="What measures joules: the GPU's counter (nvml), the CPU's (rapl), the one of "
@@ -323,13 +436,12 @@ class ServeSettings(BaseSettings):
         None, ge=0, le=1e4, description="Grams of CO2 that the grid emits for a kilowatt-hour"
     )
 
-    @field_validator("path")
+    @field_validator("device")
     @classmethod
-    def _path_is_a_folder(cls, path: Path | None) -> Path | None:
-        reason = None if path is None else why_no_folder(path)
-        if reason is not None:
-            raise ValueError(reason)
-        return path
+    def _device_is_known(cls, device: str) -> str:
+        if not _DEVICE.fullmatch(device):
+            raise ValueError("is one of auto, cpu, cuda and cuda:N")
+        return device
 
     @model_validator(mode="after")
     def _names_one_thing(self) -> "ServeSettings":
@@ -337,10 +449,22 @@ class ServeSettings(BaseSettings):
             raise ValueError("--weights and --served-model-name need a PATH")
         if self.compare and self.weights == "dense":
             raise ValueError("--compare serves both weights; drop --weights dense")
-        is_pair = self.compare if self.path is not None else self.compare is not False
-        if self.shadow_percent and not is_pair:
-            raise ValueError("--shadow-percent mirrors to a second model; add --compare")
+        if self.compare and self.twin_url:
+            raise ValueError("--compare and --twin-url give two twins; drop one")
+        if self.twin_key_file and not self.twin_url:
+            raise ValueError("--twin-key-file needs --twin-url")
+        if self.shadow_percent and not (self.serves_pair or self.twin_url):
+            raise ValueError(
+                "--shadow-percent mirrors to a second model; add --compare or --twin-url"
+            )
         return self
+
+    @property
+    def serves_pair(self) -> bool:
+        """Whether this server has both models."""
+        if self.compare is None:
+            return self.path is None and self.twin_url is None
+        return self.compare
 
     @property
     def is_loopback(self) -> bool:
@@ -349,6 +473,11 @@ class ServeSettings(BaseSettings):
             return ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def key_digests(self) -> tuple[bytes, ...]:
+        """SHA-256 of each key that callers may have; none lets everyone in."""
+        return self.api_key + self.api_key_file
 
     @property
     def prices(self) -> Prices:

@@ -2,21 +2,46 @@
 
 import asyncio
 import json
+import re
+import signal
+import sys
+from pathlib import Path
 
+import bitwatt.telemetry.energy
+import httpx
 import pytest
 from bitwatt.api.app import create_app
 from bitwatt.cli import main
 from bitwatt.engine.messages import MemoryUse
 from bitwatt.telemetry.metrics import Metrics
-from bitwatt_client import ComparisonError, LoadPlan, Window, Work, as_json, as_table, compare
+from bitwatt_client import (
+    ClientError,
+    ComparisonError,
+    LoadPlan,
+    Window,
+    Work,
+    as_json,
+    as_table,
+    compare,
+)
 from bitwatt_client.compare import summarize
+from bitwatt_client.errors import told
 from bitwatt_client.exposition import parse_samples
-from bitwatt_client.figures import Measured
+from bitwatt_client.figures import ENERGY_REASONS, Measured
 from bitwatt_client.plot import save_png
-from bitwatt_client.report import verdict
+from bitwatt_client.report import _shown, verdict
 from bitwatt_client.server import Answer, Server
+from bitwatt_client.statistics import Spread
 
-from tests.fakes import FakeEngine, make_client, make_info, make_model, make_settings, run_server
+from tests.fakes import (
+    FakeEngine,
+    make_app,
+    make_client,
+    make_info,
+    make_model,
+    make_settings,
+    run_server,
+)
 
 WORK = Work(prompts=("p",), num_requests=2, concurrency=2, max_tokens=11)
 MEMORY = (
@@ -76,7 +101,7 @@ def make_comparison(*, rent=(None, None), num_windows=6, **of_b):
     a = [measured(make_window(wall_s=4.0, ttft_s=0.1, decode_s=1.0), joules=11.0)] * num_windows
     window_b = make_window(wall_s=2.0, ttft_s=0.3, decode_s=0.5, **of_b)
     b = [measured(window_b, name="b", joules=44.0)] * num_windows
-    plan = LoadPlan(work=WORK, num_windows=num_windows, dollars_per_hour=rent)
+    plan = LoadPlan(work=WORK, num_windows=num_windows, usd_per_hour=rent)
     return summarize(a, b, plan)
 
 
@@ -95,8 +120,8 @@ def test_figures_are_what_they_are_by_hand():
     assert found["joules_per_token"].a.median == pytest.approx(0.5)
     assert found["joules_per_token"].gain.value == pytest.approx(4)
     # $1.98 an hour for 5.5 tok/s, 19 800 an hour, is $100 a million; $3.96 for 11 tok/s as well.
-    assert found["dollars_per_million_tokens"].a.median == pytest.approx(100)
-    assert found["dollars_per_million_tokens"].gain.value == pytest.approx(1)
+    assert found["usd_per_million_tokens"].a.median == pytest.approx(100)
+    assert found["usd_per_million_tokens"].gain.value == pytest.approx(1)
     assert found["weights_bytes"].gain.value == 3.5
     assert found["memory_bytes"].gain.value == 1
 
@@ -149,14 +174,14 @@ def test_a_pair_with_a_failure_is_left_out_and_told():
     plan = LoadPlan(work=WORK, num_windows=2)
     comparison = summarize([good, bad], [good, good], plan)
     assert figures_of(comparison)["tokens_per_s"].a.n == 1
-    assert comparison.notices[0] == "1 of 2 pairs of windows are left out: 503: full"
+    assert comparison.notices[0] == "1 of 2 pairs of windows left out: 503: full"
     with pytest.raises(ComparisonError, match="503: full"):
         summarize([bad], [good], plan)
 
 
 def test_unequal_work_is_told():
     [notice] = make_comparison(num_tokens=5).notices
-    assert notice == "b gave 5 to 5 tokens an answer in place of 11: the work is not equal"
+    assert notice == "b gave 5 tokens an answer in place of 11: the work is not equal"
 
 
 def test_the_picture_is_a_png(tmp_path):
@@ -205,6 +230,23 @@ async def test_windows_alternate_after_the_warm_up():
 
 
 @pytest.mark.anyio
+async def test_a_model_that_a_slower_backend_runs_than_could_is_told():
+    app, engines = make_pair_app()
+    engines["tiny"].info = make_info(fallback="the backend torch runs; install a compiler")
+    async with make_client(app) as http:
+        comparison = await compare(
+            Server(http, "http://localhost", "tiny"),
+            Server(http, "http://localhost", "tiny-fp16"),
+            LoadPlan(work=WORK, num_windows=1),
+        )
+        assert await Server(http, "http://localhost", "other").fallback() is None
+    told = "tiny: the backend torch runs; install a compiler"
+    assert comparison.notices[0] == told
+    assert f"Note: {told}." in as_table(comparison)
+    assert as_json(comparison)["notices"][0] == told
+
+
+@pytest.mark.anyio
 async def test_the_command_compares_two_models_of_one_server(tmp_path, capsys):
     app, _ = make_pair_app(api_key="k")
     args = ["--requests", "2", "--concurrency", "2", "--windows", "2", "--max-tokens", "4"]
@@ -221,6 +263,7 @@ async def test_the_command_compares_two_models_of_one_server(tmp_path, capsys):
     assert "tiny against tiny-fp16" in captured.out
     assert "weights" in captured.out
     assert "tiny-fp16, window 2" in captured.err
+    assert "\r" not in captured.err  # the bar is for terminals
     saved = json.loads((tmp_path / "c.json").read_text())
     assert saved["figures"]["weights_bytes"]["gain"]["value"] == pytest.approx(4)
     assert (tmp_path / "c.png").exists()
@@ -232,6 +275,9 @@ async def test_the_command_compares_two_models_of_one_server(tmp_path, capsys):
         (["compare", "ftp://x", "http://y"], "URL-A 'ftp://x': begins with http"),
         (["compare", "http://x", "http://y", "--requests", "0"], "BITWATT_CLIENT_REQUESTS"),
         (["chat", "nowhere"], "URL 'nowhere'"),
+        (["chat", "http://127.0.0.1:99999"], "is no address: Port out of range"),
+        (["chat", "http://[::1"], "is no address: Invalid IPv6 URL"),
+        (["chat", "http:///v1"], "URL 'http:///v1': names no host"),
     ],
 )
 def test_a_wrong_argument_is_named(capsys, args, said):
@@ -246,4 +292,111 @@ def test_a_server_that_is_not_there_ends_the_command(capsys, command):
     with pytest.raises(SystemExit) as exit_:
         main([part.replace("URL", "http://127.0.0.1:1") for part in command])
     assert exit_.value.code == 1
-    assert "connection attempts failed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"bitwatt {command[0]}: http://127.0.0.1:1 can't be reached: " in said
+    assert "connection attempts failed" in said
+
+
+def test_every_reason_for_no_joules_has_its_words():
+    energy = Path(bitwatt.telemetry.energy.__file__).parent
+    sources = [*energy.glob("*.py"), energy.parent / "metering.py"]
+    text = "".join(path.read_text() for path in sources)
+    codes = set(re.findall(r'Unavailable\(\s*"(\w+)"', text)) - {"loading", "stopped"}
+    assert codes == ENERGY_REASONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("spread", "unit", "shown"),
+    [
+        (Spread(median=1234.5, low=1000, high=1240, n=5), "tok/s", "1234 ±120 tok/s"),
+        (Spread(median=12.345, low=12.3, high=12.4, n=5), "tok/s", "12.3 ±0.05 tok/s"),
+        (Spread(median=0.0123, low=0.01, high=0.02, n=5), "s", "12.3 ±5 ms"),
+        (Spread(median=3.2e7, low=3.2e7, high=3.2e7, n=1), "B", "32 MB"),
+    ],
+)
+def test_a_figure_has_no_exponent(spread, unit, shown):
+    assert _shown(spread, unit) == shown
+
+
+@pytest.mark.anyio
+async def test_a_model_that_is_not_served_is_named_with_those_that_are():
+    async with make_client(make_app()) as http:
+        server = Server(http, "http://localhost", "nope")
+        with pytest.raises(ClientError, match="serves no nope; its models are tiny"):
+            await server.choose_model()
+
+
+@pytest.mark.anyio
+async def test_a_model_that_loads_is_waited_for_and_another_kind_of_server_is_not():
+    loading = FakeEngine(is_ready=False)
+    async with make_client(make_app(loading)) as http:
+        assert await Server(http, "http://localhost", "tiny").is_loading()
+    async with make_client(make_app()) as http:
+        assert not await Server(http, "http://localhost", "tiny").is_loading()
+        assert not await Server(http, "http://localhost/nowhere", "tiny").is_loading()
+
+
+@pytest.mark.anyio
+async def test_the_rent_that_the_server_was_told_is_read():
+    async with make_client(make_app(usd_per_hour=2.5)) as http:
+        assert await Server(http, "http://localhost", "tiny").usd_per_hour() == 2.5
+    async with make_client(make_app()) as http:
+        assert await Server(http, "http://localhost", "tiny").usd_per_hour() is None
+
+
+def test_a_server_that_cannot_be_reached_is_named():
+    request = httpx.Request("GET", "http://127.0.0.1:9/v1/models")
+    error = httpx.ConnectError("All connection attempts failed", request=request)
+    assert told(error) == "http://127.0.0.1:9 can't be reached: All connection attempts failed"
+
+
+def test_words_agree_with_their_numbers():
+    one = as_table(make_comparison(num_windows=1))
+    assert "1 alternating window each of 2 requests" in one
+    assert "Note: 1 pair of windows makes rough intervals; 5 or more are better." in one
+    assert "Medians of windows ± half their interquartile range, without 1 warm-up window" in one
+    assert "no rent is set (--usd-per-hour)" in one
+    without = LoadPlan(work=WORK, num_warmups=0)
+    both = [measured(make_window(wall_s=4.0))] * 2
+    assert "interquartile range.\n" in as_table(summarize(both, both, without))
+
+
+def test_a_servers_words_can_not_command_the_terminal():
+    told = 'bitwatt_energy_available{model_name="a",reason="\x1b[2J"} 0\n'
+    both = [measured(make_window(wall_s=4.0), text=MEMORY + told)] * 2
+    assert "\x1b" not in as_table(summarize(both, both, LoadPlan(work=WORK, num_windows=2)))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("side", ["a", "b"])
+async def test_the_command_refuses_a_wrong_model_before_any_window_runs(capsys, side):
+    app, engines = make_pair_app()
+    async with run_server(app) as url:
+
+        def run():
+            with pytest.raises(SystemExit) as exit_:
+                main(["compare", url, url, f"--model-{side}", "tinny"])
+            return exit_.value.code
+
+        assert await asyncio.to_thread(run) == 1
+    said = capsys.readouterr().err
+    assert said == f"bitwatt compare: {url} serves no tinny; its models are tiny, tiny-fp16\n"
+    assert not any(engine.submitted for engine in engines.values())
+
+
+@pytest.mark.anyio
+async def test_ctrl_c_twice_ends_the_command_without_a_traceback():
+    app, engines = make_pair_app()
+    engines["tiny"].gate = asyncio.Event()
+    async with run_server(app) as url:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bitwatt", "compare", url, url), stdout=-1, stderr=-1
+        )
+        while not engines["tiny"].running:  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        _, error = await process.communicate()
+    # The second may come when the interpreter has let go of its handlers; shells call both 130.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in error.decode()

@@ -1,14 +1,11 @@
 """The load generator and streams, against a server around a fake engine."""
 
 import asyncio
-import io
 
 import pytest
 from bitwatt.errors import QueueFullError
-from bitwatt.scheduling.request import FinishReason
 from bitwatt_client import ServerError, StreamError, Work, new_http_client, run_window
-from bitwatt_client.chat import converse
-from bitwatt_client.server import Server
+from bitwatt_client.server import Server, mean_tpot_s
 
 from tests.fakes import FakeEngine, make_app, make_client, run_server
 
@@ -59,8 +56,9 @@ async def test_every_request_asks_for_the_same_work():
 
 async def test_an_answers_times_come_from_its_own_stream():
     engine = FakeEngine(delay_s=0.005)
-    async with make_client(make_app(engine)) as http:
-        answer = await make_server(http).answer([{"role": "user", "content": "hi"}], max_tokens=64)
+    async with run_server(make_app(engine)) as url, new_http_client() as http:
+        server = Server(http, url, "tiny")
+        answer = await server.answer([{"role": "user", "content": "hi"}], max_tokens=64)
     assert answer.text == "the quick brown fox"
     assert answer.finish_reason == "stop"
     assert answer.num_prompt_tokens > 0
@@ -74,6 +72,22 @@ async def test_an_answer_of_one_token_has_no_time_between_tokens():
         answer = await make_server(http).answer([{"role": "user", "content": "hi"}], max_tokens=1)
     assert answer.tpot_s is None
     assert answer.itl_s == ()
+
+
+async def test_tokens_that_are_read_at_once_have_no_time_between_them():
+    """A client that was late read an answer at once, and called it 33,000 tokens a second."""
+    async with make_client(make_app(FakeEngine(delay_s=0.005))) as http:  # hands over whole bodies
+        answer = await make_server(http).answer([{"role": "user", "content": "hi"}], max_tokens=64)
+    assert len(answer.text_times_s) > 2
+    assert answer.ttft_s == answer.e2e_s
+    assert answer.tpot_s is None
+
+
+async def test_tokens_that_are_read_with_the_first_do_not_count_among_those_after_it():
+    # Nine chunks, five of them at once; four later ones in 0.8 s, and each is two tokens.
+    assert mean_tpot_s([7.0] * 5 + [7.2, 7.4, 7.6, 7.8], 17) == pytest.approx(0.1)
+    assert mean_tpot_s([7.0, 7.2, 7.4], 3) == pytest.approx(0.2)
+    assert mean_tpot_s([7.0, 7.0], 2) is None
 
 
 async def test_failed_requests_are_counted_and_the_rest_goes_on():
@@ -115,15 +129,18 @@ async def test_models_and_metrics_are_read_with_the_key():
         assert (await server.scrape()).total("bitwatt_engine_up", model_name="tiny") == 1
 
 
-async def test_a_conversation_keeps_what_was_said_and_survives_an_error():
-    engine = FakeEngine(reply="the fox")
-    lines = iter(["hi", "", "again", None])
-    out = io.StringIO()
-    async with make_client(make_app(engine)) as http:
-        await converse(make_server(http), read=lambda: next(lines), out=out, max_tokens=16)
-        assert out.getvalue() == "the fox\nthe fox\n"
-        first, second = engine.submitted
-        assert len(second.prompt_token_ids) > 2 * len(first.prompt_token_ids)
-        engine.ends_with, engine.error = FinishReason.ERROR, "out of luck"
-        await converse(make_server(http), read=iter(["hi", None]).__next__, out=out)
-    assert "[out of luck]" in out.getvalue()
+async def test_a_request_that_ended_is_told():
+    ended = []
+    async with make_client(make_app()) as http:
+        await run_window(make_server(http), make_work(), on_end=lambda: ended.append(1))
+    assert len(ended) == 6
+
+
+async def test_an_address_is_named_where_it_can_not_be_reached():
+    async with new_http_client(max_connections=2) as http:
+        window = await run_window(Server(http, "http://127.0.0.1:1", "m"), make_work())
+    assert len(window.failures) == 6
+    assert all("http://127.0.0.1:1 can't be reached" in failure for failure in window.failures)
+    async with make_client(make_app(api_key="k")) as http:
+        with pytest.raises(ServerError, match=r"401: .* \(http://localhost/v1/models\)"):
+            await make_server(http).list_models()

@@ -12,7 +12,12 @@ from deploy.grafana.generate import DASHBOARDS
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
 
-_NAME = re.compile(r"\b(?:up\b|vllm:\w+|bitwatt[_:][\w:]+|DCGM_\w+|http_\w+)")
+_NAME = re.compile(r"\b(?:up\b|vllm:\w+|bitwatt[_:][\w:]+|DCGM_\w+|http_\w+|process_\w+)")
+PROCESS_SERIES = {
+    f"process_{what}"
+    for what in ("cpu_seconds_total", "resident_memory_bytes", "open_fds", "max_fds")
+}
+"""Of prometheus-client's collector, which no declaration has."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class PanelQuery:
 
     dashboard: str
     panel: str
+    legend: str
     expr: str
     idle: str
 
@@ -31,7 +37,7 @@ class PanelQuery:
 
 def panel_queries():
     return [
-        PanelQuery(dashboard.uid, panel.title, query.expr, query.idle)
+        PanelQuery(dashboard.uid, panel.title, query.legend, query.expr, query.idle)
         for dashboard in DASHBOARDS
         for panel in dashboard.panels
         for query in panel.queries

@@ -1,7 +1,8 @@
 """The cost of a token: one table of cases for every place that works it out.
 
-Recorded series are worked out by Prometheus, windows by the client and by the page; the figures
-are by hand.
+Recorded series are worked out by Prometheus, windows by the client and by the page, a request by
+the server; the figures are by hand. So are those of the comparison's ratios, whatever traffic each
+model has.
 """
 
 import json
@@ -10,9 +11,10 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
+from bitwatt.telemetry.prices import Prices
 from bitwatt_client.cost import usd_of_rent_per_million_tokens
 
-from tests.deploy.queries import PROMETHEUS
+from tests.deploy.queries import PROMETHEUS, panel_queries
 from tests.server.api.node import evaluate
 
 
@@ -91,6 +93,15 @@ def test_the_client_works_out_the_rent():
         assert rent == (None if case.rent is None else pytest.approx(case.rent)), name
 
 
+def test_the_server_works_out_the_electricity_of_a_request():
+    for name, case in CASES.items():
+        joules = None  # of a million tokens
+        if case.watts is not None and case.tokens_per_s:
+            joules = case.watts / case.tokens_per_s * 1e6
+        usd = Prices(usd_per_kwh=case.usd_per_kwh, pue=case.pue).usd_of_electricity(joules)
+        assert usd == (None if case.electricity is None else pytest.approx(case.electricity)), name
+
+
 @pytest.mark.needs_program("node")
 def test_the_page_works_out_the_rent():
     cases = list(CASES.values())
@@ -102,12 +113,73 @@ def test_the_page_works_out_the_rent():
     assert rents == [None if case.rent is None else pytest.approx(case.rent) for case in cases]
 
 
+@pytest.mark.needs_program("node")
+def test_the_page_works_out_the_electricity():
+    cases = list(CASES.values())
+    calls = []
+    for case in cases:
+        prices = {"usd_per_kwh": case.usd_per_kwh, "pue": case.pue}
+        is_known = case.watts is not None and case.tokens_per_s
+        joules_per_token = case.watts / case.tokens_per_s if is_known else None
+        calls.append(
+            f"c.usdOfElectricityPerMillionTokens({json.dumps(prices)}, "
+            f"{json.dumps(joules_per_token)})"
+        )
+    costs = evaluate(calls, c="cost.js")
+    assert costs == [
+        None if case.electricity is None else pytest.approx(case.electricity) for case in cases
+    ]
+
+
 @pytest.mark.needs_program("promtool")
 def test_the_recorded_rules_work_out_rent_electricity_and_carbon(tmp_path):
     shutil.copy(PROMETHEUS / "rules.yml", tmp_path)
     tests = [promtool_test(name, case) for name, case in CASES.items()]
     file = tmp_path / "cost_test.json"  # JSON is YAML
     file.write_text(json.dumps({"rule_files": ["rules.yml"], "tests": tests}))
+    result = subprocess.run(
+        [shutil.which("promtool"), "test", "rules", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.needs_program("promtool")
+def test_a_ratio_of_models_is_not_that_of_their_traffic(tmp_path):
+    # Ten times the traffic in twice the time is five times as fast, at a fifth of the rent.
+    series = {}
+    for model, tokens_per_s, busy, watts in (("t", 100, 0.5, 30), ("b", 10, 0.25, 15)):
+        labels = f'job="j",instance="i",model_name="{model}",engine="0"'
+        series |= {
+            f"vllm:generation_tokens_total{{{labels}}}": f"0+{60 * tokens_per_s}x20",
+            f"bitwatt_engine_busy_seconds_total{{{labels}}}": f"0+{60 * busy}x20",
+            f"bitwatt_price_usd_per_hour{{{labels}}}": "2x20",
+            f'bitwatt_energy_joules_total{{{labels},phase="decode"}}': f"0+{60 * watts}x20",
+            f'bitwatt_energy_joules_total{{{labels},phase="idle"}}': "0+6000x20",
+        }
+    expected = {"times": 5, "rent of a token": 0.8, "energy of a token, measured": 0.8}
+    expected |= {"saved": 0.8}
+    variables = {"$__rate_interval": "5m", "$__range": "10m", "$job": "j", "$instance": "i"}
+    checks = []
+    for query in panel_queries():
+        if query.legend in expected:
+            expr = query.expr
+            for name, value in (variables | {"$ternary": "t", "$baseline": "b"}).items():
+                expr = expr.replace(name, value)
+            found = {"labels": "{}", "value": expected.pop(query.legend)}
+            checks.append(
+                {"expr": f"round({expr}, 1e-6)", "eval_time": "15m", "exp_samples": [found]}
+            )
+    assert not expected
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": key, "values": value} for key, value in series.items()],
+        "promql_expr_test": checks,
+    }
+    file = tmp_path / "ratios_test.json"
+    file.write_text(json.dumps({"rule_files": [], "tests": [test]}))
     result = subprocess.run(
         [shutil.which("promtool"), "test", "rules", str(file)],
         capture_output=True,

@@ -31,6 +31,10 @@ class Server:
         ids = [int(pid) for path in children for pid in path.read_text().split()]
         return {str(pid): pid for pid in ids if is_engine(pid)}
 
+    def logged(self, words: str) -> int:
+        """Return how many lines of the log have the words."""
+        return sum(words in line for line in list(self.log))
+
     def wait_ready(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -60,10 +64,20 @@ def is_engine(pid: int) -> bool:
     return b"bitwatt.engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def start_server(*flags: str) -> Server:
-    command = [sys.executable, "-m", "bitwatt", "serve", "--port", "0", *flags]
+def start_server(
+    *flags: str,
+    python: str = sys.executable,
+    max_open_files: int | None = None,
+    **environment: str,
+) -> Server:
+    command = [python, "-m", "bitwatt", "serve", "--port", "0", *flags]
+    if max_open_files is not None:
+        command = ["sh", "-c", f'ulimit -n {max_open_files}; exec "$@"', "sh", *command]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
     )
     log: list[str] = []
     found: SimpleQueue[str] = SimpleQueue()

@@ -45,8 +45,10 @@ MADE = {".venv/", "build/", "runs/"}
 # Commands that no test types, and why.
 NOT_RUN = {
     "bitwatt compare URL_A URL_B": "tests/clients/test_compare.py runs it on addresses",
+    "bitwatt serve ORG/NAME": "tests/server/test_hub.py asks a local hub",
     "bitwatt serve PATH": "tests/server/checkpoints reads folders of every kind",
     "python -m bitwatt.bench.llama_cpp": "llama-cpp-python is not among the dev packages",
+    "python -m bitwatt.training sizes": "takes hours: test_sizes.py trains a little",
 }
 
 

@@ -18,7 +18,7 @@ from tests.end_to_end.conftest import Server, start_server
 
 pytestmark = pytest.mark.slow
 
-MODELS = ["builtin", "builtin-fp16"]
+MODELS = ["builtin", "builtin-twin"]
 MESSAGES: list = [{"role": "user", "content": "What does textwrap.dedent do?"}]
 
 
@@ -123,7 +123,7 @@ def test_where_the_16_bit_baseline_differs_under_load_it_is_a_near_tie(server: S
     load = make_load(32)
 
     async def logprobs_of(client: AsyncOpenAI, settings: dict) -> list[tuple[str, dict]]:
-        answer = await client.completions.create(model="builtin-fp16", logprobs=5, **settings)
+        answer = await client.completions.create(model="builtin-twin", logprobs=5, **settings)
         found = answer.choices[0].logprobs
         return list(zip(found.tokens, found.top_logprobs, strict=True))
 
@@ -221,7 +221,7 @@ BAD_BODIES: dict[str, tuple[dict | bytes, str | None, str]] = {
     "top_p past one": ({"prompt": "x", "top_p": 1.1}, "top_p", "1"),
     "n past its cap": ({"prompt": "x", "n": 100000}, "n", "n"),
     "unknown model": ({"model": "gpt-4", "prompt": "x"}, "model", "builtin"),
-    "unknown field": ({"prompt": "x", "frobnicate": 1}, "frobnicate", "frobnicate"),
+    "unsupported option": ({"prompt": "x", "suffix": "y"}, "suffix", "suffix"),
     "over-long prompt": ({"prompt": "word " * 5000}, "prompt", "--max-model-len"),
     "token past the vocabulary": ({"prompt": [10**6]}, "prompt", "1000000"),
     "negative token": ({"prompt": [-1]}, None, "prompt"),
@@ -257,3 +257,19 @@ def test_a_port_in_use_is_a_clear_error() -> None:
         port = str(taken.getsockname()[1])
         with pytest.raises(AssertionError, match=rf"port {port}: Address already in use.*--port"):
             start_server("--port", port)
+
+
+def test_two_interrupts_end_a_server_with_an_open_stream_and_without_a_traceback(
+    own_server: Server,
+) -> None:
+    body = {"model": "builtin", "prompt": "a", "max_tokens": 900, "stream": True}
+    with httpx.stream(
+        "POST", f"{own_server.url}/v1/completions", json=body | {"ignore_eos": True}
+    ) as answer:
+        next(answer.iter_lines())
+        own_server.process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        own_server.process.send_signal(signal.SIGINT)
+        assert own_server.process.wait(timeout=20) == 130
+    own_server.reader.join(timeout=10)
+    assert "Traceback" not in "".join(own_server.log)

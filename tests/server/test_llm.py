@@ -3,12 +3,18 @@
 import asyncio
 import inspect
 import json
+import re
 import shutil
+import signal
+import threading
 from collections import defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
 
 import msgspec
 import pytest
-from bitwatt import LLM, SamplingParams, builtin
+from bitwatt import LLM, SamplingParams, StructuredOutputsParams, builtin
 from bitwatt.api.app import create_app
 from bitwatt.engine.messages import EngineConfig
 from bitwatt.errors import (
@@ -16,6 +22,7 @@ from bitwatt.errors import (
     CheckpointError,
     ConfigurationError,
     EngineUnavailableError,
+    HubError,
     InvalidRequestError,
     RequestFailedError,
 )
@@ -23,6 +30,7 @@ from bitwatt.scheduling.request import FinishReason
 from bitwatt.serving.models import ServedModel
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt.text.processor import TextProcessor
+from bitwatt.text.vocabulary import Vocabulary
 from tokenizers import Tokenizer
 
 from tests.fakes import make_client, make_settings
@@ -50,9 +58,15 @@ class CoreAsEngine:
         self._core = llm._core
         self._outputs = defaultdict(deque)
 
+    def places(self, requests):
+        return nullcontext()
+
     async def submit(self, request):
         mine = self._outputs[request.request_id]
-        assert self._core.submit(request) is None
+        only = self._core.submit(request)
+        if only is not None:
+            yield only
+            return
         try:
             while True:
                 while not mine:
@@ -263,6 +277,70 @@ def test_an_interrupted_batch_leaves_nothing_in_the_engine(llm, monkeypatch):
     assert llm._core.stats().num_blocks_used == 0
 
 
+def test_ctrl_c_within_a_step_lets_the_step_end_and_leaves_the_model_usable(llm, monkeypatch):
+    """A step that was broken off lost its tokens, and every later call raised KeyError."""
+    commit, num_commits = llm._core._commit, 0
+
+    def interrupted(done):
+        nonlocal num_commits
+        num_commits += 1
+        if num_commits == 5:
+            signal.raise_signal(signal.SIGINT)
+        return commit(done)
+
+    [expected] = llm.generate([PROMPT], GREEDY)
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(llm._core, "_commit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([PROMPT] * 3, GREEDY)
+    monkeypatch.undo()
+    assert num_commits == 5
+    assert signal.getsignal(signal.SIGINT) is handler
+    [answer] = llm.generate([PROMPT], GREEDY)
+    assert answer.token_ids == expected.token_ids
+    assert llm._core.stats().num_blocks_used == 0
+    llm._core.check_integrity()
+
+
+def test_a_second_ctrl_c_breaks_off_a_step_that_hangs(llm, monkeypatch):
+    def hangs():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the step went on")
+
+    monkeypatch.setattr(llm._core, "step", hangs)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([PROMPT], GREEDY)
+    monkeypatch.undo()
+    assert llm.generate([PROMPT], GREEDY)[0].text
+
+
+def test_other_threads_and_other_handlers_keep_theirs(llm):
+    answers = []
+    thread = threading.Thread(target=lambda: answers.extend(llm.generate([PROMPT], GREEDY)))
+    thread.start()
+    thread.join()
+    assert answers[0].text
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert llm.generate([PROMPT], GREEDY)[0].text
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_embedded_model_needs_no_path_and_a_folder_of_its_name_comes_first(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for args in ((), ("builtin",)):
+        with LLM(*args, max_num_seqs=1, kv_cache_bytes=2**26) as llm:
+            assert llm.generate("a", SamplingParams(max_tokens=1))
+    (tmp_path / "builtin").mkdir()
+    with pytest.raises(CheckpointError, match="is an empty folder"):
+        LLM("builtin")
+
+
 def test_a_request_that_the_engine_gives_up_is_an_error_of_ours(llm, monkeypatch):
     outputs = llm._core.step
 
@@ -283,7 +361,9 @@ def test_a_folder_that_is_no_model_is_an_error_of_ours(tmp_path):
     with pytest.raises(CheckpointError, match="is an empty folder"):
         LLM(tmp_path)
     with pytest.raises(CheckpointError, match="`hf download`"):
-        LLM("microsoft/bitnet-b1.58-2B-4T")
+        LLM(Path("microsoft/bitnet-b1.58-2B-4T"))
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set, .* lacks org/name@v1"):
+        LLM("org/name@v1")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
         LLM(tmp_path)
@@ -331,3 +411,89 @@ def test_a_bad_prompt_leaves_the_next_call_as_it_was():
                 llm.generate([[5, 6, 7], bad], params)
             [after] = llm.generate([[5, 6, 7]], params)
             assert after.token_ids == before.token_ids
+
+
+def test_without_a_path_the_embedded_model_is_opened():
+    with LLM(max_num_seqs=1, kv_cache_bytes=2**24) as llm:
+        [answer] = llm.generate("def main():", SamplingParams(max_tokens=2))
+    assert len(answer.token_ids) == 2
+
+
+def test_progress_is_told_as_choices_end():
+    told = []
+    with LLM("builtin", max_num_seqs=4, kv_cache_bytes=2**24) as llm:
+        llm.generate(
+            ["a", "b"],
+            SamplingParams(max_tokens=2, n=2, ignore_eos=True),
+            on_progress=lambda num_done, num: told.append((num_done, num)),
+        )
+    assert sorted(told) == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_threads_that_share_a_model_get_the_answers_that_each_would_alone(llm):
+    prompts = [f"def f{number}(" for number in range(8)]
+    alone = [llm.generate([prompt], GREEDY)[0].token_ids for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        shared = [*threads.map(lambda prompt: llm.generate([prompt], GREEDY), prompts * 2)]
+    assert [answer.token_ids for [answer] in shared] == alone * 2
+    llm._core.check_integrity()
+
+
+def test_a_model_is_closed_when_the_thread_that_uses_it_is_done():
+    answers = []
+    began, goes_on = threading.Event(), threading.Event()
+
+    def ask():
+        answers.extend(llm.generate(["a"], GREEDY, on_progress=lambda *_: wait()))
+
+    def wait():
+        began.set()
+        goes_on.wait()
+
+    llm = LLM(max_num_seqs=2, kv_cache_bytes=2**24)
+    asking, closing = threading.Thread(target=ask), threading.Thread(target=llm.close)
+    asking.start()
+    began.wait()
+    closing.start()
+    assert not llm._is_closed
+    goes_on.set()
+    asking.join()
+    closing.join()
+    assert answers[0].token_ids
+    with pytest.raises(EngineUnavailableError):
+        llm.generate(["a"], GREEDY)
+
+
+def test_a_call_from_within_a_call_is_refused_in_place_of_waiting_for_itself(llm):
+    for inner in (lambda *_: llm.generate([PROMPT], GREEDY), lambda *_: llm.close()):
+        with pytest.raises(InvalidRequestError, match="on_progress"):
+            llm.generate([PROMPT], GREEDY, on_progress=inner)
+    assert llm.generate([PROMPT], GREEDY)[0].text
+
+
+def test_what_an_operator_should_know_of_a_model_is_logged(caplog, monkeypatch):
+    notice = "the tokenizer has 3 token ids and the model 4: most have no text"
+    monkeypatch.setattr(Vocabulary, "notices_for", lambda self, size: [notice])
+    with LLM(max_num_seqs=1, kv_cache_bytes=2**24, backend="fake"):
+        pass
+    for said in (notice, "the fake backend draws meaningless tokens"):
+        assert f"{builtin.TERNARY}: {said}" in caplog.messages
+
+
+def test_answers_are_what_structured_outputs_ask_for():
+    with LLM(num_threads=1) as llm:
+        asked = [
+            StructuredOutputsParams(choice=["yes", "no"]),
+            StructuredOutputsParams(regex="[0-9]{2}"),
+        ]
+        params = [SamplingParams(seed=1, n=2, structured_outputs=one) for one in asked]
+        choice, number = llm.generate(["a", "b"], params)
+        assert {c.text for c in choice.choices} <= {"yes", "no"}
+        assert all(re.fullmatch("[0-9]{2}", c.text) for c in number.choices)
+        assert {c.finish_reason for c in [*choice.choices, *number.choices]} == {"stop"}
+        [answer] = llm.chat([{"role": "user", "content": "a"}], params[0])
+        assert answer.text in ("yes", "no")
+        bad = SamplingParams(structured_outputs=StructuredOutputsParams(regex="(a"))
+        with pytest.raises(InvalidRequestError, match="unclosed group") as raised:
+            llm.generate("a", bad)
+        assert raised.value.param == "structured_outputs.regex"

@@ -7,8 +7,14 @@ from bitwatt_client.compare import Comparison, LoadPlan, compare
 from bitwatt_client.errors import ClientError, ComparisonError, ServerError, StreamError
 from bitwatt_client.figures import Figure
 from bitwatt_client.load import Window, Work, run_window
+from bitwatt_client.quality import (
+    QualityComparison,
+    compare_quality,
+    quality_as_json,
+    quality_as_table,
+)
 from bitwatt_client.report import as_json, as_table
-from bitwatt_client.server import Answer, Server, new_http_client
+from bitwatt_client.server import Answer, ModelCard, Server, new_http_client
 
 __all__ = [
     "Answer",
@@ -17,6 +23,8 @@ __all__ = [
     "ComparisonError",
     "Figure",
     "LoadPlan",
+    "ModelCard",
+    "QualityComparison",
     "Server",
     "ServerError",
     "StreamError",
@@ -25,6 +33,9 @@ __all__ = [
     "as_json",
     "as_table",
     "compare",
+    "compare_quality",
     "new_http_client",
+    "quality_as_json",
+    "quality_as_table",
     "run_window",
 ]

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import httpx
@@ -12,6 +12,7 @@ from bitwatt_client.exposition import Samples
 from bitwatt_client.figures import Figure, Measured, make_figures
 from bitwatt_client.load import Window, Work, run_window
 from bitwatt_client.server import Server
+from bitwatt_client.terminal import plural
 
 __all__ = ["Comparison", "LoadPlan", "compare", "summarize"]
 
@@ -28,13 +29,13 @@ class LoadPlan:
     work          of one window
     num_windows   of each model that count
     num_warmups   of each model before them, dropped
-    dollars_per_hour  what a and b cost to rent; None where it isn't known
+    usd_per_hour  what a and b cost to rent; None where it isn't known
     """
 
     work: Work
     num_windows: int = 6
     num_warmups: int = 1
-    dollars_per_hour: tuple[float | None, float | None] = (None, None)
+    usd_per_hour: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +55,12 @@ async def compare(
     plan: LoadPlan,
     *,
     on_window: Callable[[str, int, Window], None] | None = None,
+    on_request: Callable[[], None] | None = None,
 ) -> Comparison:
     """Return how the two models do with equal work.
 
-    on_window  told the model's name, the window's number from -num_warmups, and the window
+    on_window   told the model's name, the window's number from -num_warmups, and the window
+    on_request  called when a request has ended
 
     Raises  ComparisonError if no pair of windows completed
     """
@@ -67,7 +70,8 @@ async def compare(
     for number in range(-plan.num_warmups, plan.num_windows):
         for side, server in servers:
             before = await _scrape(server)
-            window = await run_window(server, plan.work, salt=f"{run}-{number}")
+            salt = f"{run}-{number}"
+            window = await run_window(server, plan.work, salt=salt, on_end=on_request)
             after = await _scrape(server)
             if on_window is not None:
                 on_window(server.model, number, window)
@@ -75,7 +79,9 @@ async def compare(
                 measured[side].append(
                     Measured(name=server.model, window=window, before=before, after=after)
                 )
-    return summarize(measured["a"], measured["b"], plan)
+    comparison = summarize(measured["a"], measured["b"], plan)
+    notices = [f"{s.model}: {told}" for s in (a, b) if (told := await s.fallback()) is not None]
+    return replace(comparison, notices=(*notices, *comparison.notices))
 
 
 async def _scrape(server: Server) -> Samples | None:
@@ -99,7 +105,7 @@ def summarize(a: Sequence[Measured], b: Sequence[Measured], plan: LoadPlan) -> C
         name_b=b[0].name,
         plan=plan,
         figures=tuple(
-            make_figures([m for m, _ in whole], [m for _, m in whole], plan.dollars_per_hour)
+            make_figures([m for m, _ in whole], [m for _, m in whole], plan.usd_per_hour)
         ),
         notices=tuple(_notices(pairs, whole, plan)),
     )
@@ -118,19 +124,21 @@ def _notices(
     notices = []
     if len(whole) < len(pairs):
         notices.append(
-            f"{len(pairs) - len(whole)} of {len(pairs)} pairs of windows are left out: "
+            f"{len(pairs) - len(whole)} of {plural(len(pairs), 'pair')} of windows left out: "
             f"{_why_not(pairs)}"
         )
     if len(whole) < MIN_WINDOWS:
-        notices.append(f"{len(whole)} pairs of windows make rough intervals; {MIN_WINDOWS} or more")
+        pairs_of = "1 pair of windows makes" if len(whole) == 1 else f"{len(whole)} pairs make"
+        notices.append(f"{pairs_of} rough intervals; {MIN_WINDOWS} or more are better")
     walls = [m.window.wall_s for pair in whole for m in pair]
     if min(walls) < MIN_WINDOW_S:
         notices.append(f"the shortest window took {min(walls):.2f} s; longer ones scatter less")
     for side, name in enumerate(measured.name for measured in whole[0]):
         tokens = {answer.num_tokens for pair in whole for answer in pair[side].window.answers}
         if tokens != {plan.work.max_tokens}:
+            given = f"{min(tokens)} to {max(tokens)}" if len(tokens) > 1 else f"{min(tokens)}"
             notices.append(
-                f"{name} gave {min(tokens)} to {max(tokens)} tokens an answer in place of "
+                f"{name} gave {given} tokens an answer in place of "
                 f"{plan.work.max_tokens}: the work is not equal"
             )
     return notices
@@ -141,5 +149,9 @@ def _why_not(pairs: Sequence[tuple[Measured, Measured]]) -> str:
     reasons = list(dict.fromkeys(reason for window in windows for reason in window.failures))
     num_cut = sum(window.num_cut for window in windows)
     if num_cut:
-        reasons.append(f"{num_cut} requests were unfinished when a window's time was up")
+        verb = "was" if num_cut == 1 else "were"
+        reasons.append(
+            f"{plural(num_cut, 'request')} {verb} unfinished when a window's time was up "
+            "(--max-window-seconds)"
+        )
     return "; ".join(reasons[:3]) or "nothing was answered"

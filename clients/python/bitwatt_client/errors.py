@@ -6,7 +6,9 @@ ClientError
 └── ComparisonError  the measurements leave nothing to compare
 """
 
-__all__ = ["ClientError", "ComparisonError", "ServerError", "StreamError"]
+import httpx
+
+__all__ = ["ClientError", "ComparisonError", "ServerError", "StreamError", "told"]
 
 
 class ClientError(Exception):
@@ -14,11 +16,15 @@ class ClientError(Exception):
 
 
 class ServerError(ClientError):
-    """The server answered with an error."""
+    """The server answered with an error.
 
-    def __init__(self, status: int, message: str) -> None:
+    code  what the server calls it, as OpenAI does; None where it doesn't say
+    """
+
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
+        self.code = code
 
 
 class StreamError(ClientError):
@@ -27,3 +33,12 @@ class StreamError(ClientError):
 
 class ComparisonError(ClientError):
     """The measurements leave nothing to compare."""
+
+
+def told(error: Exception) -> str:
+    """Return the error in words; one of the connection with the server's address."""
+    words = str(error) or type(error).__name__
+    if isinstance(error, httpx.RequestError):
+        url = error.request.url
+        return f"{url.scheme}://{url.netloc.decode()} can't be reached: {words}"
+    return words

@@ -19,6 +19,21 @@ Better = Literal["higher", "lower"]
 Rents = tuple[float | None, float | None]
 
 
+ENERGY_REASONS = {
+    "no_powercap": "the CPU has no energy counter, as in most virtual machines",
+    "not_readable": "the CPU's energy counter can't be read by the server's user",
+    "off": "the server doesn't measure energy (--energy-source)",
+    "other_device": "the energy source that was asked for measures another device",
+    "no_device": "the engine's device is not known",
+    "no_library": "the server lacks nvidia-ml-py, which reads the GPU's counter",
+    "no_driver": "the NVIDIA driver's library does not start there",
+    "no_uuid": "the engine doesn't know which GPU it runs on",
+    "not_supported": "the GPU doesn't tell its energy",
+    "mig": "the engine runs on a slice of a GPU, and the counter is the whole GPU's",
+}
+"""What the label `reason` of bitwatt_energy_available says, in words."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """A window of a model with the server's /metrics around it; None where it serves none."""
@@ -47,11 +62,12 @@ class Measured:
 
     @property
     def why_no_joules(self) -> str | None:
-        """What the server says of energy it does not measure."""
+        """What the server says of energy it does not measure, in words."""
         if self.after is None:
             return None
         found = self.after.find("bitwatt_energy_available", model_name=self.name)
-        return next((s.labels.get("reason") for s in found if not s.value), None)
+        reason = next((s.labels.get("reason") for s in found if not s.value), None)
+        return None if reason is None else ENERGY_REASONS.get(reason, reason)
 
     def held_bytes(self, kinds: Sequence[str]) -> float | None:
         """Return the memory the model's engine holds of these kinds; None where it doesn't say."""
@@ -83,7 +99,7 @@ class Figure:
 def make_figures(a: Sequence[Measured], b: Sequence[Measured], rents: Rents) -> list[Figure]:
     """Return every figure of these pairs of windows.
 
-    rents  dollars an hour of a and b; over the windows' wall-clock time, so at this load alone
+    rents  US dollars an hour of a and b; over the windows' wall-clock time, so at this load alone
     """
 
     def lower(key: str, label: str, unit: str) -> Figure:
@@ -101,18 +117,18 @@ def make_figures(a: Sequence[Measured], b: Sequence[Measured], rents: Rents) -> 
             [m.window.tokens_per_s for m in b],
         ),
         _compared(
-            rate("decode_tokens_per_s", "decode tokens/s a request"),
+            rate("decode_tokens_per_s", "decode tokens/s a request, median"),
             [_decode_tokens_per_s(m) for m in a],
             [_decode_tokens_per_s(m) for m in b],
-            "answers of one chunk have no time between tokens",
+            "the answers were read at once, which leaves no time between tokens",
         ),
         _compared(
-            lower("ttft_s", "time to first token", "s"),
+            lower("ttft_s", "time to first token, median", "s"),
             [statistics.median(answer.ttft_s for answer in m.window.answers) for m in a],
             [statistics.median(answer.ttft_s for answer in m.window.answers) for m in b],
         ),
         _compared(
-            lower("e2e_s", "request latency", "s"),
+            lower("e2e_s", "request latency, median", "s"),
             [statistics.median(answer.e2e_s for answer in m.window.answers) for m in a],
             [statistics.median(answer.e2e_s for answer in m.window.answers) for m in b],
         ),
@@ -123,10 +139,10 @@ def make_figures(a: Sequence[Measured], b: Sequence[Measured], rents: Rents) -> 
             no_joules,
         ),
         _compared(
-            lower("dollars_per_million_tokens", "rent a million output tokens", "$"),
+            lower("usd_per_million_tokens", "rent a million output tokens", "$"),
             [usd_of_rent_per_million_tokens(rents[0], m.window.tokens_per_s) for m in a],
             [usd_of_rent_per_million_tokens(rents[1], m.window.tokens_per_s) for m in b],
-            "no rent was given (--dollars-per-hour)",
+            "no rent is set (--usd-per-hour)",
         ),
         _compared(
             lower("weights_bytes", "weights", "B"),

@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import httpx
 
-from bitwatt_client.errors import ClientError
+from bitwatt_client.errors import ClientError, told
 from bitwatt_client.server import Answer, Server
 
 __all__ = ["Window", "Work", "run_window"]
@@ -54,10 +54,13 @@ class Window:
         return self.num_tokens / self.wall_s
 
 
-async def run_window(server: Server, work: Work, *, salt: str = "") -> Window:
+async def run_window(
+    server: Server, work: Work, *, salt: str = "", on_end: Callable[[], None] | None = None
+) -> Window:
     """Return what the server did with the work. Requests that fail are counted, not raised.
 
-    salt  sets the server's prefix cache apart from other windows', which ran the same prompts
+    salt    sets the server's prefix cache apart from other windows', which ran the same prompts
+    on_end  called when a request has ended
     """
     answers: list[Answer] = []
     failures: list[str] = []
@@ -66,7 +69,7 @@ async def run_window(server: Server, work: Work, *, salt: str = "") -> Window:
     try:
         async with asyncio.timeout(work.max_s), asyncio.TaskGroup() as group:
             for _ in range(min(work.concurrency, work.num_requests)):
-                group.create_task(_caller(server, work, numbers, salt, answers, failures))
+                group.create_task(_caller(server, work, numbers, salt, answers, failures, on_end))
     except TimeoutError:
         pass
     return Window(
@@ -84,6 +87,7 @@ async def _caller(
     salt: str,
     answers: list[Answer],
     failures: list[str],
+    on_end: Callable[[], None] | None,
 ) -> None:
     for number in numbers:
         prompt = work.prompts[number % len(work.prompts)]
@@ -97,6 +101,8 @@ async def _caller(
                 **({"cache_salt": salt} if salt else {}),
             )
         except (ClientError, httpx.HTTPError) as error:
-            failures.append(str(error) or type(error).__name__)
+            failures.append(told(error))
         else:
             answers.append(answer)
+        if on_end is not None:
+            on_end()

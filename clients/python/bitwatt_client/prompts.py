@@ -1,9 +1,11 @@
-"""The prompts a comparison replays unless it is given others."""
+"""The prompts a comparison replays unless it is given others, and files of others."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["DEFAULT_PROMPTS", "read_prompts"]
+__all__ = ["DEFAULT_PROMPTS", "Line", "read_prompts", "read_texts"]
 
 DEFAULT_PROMPTS = (
     "What does the function os.path.join do?",
@@ -25,27 +27,56 @@ DEFAULT_PROMPTS = (
 )
 
 
+class Line(NamedTuple):
+    """A line of a file, and the text it gives."""
+
+    number: int
+    text: str
+
+
 def read_prompts(path: Path) -> tuple[str, ...]:
     """Return a file's prompts: one a line, or in a .jsonl file the "prompt" of each line.
 
     Raises  ValueError naming the line that has no prompt, or the file that has no line
     """
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    return tuple(line.text for line in _read(path, ("prompt",)))
+
+
+def read_texts(path: Path) -> tuple[Line, ...]:
+    """Return a file's texts: one a line, or in a .jsonl file the "prompt" or "text" of each line.
+
+    Raises  ValueError as `read_prompts`
+    """
+    return tuple(_read(path, ("prompt", "text")))
+
+
+def _read(path: Path, keys: Sequence[str]) -> list[Line]:
+    lines = []
+    # Lines of bytes: a text in JSON may have the other ends of lines that Unicode knows.
+    for number, written in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            line = written.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: is not UTF-8") from error
         if not line.strip():
             continue
-        prompt = _prompt_of(line) if path.suffix == ".jsonl" else line
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f'{path}, line {number}: no "prompt" that is a string')
-        prompts.append(prompt)
-    if not prompts:
+        text = _text_of(line, keys) if path.suffix == ".jsonl" else line
+        if not isinstance(text, str) or not text.strip():
+            named = " or ".join(f'"{key}"' for key in keys)
+            raise ValueError(f"{path}, line {number}: no {named} that is a string with text")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise ValueError(f"{path}, line {number}: has half a character (\\ud800 to \\udfff)")
+        lines.append(Line(number, text))
+    if not lines:
         raise ValueError(f"{path} has no prompts")
-    return tuple(prompts)
+    return lines
 
 
-def _prompt_of(line: str) -> object:
+def _text_of(line: str, keys: Sequence[str]) -> object:
     try:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry.get("prompt") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict):
+        return None
+    return next((entry[key] for key in keys if key in entry), None)

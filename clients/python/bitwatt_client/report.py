@@ -1,11 +1,13 @@
 """A comparison as a table and as JSON."""
 
 from dataclasses import asdict
+from decimal import Decimal
 from typing import Any
 
 from bitwatt_client.compare import Comparison
 from bitwatt_client.figures import Figure
 from bitwatt_client.statistics import Spread
+from bitwatt_client.terminal import plural, printable
 
 __all__ = ["as_json", "as_table", "verdict"]
 
@@ -45,23 +47,26 @@ def as_table(comparison: Comparison) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    windows = plural(comparison.plan.num_windows, "alternating window")
     title = (
-        f"{comparison.name_a} against {comparison.name_b}: {comparison.plan.num_windows} "
-        f"alternating windows each of {work.num_requests} requests, {work.concurrency} at once, "
-        f"{work.max_tokens} tokens an answer"
+        f"{comparison.name_a} against {comparison.name_b}: {windows} each of "
+        f"{plural(work.num_requests, 'request')}, {work.concurrency} at once, {work.max_tokens} "
+        "tokens an answer"
     )
     lines = [title, ""]
     for row in rows:
         cells = [row[0].ljust(widths[0])]
         cells += [row[column].rjust(widths[column]) for column in range(1, 5)]
         lines.append("  ".join([*cells, row[5]]).rstrip())
+    num_warmups = comparison.plan.num_warmups
+    warmups = f", without {plural(num_warmups, 'warm-up window')} before them"
     lines += [
         "",
-        "Medians of windows ± half their interquartile range.",
+        f"Medians of windows ± half their interquartile range{warmups if num_warmups else ''}.",
         f"Gain is how many times better {comparison.name_a} is; below 1 it is worse.",
     ]
     lines += [f"Note: {notice}." for notice in comparison.notices]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -89,8 +94,14 @@ def _shown(value: Spread, unit: str) -> str:
         )
     elif unit == "s" and value.median < 1:
         name, scale = "ms", 1e-3
-    number = value.median / scale
-    median = f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+    median = _plain(value.median / scale, 3)
     half_range = (value.high - value.low) / 2 / scale
-    around = f" ±{half_range:.2g}" if value.n > 1 else ""
-    return f"{median}{around} {name}"
+    around = f" ±{_plain(half_range, 2)}" if value.n > 1 else ""
+    return f"${median}{around}" if name == "$" else f"{median}{around} {name}"
+
+
+def _plain(number: float, num_digits: int) -> str:
+    """Return the number with so many digits that count, and never with an exponent."""
+    if number >= 10**num_digits:
+        return f"{number:.0f}"
+    return f"{Decimal(f'{number:.{num_digits}g}'):f}"

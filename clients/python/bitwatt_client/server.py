@@ -1,34 +1,50 @@
 """One model of an OpenAI-compatible server, called and timed."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import httpx
 
-from bitwatt_client.errors import ServerError, StreamError
+from bitwatt_client.errors import ClientError, ServerError, StreamError
 from bitwatt_client.exposition import Samples, parse_samples
 
-__all__ = ["Answer", "Chunk", "Message", "Server", "new_http_client"]
+__all__ = ["Answer", "Chunk", "Message", "ModelCard", "Server", "mean_tpot_s", "new_http_client"]
 
 Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """A model as a server lists it; None where that doesn't say."""
+
+    name: str
+    max_model_len: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """One event of a stream.
 
+    read_s                         when it was read, as time.perf_counter() tells; what waited
+                                   together for its reader has one time
     num_prompt_tokens, num_tokens  with the last chunk, as the server counted them
+    energy_joules, energy_reason   with it too: what the request took, or why that isn't known
     """
 
     text: str
     finish_reason: str | None = None
     num_prompt_tokens: int | None = None
     num_tokens: int | None = None
+    energy_joules: float | None = None
+    energy_reason: str | None = None
+    read_s: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +52,7 @@ class Answer:
     """A streamed answer and its times, in seconds of one monotonic clock.
 
     num_tokens     generated, as the server counted them
-    text_times_s   when each chunk that has text or the end came
+    text_times_s   when each chunk that has text or the end was read
     """
 
     text: str
@@ -64,10 +80,38 @@ class Answer:
 
     @property
     def tpot_s(self) -> float | None:
-        """Mean time a token after the first; None for an answer of one token."""
-        if self.num_tokens < 2 or len(self.text_times_s) < 2:
-            return None
-        return (self.text_times_s[-1] - self.text_times_s[0]) / (self.num_tokens - 1)
+        """Mean time a token after the first; None where all was read at once."""
+        return mean_tpot_s(self.text_times_s, self.num_tokens)
+
+
+def mean_tpot_s(text_times_s: Sequence[float], num_tokens: int) -> float | None:
+    """Return the mean time a token after those that were read with the first; None without one.
+
+    A reader that is late finds several tokens at once, and when they were made it can't know.
+
+    text_times_s  when each chunk was read, ascending; not empty
+    """
+    num_later = sum(read_s > text_times_s[0] for read_s in text_times_s)
+    if num_tokens < 2 or not num_later:
+        return None
+    num_later_tokens = (num_tokens - 1) * num_later / (len(text_times_s) - 1)
+    return (text_times_s[-1] - text_times_s[0]) / num_later_tokens
+
+
+class _ReadClock:
+    """Tells when what is at hand was read: it stands still until the event loop has waited."""
+
+    def __init__(self) -> None:
+        self._now_s: float | None = None
+
+    def __call__(self) -> float:
+        if self._now_s is None:
+            self._now_s = time.perf_counter()
+            asyncio.get_running_loop().call_soon(self._go_on)
+        return self._now_s
+
+    def _go_on(self) -> None:
+        self._now_s = None
 
 
 class Server:
@@ -85,11 +129,64 @@ class Server:
 
     async def list_models(self) -> list[str]:
         """Return the names of the models that are served there."""
+        return [card.name for card in await self.list_cards()]
+
+    async def list_cards(self) -> list[ModelCard]:
+        """Return the models that are served there."""
         response = await self._get("/v1/models")
         try:
-            return [str(card["id"]) for card in response.json()["data"]]
-        except (ValueError, KeyError, TypeError) as error:
+            return [
+                ModelCard(
+                    name=str(card["id"]),
+                    max_model_len=card.get("max_model_len"),
+                    weights=card.get("weights"),
+                )
+                for card in response.json()["data"]
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StreamError(f"{self.url}/v1/models lists no models") from error
+
+    async def choose_model(self, *, first: bool = True) -> None:
+        """Check that the model is served there; without a name, take the first or the last one.
+
+        Raises  ClientError, which names those that are
+        """
+        models = await self.list_models()
+        if not models:
+            raise ClientError(f"{self.url} serves no models")
+        if not self.model:
+            self.model = models[0] if first else models[-1]
+        elif self.model not in models:
+            raise ClientError(
+                f"{self.url} serves no {self.model}; its models are {', '.join(models)}"
+            )
+
+    async def is_loading(self) -> bool:
+        """Return whether the server says that the model loads; another kind of server says no."""
+        response = await self._http.get(f"{self.url}/ready", headers=self._headers)
+        try:
+            state: object = response.json()["waiting_for"][self.model]
+        except (ValueError, KeyError, TypeError):
+            return False
+        return state == "loading"
+
+    async def usd_per_hour(self) -> float | None:
+        """Return the rent that the server was told, an hour; None where it tells none."""
+        try:
+            prices = (await self._get("/bitwatt/v1/comparison")).json()["prices"]
+            return float(prices["usd_per_hour"])
+        except (ClientError, httpx.HTTPError, ValueError, KeyError, TypeError):
+            return None
+
+    async def fallback(self) -> str | None:
+        """Return which slower backend runs there than could, and why; None if none is told."""
+        try:
+            state = (await self._get("/bitwatt/v1/comparison")).json()
+            [engine] = [m["engine"] for m in state["models"] if m["name"] == self.model]
+            told = engine["fallback"]
+        except (ClientError, httpx.HTTPError, ValueError, KeyError, TypeError):
+            return None  # another server, or a model that loads
+        return told if isinstance(told, str) else None
 
     async def scrape(self) -> Samples:
         """Return what the server's /metrics says now."""
@@ -112,6 +209,7 @@ class Server:
         request = self._http.stream(
             "POST", f"{self.url}/v1/chat/completions", json=body, headers=self._headers
         )
+        read_clock = _ReadClock()
         async with request as response:
             if response.status_code != 200:
                 await response.aread()
@@ -123,7 +221,7 @@ class Server:
                         continue  # a comment, or the space between events
                     if data == "[DONE]":
                         return
-                    yield _chunk(data)
+                    yield _chunk(data, read_clock())
         raise StreamError("the stream broke off before [DONE]")
 
     async def answer(self, messages: Sequence[Message], **options: Any) -> Answer:
@@ -131,8 +229,7 @@ class Server:
 
         Raises  ServerError, StreamError, httpx.HTTPError
         """
-        clock = time.perf_counter
-        started_s = clock()
+        started_s = time.perf_counter()
         texts: list[str] = []
         times_s: list[float] = []
         finish_reason: str | None = None
@@ -140,7 +237,7 @@ class Server:
         async with aclosing(self.stream_chat(messages, **options)) as chunks:
             async for chunk in chunks:
                 if chunk.text or chunk.finish_reason is not None:
-                    times_s.append(clock())
+                    times_s.append(chunk.read_s)
                     texts.append(chunk.text)
                 finish_reason = chunk.finish_reason or finish_reason
                 if chunk.num_tokens is not None:
@@ -156,10 +253,28 @@ class Server:
             text_times_s=tuple(times_s),
         )
 
+    async def complete(self, prompt: str, **options: Any) -> dict[str, Any]:
+        """Return what /v1/completions answers; options go into the request's body.
+
+        Raises  ServerError, StreamError, httpx.HTTPError
+        """
+        response = await self._http.post(
+            f"{self.url}/v1/completions",
+            json={"model": self.model, "prompt": prompt, **options},
+            headers=self._headers,
+        )
+        if response.status_code != 200:
+            raise _server_error(response)
+        try:
+            answer: dict[str, Any] = response.json()
+        except ValueError as error:
+            raise StreamError(f"{self.url}/v1/completions answers no JSON") from error
+        return answer
+
     async def _get(self, path: str) -> httpx.Response:
         response = await self._http.get(self.url + path, headers=self._headers)
         if response.status_code != 200:
-            raise _server_error(response)
+            raise _server_error(response, f" ({self.url}{path})")
         return response
 
 
@@ -176,12 +291,13 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[str, None]:
         yield line
 
 
-def _chunk(data: str) -> Chunk:
+def _chunk(data: str, read_s: float) -> Chunk:
     try:
         event = json.loads(data)
         if "error" in event:
             raise StreamError(str(event["error"]["message"]))
         usage = event.get("usage") or {}
+        energy = usage.get("bitwatt") or {}
         choices = event["choices"]
         choice = choices[0] if choices else {}
         return Chunk(
@@ -189,14 +305,19 @@ def _chunk(data: str) -> Chunk:
             finish_reason=choice.get("finish_reason"),
             num_prompt_tokens=usage.get("prompt_tokens"),
             num_tokens=usage.get("completion_tokens"),
+            energy_joules=energy.get("energy_joules"),
+            energy_reason=energy.get("reason"),
+            read_s=read_s,
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise StreamError(f"an event makes no sense: {data[:200]}") from error
 
 
-def _server_error(response: httpx.Response) -> ServerError:
+def _server_error(response: httpx.Response, where: str = "") -> ServerError:
+    code = None
     try:
-        message = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+        error = response.json()["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
         message = response.text[:200] or response.reason_phrase
-    return ServerError(response.status_code, message)
+    return ServerError(response.status_code, message + where, code)

@@ -1,20 +1,17 @@
 """The CPU backend of machines where the native kernels can't be built: plain torch."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
+from bitwatt_kernels.backend import QuantizedActivations, StepLayout
 from bitwatt_kernels.cpu.dense import has_blocked_kernels, linear, tiled_linear
 from bitwatt_kernels.cpu.torch_attention import AttentionPlan
 from bitwatt_kernels.errors import BackendError, ShapeError
-from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight, unpack
-from bitwatt_kernels.reference import elementwise as _elementwise
-from bitwatt_kernels.reference import linear as _linear
-from bitwatt_kernels.reference.head import Int8Head, embed, quantize_head
+from bitwatt_kernels.reference.head import Int8Head
+from bitwatt_kernels.reference.operations import TorchOperations
 
 __all__ = ["TorchBackend"]
 
@@ -31,7 +28,7 @@ class _Int8Weight:
     bias: Tensor | None
 
 
-class TorchBackend(LayersByOperations):
+class TorchBackend(TorchOperations):
     """Ternary linears as exact int8 matmuls; attention, norms and 16-bit matmuls of torch.
 
     Attention's plan is worked out from a layout's tensors at the first layer that brings it, and
@@ -52,10 +49,6 @@ class TorchBackend(LayersByOperations):
         bias = None if weight.bias is None else weight.bias.to(self.device)
         values = unpack(weight.codes.to(self.device)).T
         return _Int8Weight(values, weight.scales.to(self.device), bias)
-
-    def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | Int8Head:
-        weight = weight.to(self.device, copy=bits == 16)
-        return quantize_head(weight) if bits == 8 else weight.contiguous()
 
     def prepare_dense(self, weight: Tensor) -> Tensor:
         """Return the weight blocked as oneDNN's 16-bit kernels want it, where the CPU has them.
@@ -80,27 +73,6 @@ class TorchBackend(LayersByOperations):
                 return prepared.nbytes
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
-
-    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
-        assert isinstance(embedding, Tensor | Int8Head)
-        return embed(token_ids, embedding)
-
-    def quantize(self, x: Tensor) -> QuantizedActivations:
-        return _linear.quantize(x)
-
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return _elementwise.rms_norm(x, weight, eps)
-
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
-        return _elementwise.rms_norm_quantize(x, weight, eps)
-
-    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        return _elementwise.gated_activation(gate_up, activation)
-
-    def gated_activation_quantize(
-        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
-    ) -> QuantizedActivations:
-        return _elementwise.gated_activation_quantize(gate_up, activation, weight, eps)
 
     def ternary_linear(
         self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype

@@ -1,24 +1,20 @@
 """Plain torch, written to be read: the oracle every other backend is checked against."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
-from bitwatt_kernels.layer import LayersByOperations
+from bitwatt_kernels.backend import QuantizedActivations, StepLayout
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference import attention as _attention
-from bitwatt_kernels.reference import elementwise as _elementwise
 from bitwatt_kernels.reference import linear as _linear
-from bitwatt_kernels.reference.head import Int8Head, quantize_head
-from bitwatt_kernels.reference.head import embed as _embed
+from bitwatt_kernels.reference.head import Int8Head
 from bitwatt_kernels.reference.head import head as _head
+from bitwatt_kernels.reference.operations import TorchOperations
 
 __all__ = ["ReferenceBackend"]
 
 
-class ReferenceBackend(LayersByOperations):
+class ReferenceBackend(TorchOperations):
     """Every operation of the Backend protocol, exact where it is integer, float64 where it sums.
 
     Works on any device and dtype; keeps weights packed and unpacks them on every call.
@@ -34,10 +30,6 @@ class ReferenceBackend(LayersByOperations):
         bias = None if weight.bias is None else weight.bias.to(self.device)
         return TernaryWeight(weight.codes.to(self.device), weight.scales.to(self.device), bias)
 
-    def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | Int8Head:
-        weight = weight.to(self.device, copy=bits == 16)
-        return quantize_head(weight) if bits == 8 else weight.contiguous()
-
     def prepare_dense(self, weight: Tensor) -> Tensor:
         return weight.to(self.device)
 
@@ -50,27 +42,6 @@ class ReferenceBackend(LayersByOperations):
                 return int(prepared.nbytes)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
-
-    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
-        assert isinstance(embedding, Tensor | Int8Head)
-        return _embed(token_ids, embedding)
-
-    def quantize(self, x: Tensor) -> QuantizedActivations:
-        return _linear.quantize(x)
-
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return _elementwise.rms_norm(x, weight, eps)
-
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
-        return _elementwise.rms_norm_quantize(x, weight, eps)
-
-    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        return _elementwise.gated_activation(gate_up, activation)
-
-    def gated_activation_quantize(
-        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
-    ) -> QuantizedActivations:
-        return _elementwise.gated_activation_quantize(gate_up, activation, weight, eps)
 
     def ternary_linear(
         self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype

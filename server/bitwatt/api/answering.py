@@ -8,18 +8,28 @@ from typing import Annotated, Protocol, TypedDict
 
 import msgspec
 from fastapi import Depends, Request, Response
+from msgspec import UNSET, UnsetType
 
 from bitwatt.api.client_link import tied_to_client
-from bitwatt.api.dependencies import KeySalt, MirrorWish, Models, SettingsOf, ShadowOf
+from bitwatt.api.dependencies import (
+    KeySalt,
+    MirrorWish,
+    Models,
+    SettingsOf,
+    ShadowOf,
+    name_ignored_fields,
+)
 from bitwatt.api.json_route import json_response
-from bitwatt.api.schemas.common import GenerationBody
-from bitwatt.api.sse import EventStream, event
+from bitwatt.api.schemas.common import GenerationBody, StreamOptions
+from bitwatt.api.sse import EventStream, event, padded_event
 from bitwatt.errors import InvalidRequestError
 from bitwatt.serving.choice import Delta
 from bitwatt.serving.generation import Generation
 from bitwatt.serving.request import GenerationRequest
+from bitwatt.serving.twins import Posted
+from bitwatt.serving.usage import Usage
 
-__all__ = ["Answering", "ResponseHead", "ResponseWriter"]
+__all__ = ["Answering", "Chunks", "ResponseHead", "ResponseWriter"]
 
 
 class ResponseHead(TypedDict):
@@ -30,8 +40,33 @@ class ResponseHead(TypedDict):
     model: str
 
 
+_NO_OPTIONS = StreamOptions.model_validate({})
+
+
+class Chunks:
+    """How the chunks of a stream are sent, as its caller wants them.
+
+    event  returns a chunk as it goes over the wire
+    """
+
+    def __init__(self, options: StreamOptions, generation: Generation) -> None:
+        self.event = padded_event if options.include_obfuscation else event
+        self._usage = None if options.include_usage else UNSET
+        is_continuous = options.include_usage and options.continuous_usage_stats
+        self._usage_so_far = generation.usage_of if is_continuous else None
+
+    def usage_of(self, index: int, *, is_opening: bool = False) -> Usage | UnsetType | None:
+        """Return the usage of a chunk of the choice: null where it comes in the last one."""
+        if self._usage_so_far is None:
+            return self._usage
+        return self._usage_so_far(index, is_opening=is_opening)
+
+
 class ResponseWriter(Protocol):
     """Puts one generation as a route's API has it."""
+
+    async def take_prompt(self, index: int) -> None:
+        """Put what was scored of a choice's prompt; called before any other, if it was."""
 
     def whole(self, choices: list[Delta]) -> msgspec.Struct:
         """Return the response with these choices, each whole."""
@@ -43,7 +78,7 @@ class ResponseWriter(Protocol):
         """Return the chunk that ends a stream whose caller wants its usage."""
 
 
-NewWriter = Callable[[Generation, ResponseHead], Awaitable[ResponseWriter]]
+NewWriter = Callable[[Generation, ResponseHead, Chunks], Awaitable[ResponseWriter]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +103,27 @@ class _Answering:
                 "(--allow-priority)",
                 param="priority",
             )
+        headers = name_ignored_fields(self.request, body)
+        options = body.stream_options or _NO_OPTIONS
         timeout_s = self.settings.request_timeout
         model = self.models.find(body.model)
         async with tied_to_client(self.request.receive, timeout_s=timeout_s):
             generation = await asked.for_model(model)
-            self.shadow.offer(self.mirror_wish, asked, generation)
+            posted = Posted(self.request.scope["path"], await self.request.body())
+            self.shadow.offer(self.mirror_wish, asked, generation, posted)
             head = ResponseHead(id=asked.request_id, created=int(time.time()), model=model.name)
-            writer = await new_writer(generation, head)
+            writer = await new_writer(generation, head, Chunks(options, generation))
             if not body.stream:
-                return json_response(writer.whole(await generation.collect()))
+                choices = await generation.collect()
+                if generation.wants_prompt_logprobs:
+                    for choice in choices:
+                        await writer.take_prompt(choice.index)
+                return json_response(writer.whole(choices), headers=headers)
         return EventStream(
-            _events(generation, writer, include_usage=body.include_usage),
+            _events(generation, writer, include_usage=bool(options.include_usage)),
             keep_alive_s=self.settings.keep_alive,
             timeout_s=timeout_s,
+            headers=headers,
         )
 
 
@@ -91,8 +134,11 @@ Answering = Annotated[_Answering, Depends(_Answering)]
 async def _events(
     generation: Generation, writer: ResponseWriter, *, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
+    is_scored = generation.wants_prompt_logprobs
     async with aclosing(generation.stream()) as deltas:
         async for delta in deltas:
+            if is_scored:
+                await writer.take_prompt(delta.index)
             yield writer.events(delta)
     if include_usage:
         yield event(writer.usage_chunk())

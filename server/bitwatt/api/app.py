@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from bitwatt import __version__
 from bitwatt.api import page
+from bitwatt.api.dependencies import IGNORED_FIELDS_HEADER
 from bitwatt.api.errors import install_error_handlers
 from bitwatt.api.json_route import LargeBodyTurns
 from bitwatt.api.middleware import (
@@ -22,9 +23,10 @@ from bitwatt.api.middleware import (
     TraceRequests,
 )
 from bitwatt.api.openapi import describe_api
-from bitwatt.api.routes import chat, completions, models, probes, state, tokenize
+from bitwatt.api.routes import chat, completions, models, probes, state, tokenize, twin
 from bitwatt.serving.lifecycle import running
 from bitwatt.serving.models import Catalog, ServedModel
+from bitwatt.serving.remote_twin import RemoteTwin
 from bitwatt.serving.shadow import Shadow
 from bitwatt.settings import ServeSettings
 from bitwatt.telemetry.history import History
@@ -53,8 +55,17 @@ def create_app(
     """
     catalog = Catalog(served)
     history = History(served)
+    remote = (
+        None
+        if settings.twin_url is None
+        else RemoteTwin(settings.twin_url, key=settings.twin_key_file, own_names=frozenset(served))
+    )
     shadow = Shadow(
-        catalog, metrics, percent=settings.shadow_percent, timeout_s=settings.request_timeout
+        catalog,
+        metrics,
+        percent=settings.shadow_percent,
+        timeout_s=settings.request_timeout,
+        twin=remote,
     )
 
     @asynccontextmanager
@@ -65,6 +76,8 @@ def create_app(
                 yield
             finally:
                 await shadow.stop()
+                if remote is not None:
+                    await remote.close()
         if tracing is not None:
             tracing.close()
 
@@ -80,7 +93,7 @@ def create_app(
             *([] if tracing is None else [Middleware(TraceRequests, tracing=tracing)]),
             Middleware(Gateway, metrics=metrics),
             *_host_and_origin(settings),
-            Middleware(RequireKey, key_digests=settings.api_key, open_paths=open_paths),
+            Middleware(RequireKey, key_digests=settings.key_digests, open_paths=open_paths),
             Middleware(
                 LimitBody, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout
             ),
@@ -94,10 +107,20 @@ def create_app(
     app.state.metrics = metrics
     app.state.history = history
     app.state.shadow = shadow
+    app.state.twin = remote
     install_error_handlers(app)
-    for resource in (models, completions, chat, tokenize, probes, state, page):
+    for resource in (models, completions, chat, tokenize, probes, state, twin, page):
         app.include_router(resource.router)
-    app.openapi = cache(partial(describe_api, app, open_paths=open_paths))  # type: ignore[method-assign]
+    app.openapi = cache(  # type: ignore[method-assign]
+        partial(
+            describe_api,
+            app,
+            models=served,
+            needs_key=bool(settings.api_key),
+            open_paths=open_paths,
+            allow_priority=settings.allow_priority,
+        )
+    )
     return app
 
 
@@ -115,7 +138,7 @@ def _host_and_origin(settings: ServeSettings) -> list[Middleware]:
                 allow_origins=settings.cors_origins,
                 allow_methods=("GET", "POST"),
                 allow_headers=("*",),
-                expose_headers=("Retry-After", "X-Request-Id"),
+                expose_headers=("Retry-After", "X-Request-Id", IGNORED_FIELDS_HEADER),
             )
         )
     return chosen

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive
 
-from bitwatt.api.errors import ClientDisconnectedError, RequestTimeoutError
+from bitwatt.api.errors import STOPPING, ClientDisconnectedError, RequestTimeoutError
 from bitwatt.errors import EngineUnavailableError
 
 __all__ = ["tied_to_client"]
@@ -39,7 +39,7 @@ async def tied_to_client(receive: Receive, *, timeout_s: float) -> AsyncIterator
         task.uncancel()
         if watcher.done():
             raise ClientDisconnectedError("the client went away") from None
-        raise EngineUnavailableError("the server is stopping; try again") from None
+        raise EngineUnavailableError(STOPPING) from None
     except TimeoutError:
         raise RequestTimeoutError(
             f"the request took longer than {timeout_s:g} s (--request-timeout)"

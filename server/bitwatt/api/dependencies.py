@@ -1,16 +1,37 @@
-"""What routes are handed: the served models, the settings, shadow traffic, the caller's salt."""
+"""What routes are handed: the served models, the settings, shadow traffic, the caller's salt.
+
+And what they ask of a body: which of its fields nothing is made of.
+"""
 
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import Depends, Request
 
 from bitwatt.api.middleware import KEY_DIGEST
+from bitwatt.api.schemas.common import Body
 from bitwatt.errors import InvalidRequestError, shorten
 from bitwatt.serving.models import Catalog
+from bitwatt.serving.remote_twin import RemoteTwin
 from bitwatt.serving.shadow import FIELD, Shadow
 from bitwatt.settings import ServeSettings
+from bitwatt.telemetry.declarations import IGNORED_FIELDS
+from bitwatt.telemetry.metrics import Metrics
 
-__all__ = ["KeySalt", "MirrorWish", "Models", "SettingsOf", "ShadowOf"]
+__all__ = [
+    "IGNORED_FIELDS_HEADER",
+    "KeySalt",
+    "MirrorWish",
+    "Models",
+    "SettingsOf",
+    "ShadowOf",
+    "TwinOf",
+    "name_ignored_fields",
+]
+
+IGNORED_FIELDS_HEADER = "X-Bitwatt-Ignored-Fields"
+_MAX_NAMED = 16
+_MAX_NAME_CHARS = 64
 
 
 async def _catalog(request: Request) -> Catalog:
@@ -45,6 +66,15 @@ def _shadow(request: Request) -> Shadow:
 ShadowOf = Annotated[Shadow, Depends(_shadow)]
 
 
+async def _twin(request: Request) -> RemoteTwin | None:
+    twin: RemoteTwin | None = request.app.state.twin
+    return twin
+
+
+TwinOf = Annotated[RemoteTwin | None, Depends(_twin)]
+"""The twin that another server has; None where the settings name none."""
+
+
 def _mirror_wish(request: Request) -> bool | None:
     """Return what the caller's X-Bitwatt-Shadow says; None for not a word."""
     word = request.headers.get(FIELD)
@@ -54,3 +84,30 @@ def _mirror_wish(request: Request) -> bool | None:
 
 
 MirrorWish = Annotated[bool | None, Depends(_mirror_wish)]
+
+
+def name_ignored_fields(request: Request, body: Body) -> dict[str, str]:
+    """Return the header that names the fields that no API known here defines, and count them.
+
+    The header has 16 names at most, of 64 characters each, and how many more there are; what isn't
+    a letter, a digit or one of `.[]_-~` is percent-encoded.
+
+    Raises  InvalidRequestError where --strict-fields is set
+    """
+    unknown = body.unknown_fields
+    if not unknown:
+        return {}
+    names = [
+        quote(name[:_MAX_NAME_CHARS], safe="[]", errors="replace")[:_MAX_NAME_CHARS]
+        for name in unknown[:_MAX_NAMED]
+    ]
+    settings: ServeSettings = request.app.state.settings
+    if settings.strict_fields:
+        raise InvalidRequestError(
+            f"unknown field {shorten(unknown[0])} (--strict-fields)", param=names[0]
+        )
+    metrics: Metrics = request.app.state.metrics
+    metrics[IGNORED_FIELDS].labels(request.scope["route"].path).inc(len(unknown))
+    if len(unknown) > _MAX_NAMED:
+        names.append(f"and {len(unknown) - _MAX_NAMED} more")
+    return {IGNORED_FIELDS_HEADER: ", ".join(names)}

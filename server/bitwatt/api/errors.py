@@ -1,5 +1,6 @@
 """Errors as OpenAI's clients know them: one body, four fields, and a status they map."""
 
+import asyncio
 import logging
 from typing import Any
 
@@ -21,6 +22,7 @@ from bitwatt.errors import (
 
 __all__ = [
     "CLIENT_CLOSED_REQUEST",
+    "STOPPING",
     "ApiError",
     "ClientDisconnectedError",
     "RequestTimeoutError",
@@ -32,6 +34,8 @@ __all__ = [
 MAX_MESSAGE_CHARS = 1000
 RETRY_AFTER_S = 1
 CLIENT_CLOSED_REQUEST = 499  # nginx's: the client went away, and nobody reads an answer
+
+STOPPING = "the server is stopping; try again"
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +94,11 @@ def _error(
     return ApiError(status, ErrorBody(detail), headers or {})
 
 
-def describe(error: Exception) -> ApiError:
-    """Return the error a caller sees; of one we did not foresee, nothing but that it happened."""
+def describe(error: BaseException) -> ApiError:
+    """Return the error a caller sees; of one we did not foresee, nothing but that it happened.
+
+    A cancelled request is one that the server no longer waits for as it stops.
+    """
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     match error:
         case InvalidRequestError():
@@ -99,6 +106,8 @@ def describe(error: Exception) -> ApiError:
             return _error(status, str(error), error.code, param=error.param)
         case QueueFullError():
             return _error(503, str(error), "queue_full", headers=retry)
+        case asyncio.CancelledError():
+            return _error(503, STOPPING, "engine_unavailable", headers=retry)
         case EngineUnavailableError():
             return _error(503, str(error), "engine_unavailable", headers=retry)
         case RequestFailedError():
@@ -179,9 +188,13 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
             message = f"no route {request.method} {shorten(request.url.path)}"
             if _is_route(request, request.url.path.rstrip("/")):
                 message += "; there is one without the slash at its end"
+            elif request.method == "POST":  # the AI SDK calls /v1/responses unless told otherwise
+                message += "; models answer at /v1/chat/completions and /v1/completions"
         case 405:
             message = f"{shorten(request.url.path)} does not take {request.method[:20]}"
             code = "method_not_allowed"
+            if headers.get("Allow") == "GET":
+                headers["Allow"] = "GET, HEAD"  # middleware.HeadAsGet
         case _:
             code, message = None, str(error.detail)
     return error_response(error.status_code, message, code, headers=headers)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from starlette.types import ASGIApp, Message
 
-from bitwatt.errors import InvalidRequestError
+from bitwatt.errors import BitwattError
 
 __all__ = ["Exchange", "Line"]
 
@@ -80,7 +80,7 @@ class Exchange:
         self._wants_continue = wants_continue
         self._body = bytearray()
         self._changed = asyncio.Event()
-        self._fault: str | None = None
+        self._fault: BitwattError | None = None
         self._is_taken = False  # the application has the whole body
         self._is_gone = False  # nobody is there to be answered
         self._is_begun = False  # the answer's head is written
@@ -104,9 +104,9 @@ class Exchange:
         self.is_whole = True
         self._changed.set()
 
-    def fail(self, message: str) -> None:
-        """Note that the rest of the request can't be read, for the application to say so."""
-        self._fault = message
+    def fail(self, error: BitwattError) -> None:
+        """Note why the rest of the request isn't read, for the application to say so."""
+        self._fault = error
         self.keeps_alive = False
         self._changed.set()
 
@@ -121,8 +121,9 @@ class Exchange:
             await app(self._scope, self.receive, self.send)
             if not self.is_answered and not self._is_gone:
                 raise RuntimeError("the application left its answer unfinished")
-        except (Exception, asyncio.CancelledError):
-            logger.exception("a request failed beyond the application")
+        except BaseException as error:  # whatever it is, one request's end is not the server's
+            if not isinstance(error, asyncio.CancelledError):  # cancelled as the server stops
+                logger.exception("a request failed beyond the application")
             if not self._is_begun and not self._is_gone:
                 self._line.write(_STATUS_LINES[500] + _NOTHING_MORE)
             if not self.is_answered and not self._is_gone:
@@ -133,14 +134,14 @@ class Exchange:
     async def receive(self) -> Message:
         """Return more of the body, or that the client is gone.
 
-        Raises  InvalidRequestError where the rest of the body can't be read
+        Raises  what fail() was told, where the rest of the body isn't read
         """
         if self._wants_continue:
             self._wants_continue = False
             self._line.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self._is_gone and not self.is_answered:
             if self._fault is not None:
-                raise InvalidRequestError(self._fault)
+                raise self._fault
             if self._body or (self.is_whole and not self._is_taken):
                 body, self._body = bytes(self._body), bytearray()
                 self._is_taken = self.is_whole

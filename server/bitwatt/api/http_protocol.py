@@ -3,27 +3,30 @@
 What a connection waits for, and what ends the wait:
 
     a request           IDLE_S; HEAD_S on a new connection
-    the rest of a head  HEAD_S, MAX_HEAD_BYTES, MAX_HEADERS
+    the rest of a head  HEAD_S, MAX_TARGET_BYTES, MAX_HEAD_BYTES, MAX_HEADERS
     the rest of a body  --body-timeout and --max-body-bytes (middleware), MAX_GAP_BYTES
     an answer           --request-timeout (routes)
     an answer read      UNREAD_S without room in its buffer
-    the end of what is dropped after a refusal  LINGER_S, LINGER_BYTES
+    the end of what is dropped after a refusal  LINGER_S, LINGER_BYTES; LAST_LINGER_S at the end
 
 Where more than --max-connections are open, the one whose client has owed us bytes for longest ends.
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
+from bitwatt.api.errors import STOPPING
 from bitwatt.api.http_exchange import Exchange
+from bitwatt.api.http_head import read_head
 from bitwatt.api.middleware import HTTP_FAULT, HttpFault
+from bitwatt.errors import EngineUnavailableError, InvalidRequestError
 
 __all__ = ["HttpConnection"]
 
@@ -31,12 +34,16 @@ HEAD_S = 30.0
 IDLE_S = 75.0
 UNREAD_S = 60.0
 LINGER_S = 30.0
+LAST_LINGER_S = 1.0
 LINGER_BYTES = 64 * 2**20
+MAX_TARGET_BYTES = 16 * 2**10
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_HEADERS = 256
 MAX_GAP_BYTES = 64 * 2**10
 MAX_PIPELINED = 16
 _MAX_BODY_AHEAD_BYTES = 64 * 2**10
+
+_UNKNOWN_METHOD = re.compile(rb"(?!GET |POST |HEAD )[\w!#$%&'*+.^`|~-]+ \S+ HTTP/1\.[01]\r\n")
 
 
 class HttpConnection(asyncio.Protocol):
@@ -74,6 +81,7 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._is_in_head = False
+        self._num_head_bytes = 0  # of target and headers, since a head's beginning
         self._num_gap_bytes = 0  # since a head's beginning, its end, or a piece of body
 
         self._incoming: Exchange | None = None  # its body still comes
@@ -81,6 +89,7 @@ class HttpConnection(asyncio.Protocol):
         self._queue: deque[Exchange] = deque()  # they are answered after it
         self._is_reading_paused = False
         self._is_deaf = False  # what comes is dropped
+        self._linger_s = LINGER_S
         self._num_dropped_bytes = 0
 
     # The event loop's side.
@@ -120,8 +129,12 @@ class HttpConnection(asyncio.Protocol):
         self._num_gap_bytes += len(data)
         try:
             self._parse(data)
-        except httptools.HttpParserError:
-            self._refuse(400, "this is not HTTP")
+        except httptools.HttpParserError as error:
+            is_of_method = isinstance(error, httptools.HttpParserInvalidMethodError)
+            if is_of_method and _UNKNOWN_METHOD.match(data):
+                self._refuse(501, "no such method is known here")
+            else:
+                self._refuse(400, "this is not HTTP")
         if self._num_gap_bytes > MAX_GAP_BYTES:
             if self._is_in_head:
                 self._refuse(431, f"the headers have more than {MAX_HEAD_BYTES} bytes")
@@ -142,11 +155,16 @@ class HttpConnection(asyncio.Protocol):
     # The server's side.
 
     def shutdown(self) -> None:
-        """Close, once the request that is being answered has been."""
-        if self._current is None or self._current.is_answered:
+        """Close, once the request being answered has been; the rest of one isn't waited for."""
+        self._linger_s = LAST_LINGER_S
+        exchange = self._current
+        if exchange is None or exchange.is_answered:
             self._close()
+        elif exchange.is_whole:
+            exchange.keeps_alive = False
         else:
-            self._current.keeps_alive = False
+            self._is_deaf = True
+            exchange.fail(EngineUnavailableError(STOPPING))
 
     def abort(self) -> None:
         """Close at once; what is not yet sent is lost."""
@@ -194,13 +212,18 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers = []
         self._is_in_head = True
-        self._num_gap_bytes = 0
+        self._num_gap_bytes = self._num_head_bytes = 0
         if self._current is None:
             self._arm(HEAD_S, self._close)
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the request's target."""
+        if self._is_deaf:
+            return
         self._url += url
+        self._num_head_bytes = len(self._url)
+        if self._num_head_bytes > MAX_TARGET_BYTES:
+            self._refuse(414, f"the request's target has more than {MAX_TARGET_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; after a body there is none that we take."""
@@ -208,52 +231,40 @@ class HttpConnection(asyncio.Protocol):
             return
         if not self._is_in_head:
             self._refuse(400, "fields after a chunked body (trailers) are not taken")
+            return
+        self._num_head_bytes += len(name) + len(value)
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"the headers have more than {MAX_HEAD_BYTES} bytes")
         elif len(self._headers) == MAX_HEADERS:
             self._refuse(431, f"there are more than {MAX_HEADERS} headers")
         else:
-            self._headers.append((name.lower(), value))
+            self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Hand the request to the application, or put it behind those before it."""
         parser = self._parser
         if self._is_deaf or parser is None:
             return
-        method = parser.get_method().decode("ascii")
-        if method == "CONNECT":
-            self._refuse(501, "this is no proxy: CONNECT is not served")
-            return
-        if parser.should_upgrade():
+        if parser.should_upgrade() and parser.get_method() != b"CONNECT":
             return  # _parse has this head read again
         self._is_in_head = False
         self._num_gap_bytes = 0
-        version = parser.get_http_version()
-        if version not in ("1.0", "1.1"):
-            self._refuse(505, "HTTP/1.1 and HTTP/1.0 are served")
+        method, version = parser.get_method().decode("ascii"), parser.get_http_version()
+        head = read_head(method, self._url, version, self._headers)
+        if isinstance(head, HttpFault):
+            self._refuse(*head)
             return
-        names = [name for name, _ in self._headers]
-        num_hosts = names.count(b"host")
-        if num_hosts > 1 or (version == "1.1" and not num_hosts):
-            self._refuse(400, f"a request has one Host header, not {num_hosts}")
-            return
-        try:
-            url = httptools.parse_url(self._url)
-            raw_path = url.path or b"/"
-            path = raw_path.decode("ascii")
-        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
-            self._refuse(400, "the request's target is no path")
-            return
-        scope = self._new_scope(method, path=unquote(path) if "%" in path else path)
-        scope |= {
+        scope = self._new_scope(method, path=head.path) | {
             "http_version": version,
-            "raw_path": raw_path,
-            "query_string": url.query or b"",
-            "headers": self._headers,
+            "raw_path": head.raw_path,
+            "query_string": head.query,
+            "headers": head.headers,
         }
         self._incoming = Exchange(
             scope,
             self,
             keeps_alive=version == "1.1" and parser.should_keep_alive(),
-            wants_continue=version == "1.1" and b"expect" in names,
+            wants_continue=version == "1.1" and head.values_of(b"expect") == [b"100-continue"],
         )
         self._queue_up(self._incoming)
 
@@ -330,19 +341,19 @@ class HttpConnection(asyncio.Protocol):
             "state": self._app_state.copy(),
         }
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         """Read no further, and have the application say why, after the answers before."""
         if self._is_deaf:
             return
         self._is_deaf = True
         broken, self._incoming = self._incoming, None
         if broken is None:
-            scope = self._new_scope("", path="") | {HTTP_FAULT: HttpFault(status, message)}
+            scope = self._new_scope("", path="") | {HTTP_FAULT: HttpFault(status, message, headers)}
             self._queue_up(Exchange(scope, self, keeps_alive=False))
         elif broken.is_answered:
             self._end(lingers=True)
         else:
-            broken.fail(message)
+            broken.fail(InvalidRequestError(message))
 
     def _queue_up(self, exchange: Exchange) -> None:
         if self._current is None:
@@ -393,7 +404,7 @@ class HttpConnection(asyncio.Protocol):
         if lingers:
             self._owing[self] = None
             self._transport.write_eof()
-            self._arm(LINGER_S, self.abort)
+            self._arm(self._linger_s, self.abort)
         else:
             self._close()
 

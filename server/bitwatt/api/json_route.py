@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -21,9 +21,11 @@ _LARGE_BYTES = 64 * 2**10
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # to the end, where it has none
 
 
-def json_response(data: object, status: int = 200) -> Response:
+def json_response(
+    data: object, status: int = 200, *, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return the struct, or plain data, as JSON."""
-    return Response(msgspec.json.encode(data), status, media_type="application/json")
+    return Response(msgspec.json.encode(data), status, headers, "application/json")
 
 
 class LargeBodyTurns:
@@ -86,8 +88,9 @@ class JsonRoute(APIRoute):
         async def handle_strictly(request: Request) -> Response:
             if request.method == "POST" and not _is_json(request):
                 raise HTTPException(415, "the body must be JSON: Content-Type: application/json")
-            encoding = request.headers.get("content-encoding", "identity")
-            if encoding.strip().lower() != "identity":
+            encoding = ", ".join(request.headers.getlist("content-encoding"))
+            codings = {coding.strip().lower() for coding in encoding.split(",")}
+            if not codings <= {"identity", ""}:
                 raise HTTPException(
                     415,
                     f"a body in Content-Encoding {shorten(encoding)} is not read; send it as it is",

@@ -21,10 +21,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitwatt.api.errors import CLIENT_CLOSED_REQUEST, describe, error_response
-from bitwatt.errors import InvalidRequestError, QueueFullError, shorten
-from bitwatt.telemetry.declarations import HTTP_REQUESTS
+from bitwatt.errors import BitwattError, QueueFullError, shorten
+from bitwatt.telemetry.declarations import HTTP_DURATION, HTTP_REQUESTS, PROBE_REQUESTS
 from bitwatt.telemetry.logs import current_request_id
 from bitwatt.telemetry.metrics import Metrics
+from bitwatt.telemetry.request_metrics import head_arrived_s
 from bitwatt.telemetry.tracing import Tracing
 
 __all__ = [
@@ -47,6 +48,7 @@ _PORT = re.compile(rb":\d*$")
 _CALLERS_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 _POLLED = frozenset({"/health", "/ready", "/metrics"})
+_WATCHING = _POLLED | {"/version", "/bitwatt/v1/comparison", "/", "/page/{name:path}"}
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +58,16 @@ class HttpFault(NamedTuple):
 
     status: int
     message: str
+    headers: dict[str, str] | None = None
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def _watches(path: str) -> bool:
+    """Return whether a request for the path only watches the server."""
+    return path in _WATCHING or path.startswith("/page/")
 
 
 def _log_access(method: str, route: str, status: int, duration_s: float) -> None:
@@ -88,7 +96,7 @@ class TraceRequests:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _watches(scope["path"]):
             await self._app(scope, receive, send)
             return
         method = scope["method"]
@@ -138,6 +146,7 @@ class Gateway:
         current_request_id.set(request_id.decode())
         method = scope["method"] if scope["method"] in _METHODS else "other"
         began_s = time.perf_counter()
+        head_arrived_s.set(began_s)
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -152,19 +161,34 @@ class Gateway:
             await send(message)
 
         fault: HttpFault | None = scope.get(HTTP_FAULT)
-        app = self._app if fault is None else error_response(*fault, None)
+        app = (
+            self._app
+            if fault is None
+            else error_response(fault.status, fault.message, None, headers=fault.headers)
+        )
         try:
             await app(scope, receive, send_with_id)
-        except Exception as error:
-            logger.exception("request %s failed", request_id.decode())
+        except BaseException as error:  # a panic of Rust's is no Exception
+            if not isinstance(error, asyncio.CancelledError):
+                logger.exception("request %s failed", request_id.decode())
             if status is not None:
                 raise
             await describe(error).response()(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             status = status or CLIENT_CLOSED_REQUEST
-            self._metrics[HTTP_REQUESTS].labels(route, method, str(status)).inc()
-            _log_access(method, route, status, time.perf_counter() - began_s)
+            duration_s = time.perf_counter() - began_s
+            self._count(route, method, status, duration_s)
+            _log_access(method, route, status, duration_s)
+
+    def _count(self, route: str, method: str, status: int, duration_s: float) -> None:
+        """Count an answer; what only watches the server is in no rate of callers' requests."""
+        if route in _WATCHING:
+            self._metrics[PROBE_REQUESTS].labels(route, str(status)).inc()
+        else:
+            labels = route, method, f"{status // 100}xx", str(status)
+            self._metrics[HTTP_REQUESTS].labels(*labels).inc()
+            self._metrics[HTTP_DURATION].labels(route, method).observe(duration_s)
 
 
 class CheckHost:
@@ -265,7 +289,7 @@ class LimitBody:
         except TimeoutError:
             message = f"the body took longer than {self._timeout_s:g} s (--body-timeout)"
             body = error_response(408, message, None, headers={"Connection": "close"})
-        except InvalidRequestError as error:
+        except BitwattError as error:
             body = describe(error).response()
         if isinstance(body, Response):
             await body(scope, receive, send)

@@ -1,6 +1,6 @@
 """GET /openapi.json: routes and request bodies as FastAPI knows them, answers as they are sent."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -9,10 +9,10 @@ from fastapi.openapi.utils import get_openapi
 
 from bitwatt.api.errors import ErrorBody
 from bitwatt.api.routes.models import ModelCard, ModelList
-from bitwatt.api.routes.state import ComparisonState
 from bitwatt.api.schemas.chat import ChatChunk, ChatCompletion
 from bitwatt.api.schemas.completions import Completion
 from bitwatt.api.schemas.tokenize import Detokenized, Tokenized
+from bitwatt.serving.state import ComparisonState
 
 __all__ = ["describe_api"]
 
@@ -50,8 +50,15 @@ _OF_MODELS = frozenset({404})
 _OF_BODIES = frozenset({408, 413, 415, 500, 503, 504})
 
 
-def describe_api(app: FastAPI, *, open_paths: Collection[str]) -> _Json:
-    """Return the document. A key is needed but for open_paths, where the server has keys."""
+def describe_api(
+    app: FastAPI,
+    *,
+    models: Iterable[str],
+    needs_key: bool,
+    open_paths: Collection[str],
+    allow_priority: bool,
+) -> _Json:
+    """Return the document of a server of these models. A key is never needed for open_paths."""
     types = [*_ANSWERS.values(), *_EVENTS.values(), ErrorBody]
     schemas, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
@@ -62,13 +69,27 @@ def describe_api(app: FastAPI, *, open_paths: Collection[str]) -> _Json:
         for method, operation in operations.items():
             operation["responses"] = _responses(path, method, schema_of)
             if path not in open_paths:
-                operation["security"] = [{}, {"key": []}]
+                operation["security"] = [{"key": []}] if needs_key else [{}, {"key": []}]
     described = document["components"]
     for unsent in ("HTTPValidationError", "ValidationError"):
         described["schemas"].pop(unsent, None)
+    _name_models(document, list(models))
+    if not allow_priority:
+        for body in ("ChatBody", "CompletionBody"):
+            described["schemas"][body]["properties"]["priority"]["anyOf"][0] = {"const": 0}
     described["schemas"] |= components
     described["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return document
+
+
+def _name_models(document: _Json, models: list[str]) -> None:
+    """Say which models there are, wherever one is to be named."""
+    for body in document["components"]["schemas"].values():
+        if "model" in body["properties"]:
+            body["properties"]["model"]["enum"] = models
+            body["example"] = body["example"] | {"model": models[0]}
+    [name] = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
+    name["schema"]["enum"] = models
 
 
 def _responses(path: str, method: str, schema_of: Mapping[str, _Json]) -> _Json:
@@ -77,9 +98,10 @@ def _responses(path: str, method: str, schema_of: Mapping[str, _Json]) -> _Json:
     def json(kind: Any) -> _Json:
         return {"application/json": {"schema": schema_of[str(kind)]}}
 
-    content = json(_ANSWERS[path]) if path in _ANSWERS else dict(_TEXT)
+    content: _Json = json(_ANSWERS[path]) if path in _ANSWERS else dict(_TEXT)
     if path in _EVENTS:
-        content["text/event-stream"] = {"schema": schema_of[str(_EVENTS[path])]}
+        events = [schema_of[str(kind)] for kind in (_EVENTS[path], ErrorBody)]
+        content["text/event-stream"] = {"schema": _event({"anyOf": events})}
     responses: _Json = {"200": {"description": "The answer.", "content": content}}
     if path in _PROBES:
         responses["503"] = {"description": "Not all is well.", "content": content}
@@ -91,3 +113,27 @@ def _responses(path: str, method: str, schema_of: Mapping[str, _Json]) -> _Json:
         responses[str(status)] = {"description": meaning, "content": json(ErrorBody)}
     responses["default"] = {"description": "Another error.", "content": json(ErrorBody)}
     return responses
+
+
+def _event(data: _Json) -> _Json:
+    """Return the schema of a server-sent event, as OpenAPI describes one by its fields.
+
+    data  schema of its JSON
+    """
+    return {
+        "type": "object",
+        "description": "Its data is JSON, and `[DONE]` at the end of a stream that did not fail.",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "anyOf": [
+                    {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": data,
+                    },
+                    {"const": "[DONE]"},
+                ]
+            }
+        },
+    }

@@ -5,7 +5,9 @@ import ipaddress
 import logging
 import resource
 import socket
+from collections.abc import Iterable
 from functools import partial
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,7 +17,10 @@ from bitwatt.settings import ServeSettings
 
 __all__ = ["Server", "listen", "new_server"]
 
-_OTHER_FILES = 256  # engines, sockets to them, checkpoints, the log
+# Engines, sockets to them, checkpoints, the log: of a pair's server some 30 are open, and the start
+# of an engine wants 32 free.
+_OTHER_FILES = 256
+_LEAST_OTHER_FILES = 96
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +50,8 @@ def _max_connections(settings: ServeSettings) -> int:
     num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if num_files == resource.RLIM_INFINITY:
         return settings.max_connections
-    limit = num_files - min(_OTHER_FILES, num_files // 4)
+    num_others = min(_OTHER_FILES, max(_LEAST_OTHER_FILES, num_files // 4))
+    limit = max(1, num_files - num_others)
     if limit < settings.max_connections:
         logger.info("at most %d connections: the process may open %d files", limit, num_files)
     return min(limit, settings.max_connections)
@@ -63,6 +69,22 @@ class Server(uvicorn.Server):
         if self.started:
             self._listens.set()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop, or at the second signal give up what drains."""
+        super().handle_exit(sig, frame)
+        # Each is raised again at the end: the second would break into the first one's handling.
+        del self._captured_signals[1:]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, or not, and stop the engines."""
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves it out then, and its cancellation is a traceback
+            await self.lifespan.shutdown()
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, HttpConnection)
+            if not connection.writable.is_set():  # its client reads nothing
+                connection.abort()
+
     @property
     def url(self) -> str:
         """Where the page opens, from this machine; to be asked once it listens."""
@@ -72,10 +94,10 @@ class Server(uvicorn.Server):
             address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
         return f"http://{address if address.version == 4 else f'[{address}]'}:{port}/"
 
-    async def announce(self) -> None:
-        """Log the address to open, as soon as it listens."""
+    async def announce(self, names: Iterable[str]) -> None:
+        """Log the address to open and the models' names, as soon as it listens."""
         await self._listens.wait()
-        logger.info("all models are ready: open %s", self.url)
+        logger.info("all models are ready (%s): open %s", ", ".join(names), self.url)
 
 
 def new_server(app: FastAPI, settings: ServeSettings) -> Server:

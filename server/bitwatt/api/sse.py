@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+import secrets
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 
 import msgspec
+from msgspec import structs
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -13,9 +15,10 @@ from bitwatt.api.client_link import tied_to_client
 from bitwatt.api.errors import ClientDisconnectedError, describe
 from bitwatt.errors import BitwattError
 
-__all__ = ["EventStream", "event"]
+__all__ = ["EventStream", "event", "padded_event"]
 
 _DONE = b"data: [DONE]\n\n"
+_PADDED_BYTES = 128  # padded events have a multiple of it
 _KEEP_ALIVE = b": keep-alive\n"  # no empty line after it: some clients parse what it ends as JSON
 _LAST_EVENT_TIMEOUT_S = 1.0  # a client that reads nothing more doesn't hold up a failed stream
 
@@ -26,6 +29,13 @@ logger = logging.getLogger(__name__)
 def event(data: msgspec.Struct) -> bytes:
     """Return the event as it goes over the wire."""
     return b"data: " + _encode(data) + b"\n\n"
+
+
+def padded_event(data: msgspec.Struct) -> bytes:
+    """Return the event with random letters in its `obfuscation`, for sizes that tell little."""
+    size = len(_encode(structs.replace(data, obfuscation="")))
+    padding = secrets.token_hex(_PADDED_BYTES // 2)[: -size % _PADDED_BYTES]
+    return event(structs.replace(data, obfuscation=padding))
 
 
 class EventStream(Response):
@@ -40,7 +50,12 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], *, keep_alive_s: float, timeout_s: float
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        keep_alive_s: float,
+        timeout_s: float,
+        headers: Mapping[str, str],
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -49,6 +64,7 @@ class EventStream(Response):
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",
+                **headers,
             }
         )
         self._events = events

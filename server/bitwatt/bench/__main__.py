@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 from bitwatt.bench.cpu import bench_cpu
 from bitwatt.bench.engine import bench_batching, bench_exactness
+from bitwatt.bench.grammars import bench_grammars
+from bitwatt.bench.hostile import bench_hostile
 from bitwatt.bench.measure import describe_machine
+from bitwatt.bench.mirrors import bench_mirrors
 from bitwatt.bench.scheduling import bench_scheduler
 from bitwatt.bench.serving import bench_serving
 from bitwatt.bench.telemetry import bench_telemetry
@@ -15,9 +18,12 @@ from bitwatt.bench.telemetry import bench_telemetry
 _BENCHES: dict[str, Callable[..., object]] = {
     "scheduler": lambda: [bench_scheduler(num_running) for num_running in (1, 64, 256)],
     "serving": bench_serving,
+    "hostile": bench_hostile,
     "batching": bench_batching,
     "exactness": bench_exactness,
+    "grammars": bench_grammars,
     "telemetry": bench_telemetry,
+    "mirrors": bench_mirrors,
     "cpu": bench_cpu,
 }
 

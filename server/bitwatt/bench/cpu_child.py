@@ -3,7 +3,7 @@
 Prints what it is as a line of JSON, then answers each line of standard input with a measurement,
 until the input ends:
 
-    decode N    a step of N sequences with some 128 tokens of context each
+    decode N    a step of N sequences with some context each, 128 tokens by default
     prefill N   a prompt of N tokens, to its first token
     generate N  N tokens one after the other, from a prompt of one
 """
@@ -34,9 +34,7 @@ from bitwatt.scheduling.scheduler import Scheduler
 __all__ = ["ChildConfig", "Measurement", "Model"]
 
 _DTYPE = torch.bfloat16
-_MAX_BATCH = 8
 _MAX_PROMPT_TOKENS = 512
-_CONTEXT_TOKENS = 128
 _STEPS = 8  # timed together
 _WARMUP_STEPS = 3
 _SEED = 0
@@ -49,6 +47,8 @@ class ChildConfig:
     num_threads  None takes all cores the process may use
     cpu_isa      instruction set of the kernels; None takes the fastest that runs
     read_bytes   what the rate of memory is measured on; far more than the caches hold
+    max_batch    sequences at once, for which there is a KV cache
+    context_tokens  of each sequence of a decode step
     """
 
     preset: str
@@ -58,6 +58,8 @@ class ChildConfig:
     num_threads: int | None = None
     cpu_isa: str | None = None
     read_bytes: int = 1 << 28
+    max_batch: int = 8
+    context_tokens: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Model:
     """What was made, ready to serve.
 
     step_bytes         what a decode step reads of the weights
-    rss_anon_bytes     of the process with the KV cache of a batch of 8; None where unknown
+    rss_anon_bytes     of the process with the KV cache of its batch; None where unknown
     """
 
     instruction_set: str
@@ -107,8 +109,8 @@ class _Child:
         )
         made_s = time.perf_counter() - started
         self.config = config
-        self.read_bytes = options.read_bytes
-        self.core = _make_core(model, config)
+        self.options = options
+        self.core = _make_core(model, config, options)
         gc.collect()
         memory = model.memory()
         linear_bytes = memory.packed_weights_bytes + memory.other_weights_bytes
@@ -124,7 +126,7 @@ class _Child:
         self._num_submitted = 0
 
     def measure(self, kind: str, count: int) -> Measurement:
-        read_bytes_per_s = self.backend.measure_read_bandwidth(self.read_bytes)
+        read_bytes_per_s = self.backend.measure_read_bandwidth(self.options.read_bytes)
         match kind:
             case "decode":
                 seconds = self._decode(count)
@@ -137,9 +139,10 @@ class _Child:
         return Measurement(seconds, read_bytes_per_s)
 
     def _decode(self, batch: int) -> float:
-        """Return the seconds of an engine's decode step with some 128 tokens of context each."""
+        """Return the seconds of an engine's decode step of so many sequences."""
         num_steps = _WARMUP_STEPS + _STEPS
-        ids = [self._submit(_CONTEXT_TOKENS - num_steps // 2, num_steps + 2) for _ in range(batch)]
+        num_prompt_tokens = self.options.context_tokens - num_steps // 2
+        ids = [self._submit(num_prompt_tokens, num_steps + 2) for _ in range(batch)]
         num_first_tokens = 0
         while num_first_tokens < batch:
             num_first_tokens += len(self.core.step())
@@ -172,13 +175,15 @@ class _Child:
         return name
 
 
-def _make_core(model: Transformer, config: ModelConfig) -> EngineCore:
-    num_blocks = (_MAX_BATCH * _CONTEXT_TOKENS + _MAX_PROMPT_TOKENS) // BLOCK_SIZE + 2 * _MAX_BATCH
+def _make_core(model: Transformer, config: ModelConfig, options: ChildConfig) -> EngineCore:
+    batch = options.max_batch
+    num_tokens = batch * options.context_tokens + _MAX_PROMPT_TOKENS
+    num_blocks = num_tokens // BLOCK_SIZE + 2 * batch
     kv_cache = KVCache(config, num_blocks, _DTYPE, model.backend.device)
     kv_cache.layers.zero_()  # resident from the start
     blocks = BlockAllocator(num_blocks, BLOCK_SIZE, prefix_caching=False)
     limits = {
-        "max_num_seqs": _MAX_BATCH,
+        "max_num_seqs": batch,
         "max_num_batched_tokens": _MAX_PROMPT_TOKENS,
         "max_model_len": _MAX_PROMPT_TOKENS + BLOCK_SIZE,
     }

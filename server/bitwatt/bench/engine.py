@@ -7,14 +7,15 @@ from typing import Any
 from bitwatt import LLM, SamplingParams, builtin
 from bitwatt.bench.measure import Spread, spread_of
 
-__all__ = ["bench_batching", "bench_exactness"]
+__all__ = ["bench_batching", "bench_exactness", "decode_rate"]
 
 _PROMPT_TOKENS = 32
 _MAX_TOKENS = 64
 _REPEATS = 5
 
 
-def _tokens_per_s(llm: LLM, batch: int, repeats: int = _REPEATS) -> Spread:
+def decode_rate(llm: LLM, batch: int, repeats: int = _REPEATS) -> Spread:
+    """Return tokens/s of so many requests at once, each of 32 tokens of prompt and 64 of answer."""
     sampling = SamplingParams(max_tokens=_MAX_TOKENS, temperature=0.0, min_tokens=_MAX_TOKENS)
     prompts = [[5 + i + j for j in range(_PROMPT_TOKENS)] for i in range(batch)]
     rates = []
@@ -30,8 +31,8 @@ def _tokens_per_s(llm: LLM, batch: int, repeats: int = _REPEATS) -> Spread:
 def bench_batching(batch: int = 32) -> dict[str, Any]:
     """Return the tokens/s of one request at a time, of a batch, and their ratio."""
     with LLM(builtin.TERNARY, weights="ternary", prefix_caching=False) as llm:
-        alone = _tokens_per_s(llm, 1)
-        together = _tokens_per_s(llm, batch)
+        alone = decode_rate(llm, 1)
+        together = decode_rate(llm, batch)
         return {
             "backend": llm.info.backend,
             "batch": batch,
@@ -48,7 +49,7 @@ def bench_exactness(batch: int = 32) -> dict[str, Any]:
         with LLM(
             builtin.FP16, weights="dense", batch_invariant=is_exact, prefix_caching=False
         ) as llm:
-            rates[name] = _tokens_per_s(llm, batch)
+            rates[name] = decode_rate(llm, batch)
     return {
         "batch": batch,
         "tokens_per_s": {name: asdict(rate) for name, rate in rates.items()},

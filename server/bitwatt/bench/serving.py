@@ -20,7 +20,7 @@ from typing import Any
 from bitwatt import builtin
 from bitwatt.bench.measure import spread_of
 
-__all__ = ["BITWATT", "Server", "bench_serving", "serve", "tokens_per_s"]
+__all__ = ["BITWATT", "Server", "bench_serving", "request", "serve", "tokens_per_s"]
 
 BITWATT = "bitwatt"
 
@@ -60,7 +60,7 @@ async def serve(path: Path, *flags: str, program: str = BITWATT) -> AsyncIterato
     )
     try:
         port = await asyncio.wait_for(_port(process), 60)
-        while b" 200 " not in await _request(port, "GET", "/ready"):
+        while b" 200 " not in await request(port, "GET", "/ready"):
             await asyncio.sleep(0.1)
         yield Server(port, process.pid)
     finally:
@@ -77,9 +77,11 @@ async def _port(process: Process) -> int:
     raise RuntimeError("the server ended before it listened")
 
 
-async def _request(port: int, method: str, path: str, body: object = None) -> bytes:
+async def request(
+    port: int, method: str, path: str, body: object = None, *, is_mirrored: bool = False
+) -> bytes:
     """Return the whole response of one connection, headers too."""
-    reader, writer = await _open(port, method, path, body)
+    reader, writer = await _open(port, method, path, body, is_mirrored=is_mirrored)
     try:
         return await reader.read()
     finally:
@@ -87,12 +89,13 @@ async def _request(port: int, method: str, path: str, body: object = None) -> by
 
 
 async def _open(
-    port: int, method: str, path: str, body: object
+    port: int, method: str, path: str, body: object, *, is_mirrored: bool = False
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     data = b"" if body is None else json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
         f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        f"X-Bitwatt-Shadow: {is_mirrored:d}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
         + data
     )
@@ -110,12 +113,20 @@ def _completion(max_tokens: int) -> dict[str, Any]:
     }
 
 
-async def tokens_per_s(port: int, num_clients: int, max_tokens: int) -> float:
+async def tokens_per_s(
+    port: int, num_clients: int, max_tokens: int, *, is_mirrored: bool = False
+) -> float:
     """Return the rate at which so many streams at once bring max_tokens each."""
     started = time.perf_counter()
     responses = await asyncio.gather(
         *(
-            _request(port, "POST", "/v1/completions", _completion(max_tokens))
+            request(
+                port,
+                "POST",
+                "/v1/completions",
+                _completion(max_tokens),
+                is_mirrored=is_mirrored,
+            )
             for _ in range(num_clients)
         )
     )

@@ -4,13 +4,13 @@ Run as a program it is `bitwatt` with telemetry taken out, which no setting does
 """
 
 import asyncio
+import runpy
 from dataclasses import asdict
 from typing import Any
 
 from bitwatt import builtin
 from bitwatt.bench.measure import spread_of
 from bitwatt.bench.serving import serve, tokens_per_s
-from bitwatt.cli import main
 from bitwatt.telemetry.metering import ModelEnergy
 from bitwatt.telemetry.metrics import ModelMetrics
 from bitwatt.telemetry.request_metrics import RequestMetrics
@@ -72,4 +72,4 @@ def _observe_nothing(*_: object) -> None:
 if __name__ == "__main__":
     for observer, method in _OBSERVERS:
         setattr(observer, method, _observe_nothing)
-    main()
+    runpy.run_module("bitwatt", run_name="__main__")

@@ -11,4 +11,8 @@ TERNARY = Path(__file__).parent / "ternary"
 """Folder of the ternary model, packed to 2 bits a weight."""
 
 FP16 = Path(__file__).parent / "fp16"
-"""Folder of its quality twin, a LLaMA-style model in bfloat16."""
+"""Folder of its quality twin, a LLaMA-style model in bfloat16.
+
+A wheel lacks it: it is three quarters of what the package would weigh. Its place is then taken by
+the ternary model's own weights in 16 bits.
+"""

@@ -7,12 +7,20 @@ from typing import Any
 
 from bitwatt.errors import CheckpointError, shorten
 
-__all__ = ["cause_of", "check_file", "read_json"]
+__all__ = ["cause_of", "check_file", "is_there", "read_json"]
 
 # The index of 1,800 tensors, LLaMA 405B's, takes 0.2 MB. A parsed file takes up to 24 times its
 # bytes: this limit keeps that below 50 MB.
 _MAX_JSON_BYTES = 2 << 20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is such a file, or a link in its place that leads nowhere.
+
+    A cache of the hub's has links, and one whose file is lost must not be taken for none.
+    """
+    return path.is_symlink() or path.exists()
 
 
 def check_file(path: Path) -> bytes:

@@ -13,7 +13,9 @@ from bitwatt_kernels.reference.linear import ternarize
 from torch import Tensor
 
 from bitwatt.checkpoints.bitnet_packing import unpack_bitnet
-from bitwatt.checkpoints.files import read_json
+from bitwatt.checkpoints.files import is_there, read_json
+from bitwatt.checkpoints.groups import pack_groups, why_not_by_row
+from bitwatt.checkpoints.mlx import MlxTensors, check_quantization
 from bitwatt.checkpoints.safetensors import SafetensorsFolder
 from bitwatt.errors import CheckpointError, shorten
 from bitwatt.model.families import Family, family_of, notices_of, with_generation_config
@@ -22,6 +24,11 @@ __all__ = ["HuggingFaceCheckpoint"]
 
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
+_WHY_DENSE = (
+    "the checkpoint's linears are dense, not ternary: serve them so (--weights dense), or give one "
+    "trained as BitNet b1.58; float masters of such a one are ternarized where config.json has a "
+    "quantization_config that says so"
+)
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 # What transformers lists as not converted, and what of it is no linear anyway.
@@ -40,6 +47,11 @@ class _Quantization:
     is_online: bool
     is_inverse: bool
 
+    def __str__(self) -> str:
+        if self.is_online:
+            return "float masters, ternarized by their mean magnitude"
+        return f"ternary values; W = t {'/' if self.is_inverse else '·'} weight_scale"
+
 
 class HuggingFaceCheckpoint:
     """A local folder with config.json and safetensors files; see TensorSource."""
@@ -50,25 +62,27 @@ class HuggingFaceCheckpoint:
         try:
             family = family_of(config)
             self.config = family.read_config(config)
-            self._quantization = _quantization(config, family)
+            mlx = config.get("quantization")  # which quantization_config then repeats
+            group = None if mlx is None else check_quantization(mlx)
+            self._quantization = None if group else _quantization(config, family)
         except CheckpointError as error:
             raise CheckpointError(f"{config_path}: {error}") from error
         self.notices = [f"{config_path}: {notice}" for notice in notices_of(config)]
         generation_path = path / "generation_config.json"
-        if generation_path.exists():
+        if is_there(generation_path):
             generation = read_json(generation_path)
             try:
                 self.config = with_generation_config(self.config, generation)
             except CheckpointError as error:
                 raise CheckpointError(f"{generation_path}: {error}") from error
-        self.is_ternary = self._quantization is not None
         if self._quantization is not None and self._quantization.is_online:
             self.notices.append(
                 f"{config_path}: the linears are ternarized from float masters; of a model that "
                 "was not trained as BitNet b1.58 that leaves no sense"
             )
         self._aliases = family.aliases
-        self._tensors = SafetensorsFolder(path)
+        self._mlx = None if group is None else MlxTensors(path, group)
+        self._tensors = self._mlx or SafetensorsFolder(path)
         if self.config.num_layers > len(self._tensors):
             raise CheckpointError(
                 f"{config_path}: num_hidden_layers is {self.config.num_layers}; "
@@ -77,10 +91,16 @@ class HuggingFaceCheckpoint:
         self.notices += self._tensors.notices
         self._unread = set(self._tensors)
         self._tie(config_path)
+        self.why_dense = None if self._quantization else _WHY_DENSE
+        self.stored_as = str(self._quantization or "floats")
+        if self._mlx is not None:
+            self.why_dense = self._why_mlx_is_dense(self._mlx)
+            self.stored_as = "MLX's groups of 2 bits; W = t · scale"
+        self.is_ternary = self.why_dense is None
 
     @staticmethod
     def recognizes(path: Path) -> bool:
-        return (path / "config.json").exists() and SafetensorsFolder.is_in(path)
+        return is_there(path / "config.json") and SafetensorsFolder.is_in(path)
 
     def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
         tensor = self._read(name, shape)
@@ -98,9 +118,11 @@ class HuggingFaceCheckpoint:
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
     ) -> TernaryWeight:
+        weight_name = f"{name}.weight"
+        if self._mlx is not None:
+            return self._packed_groups(self._mlx, weight_name, out_features, in_features, fits)
         quantization = self._quantization
         assert quantization is not None
-        weight_name = f"{name}.weight"
         weight = self._read(weight_name)
         is_packed = weight.dtype == torch.uint8 and not quantization.is_online
         rows = out_features // 4 if is_packed else out_features
@@ -119,11 +141,7 @@ class HuggingFaceCheckpoint:
             values = unpack(weight_name, weight)
             scale_name = f"{name}.weight_scale"
             scale = self._scale(scale_name, is_inverse=quantization.is_inverse)
-        if not bool((scale * in_features).to(fits).isfinite()):
-            raise self._error(
-                scale_name,
-                f"makes weights of {float(scale):.3g}, whose sums are too large for {fits}",
-            )
+        self._check_sums(scale_name, scale, in_features, fits)
         self._notice_if_zero(weight_name, is_zero=not bool(values.any()))
         try:
             codes = pack(F.pad(values, (0, -in_features % IN_FEATURES_MULTIPLE)))
@@ -136,6 +154,40 @@ class HuggingFaceCheckpoint:
         extra = sorted(n for n in self._unread if not n.endswith(".rotary_emb.inv_freq"))
         if extra:
             raise self._error(extra[0], f"has no place in this model (and {len(extra) - 1} others)")
+
+    def _why_mlx_is_dense(self, tensors: MlxTensors) -> str | None:
+        """Return why the linears of an MLX folder aren't served as ternary ones, or None."""
+        linears = [name for name in tensors if name.endswith("_proj.weight")]
+        for name in linears:
+            if not tensors.is_grouped(name):
+                return str(self._error(name, "is not ternary: serve it as dense (--weights dense)"))
+        for name in linears:
+            [first] = tensors.groups(name, num_rows=1)
+            if first.by_row() is None:
+                group = first.codes.shape[1] // first.scales.shape[1]
+                return str(self._error(name, why_not_by_row(group)))
+        return None
+
+    def _packed_groups(
+        self, tensors: MlxTensors, name: str, rows: int, columns: int, fits: torch.dtype
+    ) -> TernaryWeight:
+        stored = self._stored(name)
+        self._unread.discard(stored)
+        if tensors.shape(stored) != (rows, columns):
+            actual = list(tensors.shape(stored))
+            raise self._error(name, f"has shape {actual}; expected {[rows, columns]}")
+        try:
+            weight = pack_groups(tensors.groups(stored), rows, columns)
+        except ValueError as error:
+            raise self._error(name, str(error)) from error
+        self._check_sums(name, weight.scales.abs().max(), columns, fits)
+        return weight
+
+    def _check_sums(self, name: str, scale: Tensor, in_features: int, fits: torch.dtype) -> None:
+        if not bool((scale * in_features).to(fits).isfinite()):
+            raise self._error(
+                name, f"makes weights of {float(scale):.3g}, whose sums are too large for {fits}"
+            )
 
     def _tie(self, config_path: Path) -> None:
         """Drop a tied head that is the embedding; serve one that isn't, as transformers does."""

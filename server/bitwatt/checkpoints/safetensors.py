@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitwatt.checkpoints.files import cause_of, check_file, read_json
+from bitwatt.checkpoints.files import cause_of, check_file, is_there, read_json
 from bitwatt.errors import CheckpointError, shorten
 
 __all__ = ["SafetensorsFolder"]
@@ -32,9 +32,9 @@ class SafetensorsFolder:
         self._files: dict[str, Any] = {}
         self._where: dict[str, str] = {}  # file by tensor
         self._folder = folder
-        if (folder / _SINGLE).exists():  # transformers takes it too, whatever the index says
+        if is_there(folder / _SINGLE):  # transformers takes it too, whatever the index says
             self._where = dict.fromkeys(self._open(_SINGLE), _SINGLE)
-            if (folder / _INDEX).exists():
+            if is_there(folder / _INDEX):
                 self.notices.append(f"{folder / _INDEX} is passed over for {_SINGLE} beside it")
         else:
             self._open_index(folder / _INDEX)
@@ -42,7 +42,7 @@ class SafetensorsFolder:
     @staticmethod
     def is_in(folder: Path) -> bool:
         """Return whether the folder has such files."""
-        return (folder / _INDEX).exists() or (folder / _SINGLE).exists()
+        return is_there(folder / _INDEX) or is_there(folder / _SINGLE)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)

@@ -9,8 +9,10 @@ from bitwatt_kernels.backend import BLOCK_SIZE
 from bitwatt_kernels.errors import KernelError
 from bitwatt_kernels.registry import BACKENDS, BackendChoice, choose_backend
 
-from bitwatt.checkpoints import load_model
 from bitwatt.checkpoints.files import read_json
+from bitwatt.checkpoints.gguf import GgufCheckpoint
+from bitwatt.checkpoints.gguf_file import is_gguf
+from bitwatt.checkpoints.registry import load_model
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
 from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError, shorten
@@ -22,11 +24,11 @@ from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.scheduler import Scheduler
 
-__all__ = ["build_engine"]
+__all__ = ["DEFAULT_CPU_KV_CACHE_BYTES", "DTYPES", "build_engine", "plan_kv_cache"]
 
-_DEFAULT_CPU_KV_CACHE_BYTES = 1 << 30
+DEFAULT_CPU_KV_CACHE_BYTES = 1 << 30
 _MIN_DEFAULT_MODEL_LEN = 2048  # a context is not shortened further
-_DTYPES: dict[Dtype, torch.dtype] = {
+DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
@@ -63,7 +65,7 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         Path(config.model_path),
         weights=config.weights,
         backend=choice.backend,
-        dtype=_DTYPES[config.dtype],
+        dtype=DTYPES[config.dtype],
         max_model_len=config.max_model_len,
         head_bits=config.head_bits,
     )
@@ -77,15 +79,12 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         max_model_len=max_model_len,
     )
     info = _describe(config, choice, model, kv_cache, max_model_len, time.monotonic() - started)
-    return EngineCore(scheduler, runner), info
+    return EngineCore(scheduler, runner, eos_token_ids=info.eos_token_ids), info
 
 
 def _build_fake(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
-    """Return an engine that does everything but arithmetic, for a model folder's vocabulary."""
-    path = Path(config.model_path) / "config.json"
-    vocab_size = read_json(path).get("vocab_size")
-    if not isinstance(vocab_size, int):
-        raise CheckpointError(f"{path}: vocab_size is {vocab_size!r}; expected int")
+    """Return an engine that does everything but arithmetic, for a model's vocabulary."""
+    vocab_size = _vocab_size(Path(config.model_path))
     max_model_len = config.max_model_len or 4096
     num_blocks = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
     scheduler = _make_scheduler(config, num_blocks, max_model_len)
@@ -109,6 +108,16 @@ def _build_fake(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         notices=["the fake backend draws meaningless tokens"],
     )
     return EngineCore(scheduler, FakeRunner(vocab_size)), info
+
+
+def _vocab_size(path: Path) -> int:
+    if is_gguf(path):
+        return GgufCheckpoint(path).config.vocab_size
+    config_path = path / "config.json"
+    vocab_size = read_json(config_path).get("vocab_size")
+    if not isinstance(vocab_size, int):
+        raise CheckpointError(f"{config_path}: vocab_size is {vocab_size!r}; expected int")
+    return vocab_size
 
 
 def _make_scheduler(config: EngineConfig, num_blocks: int, max_model_len: int) -> Scheduler:
@@ -140,14 +149,29 @@ def _device(name: str) -> torch.device:
 
 
 def _make_kv_cache(config: EngineConfig, model: Transformer) -> tuple[KVCache, int]:
-    """Return the cache and the context, which is shortened where neither of the two was asked for.
+    """Return the cache and the context; see plan_kv_cache."""
+    num_bytes = _kv_cache_bytes(config, model)
+    num_blocks, max_model_len = plan_kv_cache(config, model, num_bytes)
+    kv_cache = KVCache(model.config, num_blocks, model.dtype, model.backend.device)
+    kv_cache.layers.zero_()  # takes the memory now; growing into it for hours would look a leak
+    return kv_cache, max_model_len
 
-    Raises  EngineStartError where the cache holds no sequence of full length
+
+def plan_kv_cache(
+    config: EngineConfig, model: Transformer, num_bytes: int | None
+) -> tuple[int, int]:
+    """Return the blocks of the cache, and the context.
+
+    That is shortened where neither of the two was asked for.
+
+    num_bytes  at most; None for as many as all sequences at full length take
+    Raises     EngineStartError where the cache holds no sequence of full length
     """
     max_model_len = model.config.max_model_len
     bytes_per_block = KVCache.bytes_per_block(model.config, model.dtype)
-    most = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)  # all sequences at full length
-    num_blocks = min(most, _kv_cache_bytes(config, model) // bytes_per_block)
+    num_blocks = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
+    if num_bytes is not None:
+        num_blocks = min(num_blocks, num_bytes // bytes_per_block)
     num_tokens = num_blocks * BLOCK_SIZE
     is_default = config.max_model_len is None and config.kv_cache_bytes is None
     if is_default and _MIN_DEFAULT_MODEL_LEN <= num_tokens < max_model_len:
@@ -158,16 +182,14 @@ def _make_kv_cache(config: EngineConfig, model: Transformer) -> tuple[KVCache, i
             f"{max_model_len}: raise --kv-cache-bytes "
             f"(a token takes {bytes_per_block // BLOCK_SIZE} bytes) or lower --max-model-len"
         )
-    kv_cache = KVCache(model.config, num_blocks, model.dtype, model.backend.device)
-    kv_cache.layers.zero_()  # takes the memory now; growing into it for hours would look a leak
-    return kv_cache, max_model_len
+    return num_blocks, max_model_len
 
 
 def _kv_cache_bytes(config: EngineConfig, model: Transformer) -> int:
     if config.kv_cache_bytes is not None:
         return config.kv_cache_bytes
     if model.backend.device.type != "cuda":
-        return _DEFAULT_CPU_KV_CACHE_BYTES
+        return DEFAULT_CPU_KV_CACHE_BYTES
     free, total = torch.cuda.mem_get_info(model.backend.device)
     workspace = _workspace_bytes(model.config, config.max_num_batched_tokens)
     return max(0, int(total * config.gpu_memory_utilization) - (total - free) - workspace)
@@ -192,10 +214,8 @@ def _describe(
     device = choice.backend.device
     is_cuda = device.type == "cuda"
     memory = model.memory()
-    notices = [
-        f"backend {name} was passed over: {reason}" for name, reason in choice.passed_over.items()
-    ]
-    notices += model.notices
+    fallback = _fallback(choice)
+    notices = [*([] if fallback is None else [fallback]), *model.notices]
     if max_model_len < model.config.max_model_len:
         notices.append(
             f"the context is {max_model_len} tokens of the model's {model.config.max_model_len}, "
@@ -226,5 +246,17 @@ def _describe(
         num_layers=model.config.num_layers,
         attention_width=model.config.num_heads * model.config.head_dim,
         notices=notices,
+        fallback=fallback,
         load_s=load_s,
+    )
+
+
+def _fallback(choice: BackendChoice) -> str | None:
+    """Return what runs in place of a faster backend, and why; None where nothing is faster."""
+    if not choice.passed_over:
+        return None
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.passed_over.items())
+    return (
+        f"the backend {choice.backend.name} runs, and shows nothing of the speed that ternary "
+        f"weights bring; passed over was {reasons}"
     )

@@ -1,7 +1,8 @@
 """The API process's handle on one engine: start, submit, abort; a Supervisor keeps it running."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from bitwatt.engine.messages import (
     Abort,
@@ -12,6 +13,7 @@ from bitwatt.engine.messages import (
     Ready,
     StepOutputs,
     Submit,
+    TokenBytes,
     TokenOutput,
     merged,
 )
@@ -69,27 +71,34 @@ class EngineClient:
         max_queue: int = 256,
         step_timeout_s: float = 120.0,
         load_timeout_s: float = 600.0,
+        token_bytes: Callable[[], TokenBytes] | None = None,
         on_ready: Callable[[EngineInfo], None] | None = None,
         on_step: Callable[[StepOutputs], None] | None = None,
         on_down: Callable[[], None] | None = None,
+        on_restart: Callable[[], None] | None = None,
     ) -> None:
         """Prepare the handle; nothing starts before start().
 
         name            the model's, for the log
         step_timeout_s  an engine silent for longer is killed and restarted
         load_timeout_s  so is one that takes longer until it is ready
+        token_bytes     what the engine is told of the tokenizer before its first grammar
         on_ready        called once the engine takes requests, again after every restart
         on_step         called after every step and heartbeat
-        on_down         called when an engine that was ready is gone
+        on_down         called when an engine process is gone, or could not be started
+        on_restart      called when it is started again
 
         All are called in the event loop, and in this order.
         """
         self._config = config
         self._max_queue = max_queue
+        self._token_bytes = token_bytes
+        self._knows_tokens = False  # the engine that runs
         self._on_ready = on_ready
         self._on_step = on_step
         self._on_down = on_down
         self._streams: dict[str, _Stream] = {}
+        self._kept_places: set[str] = set()  # for requests that are not open yet, by id
         self._stats = EngineStats()
         self._info: EngineInfo | None = None
         self._ready = asyncio.Event()
@@ -103,6 +112,7 @@ class EngineClient:
             load_timeout_s=load_timeout_s,
             on_message=self._on_message,
             on_end=self._on_end,
+            on_restart=on_restart,
             describe_work=self._describe_work,
         )
 
@@ -161,6 +171,20 @@ class EngineClient:
             raise EngineUnavailableError(self._failure or "the engine is stopped")
         return self._info
 
+    @contextmanager
+    def places(self, requests: Sequence[Submit]) -> Iterator[None]:
+        """Keep a place for each of these requests until it is submitted, or the block ends.
+
+        Raises  QueueFullError, EngineUnavailableError, where not all of them have one
+        """
+        self._require_places(len(requests))
+        names = {request.request_id for request in requests}
+        self._kept_places |= names
+        try:
+            yield
+        finally:
+            self._kept_places -= names
+
     async def submit(self, request: Submit) -> AsyncGenerator[TokenOutput, None]:
         """Yield the request's outputs; the last has a finish_reason.
 
@@ -169,15 +193,14 @@ class EngineClient:
         Raises  QueueFullError, EngineUnavailableError when first advanced;
                 RequestFailedError if the engine dies before the last output
         """
-        if not self.is_ready:
-            raise EngineUnavailableError(self._failure or "the engine is loading")
-        if len(self._streams) >= self.capacity:
-            raise QueueFullError(
-                f"{self._config.max_num_seqs} requests run and {self._max_queue} wait; "
-                "try again later (--max-num-seqs, --max-queue)"
-            )
+        self._kept_places.discard(request.request_id)
+        self._require_places(1)
         stream = _Stream(len(request.prompt_token_ids))
         self._streams[request.request_id] = stream
+        if request.sampling.grammar is not None and not self._knows_tokens:
+            assert self._token_bytes is not None, "grammars are of a tokenizer's tokens"
+            self._knows_tokens = True
+            self._supervisor.send(self._token_bytes())
         self._supervisor.send(request)
         is_open = True
         try:
@@ -200,6 +223,17 @@ class EngineClient:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
+    def _require_places(self, num_requests: int) -> None:
+        if not self.is_ready:
+            raise EngineUnavailableError(self._failure or "the engine is loading")
+        num_free = self.capacity - len(self._streams) - len(self._kept_places)
+        if num_requests > num_free:
+            wish = "" if num_requests == 1 else f"{num_free} of {num_requests} places are free: "
+            raise QueueFullError(
+                f"{wish}{self._config.max_num_seqs} requests run and {self._max_queue} wait; "
+                "try again later (--max-num-seqs, --max-queue)"
+            )
+
     def _on_message(self, message: EngineMessage) -> None:
         match message:
             case StepOutputs(outputs=outputs):
@@ -212,6 +246,7 @@ class EngineClient:
                     self._on_step(message)
             case Ready(info):
                 self._info = info
+                self._knows_tokens = False
                 self._stats = EngineStats()
                 self._failure = None
                 self._ready.set()
@@ -219,14 +254,13 @@ class EngineClient:
                     self._on_ready(info)
 
     def _on_end(self, reason: str) -> None:
-        was_ready = self.is_ready
         self._ready.clear()
         self._failure = reason
         if self._info is None:
             self._failed.set()
         for stream in self._streams.values():
             stream.fail(RequestFailedError(reason))
-        if was_ready and self._on_down is not None:
+        if self._on_down is not None:
             self._on_down()
 
     def _describe_work(self) -> str:

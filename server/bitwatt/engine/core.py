@@ -7,11 +7,21 @@ MAX_FAILED_STEPS have raised in a row, the fault is the engine's (a lost device,
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass
 
-from bitwatt.engine.messages import EngineStats, Submit, TokenLogprobs, TokenOutput
+from bitwatt.constraints.grammars import Grammar, Grammars
+from bitwatt.engine.messages import (
+    EngineStats,
+    PromptLogprobs,
+    Submit,
+    TokenBytes,
+    TokenLogprobs,
+    TokenOutput,
+)
 from bitwatt.errors import EngineError, shorten
 from bitwatt.model.runner_protocol import Runner, StepResult, StepResultHandle
 from bitwatt.scheduling.request import FinishReason, Request
@@ -20,6 +30,9 @@ from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
 __all__ = ["MAX_FAILED_STEPS", "EngineCore"]
 
 MAX_FAILED_STEPS = 3
+_COMPILE_WAIT_S = 0.005  # of a step with nothing to do but wait for a grammar
+
+_NOT_FINITE = "the logits of its prompt are not finite, so it has no log-probabilities"
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +73,21 @@ class EngineCore:
         scheduler: Scheduler,
         runner: Runner,
         *,
+        eos_token_ids: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Begin without requests; eos_token_ids are the model's own."""
         self._scheduler = scheduler
         self._runner = runner
         self._clock = clock
         self._times: dict[str, _Times] = {}
+        self._scores: dict[str, list[PromptLogprobs]] = {}  # of prompts, until the first token
         self._in_flight: _InFlight | None = None
+        self._grammars = Grammars(runner.vocab_size, eos_token_ids)
+        self._compiling: dict[str, tuple[Request, Future[Grammar]]] = {}
         self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_cached_prompt_tokens = 0
         self._num_failed_steps = 0  # since one succeeded
         self._busy_s = 0.0
         self._last_commit = 0.0
@@ -77,10 +97,23 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work or self._in_flight is not None
+        return self._scheduler.has_work or self._in_flight is not None or bool(self._compiling)
+
+    @property
+    def knows_tokens(self) -> bool:
+        """Whether learn_tokens was called."""
+        return self._grammars.knows_tokens
+
+    def learn_tokens(self, token_bytes: TokenBytes) -> None:
+        """Take the bytes of the model's tokens, which grammars need."""
+        self._grammars.learn(token_bytes)
+
+    def why_no_grammar(self, grammar: str) -> str | None:
+        """Return why the grammar can't be followed, once it is compiled; None where it can."""
+        return _why_unusable(self._grammars.compile(grammar))
 
     def submit(self, message: Submit) -> TokenOutput | None:
-        """Queue a request; returns its only output if it can never run."""
+        """Queue a request; returns its only output if it can never run, or need not."""
         wrong = self._wrong_token_id(message)
         if wrong is not None:
             return _refusal(message, wrong)
@@ -91,18 +124,42 @@ class EngineCore:
             priority=message.priority,
             cache_salt=message.cache_salt,
         )
+        if request.sampling.max_tokens == 0 and request.is_scored:
+            return TokenOutput(
+                request_id=message.request_id, token_ids=[], finish_reason=FinishReason.LENGTH
+            )
+        grammar = request.sampling.grammar
+        if grammar is None or request.sampling.max_tokens == 0:
+            return self._add(request)
+        if not self._grammars.knows_tokens:
+            return _refusal(request, "the engine was not told the tokens that a grammar is of")
+        compiled = self._grammars.compile(grammar)
+        if compiled.done():
+            return self._add_compiled(request, compiled)
+        self._compiling[request.request_id] = (request, compiled)
+        self._times[request.request_id] = _Times(self._clock())
+        return None
+
+    def _add(self, request: Request) -> TokenOutput | None:
         try:
             self._scheduler.add(request)
         except RequestTooLongError as error:
-            return _refusal(message, str(error))
-        self._times[request.request_id] = _Times(self._clock())
+            return _refusal(request, str(error))
+        self._times.setdefault(request.request_id, _Times(self._clock()))
         return None
+
+    def _add_compiled(self, request: Request, compiled: Future[Grammar]) -> TokenOutput | None:
+        if reason := _why_unusable(compiled):
+            return _refusal(request, f"its grammar can't be followed: {reason}")
+        request.grammar = compiled.result()
+        return self._add(request)
 
     def abort(self, request_ids: list[str]) -> list[TokenOutput]:
         """End requests; ids that have already ended are passed over."""
         outputs = []
         for request_id in request_ids:
-            request = self._scheduler.abort(request_id)
+            compiling = self._compiling.pop(request_id, None)
+            request = compiling[0] if compiling else self._scheduler.abort(request_id)
             if request is not None:
                 outputs.append(self._output(request, [], [], FinishReason.ABORT))
         return outputs
@@ -112,6 +169,7 @@ class EngineCore:
 
         Raises  EngineError where MAX_FAILED_STEPS in a row have failed
         """
+        outputs = self._take_compiled() if self._compiling else []
         plan = self._scheduler.plan()
         launched = None
         if plan.chunks:
@@ -124,7 +182,7 @@ class EngineCore:
                     times.admitted = times.admitted or now
             launched = _InFlight(plan, self._launch(plan))
         done, self._in_flight = self._in_flight, launched
-        return self._commit(done) if done is not None else []
+        return outputs + self._commit(done) if done is not None else outputs
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a block, a row or a request is lost; for idle moments."""
@@ -135,10 +193,11 @@ class EngineCore:
         scheduler, counters = self._scheduler, self._scheduler.counters
         return EngineStats(
             num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
+            num_waiting=scheduler.num_waiting + len(self._compiling),
             num_blocks_used=scheduler.blocks.num_used,
             num_blocks=scheduler.blocks.num_blocks,
-            num_prompt_tokens=counters.num_prompt_tokens,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_prompt_tokens=self._num_cached_prompt_tokens,
             num_generation_tokens=counters.num_generation_tokens,
             num_preemptions=counters.num_preemptions,
             num_prefix_cache_queries=counters.num_prefix_cache_queries,
@@ -155,7 +214,24 @@ class EngineCore:
 
     def close(self) -> None:
         """Release the runner; the core is not used again."""
+        self._grammars.close()
         self._runner.close()
+
+    def _take_compiled(self) -> list[TokenOutput]:
+        """Queue the requests whose grammars are compiled; return the outputs of those refused."""
+        if not self._scheduler.has_work and self._in_flight is None:
+            futures = [compiled for _, compiled in self._compiling.values()]
+            wait_for(futures, _COMPILE_WAIT_S, return_when=FIRST_COMPLETED)
+        outputs = []
+        for request_id, (request, compiled) in list(self._compiling.items()):
+            if not compiled.done():
+                continue
+            del self._compiling[request_id]
+            refused = self._add_compiled(request, compiled)
+            if refused is not None:
+                del self._times[request_id]
+                outputs.append(refused)
+        return outputs
 
     def _wrong_token_id(self, message: Submit) -> str | None:
         given: tuple[tuple[str, Collection[int]], ...] = (
@@ -225,7 +301,7 @@ class EngineCore:
     def _outputs(self, plan: Plan, result: StepResult, now: float) -> list[TokenOutput]:
         drawn = [chunk.request.request_id for chunk in plan.chunks if chunk.samples]
         logprobs = dict(zip(drawn, result.logprobs, strict=True))
-        outputs = []
+        outputs = self._take_scores(plan, result) if plan.scored else []
         for committed in self._scheduler.commit(plan, result.tokens):
             request = committed.request
             if committed.token is None:
@@ -233,7 +309,10 @@ class EngineCore:
                 outputs.append(self._output(request, [], [], FinishReason.ERROR, told))
                 continue
             times = self._times[request.request_id]
-            times.first_token = times.first_token or now
+            is_first = times.first_token is None
+            if is_first:
+                times.first_token = now
+                self._count_prompt(request)
             row = logprobs[request.request_id]
             outputs.append(
                 self._output(
@@ -241,9 +320,32 @@ class EngineCore:
                     [committed.token],
                     [] if row is None else [TokenLogprobs(*row)],
                     committed.finish_reason,
+                    is_first=is_first,
                 )
             )
         return outputs
+
+    def _take_scores(self, plan: Plan, result: StepResult) -> list[TokenOutput]:
+        """Keep what the step tells of prompts; return the last outputs of those that end by it."""
+        outputs = []
+        for span, scores in zip(plan.scored, result.prompt_logprobs, strict=True):
+            request = span.request
+            if request.finish_reason is not None:
+                continue  # it ended while the step ran
+            if scores is None:
+                self._scheduler.fail(request)
+                outputs.append(self._output(request, [], [], FinishReason.ERROR, _NOT_FINITE))
+                continue
+            self._scores.setdefault(request.request_id, []).append(scores)
+            if span.is_end:
+                self._count_prompt(request)
+                self._scheduler.abort(request.request_id, FinishReason.LENGTH)
+                outputs.append(self._output(request, [], [], FinishReason.LENGTH))
+        return outputs
+
+    def _count_prompt(self, request: Request) -> None:
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+        self._num_cached_prompt_tokens += request.num_cached_tokens or 0
 
     def _output(
         self,
@@ -252,16 +354,21 @@ class EngineCore:
         logprobs: list[TokenLogprobs],
         finish_reason: FinishReason | None,
         error: str | None = None,
+        *,
+        is_first: bool = False,
     ) -> TokenOutput:
         cached = request.num_cached_tokens or 0
-        if finish_reason is None:
+        is_last = finish_reason is not None
+        if not is_first and not is_last:
             return TokenOutput(
                 request_id=request.request_id,
                 token_ids=token_ids,
                 logprobs=logprobs,
                 num_cached_tokens=cached,
             )
-        times = self._times.pop(request.request_id)
+        times = self._times.pop(request.request_id) if is_last else self._times[request.request_id]
+        scores = self._scores.pop(request.request_id, None)
+        is_whole = finish_reason not in (FinishReason.ERROR, FinishReason.ABORT)
         now = self._clock()
         admitted = times.admitted or now
         first_token = times.first_token or now
@@ -269,16 +376,23 @@ class EngineCore:
             request_id=request.request_id,
             token_ids=token_ids,
             logprobs=logprobs,
+            prompt_logprobs=PromptLogprobs.joined(scores) if scores and is_whole else None,
             finish_reason=finish_reason,
             error=error,
             num_cached_tokens=cached,
+            num_preemptions=request.num_preemptions,
             queue_s=admitted - times.submitted,
             prefill_s=first_token - admitted,
-            decode_s=now - first_token,
+            decode_s=now - first_token if is_last else None,
         )
 
 
-def _refusal(message: Submit, reason: str) -> TokenOutput:
+def _why_unusable(compiled: Future[Grammar]) -> str | None:
+    error = compiled.exception()
+    return str(error) if error is not None else compiled.result().failure
+
+
+def _refusal(message: Submit | Request, reason: str) -> TokenOutput:
     return TokenOutput(
         request_id=message.request_id,
         token_ids=[],

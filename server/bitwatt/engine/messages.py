@@ -6,8 +6,10 @@ from typing import get_args
 
 import msgspec
 
+from bitwatt.constraints.compiling import TokenBytes
 from bitwatt.errors import ConfigurationError, shorten
 from bitwatt.model.config import Dtype, HeadBits, Weights, weights_named
+from bitwatt.model.runner_protocol import PromptLogprobs
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 
 __all__ = [
@@ -19,10 +21,12 @@ __all__ = [
     "EngineStats",
     "Failed",
     "MemoryUse",
+    "PromptLogprobs",
     "Ready",
     "StepOutputs",
     "Submit",
     "ToEngine",
+    "TokenBytes",
     "TokenLogprobs",
     "TokenOutput",
     "decode_from_engine",
@@ -151,6 +155,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     prompt_token_ids  at least one
     priority          lower runs first; equal ones in the order they came
     cache_salt        prompts share the prefix cache where it is equal
+
+    The first one with a grammar comes behind the model's TokenBytes.
     """
 
     request_id: str
@@ -176,21 +182,29 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     top: list[tuple[int, float]]
 
 
-class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
+class TokenOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """New tokens of one request; the one with a finish_reason is its last.
 
     logprobs  as many as token_ids where they were asked for, else empty
+    prompt_logprobs  with the first output where they were asked for: of all the prompt's tokens but
+              the first; None for a prompt of one token
     error     with FinishReason.ERROR: what happened, fit for the caller
     num_cached_tokens  prompt tokens taken from the prefix cache
-    queue_s, prefill_s, decode_s  with the last output: seconds waiting, to the first token, after
+    num_preemptions    with the first token and with the last output: how often the request was put
+                       back to wait
+    queue_s, prefill_s  with the first token and with the last output: seconds waiting, and then to
+                       the first token
+    decode_s           with the last output: seconds after the first token
     """
 
     request_id: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: PromptLogprobs | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None
@@ -198,12 +212,18 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 def merged(outputs: Sequence[TokenOutput]) -> TokenOutput:
     """Return outputs of one request, in order, as one: all their tokens, the last one's end."""
-    if len(outputs) == 1:
-        return outputs[0]
+    first, last = outputs[0], outputs[-1]
+    if first is last:
+        return first
+    is_end = last.finish_reason is not None
     return msgspec.structs.replace(
-        outputs[-1],
+        last,
+        num_preemptions=last.num_preemptions if is_end else first.num_preemptions,
+        queue_s=last.queue_s if is_end else first.queue_s,
+        prefill_s=last.prefill_s if is_end else first.prefill_s,
         token_ids=[token_id for output in outputs for token_id in output.token_ids],
         logprobs=[entry for output in outputs for entry in output.logprobs],
+        prompt_logprobs=first.prompt_logprobs,
     )
 
 
@@ -229,10 +249,12 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 
     num_running, num_waiting     requests that hold a row, and those that wait for one
     num_blocks_used, num_blocks  of the KV cache; a block that only the prefix cache keeps is free
-    num_prompt_tokens      of the requests that began to run, cached ones included
+    num_prompt_tokens, num_cached_prompt_tokens  of the requests whose first token was drawn, and
+                           those of them found in the prefix cache
     num_generation_tokens  drawn
     num_preemptions        requests put back to wait because the KV cache was full
-    num_prefix_cache_queries, num_prefix_cache_hits  prompt tokens looked up, and those found
+    num_prefix_cache_queries, num_prefix_cache_hits  prompt tokens looked up, and those found, of
+                           the requests that began to run
     num_steps              done
     step_tokens, step_s    tokens of the step just done, and the seconds it took
     step_ended_s           when it ended
@@ -247,6 +269,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks_used: int = 0
     num_blocks: int = 0
     num_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
     num_generation_tokens: int = 0
     num_preemptions: int = 0
     num_prefix_cache_queries: int = 0
@@ -280,6 +303,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_linear_parameters, num_layers, attention_width  as telemetry.energy.arithmetic has them; 0
                    for the fake backend
     notices        what an operator should act on, such as a backend that was passed over
+    fallback       where a slower backend runs than could: which, and what to do; else None
     load_s         seconds that building the engine took
     """
 
@@ -301,6 +325,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_layers: int = 0
     attention_width: int = 0
     notices: list[str] = []
+    fallback: str | None = None
     load_s: float = 0.0
 
 
@@ -323,7 +348,7 @@ class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):
     stats: EngineStats
 
 
-ToEngine = EngineConfig | Submit | Abort
+ToEngine = EngineConfig | TokenBytes | Submit | Abort
 EngineMessage = Ready | Failed | StepOutputs
 
 _encoder = msgspec.msgpack.Encoder()

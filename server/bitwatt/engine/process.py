@@ -1,7 +1,8 @@
 """An engine process: `python -m bitwatt.engine.process ADDRESS PARENT`, started by Supervisor.
 
 Connects to the API process's socket, takes its configuration as the first message, loads the
-model, and steps while there is work. Ends with its parent, whose process id is PARENT.
+model, and steps while there is work. Ends with its parent, whose process id is PARENT, and which
+reads its standard error as process_log writes it.
 """
 
 import gc
@@ -24,11 +25,13 @@ from bitwatt.engine.messages import (
     Ready,
     StepOutputs,
     Submit,
+    TokenBytes,
     TokenOutput,
     decode_to_engine,
     encode,
 )
 from bitwatt.engine.parent import end_with_parent
+from bitwatt.engine.process_log import log_to_parent
 from bitwatt.engine.process_memory import rss_anon_bytes
 from bitwatt.errors import BitwattError
 
@@ -37,7 +40,7 @@ __all__ = ["HEARTBEAT_S", "main"]
 HEARTBEAT_S = 0.5
 _LAST_WORDS_S = 2.0
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bitwatt.engine.process")  # run as __main__
 
 
 class _Loop:
@@ -78,6 +81,8 @@ class _Loop:
                     refused = self._core.submit(message)
                     if refused is not None:
                         outputs.append(refused)
+                case TokenBytes():
+                    self._core.learn_tokens(message)
                 case Abort(request_ids):
                     outputs += self._core.abort(request_ids)
                 case EngineConfig():
@@ -111,15 +116,19 @@ def main() -> None:
     """Run the engine at the socket address, for the parent, given as arguments."""
     address, parent_id = sys.argv[1], int(sys.argv[2])
     end_with_parent(parent_id)
-    # Imported here: torch takes seconds to load, in which the parent may die.
-    from bitwatt.engine.build import build_engine
-
+    log_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.rcvhwm = 0
         socket.sndhwm = MAX_STEPS_AHEAD
-        socket.linger = 1000
+        socket.linger = int(_LAST_WORDS_S * 1000)
         socket.connect(address)
+        try:
+            # Imported here: torch takes seconds to load, in which the parent may die.
+            from bitwatt.engine.build import build_engine
+        except (ImportError, OSError) as error:  # no PyTorch, or one without its libraries
+            socket.send(encode(Failed(f"the engine can't be imported: {error}")))
+            return
         config = decode_to_engine(socket.recv())
         if not isinstance(config, EngineConfig):
             raise TypeError(f"the first message is a {type(config).__name__}")

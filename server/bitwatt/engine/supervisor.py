@@ -23,10 +23,12 @@ from bitwatt.engine.messages import (
     decode_from_engine,
     encode,
 )
+from bitwatt.engine.process_log import EngineLog
 from bitwatt.engine.socket_folder import socket_folder
 
 __all__ = ["Backoff", "Supervisor"]
 
+_LAST_WORDS_S = 5.0
 _READ_BURST_S = 0.002
 _FREE_DESCRIPTORS = 32  # libzmq aborts the process where some of its own can't be had
 
@@ -65,6 +67,7 @@ class Supervisor:
         load_timeout_s: float,
         on_message: Callable[[EngineMessage], None],
         on_end: Callable[[str], None],
+        on_restart: Callable[[], None] | None,
         describe_work: Callable[[], str],
     ) -> None:
         """Prepare; nothing starts before run().
@@ -72,6 +75,7 @@ class Supervisor:
         name            the model's, for the log
         on_message      takes every message of the engine
         on_end          takes why a process ended, or could not be started
+        on_restart      called when a process is started again
         describe_work   says what runs, for the log to tell what an engine died of
         """
         self.num_restarts = 0
@@ -81,6 +85,7 @@ class Supervisor:
         self._load_timeout_s = load_timeout_s
         self._on_message = on_message
         self._on_end = on_end
+        self._on_restart = on_restart
         self._describe_work = describe_work
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -129,6 +134,8 @@ class Supervisor:
                 )
                 await asyncio.sleep(delay_s)
                 self.num_restarts += 1
+                if self._on_restart is not None:
+                    self._on_restart()
                 logger.info(
                     "the engine of %s is started again, restart %d", self._name, self.num_restarts
                 )
@@ -160,11 +167,14 @@ class Supervisor:
             socket.rcvhwm = MAX_STEPS_AHEAD
             socket.linger = 0
             socket.bind(address)
+            log = stack.enter_context(EngineLog(self._name))
             try:
                 self._process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "bitwatt.engine.process", address, str(os.getpid())),
+                    stderr=log.writable,
                     env=engine_environment(),
                 )
+                log.close_writable()
                 self._socket = socket
                 self.send(self._config)
                 return await self._watch_process(self._process, socket)
@@ -184,9 +194,10 @@ class Supervisor:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             num_read = -1
             while exited.done() and not reader.done() and num_read != self._num_messages:
-                # Its last words may still be on the way, behind others.
+                # Its last words may still be on the way, behind others. A killed one has none.
                 num_read = self._num_messages
-                await asyncio.wait([reader], timeout=0.2)
+                was_killed = exited.result() < 0
+                await asyncio.wait([reader], timeout=0.2 if was_killed else _LAST_WORDS_S)
             if reader.done():
                 return reader.result()
             return _describe_exit(exited.result()) if exited.done() else watchdog.result()

@@ -42,7 +42,7 @@ def build_transformer(
 ) -> Transformer:
     """Return the source's model on the backend's device, tensors read once and in order.
 
-    weights        "dense" makes ternary linears dense, in dtype
+    weights        "dense" makes ternary linears dense, in dtype; "ternary" wants a ternary source
     max_model_len  lowers the model's own
     head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little
     Raises         ConfigurationError, or CheckpointError where the source can't be served so
@@ -50,24 +50,18 @@ def build_transformer(
     config = source.config
     if head_bits not in get_args(HeadBits):
         raise ConfigurationError(f"head_bits is {head_bits}; it must be 8 or 16 (--head-bits)")
-    if weights == "ternary" and not source.is_ternary:
-        raise CheckpointError(
-            "the checkpoint's linears are dense, not ternary: serve them so "
-            "(--weights dense), or give one trained as BitNet b1.58; float masters of such a "
-            "one are ternarized where config.json has a quantization_config that says so"
-        )
     if weights == "dense" and dtype == torch.float16 and config.activation == "relu2":
         raise CheckpointError(
             "relu² passes float16's largest value, 65504: serve this model in bfloat16 (--dtype)"
         )
     if max_model_len is not None:
-        if not 0 < max_model_len <= config.max_model_len:
+        if not 2 <= max_model_len <= config.max_model_len:
             raise ConfigurationError(
-                f"max_model_len is {max_model_len}; the model takes 1 to {config.max_model_len} "
+                f"max_model_len is {max_model_len}; the model takes 2 to {config.max_model_len} "
                 "(--max-model-len)"
             )
         config = replace(config, max_model_len=max_model_len)
-    elif (longest := max(1, _MAX_ROPE_BYTES // (4 * config.head_dim))) < config.max_model_len:
+    elif (longest := max(2, _MAX_ROPE_BYTES // (4 * config.head_dim))) < config.max_model_len:
         source.notices.append(
             f"the context is {longest} tokens of the model's {config.max_model_len}, so that the "
             f"rotary table takes {_MAX_ROPE_BYTES >> 20} MiB (--max-model-len sets another)"

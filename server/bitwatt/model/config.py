@@ -11,6 +11,7 @@ __all__ = [
     "HeadBits",
     "Llama3RopeScaling",
     "ModelConfig",
+    "RopeDivisors",
     "Weights",
     "WeightsName",
     "weights_named",
@@ -79,6 +80,20 @@ class Llama3RopeScaling:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class RopeDivisors:
+    """What each rotary frequency is divided by, the highest one's first: head_dim / 2 of them."""
+
+    divisors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for divisor in self.divisors:
+            if not _MIN_FLOAT <= divisor <= _MAX_FLOAT:
+                raise CheckpointError(
+                    f"a rotary frequency is divided by {divisor}; it must be above 0 and finite"
+                )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Sizes and switches of a decoder-only transformer.
@@ -104,7 +119,7 @@ class ModelConfig:
     activation: Activation
     has_sub_norms: bool
     is_tied: bool
-    rope_scaling: Llama3RopeScaling | None = None
+    rope_scaling: Llama3RopeScaling | RopeDivisors | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -120,9 +135,10 @@ class ModelConfig:
             "max_model_len",
         ):
             size = getattr(self, name)
-            if size < 1:
-                raise CheckpointError(f"{name} is {shorten(size)}; it must be at least 1")
-            limit = _MAX_MODEL_LEN if name == "max_model_len" else _MAX_SIZE
+            is_context = name == "max_model_len"  # a token of a prompt, and one to draw
+            lowest, limit = (2, _MAX_MODEL_LEN) if is_context else (1, _MAX_SIZE)
+            if size < lowest:
+                raise CheckpointError(f"{name} is {shorten(size)}; it must be at least {lowest}")
             if size > limit:
                 raise CheckpointError(f"{name} is {shorten(size)}; at most {limit} is supported")
         if self.num_heads % self.num_kv_heads:

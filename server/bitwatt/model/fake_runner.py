@@ -1,11 +1,14 @@
 """A runner without arithmetic, for tests and for measuring what everything else costs."""
 
+import math
 import zlib
+from array import array
 from dataclasses import dataclass
 
-from bitwatt.model.runner_protocol import StepResult
+from bitwatt.constraints.masks import Constraint
+from bitwatt.model.runner_protocol import PromptLogprobs, StepResult, TokenLogprobsRow
 from bitwatt.scheduling.request import Request
-from bitwatt.scheduling.scheduler import Plan
+from bitwatt.scheduling.scheduler import Plan, ScoredSpan
 
 __all__ = ["FakeRunner", "fake_token"]
 
@@ -32,7 +35,9 @@ class _Handle:
 
 
 class FakeRunner:
-    """Draws fake_token for every sampling chunk.
+    """Draws fake_token for every sampling chunk. All tokens are equally likely.
+
+    By a grammar it draws the token on which the same number falls among those allowed.
 
     num_computed_tokens counts what a model would have computed.
     """
@@ -41,17 +46,66 @@ class FakeRunner:
         self.vocab_size = vocab_size
         self.num_computed_tokens = 0
         self._keys: dict[int, tuple[Request, str]] = {}  # by row
+        self._constraints: dict[int, tuple[Constraint, list[int]]] = {}  # by row, with new tokens
 
     def launch(self, plan: Plan) -> _Handle:
-        tokens = []
+        tokens: list[int | None] = []
+        logprobs: list[TokenLogprobsRow | None] = []
+        failures: dict[int, str] = {}
         for chunk in plan.chunks:
             self.num_computed_tokens += chunk.num_tokens
+            if chunk.is_admission and chunk.request.grammar is not None:
+                self._constrain(chunk.request, chunk.row)
             if chunk.samples:
-                tokens.append(self._draw(chunk.request, chunk.row, chunk.position))
-        return _Handle(StepResult(tokens, [None] * len(tokens)))
+                request = chunk.request
+                token: int | None = self._draw(request, chunk.row, chunk.position)
+                if request.grammar is not None:
+                    try:
+                        token = self._draw_allowed(chunk.row, token or 0)
+                    except ValueError as error:
+                        failures[len(tokens)] = str(error)
+                        token = None
+                tokens.append(token)
+                k = request.sampling.logprobs
+                logprobs.append(None if k is None else (self._value, self._top(k)))
+        scores = [self._score(span) for span in plan.scored]
+        return _Handle(StepResult(tokens, logprobs, failures, scores))
 
     def close(self) -> None:
         self._keys.clear()
+
+    def _constrain(self, request: Request, row: int) -> None:
+        assert request.grammar is not None
+        sampling = request.sampling
+        constraint = Constraint(
+            request.grammar, sampling.stop_token_ids, min_tokens=sampling.min_tokens
+        )
+        self._constraints[row] = (constraint, request.tokens[len(request.prompt_token_ids) :])
+
+    def _draw_allowed(self, row: int, number: int) -> int:
+        constraint, new_tokens = self._constraints[row]
+        mask = int.from_bytes(constraint.advance(new_tokens), "little")
+        allowed = [token for token in range(self.vocab_size) if mask >> token & 1]
+        new_tokens[:] = [allowed[number % len(allowed)]]
+        return new_tokens[0]
+
+    @property
+    def _value(self) -> float:
+        return -math.log(self.vocab_size)
+
+    def _top(self, k: int) -> list[tuple[int, float]]:
+        return [(token, self._value) for token in range(k)]
+
+    def _score(self, span: ScoredSpan) -> PromptLogprobs:
+        count, k = len(span.targets), span.num_top
+        values, ones = array("f", [self._value]), array("i", [1])
+        return PromptLogprobs(
+            k,
+            (values * count).tobytes(),
+            (ones * count).tobytes(),
+            (values * (count * k)).tobytes(),
+            (array("i", range(k)) * count).tobytes(),
+        )
 
     def _draw(self, request: Request, row: int, position: int) -> int:
         known = self._keys.get(row)

@@ -6,7 +6,7 @@ import torch
 from bitwatt_kernels.reference import attention as reference
 from torch import Tensor
 
-from bitwatt.model.config import Llama3RopeScaling, ModelConfig
+from bitwatt.model.config import Llama3RopeScaling, ModelConfig, RopeDivisors
 
 __all__ = ["rope_table"]
 
@@ -23,11 +23,14 @@ def rope_table(config: ModelConfig, device: torch.device) -> Tensor:
     return table.to(device)
 
 
-def _stretch(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:
-    """Return low frequencies divided by the factor, high ones as they are, a blend between.
+def _stretch(frequencies: Tensor, scaling: Llama3RopeScaling | RopeDivisors) -> Tensor:
+    """Return each frequency divided: by its own divisor, or as Llama 3.1 does.
 
+    That divides low frequencies by the factor, leaves high ones as they are, and blends between.
     Source  "The Llama 3 Herd of Models", arXiv:2407.21783, and its published code
     """
+    if isinstance(scaling, RopeDivisors):
+        return frequencies / torch.tensor(scaling.divisors)
     turns = scaling.original_max_model_len * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)

@@ -14,13 +14,16 @@ import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from torch import Tensor
 
+from bitwatt.constraints.masks import Constraint, MaskThread
 from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
-from bitwatt.model.sampler import Sampled, Sampler, SamplingRow
+from bitwatt.model.sampler import Sampled, Sampler, SamplingRow, TokenMasks
 from bitwatt.model.step_thread import StepThread
 from bitwatt.model.transformer import Transformer
 from bitwatt.model.truncation_sampling import NO_TOKEN
+from bitwatt.scheduling.request import Request
 from bitwatt.scheduling.scheduler import Chunk, Plan
 
 __all__ = ["ModelRunner"]
@@ -69,7 +72,18 @@ class _Step:
     pending_tokens: Tensor  # [P] int64, index of each token the device must fill in
     pending_rows: Tensor  # [P] int64
     sampling_rows: list[SamplingRow]
+    constrained: dict[int, Constraint]  # by index among sampling_rows
     penalized: list[_Penalized]
+    scored: Sequence[ScoredRows]
+
+
+@dataclass(frozen=True, slots=True)
+class _DrawnTokens:
+    """Tokens that a GPU's step draws of constrained requests, and when they have come."""
+
+    constraints: list[Constraint]
+    token_ids: Tensor  # [M] int64, pinned
+    has_come: torch.cuda.Event
 
 
 class _Handle:
@@ -117,6 +131,9 @@ class ModelRunner:
         ]
         self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
+        self._masks = MaskThread()
+        self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
+        self._drawn: _DrawnTokens | None = None  # by the step before, on a GPU
         self._graphs: DecodeGraphs | None = None
         self._thread: StepThread | None = None
         if is_cuda:
@@ -135,6 +152,7 @@ class ModelRunner:
     def close(self) -> None:
         if self._thread is not None:
             self._thread.close()
+        self._masks.close()
 
     def _stage(self, plan: Plan) -> _Step:
         self._staging.reverse()
@@ -144,6 +162,7 @@ class ModelRunner:
         query_starts = staging.query_starts.numpy()
         chunks = plan.chunks
         sampling_rows: list[SamplingRow] = []
+        constrained: dict[int, Constraint] = {}
         logit_tokens: list[int] = []
         pending_tokens: list[int] = []
         pending_rows: list[int] = []
@@ -171,6 +190,11 @@ class ModelRunner:
             if chunk.is_pending:
                 pending_tokens.append(t - 1)
                 pending_rows.append(row)
+            if request.grammar is not None:
+                if chunk.is_admission:
+                    self._constrain(request, row)
+                if chunk.samples:
+                    constrained[len(sampling_rows)] = self._constraints[row][1]
             if chunk.samples:
                 logit_tokens.append(t - 1)
                 num_drawn = chunk.position - len(request.prompt_token_ids)
@@ -196,12 +220,37 @@ class ModelRunner:
             torch.tensor(pending_tokens, dtype=torch.int64),
             torch.tensor(pending_rows, dtype=torch.int64),
             sampling_rows,
+            constrained,
             [
                 _Penalized.of(chunk)
                 for chunk in chunks
                 if chunk.is_admission and chunk.request.sampling.has_penalties
             ],
+            self._stage_scores(plan) if plan.scored else (),
         )
+
+    def _constrain(self, request: Request, row: int) -> None:
+        """Begin, or begin again, the grammar of a request that gets the row."""
+        assert request.grammar is not None
+        ended = [i for i, (r, _) in self._constraints.items() if r.finish_reason is not None]
+        for i in ended:
+            del self._constraints[i]
+        sampling = request.sampling
+        constraint = Constraint(
+            request.grammar, sampling.stop_token_ids, min_tokens=sampling.min_tokens
+        )
+        self._constraints[row] = (request, constraint)
+        self._masks.ask([(constraint, request.tokens[len(request.prompt_token_ids) :])])
+
+    def _stage_scores(self, plan: Plan) -> list[ScoredRows]:
+        starts = self._staging[0].query_starts.tolist()
+        first_rows = dict(zip(plan.chunks, starts, strict=False))
+        return [
+            ScoredRows(
+                first_rows[span.chunk] + span.start - span.chunk.start, span.targets, span.num_top
+            )
+            for span in plan.scored
+        ]
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
@@ -228,7 +277,14 @@ class ModelRunner:
         for begin in step.penalized:
             self._sampler.begin(begin.row, begin.prompt, begin.outputs)
         logit_tokens = self._to_device(step.logit_tokens)
-        if self._graphs is not None and len(logit_tokens) == len(token_ids) == num_seqs:
+        scores: list[Scores] = []
+        if step.scored:
+            h = self._model.hidden_states(
+                token_ids, layout, self._kv_cache, before_layers=before_layers
+            )
+            logits = self._model.logits(h, logit_tokens)
+            scores = score(self._model, h, step.scored)
+        elif self._graphs is not None and len(logit_tokens) == len(token_ids) == num_seqs:
             logits = self._graphs.forward(token_ids, layout)
         else:
             logits = self._model.forward(
@@ -236,13 +292,58 @@ class ModelRunner:
             )
         rows_drawn = [row.row for row in step.sampling_rows]
         if not rows_drawn:
-            return lambda: StepResult([], [])
-        sampled = self._sampler.sample(logits, step.sampling_rows)
+            return lambda: _with_scores(StepResult([], []), scores)
+        masks = self._masks_of(step.constrained) if step.constrained else None
+        sampled = self._sampler.sample(logits, step.sampling_rows, masks)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
         # request that has ended by then.
         indices = torch.tensor(rows_drawn, device=self._device)
         self._last_tokens[indices] = sampled.tokens.clamp(min=0)
-        return lambda: _collect(sampled, step.sampling_rows)
+        if step.constrained:
+            self._take_drawn(step.constrained, sampled.tokens)
+        return lambda: _with_scores(_collect(sampled, step.sampling_rows), scores)
+
+    def _masks_of(self, constrained: dict[int, Constraint]) -> TokenMasks:
+        """Return the masks, once the thread has them: they were asked for before the layers ran.
+
+        On a GPU they are of tokens that the step before draws: this step's layers are queued
+        behind it, and run while the tokens come and their masks are computed.
+        """
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None:
+            drawn.has_come.synchronize()
+            self._advance(drawn.constraints, drawn.token_ids.tolist())
+        self._masks.settle()
+        packed = b"".join([constraint.mask for constraint in constrained.values()])
+        bits = torch.frombuffer(bytearray(packed), dtype=torch.int32).view(len(constrained), -1)
+        failures = {i: c.failure for i, c in constrained.items() if c.failure is not None}
+        if self._device.type == "cuda":
+            bits = self._to_device(bits.pin_memory())
+        return TokenMasks(list(constrained), bits, failures)
+
+    def _take_drawn(self, constrained: dict[int, Constraint], tokens: Tensor) -> None:
+        """Have the next masks computed, now or, where the tokens are on their way, later."""
+        constraints = list(constrained.values())
+        if self._device.type == "cpu":
+            drawn = tokens.tolist()
+            self._advance(constraints, [drawn[i] for i in constrained])
+            return
+        indices = torch.tensor(list(constrained), device=self._device)
+        token_ids = torch.empty(len(constrained), dtype=torch.int64, pin_memory=True)
+        token_ids.copy_(tokens[indices], non_blocking=True)
+        has_come = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        has_come.record()
+        self._drawn = _DrawnTokens(constraints, token_ids, has_come)
+
+    def _advance(self, constraints: list[Constraint], drawn: list[int]) -> None:
+        pairs = zip(constraints, drawn, strict=True)
+        self._masks.ask([(constraint, [token]) for constraint, token in pairs if token >= 0])
+
+
+def _with_scores(result: StepResult, scores: Sequence[Scores]) -> StepResult:
+    if not scores:
+        return result
+    return replace(result, prompt_logprobs=[span for some in scores for span in some.collect()])
 
 
 def _collect(sampled: Sampled, rows: Sequence[SamplingRow]) -> StepResult:

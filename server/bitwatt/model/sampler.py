@@ -18,7 +18,18 @@ from torch import Tensor
 from bitwatt.model.truncation_sampling import NO_TOKEN, draw
 from bitwatt.scheduling.request import ResolvedSampling
 
-__all__ = ["LogprobsBatch", "Sampled", "Sampler", "SamplingRow", "counter_uniform"]
+__all__ = [
+    "LEAST_LOGPROB",
+    "LogprobsBatch",
+    "Sampled",
+    "Sampler",
+    "SamplingRow",
+    "TokenMasks",
+    "counter_uniform",
+]
+
+LEAST_LOGPROB = -9999.0
+"""Stands for a probability of 0, as in OpenAI's API: JSON has no infinity."""
 
 _Uint64s = NDArray[np.uint64]
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -60,8 +71,25 @@ class SamplingRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """Which tokens some of the rows may draw.
+
+    rows      their indices among those drawn from
+    bits      [len(rows), words] int32: a bit a token, the lowest first, on the sampler's device
+    failures  why a row of no bits has none, by its index, fit for the caller
+    """
+
+    rows: list[int]
+    bits: Tensor
+    failures: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
 class LogprobsBatch:
-    """Log-probabilities before temperature and filters: of the sampled token, and the top ones."""
+    """Log-probabilities before temperature and filters: of the sampled token, and the top ones.
+
+    A masked row's are of the tokens that its mask allows; the others have LEAST_LOGPROB.
+    """
 
     sampled: Tensor  # [R] float32
     top_values: Tensor  # [R, k] float32
@@ -105,18 +133,26 @@ class Sampler:
         drawn = torch.tensor(outputs, dtype=torch.int64, device=self._device)
         self._counts[row] = torch.bincount(drawn, minlength=self._vocab_size).int()
 
-    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
-        """Return one token a row; counts it for the row's penalties.
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingRow], masks: TokenMasks | None = None
+    ) -> Sampled:
+        """Return one token a row, one that its mask allows; counts it for the row's penalties.
 
         A row without a finite largest logit, after penalties and biases, gets NO_TOKEN.
 
         logits  [R, vocab_size] float32; may be overwritten
         """
+        if masks is not None:
+            _mask(logits, masks)
         num_logprobs = max(
             (r.sampling.logprobs for r in rows if r.sampling.logprobs is not None), default=None
         )
         log_probabilities = None if num_logprobs is None else logits.log_softmax(dim=-1)
+        if masks is not None and log_probabilities is not None:
+            log_probabilities.clamp_(min=LEAST_LOGPROB)
         failures = self._adjust(logits, rows)
+        if masks is not None:
+            failures = masks.failures | failures
         tokens = _argmax(logits)
 
         def draw_some(index: list[int]) -> None:
@@ -203,6 +239,25 @@ def _isolated(index: list[int], run: Callable[[list[int]], None]) -> dict[int, s
             failures |= _isolated([i], run)
         return failures
     return {}
+
+
+def _mask(logits: Tensor, masks: TokenMasks) -> None:
+    """Give the tokens that a row's mask lacks a logit of -inf."""
+    vocab_size = logits.shape[1]
+    if logits.device.type == "cpu":
+        octets = masks.bits.numpy().view(np.uint8)
+        allowed = torch.from_numpy(
+            np.unpackbits(octets, axis=-1, count=vocab_size, bitorder="little").view(np.bool_)
+        )
+    else:
+        shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+        bits = masks.bits[:, :, None] >> shifts & 1  # [M, words, 32]
+        allowed = bits.flatten(1)[:, :vocab_size].bool()
+    if len(masks.rows) == len(logits):
+        logits.masked_fill_(~allowed, -torch.inf)
+    else:
+        where = torch.tensor(masks.rows, device=logits.device)
+        logits[where] = logits[where].masked_fill(~allowed, -torch.inf)
 
 
 def _argmax(logits: Tensor) -> Tensor:

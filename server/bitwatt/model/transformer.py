@@ -83,13 +83,32 @@ class Transformer:
         logit_tokens  [R] int64, indexes into the step's tokens
         before_layers  called once, before the longest part
         """
-        h = self.backend.embed(token_ids, self._embedding)  # [T, hidden_size]
+        h = self.hidden_states(token_ids, layout, kv_cache, before_layers=before_layers)
+        return self.logits(h, logit_tokens)
+
+    @torch.inference_mode()
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        layout: StepLayout,
+        kv_cache: KVCache,
+        *,
+        before_layers: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Return what the layers make of each token, [T, hidden_size]; see forward."""
+        h = self.backend.embed(token_ids, self._embedding)
         if before_layers is not None:
             before_layers()
-        h = self._run_layers(h, self._rope, kv_cache.layers, layout)
+        return self._run_layers(h, self._rope, kv_cache.layers, layout)
+
+    @torch.inference_mode()
+    def logits(self, hidden_states: Tensor, logit_tokens: Tensor) -> Tensor:
+        """Return the logits of the chosen tokens, [R, vocab_size] float32; see forward."""
         if not len(logit_tokens):
-            return h.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        x = self.backend.rms_norm(h[logit_tokens], self._norm, self.config.rms_norm_eps)
+            shape = (0, self.config.vocab_size)
+            return hidden_states.new_empty(shape, dtype=torch.float32)
+        x = hidden_states[logit_tokens]
+        x = self.backend.rms_norm(x, self._norm, self.config.rms_norm_eps)
         return self.backend.head(x, self._head)
 
     def memory(self) -> ModelMemory:

@@ -97,6 +97,17 @@ class BlockAllocator:
             before = found[1]
         return blocks, prefixes
 
+    def forget(self, tokens: list[int], salt: str) -> None:
+        """Let nobody share the cached start of tokens any more; blocks in use stay in use."""
+        before: int | str = salt
+        size = self.block_size
+        for start in range(0, len(tokens) // size * size, size):
+            found = self._cached.pop((before, tuple(tokens[start : start + size])), None)
+            if found is None:
+                return
+            block, before = found
+            del self._contents[block]
+
     def register(self, block: int, before: int | str, tokens: tuple[int, ...]) -> int:
         """Offer a full block for sharing; return the identity of the prefix it ends.
 
@@ -112,7 +123,7 @@ class BlockAllocator:
         self._contents[block] = content
         return prefix
 
-    def forget(self) -> None:
+    def forget_all(self) -> None:
         """Empty the prefix cache; blocks in use stay in use."""
         self._cached.clear()
         self._contents.clear()

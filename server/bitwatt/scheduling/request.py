@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from bitwatt.constraints.grammars import Grammar
+
 __all__ = ["FinishReason", "Request", "ResolvedSampling"]
 
 
@@ -24,9 +26,13 @@ class ResolvedSampling:
     temperature          0 is greedy
     top_k                0 keeps every token
     seed                 with the token's position, keys the generator: same seed, same tokens
+    max_tokens           0 scores the prompt, and draws nothing
     logprobs             how many top log-probabilities to return a token; None returns none
+    prompt_logprobs      the same of the prompt's tokens
     stop_token_ids       end the request and are part of no text; the model's own included
     min_tokens           before so many tokens no stop token is drawn
+    grammar              what the answer must be, as constraints.compiling writes it; None for
+                         anything
     """
 
     max_tokens: int
@@ -39,9 +45,11 @@ class ResolvedSampling:
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
+    grammar: str | None = None
 
     @property
     def has_penalties(self) -> bool:
@@ -64,6 +72,10 @@ class Request:
     blocks        KV-cache blocks, in order; the runner knows the first num_sent_blocks
     prefixes      identities of the prefixes that end with each full block, from the prefix cache
     num_cached_tokens  prompt tokens found in the prefix cache when it was first admitted
+    num_preemptions  how often it was put back to wait
+    num_scored    tokens of the prompt from whose logits nothing is wanted any more: planned steps
+                  score what follows each; of a request without prompt_logprobs, all but the last
+    grammar       sampling.grammar, compiled
     """
 
     request_id: str
@@ -71,6 +83,7 @@ class Request:
     sampling: ResolvedSampling
     priority: int = 0  # lower is sooner
     cache_salt: str = ""
+    grammar: Grammar | None = None
     tokens: list[int] = field(init=False)
     max_len: int = field(init=False)
     num_planned: int = 0
@@ -80,12 +93,20 @@ class Request:
     num_sent_blocks: int = 0
     prefixes: list[int] = field(default_factory=list)
     num_cached_tokens: int | None = None
+    num_preemptions: int = 0
+    num_scored: int = field(init=False)
     finish_reason: FinishReason | None = None
 
     @property
     def is_waiting(self) -> bool:
         return self.row is None and self.finish_reason is None
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether nothing is wanted of the prompt's logits any more but its next token."""
+        return self.num_scored == len(self.prompt_token_ids) - 1
+
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt_token_ids)
         self.max_len = len(self.tokens) + self.sampling.max_tokens
+        self.num_scored = len(self.tokens) - 1 if self.sampling.prompt_logprobs is None else 0

@@ -14,6 +14,10 @@ Steps may overlap: plan() may be called while the step before still runs. The to
 step will sample is *pending*: the plan has a place for it, and the device, which runs steps in
 order, fills it in. Blocks enter the prefix cache when their computation is planned, not when it is
 done: a request that shares them reads them in the same step or a later one, after they are written.
+
+A request may want the log-probabilities of its prompt: what each token's logits say of the next.
+A block from the prefix cache has keys and values and no logits, so such a request shares none but
+those that it has scored before it was preempted.
 """
 
 import heapq
@@ -27,7 +31,15 @@ from bitwatt.scheduling.request import FinishReason, Request
 _Queue = list[tuple[tuple[int, int], Request]]
 _PARTS_OF_BUDGET = 4  # one of them is short prompts'
 
-__all__ = ["Chunk", "Committed", "Counters", "Plan", "RequestTooLongError", "Scheduler"]
+__all__ = [
+    "Chunk",
+    "Committed",
+    "Counters",
+    "Plan",
+    "RequestTooLongError",
+    "Scheduler",
+    "ScoredSpan",
+]
 
 
 class RequestTooLongError(ValueError):
@@ -66,11 +78,47 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredSpan:
+    """Tokens of a prompt whose logits score the token behind each.
+
+    chunk       that computes them
+    start, end  their positions, from the first to the one after the last
+    """
+
+    chunk: Chunk
+    start: int
+    end: int
+
+    @property
+    def request(self) -> Request:
+        return self.chunk.request
+
+    @property
+    def num_top(self) -> int:
+        """How many of the likeliest tokens are wanted besides."""
+        return self.request.sampling.prompt_logprobs or 0
+
+    @property
+    def targets(self) -> list[int]:
+        """The tokens that are scored."""
+        return self.request.prompt_token_ids[self.start + 1 : self.end + 1]
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the request wants nothing else."""
+        return self.end == self.request.max_len - 1
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """What one step computes."""
+    """What one step computes.
+
+    scored  in the order of their chunks
+    """
 
     chunks: list[Chunk]
     num_tokens: int
+    scored: Sequence[ScoredSpan] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +137,6 @@ class Committed:
 class Counters:
     """Totals since the start, in tokens unless named otherwise."""
 
-    num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
     num_preemptions: int = 0  # requests
     num_prefix_cache_queries: int = 0
@@ -128,6 +175,7 @@ class Scheduler:
         self._num_waiting = 0
         self._running: list[Request] = []  # in order
         self._free_rows = list(reversed(range(max_num_seqs)))
+        self._unscored: set[Request] = set()  # those of _requests whose is_scored is False
 
     @property
     def num_running(self) -> int:
@@ -147,7 +195,7 @@ class Scheduler:
         Raises  RequestTooLongError if it could never run to its end
         """
         assert request.prompt_token_ids, "a prompt has at least one token"
-        assert request.sampling.max_tokens > 0, "a request asks for at least one token"
+        assert request.sampling.max_tokens > 0 or not request.is_scored, "it asks for something"
         if request.max_len > self.max_model_len:
             raise RequestTooLongError(
                 f"prompt has {len(request.prompt_token_ids)} tokens and max_tokens is "
@@ -161,14 +209,16 @@ class Scheduler:
                 f"{self.blocks.num_blocks} (--kv-cache-bytes)"
             )
         self._requests[request.request_id] = request
+        if not request.is_scored:
+            self._unscored.add(request)
         self._order[request.request_id] = (request.priority, next(self._arrivals))
         self._wait(request)
 
-    def abort(self, request_id: str) -> Request | None:
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Request | None:
         """End a request at any moment; returns it, or None if it has already ended."""
         request = self._requests.get(request_id)
         if request is not None:
-            self._finish(request, FinishReason.ABORT)
+            self._finish(request, reason)
         return request
 
     def plan(self) -> Plan:
@@ -191,7 +241,8 @@ class Scheduler:
             if num_tokens > 1:
                 # A long prompt leaves each request behind it a token, so that none stalls for it.
                 left = len(running) - i - 1 + self._left_to_waiting(request)
-                num_tokens = min(num_tokens, max(1, budget - left))
+                num_needed = request.max_len - 1 - request.num_planned
+                num_tokens = min(num_tokens, num_needed, max(1, budget - left))
             end = request.num_planned + num_tokens
             while end > len(request.blocks) * size and not self._grow(request, end):
                 is_full = True
@@ -209,12 +260,14 @@ class Scheduler:
                 break
             chunks.append(chunk)
             budget -= chunk.num_tokens
-        return Plan(chunks, self.max_num_batched_tokens - budget)
+        scored = self._plan_scores(chunks) if self._unscored else ()
+        return Plan(chunks, self.max_num_batched_tokens - budget, scored)
 
     def commit(self, plan: Plan, tokens: Sequence[int | None]) -> list[Committed]:
         """Take the tokens a step sampled, one a sampling chunk in the plan's order.
 
-        None ends its request with FinishReason.ERROR.
+        None ends its request with FinishReason.ERROR, and the prefix cache forgets its tokens: what
+        was computed of them may be why.
         """
         committed: list[Committed] = []
         num_failed = 0
@@ -225,7 +278,7 @@ class Scheduler:
                 continue  # it ended while the step ran
             if token is None:
                 num_failed += 1
-                self._finish(request, FinishReason.ERROR)
+                self.fail(request)
                 committed.append(Committed(request, None, FinishReason.ERROR))
                 continue
             request.tokens.append(token)
@@ -240,6 +293,11 @@ class Scheduler:
         self.counters.num_generation_tokens += len(committed) - num_failed
         return committed
 
+    def fail(self, request: Request) -> None:
+        """End a request that can't go on; the prefix cache forgets its tokens."""
+        self.blocks.forget(request.tokens, request.cache_salt)
+        self._finish(request, FinishReason.ERROR)
+
     def give_up(self, failed: Plan, later: Plan | None) -> list[Request]:
         """End the requests of a step that failed, in place of its commit; return those.
 
@@ -251,12 +309,16 @@ class Scheduler:
         for plan in (failed, later):
             for chunk in plan.chunks if plan is not None else ():
                 chunk.request.num_pending -= chunk.samples
+            for span in plan.scored if plan is not None else ():
+                if span.request.finish_reason is None:
+                    span.request.num_scored = min(span.request.num_scored, span.start)
+                    self._unscored.add(span.request)
         ended = [c.request for c in failed.chunks if c.request.finish_reason is None]
         for request in ended:
             self._finish(request, FinishReason.ERROR)
         while self._running:
             self._preempt(self._running[-1])
-        self.blocks.forget()
+        self.blocks.forget_all()
         return ended
 
     def check_integrity(self) -> None:
@@ -265,9 +327,11 @@ class Scheduler:
             assert request.finish_reason is None
             assert (request.row is not None) == (request in self._running)
             assert len(request.blocks) >= self._num_blocks_for(request.num_planned)
+            assert request.is_scored == (request not in self._unscored)
         rows = [r.row for r in self._running if r.row is not None] + self._free_rows
         assert sorted(rows) == list(range(self.max_num_seqs)), "a row is lost"
         assert self._num_waiting + len(self._running) == len(self._requests)
+        assert self._unscored <= set(self._requests.values())
         self.blocks.check_integrity([r.blocks for r in self._requests.values()])
 
     def _num_blocks_for(self, num_tokens: int) -> int:
@@ -307,6 +371,21 @@ class Scheduler:
             first_new_block,
             new_blocks,
         )
+
+    def _plan_scores(self, chunks: Sequence[Chunk]) -> list[ScoredSpan]:
+        spans: list[ScoredSpan] = []
+        for chunk in chunks:
+            request = chunk.request
+            if request not in self._unscored:
+                continue
+            # What it computes again after a preemption has been scored.
+            end = min(chunk.start + chunk.num_tokens, len(request.prompt_token_ids) - 1)
+            if request.num_scored < end:
+                spans.append(ScoredSpan(chunk, request.num_scored, end))
+                request.num_scored = end
+                if request.is_scored:
+                    self._unscored.discard(request)
+        return spans
 
     def _offer_full_blocks(self, request: Request) -> None:
         if not self.blocks.prefix_caching:
@@ -372,10 +451,14 @@ class Scheduler:
         return self._admit(short, budget)
 
     def _admit(self, request: Request, budget: int) -> Chunk | None:
-        if request.num_pending:
-            return None  # preempted while a step runs: its next token is not known yet
+        if request.num_pending or request.num_scored == request.max_len - 1:
+            return None  # preempted while a step runs: its next token, or its end, is not known yet
         shared, prefixes = self.blocks.match(request.tokens, request.cache_salt)
-        needed = self._num_blocks_for(len(request.tokens)) - len(shared)
+        if not request.is_scored:
+            num_scored_blocks = request.num_scored // self._block_size
+            shared, prefixes = shared[:num_scored_blocks], prefixes[:num_scored_blocks]
+        num_tokens = min(len(request.tokens), request.max_len - 1)
+        needed = self._num_blocks_for(num_tokens) - len(shared)
         if needed > self.blocks.num_free - sum(map(self.blocks.is_free, shared)):
             return None
         self._num_waiting -= 1
@@ -388,7 +471,7 @@ class Scheduler:
         self._running.append(request)
         self._running.sort(key=lambda r: self._order[r.request_id])
         self._count_admission(request)
-        num_tokens = min(len(request.tokens) - request.num_planned, budget)
+        num_tokens = min(num_tokens - request.num_planned, budget)
         can_hold = self._grow(request, request.num_planned + num_tokens)
         assert can_hold, "room was counted above"
         return self._advance(request, num_tokens)
@@ -397,8 +480,7 @@ class Scheduler:
         if request.num_cached_tokens is not None:
             return  # it was preempted: its prompt has been counted
         request.num_cached_tokens = request.num_planned
-        self.counters.num_prompt_tokens += len(request.prompt_token_ids)
-        if self.blocks.prefix_caching:
+        if self.blocks.prefix_caching and request.is_scored:
             self.counters.num_prefix_cache_queries += len(request.prompt_token_ids)
             self.counters.num_prefix_cache_hits += request.num_planned
 
@@ -423,6 +505,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self._stop_running(request)
         request.num_planned = 0
+        request.num_preemptions += 1
         self.counters.num_preemptions += 1
         self._wait(request)
 
@@ -433,6 +516,7 @@ class Scheduler:
         else:
             self._num_waiting -= 1
         del self._requests[request.request_id]
+        self._unscored.discard(request)
         del self._order[request.request_id]
 
 

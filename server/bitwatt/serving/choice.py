@@ -34,6 +34,7 @@ class Delta:
 class ChoiceReader:
     """Reads the outputs of one choice, in order. Once it has finished, no more are to be read.
 
+    lists_stop_token  whether the stop token that ends it is one of its deltas' tokens
     num_tokens  generated so far; a stop token counts, tokens behind a stop string don't
     """
 
@@ -41,16 +42,20 @@ class ChoiceReader:
         "_held_ids",
         "_held_logprobs",
         "_index",
+        "_lists_stop_token",
         "_stop_token_ids",
         "_text",
         "_wants_logprobs",
         "num_tokens",
     )
 
-    def __init__(self, index: int, submit: Submit, text: OutputText) -> None:
+    def __init__(
+        self, index: int, submit: Submit, text: OutputText, *, lists_stop_token: bool = False
+    ) -> None:
         self._index = index
         self._text = text
         self._stop_token_ids = submit.sampling.stop_token_ids
+        self._lists_stop_token = lists_stop_token
         self._wants_logprobs = submit.sampling.logprobs is not None
         self._held_ids: list[int] = []  # with their logprobs: tokens whose text is held back
         self._held_logprobs: list[TokenLogprobs] = []
@@ -74,6 +79,8 @@ class ChoiceReader:
                 raise RequestFailedError(output.error or "the engine gave the request up")
             token_ids = self._without_stop_token(token_ids, reason)
             new = text.push(token_ids) + text.finish()
+            if self._lists_stop_token and not text.stopped:
+                token_ids = output.token_ids
         finish: FinishReasonName | None = None
         if text.stopped:
             finish = "stop"

@@ -1,15 +1,19 @@
 """Runs the choices of one request: an engine's tokens in, text out."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 
-from bitwatt.engine.messages import Submit, TokenOutput
+from msgspec.structs import asdict
+
+from bitwatt.engine.messages import PromptLogprobs, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
 from bitwatt.serving.choice import ChoiceReader, Delta
 from bitwatt.serving.models import ServedModel
-from bitwatt.serving.usage import PromptTokensDetails, Usage
+from bitwatt.serving.usage import FallbackUsage, PromptTokensDetails, Usage
+from bitwatt.telemetry import declarations as declared
 from bitwatt.telemetry.energy.ledger import RequestEnergy, total_energy
 from bitwatt.telemetry.request_metrics import RequestMetrics
 
@@ -24,6 +28,7 @@ class Generation:
 
     submits      one a choice: num_choices to a prompt, prompt after prompt
     num_choices  choices to a prompt
+    lists_stop_tokens  as ChoiceReader has it
     tap          wraps the stream on its way to the reader, to see what passes; None lets it be
     """
 
@@ -31,8 +36,14 @@ class Generation:
     submits: list[Submit]
     stops: tuple[str, ...]
     num_choices: int
+    lists_stop_tokens: bool = False
     tap: Callable[[Deltas], Deltas] | None = None
     _cached_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
+    _num_tokens: dict[int, list[int]] = field(default_factory=dict)  # of ended choices, by prompt
+    _prompt_logprobs: dict[int, PromptLogprobs | None] = field(default_factory=dict)  # by prompt
+    _are_scored: dict[int, asyncio.Event] = field(  # by prompt
+        default_factory=lambda: defaultdict(asyncio.Event)
+    )
     _energy: list[RequestEnergy] = field(default_factory=list)  # of choices that ended
     _is_rejected: bool = False
     _readers: list[ChoiceReader] = field(init=False)
@@ -40,7 +51,12 @@ class Generation:
     def __post_init__(self) -> None:
         output = self.model.text.output
         self._readers = [
-            ChoiceReader(index, submit, output(self.stops, min_tokens=submit.sampling.min_tokens))
+            ChoiceReader(
+                index,
+                submit,
+                output(self.stops, min_tokens=submit.sampling.min_tokens),
+                lists_stop_token=self.lists_stop_tokens,
+            )
             for index, submit in enumerate(self.submits)
         ]
 
@@ -50,7 +66,7 @@ class Generation:
         Raises  QueueFullError, EngineUnavailableError, RequestFailedError
         """
         choices = [self._stream_choice(index) for index in range(len(self.submits))]
-        deltas = choices[0] if len(choices) == 1 else _merge(choices)
+        deltas = choices[0] if len(choices) == 1 else self._stream_together(choices)
         return deltas if self.tap is None else self.tap(deltas)
 
     async def collect(self) -> list[Delta]:
@@ -71,6 +87,15 @@ class Generation:
         ]
 
     @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the prompts are scored; then they are before a choice's first delta comes."""
+        return self.submits[0].sampling.prompt_logprobs is not None
+
+    def prompt_logprobs(self, index: int) -> PromptLogprobs | None:
+        """Return those of a choice's prompt; None where it is one token, or they aren't wanted."""
+        return self._prompt_logprobs.get(index // self.num_choices)
+
+    @property
     def usage(self) -> Usage:
         """The tokens used so far. A prompt counts once, however many choices it has."""
         prompt_tokens = sum(
@@ -82,20 +107,62 @@ class Generation:
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(sum(self._cached_tokens.values())),
-            bitwatt=total_energy(self._energy),
+            bitwatt=self._told(total_energy(self._energy)),
         )
 
+    def usage_of(self, index: int, *, is_opening: bool = False) -> Usage:
+        """Return the tokens that one choice has used so far; its joules are known at the end.
+
+        is_opening  of what comes before its first token
+        """
+        prompt_tokens = len(self.submits[index].prompt_token_ids)
+        completion_tokens = 0 if is_opening else self._readers[index].num_tokens
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(
+                self._cached_tokens.get(index // self.num_choices, 0)
+            ),
+            bitwatt=self._told(RequestEnergy(reason="the request runs")),
+        )
+
+    def _told(self, energy: RequestEnergy) -> RequestEnergy:
+        info = self.model.engine.info
+        if info is None or info.fallback is None:
+            return energy
+        return FallbackUsage(**asdict(energy), fallback=info.fallback)
+
+    async def _stream_together(self, choices: Sequence[Deltas]) -> Deltas:
+        """Yield what the choices bring, once all of them have their place: none begins before."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.model.engine.places(self.submits))
+            except (QueueFullError, EngineUnavailableError) as error:
+                self._count_rejection(error)
+                raise
+            async with aclosing(_merge(choices)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
     async def _stream_choice(self, index: int) -> Deltas:
-        submit, read = self.submits[index], self._readers[index].read
+        submit, reader = self.submits[index], self._readers[index]
+        read = reader.read
         model = self.model
         metrics = RequestMetrics(model.metrics)
         model.energy.open(submit.request_id)
+        model.callers.arrive()
         output: TokenOutput | None = None
         ended = "abort"
         try:
             async with aclosing(model.engine.submit(submit)) as outputs:
                 async for output in outputs:
                     metrics.on_output(output)
+                    if not reader.num_tokens:
+                        cached, prompt = self._cached_tokens, index // self.num_choices
+                        cached[prompt] = max(cached.get(prompt, 0), output.num_cached_tokens)
+                        if self.wants_prompt_logprobs and output.error is None:
+                            await self._scores_of(index, output)
                     delta = read(output)
                     if delta is None:
                         continue
@@ -103,25 +170,53 @@ class Generation:
                         yield delta
                         continue
                     ended = delta.finish_reason
-                    cached, prompt = self._cached_tokens, index // self.num_choices
-                    cached[prompt] = max(cached.get(prompt, 0), output.num_cached_tokens)
                     yield delta
                     return
             raise RequestFailedError("the engine ended the request without an end")
         except (QueueFullError, EngineUnavailableError) as error:
             ended = "rejected"
-            if not self._is_rejected:  # several choices may be, of one request
-                self._is_rejected = True
-                is_full = isinstance(error, QueueFullError)
-                model.metrics.on_rejected("queue_full" if is_full else "unavailable")
+            self._count_rejection(error)
             raise
         except RequestFailedError:
             ended = "error"
             raise
         finally:
-            self._energy.append(model.energy.close(submit.request_id))
+            model.callers.leave()
+            energy = model.energy.close(submit.request_id)
+            self._energy.append(energy)
             if ended != "rejected":
-                metrics.on_end(ended, len(submit.prompt_token_ids), output)
+                metrics.on_end(
+                    ended,
+                    submit,
+                    output,
+                    energy=energy,
+                    num_choices=self.num_choices,
+                    counts_prompt=index % self.num_choices == 0,
+                )
+                self._observe_end(index // self.num_choices, metrics.num_tokens)
+
+    def _observe_end(self, prompt: int, num_tokens: int) -> None:
+        """Note that a choice ended; with its prompt's last, observe what vLLM calls a request."""
+        ended = self._num_tokens.setdefault(prompt, [])
+        ended.append(num_tokens)
+        if len(ended) == self.num_choices:
+            self.model.metrics[declared.REQUEST_N].observe(self.num_choices)
+            self.model.metrics[declared.REQUEST_LONGEST_CHOICE].observe(max(ended))
+
+    async def _scores_of(self, index: int, first: TokenOutput) -> None:
+        """Keep what a prompt's first choice brings; the others wait for it."""
+        prompt, choice = divmod(index, self.num_choices)
+        if choice:
+            await self._are_scored[prompt].wait()
+        else:
+            self._prompt_logprobs[prompt] = first.prompt_logprobs
+            self._are_scored[prompt].set()
+
+    def _count_rejection(self, error: QueueFullError | EngineUnavailableError) -> None:
+        if not self._is_rejected:  # several choices may be, of one request
+            self._is_rejected = True
+            is_full = isinstance(error, QueueFullError)
+            self.model.metrics.on_rejected("queue_full" if is_full else "unavailable")
 
 
 async def _merge(streams: Sequence[Deltas]) -> Deltas:

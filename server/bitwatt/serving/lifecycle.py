@@ -48,6 +48,7 @@ async def running(
         for model in models:
             model.energy.unbind()
             model.text.close()
+            await model.grammars.close()
 
 
 async def _keep_history(models: list[ServedModel], history: History) -> None:
@@ -77,6 +78,6 @@ async def _report_start(model: ServedModel, on_start_failure: Callable[[str], No
         info.memory.kv_cache_bytes / 2**20,
         info.num_blocks * info.block_size,
     )
-    for notice in info.notices:
+    for notice in (*info.notices, *model.text.vocabulary.notices_for(info.vocab_size)):
         logger.warning("%s: %s", model.name, notice)
     return True

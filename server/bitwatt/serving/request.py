@@ -22,6 +22,7 @@ class GenerationRequest:
     """What is asked. The twin that a request is mirrored to is asked the same, by the same seed.
 
     encode  makes the prompts, which differ with the model's vocabulary
+    lists_stop_tokens  as Generation has it
     others  as planning.plan_choices has them
     """
 
@@ -32,6 +33,8 @@ class GenerationRequest:
     default_max_tokens: int | None = None
     key_salt: str = ""
     prompt_param: str = "prompt"
+    max_tokens_param: str = "max_tokens"
+    lists_stop_tokens: bool = False
 
     async def for_model(self, model: ServedModel) -> Generation:
         """Return the choices that the model is to generate.
@@ -39,6 +42,8 @@ class GenerationRequest:
         Raises  EngineUnavailableError, InvalidRequestError
         """
         info = model.require_info()
+        asked = self.params.structured_outputs
+        grammar = None if asked is None else await model.grammars.check(asked.source())
         prompts = await self.encode(model.text, info)
         num_choices = len(prompts) * self.params.n
         if num_choices > model.engine.capacity:
@@ -55,11 +60,14 @@ class GenerationRequest:
             seed=self.seed,
             default_max_tokens=self.default_max_tokens,
             key_salt=self.key_salt,
+            grammar=grammar,
             prompt_param=self.prompt_param,
+            max_tokens_param=self.max_tokens_param,
         )
         return Generation(
             model=model,
             submits=submits,
             stops=self.params.stop_strings,
             num_choices=self.params.n,
+            lists_stop_tokens=self.lists_stop_tokens,
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import NamedTuple
 
+from bitwatt.constraints.structured_outputs import StructuredOutputsParams
 from bitwatt.errors import InvalidRequestError, shorten
 
 __all__ = [
@@ -14,18 +15,23 @@ __all__ = [
     "MAX_CHOICES",
     "MAX_LOGIT_BIASES",
     "MAX_LOGPROBS",
+    "MAX_PROMPT_LOGPROBS_IN_ALL",
     "MAX_STOPS",
     "MAX_STOP_CHARS",
+    "MAX_STOP_CHARS_IN_ALL",
     "MAX_STOP_TOKEN_IDS",
     "Bounds",
     "SamplingParams",
+    "check_max_tokens",
 ]
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's completions, and vLLM
-MAX_CHOICES = 16
+MAX_CHOICES = 128  # OpenAI's
 MAX_LOGPROBS = 20
-MAX_STOPS = 4
+MAX_PROMPT_LOGPROBS_IN_ALL = 1 << 19  # 64 prompts of 4096 tokens with 1 each; 40 MB of JSON
+MAX_STOPS = 64  # OpenAI has 4; evaluations send up to 18
 MAX_STOP_CHARS = 512
+MAX_STOP_CHARS_IN_ALL = 2048  # each token is looked through for all of them
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 300
 MAX_CACHE_SALT_CHARS = 256
@@ -35,19 +41,13 @@ _INT64 = 2**63 - 1
 
 
 class Bounds(NamedTuple):
-    """The values a number may have.
-
-    is_open  whether lowest itself is too low
-    """
+    """The values a number may have."""
 
     lowest: float
     highest: float
-    is_open: bool = False
     is_whole: bool = False
 
     def __str__(self) -> str:
-        if self.is_open:
-            return f"above {self.lowest}, at most {self.highest}"
         return f"from {self.lowest} to {self.highest}"
 
     def check(self, name: str, value: object) -> None:
@@ -58,16 +58,16 @@ class Bounds(NamedTuple):
             raise InvalidRequestError(
                 f"{name} is {shorten(value)}; it must be {kind} {self}", param=name
             )
-        if not self.lowest <= value <= self.highest or (self.is_open and value == self.lowest):
+        if not self.lowest <= value <= self.highest:
             raise InvalidRequestError(f"{name} is {shorten(value)}; it must be {self}", param=name)
 
 
 BOUNDS: Mapping[str, Bounds] = {
     "n": Bounds(1, MAX_CHOICES, is_whole=True),
-    "max_tokens": Bounds(1, _INT32, is_whole=True),
+    "max_tokens": Bounds(0, _INT32, is_whole=True),
     "min_tokens": Bounds(0, _INT32, is_whole=True),
     "temperature": Bounds(0, 2),
-    "top_p": Bounds(0, 1, is_open=True),
+    "top_p": Bounds(0, 1),
     "top_k": Bounds(-1, _INT32, is_whole=True),
     "min_p": Bounds(0, 1),
     "presence_penalty": Bounds(-2, 2),
@@ -75,22 +75,36 @@ BOUNDS: Mapping[str, Bounds] = {
     "repetition_penalty": Bounds(0.01, 10),
     "seed": Bounds(-_INT64 - 1, _INT64, is_whole=True),
     "logprobs": Bounds(0, MAX_LOGPROBS, is_whole=True),
+    "prompt_logprobs": Bounds(0, MAX_LOGPROBS, is_whole=True),
     "priority": Bounds(-_INT32, _INT32, is_whole=True),
 }
 """Limits of every number among SamplingParams, whoever sets it."""
 
-_OPTIONAL = frozenset({"max_tokens", "seed", "logprobs"})
+_OPTIONAL = frozenset({"max_tokens", "seed", "logprobs", "prompt_logprobs"})
+
+
+def check_max_tokens(name: str, max_tokens: int | None, prompt_logprobs: int | None) -> None:
+    """Raise InvalidRequestError where nothing is to be generated, and no prompt to be scored.
+
+    name  the field that max_tokens was given by
+    """
+    if max_tokens == 0 and prompt_logprobs is None:
+        raise InvalidRequestError(
+            f"{name} is 0; it must be from 1 to {_INT32}, or 0 with prompt_logprobs", param=name
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """What a caller asks of a generation, checked; planning turns it into what the engine draws by.
 
-    n                    choices to each prompt, 1 to 16
-    max_tokens           tokens of each at most; None leaves all that the context has room for
+    n                    choices to each prompt, 1 to 128
+    max_tokens           tokens of each at most; None leaves all that the context has room for, and
+                         0, with prompt_logprobs, generates nothing
     min_tokens           tokens before which nothing ends a choice but max_tokens and stop
     temperature          0 to 2; 0, or less than 1e-5, is greedy
-    top_p                keeps the likeliest tokens that together have this probability; 1 keeps all
+    top_p                keeps the likeliest tokens that together have this probability; 1 keeps
+                         all, 0 the likeliest
     top_k                keeps so many of the likeliest tokens; 0 and -1 keep all
     min_p                keeps tokens at least so likely, as a share of the likeliest one's; 0 all
     presence_penalty     taken off the logits of tokens that were generated, -2 to 2
@@ -98,13 +112,19 @@ class SamplingParams:
     repetition_penalty   divides or multiplies logits of tokens that were met, prompt included
     logit_bias           added to logits, by token id; -100 to 100, 300 entries at most
     logprobs             likeliest tokens to return at each position, 0 to 20; None returns none
+    prompt_logprobs      the same at each token of the prompt but the first, which has nothing
+                         before it; such a prompt is read whole, not from the prefix cache
     seed                 with the token's position, keys the generator: same seed, same tokens.
                          Choice i of a prompt draws by seed + i. None draws a new one.
-    stop                 strings that end a choice and are no part of it, 4 of 512 characters
+    stop                 strings that end a choice and are no part of it: 64 of 512 characters, 2048
+                         in all
     stop_token_ids       tokens that end a choice and are no part of its text, 64 at most
     ignore_eos           go on past the model's own end-of-sequence tokens
     priority             lower runs sooner
     cache_salt           shares the prefix cache among requests with the same salt alone
+    structured_outputs   what the answer must be: JSON of a schema, a text of a regex or a grammar,
+                         one of some texts. Stop tokens end it where it may end, and nowhere else;
+                         max_tokens ends it anywhere
 
     Raises  InvalidRequestError, which names the field, its value and the limit
     """
@@ -121,12 +141,14 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     seed: int | None = None
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
     priority: int = 0
     cache_salt: str = ""
+    structured_outputs: StructuredOutputsParams | None = None
     stop_strings: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,11 +156,18 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 bounds.check(name, value)
+        check_max_tokens("max_tokens", self.max_tokens, self.prompt_logprobs)
         object.__setattr__(self, "stop_strings", _stop_strings(self.stop))
         _check_token_ids("stop_token_ids", self.stop_token_ids or (), MAX_STOP_TOKEN_IDS)
         _check_logit_bias(self.logit_bias or {})
         _check_type("ignore_eos", self.ignore_eos, bool, "True or False")
         _check_type("cache_salt", self.cache_salt, str, "a string")
+        _check_type(
+            "structured_outputs",
+            self.structured_outputs,
+            StructuredOutputsParams | None,
+            "StructuredOutputsParams or None",
+        )
         if len(self.cache_salt) > MAX_CACHE_SALT_CHARS:
             raise InvalidRequestError(
                 f"cache_salt has {len(self.cache_salt)} characters; "
@@ -164,6 +193,12 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     if longest > MAX_STOP_CHARS:
         raise InvalidRequestError(
             f"a stop string has {longest} characters; the limit is {MAX_STOP_CHARS}", param="stop"
+        )
+    if (in_all := sum(map(len, stops))) > MAX_STOP_CHARS_IN_ALL:
+        raise InvalidRequestError(
+            f"the stop strings have {in_all} characters in all; "
+            f"the limit is {MAX_STOP_CHARS_IN_ALL}",
+            param="stop",
         )
     if "" in stops:
         raise InvalidRequestError("a stop string must not be empty", param="stop")

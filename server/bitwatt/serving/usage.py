@@ -4,7 +4,7 @@ import msgspec
 
 from bitwatt.telemetry.energy.ledger import RequestEnergy
 
-__all__ = ["PromptTokensDetails", "Usage"]
+__all__ = ["FallbackUsage", "PromptTokensDetails", "Usage"]
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -13,8 +13,17 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class FallbackUsage(RequestEnergy, frozen=True, kw_only=True):
+    """What a request took where a slower backend ran than could.
+
+    fallback  as in EngineInfo
+    """
+
+    fallback: str
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request cost, in tokens; `bitwatt` is an extension, in joules."""
+    """What a request cost, in tokens; `bitwatt` is an extension."""
 
     prompt_tokens: int
     completion_tokens: int

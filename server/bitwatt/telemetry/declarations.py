@@ -36,7 +36,11 @@ LABELS = {
     "model_name": "the served model's name",
     "engine": "`0`: a model has one engine",
     "finished_reason": "`stop`, `length`, `abort` or `error`",
-    "reason": "why: a request was turned away (`queue_full`, `unavailable`), or nothing measures",
+    "reason": (
+        "why: a request was turned away (`queue_full`, `unavailable`) or waits (`capacity`; "
+        "vLLM's `deferred` is always 0), or nothing measures"
+    ),
+    "sleep_state": "`awake`; the others are vLLM's, and always 0 here",
     "weights": "what the engine computes with: ternary or dense weights",
     "backend": "the kernels",
     "device": "`cpu` or `cuda:N`",
@@ -49,40 +53,49 @@ LABELS = {
         "of tokens: `prompt` or `generation`"
     ),
     "process": "`api`, or a model's name for its engine",
-    "source": "what measures: `nvml`, `rapl` or `none`",
+    "source": (
+        "what measures: `nvml`, `rapl` or `none`; of prompt tokens: `local_compute` or "
+        "`local_cache_hit`; of cached ones: `device`, whatever it is"
+    ),
     "attribution": "`proportional`, or `proportional_shared` where engines share the device",
     "phase": "`prefill`, `decode`, `idle` or `unattributed`",
     "context": "tokens attended to",
     "mirror_name": "the twin that the request was sent to as well",
-    "outcome": "`compared`, `dropped`, `busy`, `failed` or `abandoned`",
+    "outcome": "`compared`, `preempted`, `dropped`, `failed` or `abandoned`",
     "side": "`original` or `mirror`",
     "handler": "the route, or `unmatched`",
     "method": "of HTTP",
-    "status": "of HTTP; 499 where the caller left first",
+    "status": "the class of `code`, as `2xx`",
+    "code": "HTTP's status; 499 where the caller left first",
     "gpu": "the board's index",
     "UUID": "the board's",
     "modelName": "the board's name",
 }
 """What each label says."""
 
+# Each has vLLM's bounds, and finer ones below them where a small model's values lie.
 _TTFT_S = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
     1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
 )  # fmt: skip
 _PER_TOKEN_S = (
-    0.002, 0.004, 0.006, 0.008, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
-    1, 2.5, 5, 7.5, 10, 20, 40, 80,
+    0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4,
+    0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80,
 )  # fmt: skip
 _LATENCY_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2,
     0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680,
 )  # fmt: skip
 _TOKENS = (
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000,
 )  # fmt: skip
+_CHOICES = (1, 2, 5, 10, 20, 50, 100)
+_PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
 _STEP_S = (
     0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.25, 0.5, 1, 2, 4, 8, 16, 32,
 )  # fmt: skip
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_HTTP_S = (0.001, 0.01, 0.1, 0.5, 1, 10, 60)
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999, 1.0)
 
 
@@ -133,11 +146,18 @@ REQUESTS_RUNNING = _declare(
 REQUESTS_WAITING = _declare(
     Gauge, "Requests", "vllm:num_requests_waiting", "Requests waiting to be processed."
 )
+REQUESTS_WAITING_BY_REASON = _declare(
+    Gauge,
+    "Requests",
+    "vllm:num_requests_waiting_by_reason",
+    "Requests waiting to be processed, by why.",
+    (*MODEL, "reason"),
+)
 REQUESTS_ENDED = _declare(
     Counter,
     "Requests",
     "vllm:request_success",
-    "Requests that ended, by how.",
+    "Choices that ended, by how.",
     (*MODEL, "finished_reason"),
 )
 ADMISSION_REJECTIONS = _declare(
@@ -151,7 +171,48 @@ PREEMPTIONS = _declare(
     Counter, "Requests", "vllm:num_preemptions", "Requests preempted by the engine."
 )
 
-PROMPT_TOKENS = _declare(Counter, "Tokens", "vllm:prompt_tokens", "Prompt tokens processed.")
+REQUEST_N = _declare(
+    Histogram,
+    "Requests",
+    "vllm:request_params_n",
+    "Choices that a request asks for.",
+    buckets=_CHOICES,
+)
+REQUEST_PREEMPTIONS = _declare(
+    Histogram,
+    "Requests",
+    "vllm:request_num_preemptions",
+    "How often a choice was preempted.",
+    buckets=_PREEMPTIONS,
+)
+REQUEST_MAX_TOKENS = _declare(
+    Histogram,
+    "Requests",
+    "vllm:request_params_max_tokens",
+    "Most tokens that a choice may have.",
+    buckets=_TOKENS,
+)
+
+PROMPT_TOKENS = _declare(
+    Counter, "Tokens", "vllm:prompt_tokens", "Prompt tokens processed, cached ones included."
+)
+PROMPT_TOKENS_BY_SOURCE = _declare(
+    Counter,
+    "Tokens",
+    "vllm:prompt_tokens_by_source",
+    "Prompt tokens processed, by where their keys and values came from.",
+    (*MODEL, "source"),
+)
+PROMPT_TOKENS_CACHED = _declare(
+    Counter, "Tokens", "vllm:prompt_tokens_cached", "Prompt tokens found in the prefix cache."
+)
+PROMPT_TOKENS_CACHED_BY_SOURCE = _declare(
+    Counter,
+    "Tokens",
+    "vllm:prompt_tokens_cached_by_source",
+    "Prompt tokens found in the prefix cache, by what held them.",
+    (*MODEL, "source"),
+)
 GENERATION_TOKENS = _declare(Counter, "Tokens", "vllm:generation_tokens", "Tokens generated.")
 PREFIX_CACHE_QUERIES = _declare(
     Counter, "Tokens", "vllm:prefix_cache_queries", "Tokens looked up in the prefix cache."
@@ -163,21 +224,35 @@ REQUEST_PROMPT_TOKENS = _declare(
     Histogram,
     "Tokens",
     "vllm:request_prompt_tokens",
-    "Prompt tokens of a request.",
+    "Prompt tokens of a choice.",
     buckets=_TOKENS,
 )
 REQUEST_GENERATION_TOKENS = _declare(
     Histogram,
     "Tokens",
     "vllm:request_generation_tokens",
-    "Generated tokens of a request.",
+    "Generated tokens of a choice.",
+    buckets=_TOKENS,
+)
+REQUEST_LONGEST_CHOICE = _declare(
+    Histogram,
+    "Tokens",
+    "vllm:request_max_num_generation_tokens",
+    "Generated tokens of a request's longest choice.",
+    buckets=_TOKENS,
+)
+REQUEST_COMPUTED_TOKENS = _declare(
+    Histogram,
+    "Tokens",
+    "vllm:request_prefill_kv_computed_tokens",
+    "Prompt tokens of a choice that were not in the prefix cache.",
     buckets=_TOKENS,
 )
 ITERATION_TOKENS = _declare(
     Histogram,
     "Tokens",
     "vllm:iteration_tokens_total",
-    "Tokens of one engine step.",
+    "Tokens that one engine step drew, and the prompts whose first token was among them.",
     buckets=_STEP_TOKENS,
 )
 
@@ -185,7 +260,7 @@ TIME_TO_FIRST_TOKEN = _declare(
     Histogram,
     "Latency",
     "vllm:time_to_first_token_seconds",
-    "Arrival to first token.",
+    "Arrival of the request's head to first token.",
     buckets=_TTFT_S,
 )
 INTER_TOKEN_LATENCY = _declare(
@@ -206,7 +281,7 @@ E2E_LATENCY = _declare(
     Histogram,
     "Latency",
     "vllm:e2e_request_latency_seconds",
-    "Arrival to last token.",
+    "Arrival of the request's head to its end.",
     buckets=_LATENCY_S,
 )
 QUEUE_TIME = _declare(
@@ -239,6 +314,19 @@ DECODE_TIME = _declare(
 )
 
 ENGINE_UP = _declare(Gauge, "Engine", "bitwatt_engine_up", "1 while the engine takes requests.")
+ENGINE_LOADING = _declare(
+    Gauge, "Engine", "bitwatt_engine_loading", "1 while the engine loads for the first time."
+)
+ENGINE_RESTARTS = _declare(
+    Counter, "Engine", "bitwatt_engine_restarts", "Times the engine was started again."
+)
+SLEEP_STATE = _declare(
+    Gauge,
+    "Engine",
+    "vllm:engine_sleep_state",
+    "1 for the state that the engine is in; no series where it takes no requests.",
+    (*MODEL, "sleep_state"),
+)
 STEPS = _declare(Counter, "Engine", "bitwatt_engine_steps", "Steps the engine ran.")
 BUSY_SECONDS = _declare(Counter, "Engine", "bitwatt_engine_busy_seconds", "Seconds spent in steps.")
 STEP_TIME = _declare(
@@ -328,11 +416,18 @@ SHADOW_REQUESTS = _declare(
     "Requests to a model that were to be mirrored to the other, by what came of it.",
     (*_PAIR, "outcome"),
 )
+SHADOW_WAITING = _declare(
+    Gauge,
+    "Mirrored requests",
+    "bitwatt_shadow_waiting",
+    "Mirrors that wait until no caller's request is open on the twin's device.",
+    _PAIR,
+)
 SHADOW_LATENCY = _declare(
     Histogram,
     "Mirrored requests",
     "bitwatt_shadow_latency_seconds",
-    "Arrival to last token of a mirrored pair, by side: original or mirror.",
+    "Start to last token of a mirrored pair, by side: original or mirror.",
     (*_PAIR, "side"),
     buckets=_LATENCY_S,
 )
@@ -340,7 +435,7 @@ SHADOW_TIME_TO_FIRST_TOKEN = _declare(
     Histogram,
     "Mirrored requests",
     "bitwatt_shadow_time_to_first_token_seconds",
-    "Arrival to first text of a mirrored pair, by side: original or mirror.",
+    "Start to first text of a mirrored pair, by side: original or mirror.",
     (*_PAIR, "side"),
     buckets=_TTFT_S,
 )
@@ -369,7 +464,34 @@ SHADOW_AGREEMENT = _declare(
 )
 
 HTTP_REQUESTS = _declare(
-    Counter, "HTTP", "http_requests", "HTTP requests, by route.", ("handler", "method", "status")
+    Counter,
+    "HTTP",
+    "http_requests",
+    "Callers' requests, by route.",
+    ("handler", "method", "status", "code"),
+)
+HTTP_DURATION = _declare(
+    Histogram,
+    "HTTP",
+    "http_request_duration_seconds",
+    "Head of a caller's request to the end of its answer, by route.",
+    ("handler", "method"),
+    buckets=_HTTP_S,
+)
+PROBE_REQUESTS = _declare(
+    Counter,
+    "HTTP",
+    "bitwatt_probe_requests",
+    "Requests that only watch the server, by route: probes, scrapes, the page and its polling.",
+    ("handler", "code"),
+)
+
+IGNORED_FIELDS = _declare(
+    Counter,
+    "HTTP",
+    "bitwatt_ignored_fields",
+    "Fields of requests that no API known here defines, and that were passed over.",
+    ("handler",),
 )
 
 GPU_POWER = _declare(

@@ -16,10 +16,34 @@ changes nothing. A model's counters and histograms begin at zero and go on acros
 restarts. What was never set has no series, as a price that isn't given or energy that isn't
 measured; nor has a combination of further labels that never occurred.
 
+A request's times count from when its head came, those between tokens from the token before. A
+histogram of times tells a quantile to within the bucket it lies in, of all traffic. `bitwatt
+compare` and the page give medians of the requests that they make themselves, warm-up left out.
+
+`http_requests_total` has the class of the status in `status`, as vLLM's has, and the code beside
+it. As there, requests that only watch the server are not in it. `process_*` are the API process's
+processor time, memory, open files and start, where the system is Linux.
+
 `deploy/prometheus/rules.yml` records what dashboards and alerts share; `energy-and-cost.md` says
 how joules are measured and what the formulas are.
 
 *Written by `python -m bitwatt.documentation` from the declarations, and not by hand.*
+"""
+
+
+_NOT_HERE = """\
+## Of vLLM's, not here
+
+- `vllm:lora_requests_info`, `vllm:mm_cache_*`, `vllm:spec_decode_*`: there are no adapters, no
+  images, and no speculative decoding.
+- `vllm:external_prefix_cache_*`, `vllm:nixl_*`, and `external_kv_transfer` among the sources of
+  prompt tokens: no keys and values come from other servers.
+- `vllm:prompt_tokens_recomputed`: the block with a prompt's last token is never taken from the
+  cache.
+- `vllm:corrupted_requests`: a request whose logits aren't finite ends with the reason `error`.
+- `vllm:kv_block_*_seconds` and `vllm:estimated_*_per_gpu`, which vLLM has on demand.
+- `http_request_duration_highr_seconds`, `http_request_size_bytes`, `http_response_size_bytes` and
+  `python_*`, which none of its dashboards asks for.
 """
 
 
@@ -31,6 +55,7 @@ def as_markdown() -> str:
         parts.append("| Metric | Kind | Labels | What |\n|---|---|---|---|")
         parts += [_row(declaration) for declaration in declarations]
         parts.append("")
+    parts.append(_NOT_HERE)
     parts.append("## Labels\n")
     parts.append("| Label | What it says |\n|---|---|")
     parts += [f"| `{label}` | {text} |" for label, text in LABELS.items()]

@@ -66,6 +66,8 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        elif record.exc_text:  # of another process, where the exception stayed
+            line["exception"] = record.exc_text
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -90,12 +92,16 @@ class BackgroundHandler(logging.Handler):
             self.handleError(record)
             return
         if self._num_dropped:
-            lines = f"{self._num_dropped} lines before this were not read in time\n{lines}"
+            lines = f"{self.format(self._notice())}\n{lines}"
         try:
             self._lines.put_nowait(f"{lines}\n".encode("utf-8", "backslashreplace"))
             self._num_dropped = 0
         except Full:
             self._num_dropped += 1
+
+    def _notice(self) -> logging.LogRecord:
+        told = f"{self._num_dropped} lines before this were not read in time"
+        return logging.LogRecord(__name__, logging.WARNING, "", 0, told, None, None)
 
     def flush(self) -> None:
         """Wait until all is written, for _FLUSH_S at most."""
@@ -118,4 +124,5 @@ def configure_logging(level: str, style: LogFormat = "text") -> None:
     handler = BackgroundHandler(_STANDARD_ERROR)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):  # a line a request: twenty for a model of the hub
+        logging.getLogger(name).setLevel(logging.WARNING)

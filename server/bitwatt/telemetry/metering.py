@@ -269,5 +269,9 @@ class EngineObserver:
         self._energy.on_step(message)
 
     def on_down(self) -> None:
-        """Take in that an engine that was ready is gone."""
+        """Take in that the engine is gone, or could not be started."""
         self._metrics.on_down()
+
+    def on_restart(self) -> None:
+        """Take in that the engine is started again."""
+        self._metrics.on_restart()

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from bitwatt.engine.messages import EngineInfo, EngineStats, MemoryUse
 from bitwatt.engine.process_memory import rss_anon_bytes
@@ -13,6 +13,7 @@ from bitwatt.telemetry.declarations import DECLARATIONS, MODEL, Declaration, Ins
 from bitwatt.telemetry.energy.arithmetic import estimate_of
 from bitwatt.telemetry.energy.attribution import Phase
 from bitwatt.telemetry.energy.counter import DeviceState
+from bitwatt.telemetry.exposition import Exposition
 from bitwatt.telemetry.prices import Prices
 
 __all__ = ["Metrics", "ModelMetrics"]
@@ -20,6 +21,10 @@ __all__ = ["Metrics", "ModelMetrics"]
 _ARITHMETIC_CONTEXTS = (512, 4096)
 _ENDED = ("stop", "length", "abort", "error")
 _REJECTED = ("queue_full", "unavailable")
+_SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
+
+# They would be a tenth of all series, and nobody reads them.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
@@ -33,6 +38,8 @@ class Metrics:
         self._instruments: dict[Declaration[Any], Any] = {
             declaration: _make(declaration, self.registry) for declaration in DECLARATIONS
         }
+        ProcessCollector(registry=self.registry)
+        self._exposition = Exposition(self.registry)
         self._models: dict[str, ModelMetrics] = {}
         api = self[declared.RSS_ANON].labels("api")
         api.set_function(lambda: rss_anon_bytes() or math.nan)
@@ -61,7 +68,7 @@ class Metrics:
 
         Never in OpenMetrics, which prometheus-client writes with `vllm:` turned to `vllm_`.
         """
-        return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
+        return self._exposition.write(), CONTENT_TYPE_PLAIN_0_0_4
 
 
 class ModelMetrics:
@@ -74,6 +81,7 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, name: str, engine: str = "0") -> None:
         self.name = name
         self.stats = EngineStats()
+        self.prices = Prices()
         self._metrics = metrics
         self._labels = (name, engine)
         self._bound: dict[Declaration[Any], Any] = {}  # a step looks no labels up
@@ -88,7 +96,14 @@ class ModelMetrics:
             self._of(declared.REQUESTS_ENDED, reason)
         for reason in _REJECTED:
             self._of(declared.ADMISSION_REJECTIONS, reason)
+        by_source = declared.PROMPT_TOKENS_BY_SOURCE
+        self._computed_prompt_tokens = self._of(by_source, "local_compute")
+        self._cached_prompt_tokens = self._of(by_source, "local_cache_hit")
+        self._cached_on_device = self._of(declared.PROMPT_TOKENS_CACHED_BY_SOURCE, "device")
+        self._waiting_for_capacity = self._of(declared.REQUESTS_WAITING_BY_REASON, "capacity")
+        self._of(declared.REQUESTS_WAITING_BY_REASON, "deferred").set(0)
         self.on_down()
+        self[declared.ENGINE_LOADING].set(1)
 
     def __getitem__(self, declaration: Declaration[Instrument]) -> Instrument:
         """Return this model's series of a metric whose labels are MODEL."""
@@ -100,7 +115,7 @@ class ModelMetrics:
     def on_ready(self, info: EngineInfo) -> None:
         """Take in that the engine takes requests, and what it says of itself."""
         self._last = EngineStats()  # a restarted engine counts from 0
-        self[declared.ENGINE_UP].set(1)
+        self._set_up(True)
         self[declared.PARAMETERS].set(info.num_parameters)
         self._describe(declared.CACHE_CONFIG, str(info.block_size), str(info.num_blocks))
         self._describe(
@@ -122,11 +137,16 @@ class ModelMetrics:
             if joules is not None:
                 self._of(declared.ARITHMETIC, str(context)).set(joules)
 
+    def on_restart(self) -> None:
+        """Take in that the engine is started again."""
+        self[declared.ENGINE_RESTARTS].inc()
+
     def on_down(self) -> None:
         """Take in that the engine is gone, or not there yet: nothing runs, no block is in use."""
-        self[declared.ENGINE_UP].set(0)
+        self._set_up(False)
         self[declared.REQUESTS_RUNNING].set(0)
         self[declared.REQUESTS_WAITING].set(0)
+        self._waiting_for_capacity.set(0)
         self[declared.KV_CACHE_USAGE].set(0)
         self[declared.KV_CACHE_USED].set(0)
         if self._rss_anon is not None:
@@ -140,6 +160,7 @@ class ModelMetrics:
         self.stats = stats
         self[declared.REQUESTS_RUNNING].set(stats.num_running)
         self[declared.REQUESTS_WAITING].set(stats.num_waiting)
+        self._waiting_for_capacity.set(stats.num_waiting)
         usage = stats.num_blocks_used / max(stats.num_blocks, 1)
         self[declared.KV_CACHE_USAGE].set(usage)
         self[declared.KV_CACHE_USED].set(usage * self._kv_cache_bytes)
@@ -151,11 +172,8 @@ class ModelMetrics:
         if stats.num_steps == last.num_steps:
             return
         self._last = stats
-        self[declared.ITERATION_TOKENS].observe(stats.step_tokens)
         self[declared.STEP_TIME].observe(stats.step_s)
         for declaration, now, before in (
-            (declared.PROMPT_TOKENS, stats.num_prompt_tokens, last.num_prompt_tokens),
-            (declared.GENERATION_TOKENS, stats.num_generation_tokens, last.num_generation_tokens),
             (declared.PREEMPTIONS, stats.num_preemptions, last.num_preemptions),
             (
                 declared.PREFIX_CACHE_QUERIES,
@@ -166,7 +184,20 @@ class ModelMetrics:
             (declared.STEPS, stats.num_steps, last.num_steps),
             (declared.BUSY_SECONDS, stats.busy_s, last.busy_s),
         ):
-            self[declaration].inc(now - before if now >= before else now)
+            if now != before:
+                self[declaration].inc(_increase(now, before))
+        num_prompt = _increase(stats.num_prompt_tokens, last.num_prompt_tokens)
+        num_drawn = _increase(stats.num_generation_tokens, last.num_generation_tokens)
+        if num_drawn:  # vLLM knows nothing of a step that draws nothing
+            self[declared.ITERATION_TOKENS].observe(num_prompt + num_drawn)
+            self[declared.GENERATION_TOKENS].inc(num_drawn)
+        if num_prompt:
+            num_cached = _increase(stats.num_cached_prompt_tokens, last.num_cached_prompt_tokens)
+            self[declared.PROMPT_TOKENS].inc(num_prompt)
+            self[declared.PROMPT_TOKENS_CACHED].inc(num_cached)
+            self._computed_prompt_tokens.inc(num_prompt - num_cached)
+            self._cached_prompt_tokens.inc(num_cached)
+            self._cached_on_device.inc(num_cached)
 
     def describe_energy(self, source: str | None, reason: str) -> None:
         """Show what measures this model's energy, or why nothing does; called once."""
@@ -184,6 +215,7 @@ class ModelMetrics:
 
     def set_prices(self, prices: Prices) -> None:
         """Show the prices that are set; one that isn't has no series."""
+        self.prices = prices
         for declaration, price in (
             (declared.USD_PER_HOUR, prices.usd_per_hour),
             (declared.USD_PER_KWH, prices.usd_per_kwh),
@@ -201,6 +233,15 @@ class ModelMetrics:
         """Count a request that ended."""
         self._of(declared.REQUESTS_ENDED, reason).inc()
 
+    def _set_up(self, is_up: bool) -> None:
+        self[declared.ENGINE_UP].set(is_up)
+        self[declared.ENGINE_LOADING].set(0)
+        for state in _SLEEP_STATES:
+            if is_up:
+                self._of(declared.SLEEP_STATE, state).set(state == "awake")
+            else:  # vLLM's dashboards take what isn't awake for asleep, what has no series for down
+                self._metrics[declared.SLEEP_STATE].remove(*self._labels, state)
+
     def _of(self, declaration: Declaration[Instrument], *labels: str) -> Instrument:
         return self._metrics[declaration].labels(*self._labels, *labels)
 
@@ -211,6 +252,11 @@ class ModelMetrics:
             self._metrics[declaration].remove(*self._labels, *before)
         self._described[declaration] = labels
         self._of(declaration, *labels).set(1)
+
+
+def _increase(now: float, before: float) -> float:
+    """Return by how much a counter grew that begins anew when its engine does."""
+    return now - before if now >= before else now
 
 
 def _make(declaration: Declaration[Any], registry: CollectorRegistry) -> Any:

@@ -2,21 +2,27 @@
 
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 
-from bitwatt.engine.messages import TokenOutput
+from bitwatt.engine.messages import Submit, TokenOutput
 from bitwatt.telemetry import declarations as declared
+from bitwatt.telemetry.energy.ledger import RequestEnergy
 from bitwatt.telemetry.metrics import ModelMetrics
 from bitwatt.telemetry.tracing import trace_generation
 
-__all__ = ["RequestMetrics"]
+__all__ = ["RequestMetrics", "head_arrived_s"]
+
+head_arrived_s: ContextVar[float | None] = ContextVar("head_arrived_s", default=None)
+"""When the head of the HTTP request in hand came, by time.perf_counter; None outside one."""
 
 
 class RequestMetrics:
-    """One request's times, observed as it runs."""
+    """One choice's times, observed as it runs; they count from when the request's head came."""
 
     __slots__ = (
         "_arrival_s",
         "_clock",
+        "_first",
         "_first_token_s",
         "_last_token_s",
         "_model",
@@ -30,7 +36,9 @@ class RequestMetrics:
         self._model = model
         self._observe_latency = model[declared.INTER_TOKEN_LATENCY].observe  # once a token
         self._clock = clock
-        self._arrival_s = clock()
+        arrived_s = head_arrived_s.get()
+        self._arrival_s = clock() if arrived_s is None else arrived_s
+        self._first: TokenOutput | None = None
         self._first_token_s: float | None = None
         self._last_token_s = 0.0
         self.num_tokens = 0
@@ -46,35 +54,65 @@ class RequestMetrics:
             for _ in range(num_tokens):
                 self._observe_latency(latency_s)
         else:
+            self._first = output
             self._first_token_s = now
             self._model[declared.TIME_TO_FIRST_TOKEN].observe(now - self._arrival_s)
         self._last_token_s = now
         self.num_tokens += num_tokens
 
-    def on_end(self, reason: str, num_prompt_tokens: int, last: TokenOutput | None) -> None:
-        """Observe the request's end; last is the engine's last output, if it came so far."""
+    def on_end(
+        self,
+        reason: str,
+        submit: Submit,
+        last: TokenOutput | None,
+        *,
+        energy: RequestEnergy,
+        num_choices: int = 1,
+        counts_prompt: bool = True,
+    ) -> None:
+        """Observe the choice's end.
+
+        last           the engine's last output, if it came so far
+        num_choices    of the prompt
+        counts_prompt  whether this one of them tells the prompt's tokens in a trace
+        """
         model = self._model
+        num_prompt_tokens = len(submit.prompt_token_ids)
         model.on_ended(reason)
         model[declared.REQUEST_PROMPT_TOKENS].observe(num_prompt_tokens)
         model[declared.REQUEST_GENERATION_TOKENS].observe(self.num_tokens)
+        model[declared.REQUEST_MAX_TOKENS].observe(submit.sampling.max_tokens)
+        num_cached = 0 if last is None else last.num_cached_tokens
+        model[declared.REQUEST_COMPUTED_TOKENS].observe(num_prompt_tokens - num_cached)
+        told = last
+        decode_s = None if last is None else last.decode_s
+        if decode_s is None and reason == "stop" and self._first_token_s is not None:
+            # A stop string: nobody waited for the engine's own end.
+            told, decode_s = self._first, self._last_token_s - self._first_token_s
         duration_s = self._clock() - self._arrival_s
         model[declared.E2E_LATENCY].observe(duration_s)
-        first = self._first_token_s
+        first_s = self._first_token_s
         trace_generation(
             model.name,
+            submit,
+            energy_joules=energy.energy_joules,
+            usd_of_electricity=model.prices.usd_of_electricity(energy.energy_joules),
+            num_choices=num_choices,
             duration_s=duration_s,
-            time_to_first_token_s=None if first is None else first - self._arrival_s,
-            queue_s=None if last is None else last.queue_s,
+            time_to_first_token_s=None if first_s is None else first_s - self._arrival_s,
+            queue_s=None if told is None else told.queue_s,
             finish_reason=reason,
-            num_prompt_tokens=num_prompt_tokens,
             num_tokens=self.num_tokens,
+            num_cached_tokens=num_cached,
+            counts_prompt=counts_prompt,
         )
-        if last is None or last.decode_s is None:
+        if told is None or decode_s is None:
             return
-        prefill_s = last.prefill_s or 0.0
-        model[declared.QUEUE_TIME].observe(last.queue_s or 0.0)
+        model[declared.REQUEST_PREEMPTIONS].observe(told.num_preemptions)
+        prefill_s = told.prefill_s or 0.0
+        model[declared.QUEUE_TIME].observe(told.queue_s or 0.0)
         model[declared.PREFILL_TIME].observe(prefill_s)
-        model[declared.DECODE_TIME].observe(last.decode_s)
-        model[declared.INFERENCE_TIME].observe(prefill_s + last.decode_s)
+        model[declared.DECODE_TIME].observe(decode_s)
+        model[declared.INFERENCE_TIME].observe(prefill_s + decode_s)
         if self.num_tokens > 1:
-            model[declared.TIME_PER_OUTPUT_TOKEN].observe(last.decode_s / (self.num_tokens - 1))
+            model[declared.TIME_PER_OUTPUT_TOKEN].observe(decode_s / (self.num_tokens - 1))

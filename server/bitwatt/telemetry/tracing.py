@@ -1,20 +1,32 @@
 """Traces of requests by OpenTelemetry, with its names for generative AI; off without an endpoint.
 
 A request is a span, a child of the caller's where a `traceparent` header names one; every choice
-it generates is a span under it, with its tokens and times. No prompt and no answer is in either.
+it generates is a span under it, with what was asked, its tokens, times, joules and their price. A
+prompt's tokens are in the span of its first choice alone, so that sums over spans are true. No
+prompt, stop string or answer is in either. Probes and scrapes make no span.
+
+OpenTelemetry has no names for a request's joules, and a draft alone for what it costs in all, which
+electricity is a part of: both have names of ours.
 """
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from bitwatt.engine.messages import Submit
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 __all__ = ["RequestSpan", "Tracing", "TracingUnavailableError", "trace_generation"]
 
+_CLOSING_S = 2.0  # a collector that is down would be tried for 10 s
+_OTLP_PATH = "/v1/traces"
+_SERVICE = "service.name"
 _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 
 
@@ -33,6 +45,9 @@ class Tracing:
     def to_endpoint(cls, endpoint: str) -> "Tracing":
         """Return tracing that sends to this OTLP/HTTP address, as http://host:4318/v1/traces.
 
+        An address without a path gets that one. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+        say what the service is called and more of it, as wherever OpenTelemetry is.
+
         Raises  TracingUnavailableError
         """
         try:
@@ -44,8 +59,12 @@ class Tracing:
             raise TracingUnavailableError(
                 f"--otlp-endpoint needs OpenTelemetry: {error}; pip install 'bitwatt[otel]'"
             ) from error
-        provider = TracerProvider(resource=Resource.create({"service.name": "bitwatt"}))
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+        resource = Resource.create()
+        if str(resource.attributes[_SERVICE]).startswith("unknown_service"):
+            resource = resource.merge(Resource({_SERVICE: "bitwatt"}))
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        exporter = OTLPSpanExporter(endpoint=_with_path(endpoint))
+        provider.add_span_processor(BatchSpanProcessor(exporter))
         return cls(provider)
 
     @contextmanager
@@ -60,8 +79,10 @@ class Tracing:
             span.end()
 
     def close(self) -> None:
-        """Send what waits, and stop."""
-        self.provider.shutdown()
+        """Send what waits, and stop; what a collector doesn't take within 2 s is lost."""
+        closing = threading.Thread(target=self.provider.shutdown, name="tracing", daemon=True)
+        closing.start()
+        closing.join(_CLOSING_S)
 
 
 class RequestSpan:
@@ -78,7 +99,7 @@ class RequestSpan:
         self._context = set_span_in_context(self._span)
 
     def set_outcome(self, *, method: str, route: str, status: int, request_id: str | None) -> None:
-        """Say what the request was and how it went."""
+        """Say what the request was and how it went; a server's error is one by its status."""
         from opentelemetry.trace import StatusCode
 
         self._span.update_name(f"{method} {route}")
@@ -88,12 +109,23 @@ class RequestSpan:
         if request_id is not None:
             self._span.set_attribute("bitwatt.request_id", request_id)
         if status >= 500:
+            self._span.set_attribute("error.type", str(status))
             self._span.set_status(StatusCode.ERROR)
 
     def add_generation(
-        self, model: str, duration_s: float, attributes: Mapping[str, str | int | float | list[str]]
+        self,
+        model: str,
+        duration_s: float,
+        attributes: Mapping[str, str | int | float | list[str]],
+        *,
+        error: str | None,
     ) -> None:
-        """Make the span of a choice that ended now."""
+        """Make the span of a choice that ended now.
+
+        error  the type of error that ended it, if one did
+        """
+        from opentelemetry.trace import StatusCode
+
         end_ns = time.time_ns()
         span = self._tracer.start_span(
             f"{self._operation} {model}",
@@ -107,6 +139,9 @@ class RequestSpan:
                 **attributes,
             },
         )
+        if error is not None:
+            span.set_attribute("error.type", error)
+            span.set_status(StatusCode.ERROR)
         span.end(end_ns)
 
     def end(self) -> None:
@@ -119,29 +154,58 @@ _current: ContextVar[RequestSpan | None] = ContextVar("_current", default=None)
 
 def trace_generation(
     model: str,
+    submit: Submit,
     *,
+    energy_joules: float | None,
+    usd_of_electricity: float | None,
+    num_choices: int,
     duration_s: float,
     time_to_first_token_s: float | None,
     queue_s: float | None,
     finish_reason: str,
-    num_prompt_tokens: int,
     num_tokens: int,
+    num_cached_tokens: int,
+    counts_prompt: bool,
 ) -> None:
-    """Make the span of a choice that ended now, if the running request is traced."""
+    """Make the span of a choice that ended now, if the running request is traced.
+
+    num_choices    of the prompt
+    counts_prompt  whether the prompt's tokens are told: by one choice of a prompt
+    """
     request = _current.get()
     if request is None:
         return
-    times = {
+    sampling = submit.sampling
+    known: dict[str, int | float | None] = {
+        "gen_ai.request.choice.count": num_choices if num_choices > 1 else None,
+        "gen_ai.request.max_tokens": sampling.max_tokens,
+        "gen_ai.request.temperature": sampling.temperature,
+        "gen_ai.request.top_p": sampling.top_p,
+        "gen_ai.request.top_k": sampling.top_k or None,
+        "gen_ai.request.frequency_penalty": sampling.frequency_penalty or None,
+        "gen_ai.request.presence_penalty": sampling.presence_penalty or None,
+        "gen_ai.request.seed": sampling.seed,
+        "gen_ai.usage.input_tokens": len(submit.prompt_token_ids) if counts_prompt else None,
+        "gen_ai.usage.cache_read.input_tokens": num_cached_tokens if counts_prompt else None,
+        "gen_ai.usage.output_tokens": num_tokens,
         "bitwatt.time_to_first_token_s": time_to_first_token_s,
         "bitwatt.queue_s": queue_s,
+        "bitwatt.energy_joules": energy_joules,
+        "bitwatt.electricity_usd": usd_of_electricity,
     }
+    response_id = submit.request_id.rpartition("-")[0] or submit.request_id
     request.add_generation(
         model,
         duration_s,
         {
+            "gen_ai.response.id": response_id,
             "gen_ai.response.finish_reasons": [finish_reason],
-            "gen_ai.usage.input_tokens": num_prompt_tokens,
-            "gen_ai.usage.output_tokens": num_tokens,
-            **{name: seconds for name, seconds in times.items() if seconds is not None},
+            **{name: value for name, value in known.items() if value is not None},
         },
+        error=finish_reason if finish_reason == "error" else None,
     )
+
+
+def _with_path(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    return endpoint if parts.path not in ("", "/") else urlunsplit(parts._replace(path=_OTLP_PATH))

@@ -9,10 +9,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from bitwatt.checkpoints.gguf_file import is_gguf
 from bitwatt.errors import CheckpointError, InvalidRequestError, shorten
 from bitwatt.text.chat_template import ALLOWED_KWARGS, ChatTemplate
 from bitwatt.text.control_tokens import ControlTokens
 from bitwatt.text.detokenizer import Detokenizer
+from bitwatt.text.encoding import encode
+from bitwatt.text.gguf_tokenizer import read_gguf_text
 from bitwatt.text.output import OutputText
 from bitwatt.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from bitwatt.text.vocabulary import Vocabulary
@@ -57,24 +60,33 @@ class TextCodec:
             if isinstance(template, ChatTemplate) and not allow_control_tokens
         }
         self.vocabulary = Vocabulary(tokenizer)
-        self._bos_token_id = self._find_bos()
+        self._around = self._find_around()
 
     @classmethod
     def from_folder(cls, folder: Path, *, allow_control_tokens: bool = False) -> "TextCodec":
-        """Return the text side of a Hugging Face folder; tokenizer_files.py says what is read.
+        """Return the text side of a Hugging Face folder, or of a GGUF file.
+
+        tokenizer_files.py and gguf_tokenizer.py say what is read.
 
         A template that doesn't compile is logged, and refuses conversations, not texts.
 
         Raises  CheckpointError if a file is missing or not what it should be
         """
-        files = read_tokenizer_files(folder)
-        return cls(
-            files.tokenizer,
-            _compile(files, "default", folder),
-            _compile(files, "tool_use", folder) if "tool_use" in files.templates else None,
-            control_tokens=files.control_tokens,
-            allow_control_tokens=allow_control_tokens,
-        )
+        is_file = is_gguf(folder)
+        files = read_gguf_text(folder) if is_file else read_tokenizer_files(folder)
+        default = _compile(files, "default", folder)
+        tool_use = _compile(files, "tool_use", folder) if "tool_use" in files.templates else None
+        try:
+            return cls(
+                files.tokenizer,
+                default,
+                tool_use,
+                control_tokens=files.control_tokens,
+                allow_control_tokens=allow_control_tokens,
+            )
+        except InvalidRequestError as error:  # of the probe
+            path = folder if is_file else folder / "tokenizer.json"
+            raise CheckpointError(f"{path} can't be used: {error}") from error
 
     def output(self, stops: Sequence[str] = (), *, min_tokens: int = 0) -> OutputText:
         """Return a new choice's text; stop strings are looked for after min_tokens."""
@@ -97,8 +109,8 @@ class TextCodec:
         """
         if max_tokens is not None:
             self._refuse_hopeless(text, max_tokens, param)
-        token_ids = self._encode(text, add_special_tokens=add_special_tokens)
-        bos = self._bos_token_id
+        token_ids = encode(self._tokenizer, text, add_special_tokens=add_special_tokens)
+        bos = self._around[0][0] if self._around[0] else None
         if add_special_tokens and bos is not None and token_ids[:2] == [bos, bos]:
             del token_ids[0]  # the text began with one
         return token_ids
@@ -110,6 +122,7 @@ class TextCodec:
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
         max_tokens: int | None = None,
     ) -> list[int]:
         """Return the tokens of the messages as the model's template puts them.
@@ -117,8 +130,10 @@ class TextCodec:
         Developers speak as the system, which templates know. Control tokens in messages are text,
         unless the codec was told to allow them.
 
-        tools       as OpenAI has them
-        max_tokens  as encode has it
+        tools               as OpenAI has them
+        add_special_tokens  whether to put around them what the tokenizer puts around a text, though
+                            the template has the like
+        max_tokens          as encode has it
 
         Raises  InvalidRequestError if there is no template or it can't be used, if it refuses the
                 messages or takes more than TEMPLATE_TIME_LIMIT_S, for kwargs that a caller may
@@ -156,34 +171,26 @@ class TextCodec:
         if max_tokens is not None:
             self._refuse_hopeless(text, max_tokens, "messages")
         if guard is None:
-            return self._encode(text, add_special_tokens=False)
-        return guard.encode(text, guard.written_in(text, render, written))
+            token_ids = encode(self._tokenizer, text, add_special_tokens=False)
+        else:
+            token_ids = guard.encode(text, guard.written_in(text, render, written))
+        before, after = self._around if add_special_tokens else ([], [])
+        return [*before, *token_ids, *after]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the tokens' text, special tokens spelled out."""
         detokenizer = Detokenizer(self.vocabulary, literal=True)
         return detokenizer.push(token_ids) + detokenizer.finish()
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        try:
-            # The batch call lets go of the interpreter while it works; encode() does not.
-            [encoding] = self._tokenizer.encode_batch_fast(
-                [text], add_special_tokens=add_special_tokens
-            )
-        except TypeError:  # half of a UTF-16 pair, which is no character
-            raise InvalidRequestError(
-                f"the text {shorten(text)} is not Unicode: it has a lone surrogate"
-            ) from None
-        token_ids: list[int] = encoding.ids
-        return token_ids
-
-    def _find_bos(self) -> int | None:
-        """Return the token that the tokenizer puts before a text, if it does."""
+    def _find_around(self) -> tuple[list[int], list[int]]:
+        """Return the tokens that the tokenizer puts before and after a text."""
         with_special, without = (
-            self._encode(_PROBE, add_special_tokens=add) for add in (True, False)
+            encode(self._tokenizer, _PROBE, add_special_tokens=add) for add in (True, False)
         )
-        is_before = with_special[:1] != without[:1]
-        return with_special[0] if with_special and is_before else None
+        num_special = len(with_special) - len(without)
+        starts = (at for at in range(num_special) if with_special[at:][: len(without)] == without)
+        start = next(starts, num_special)
+        return with_special[:start], with_special[start + len(without) :]
 
     def _refuse_hopeless(self, text: str, max_tokens: int, param: str) -> None:
         at_least = -(-len(text) // self.vocabulary.max_bytes)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from tokenizers import AddedToken, Tokenizer, normalizers
 
 from bitwatt.errors import InvalidRequestError, shorten
+from bitwatt.text.encoding import encode
 
 __all__ = ["ControlTokens", "Span"]
 
@@ -98,8 +99,9 @@ class ControlTokens:
         if written:
             tokenizer, true_ids = self._plain, self._true_ids
             to_encode = self._disguise(text, written)
-        [encoding] = tokenizer.encode_batch_fast([to_encode], add_special_tokens=False)
-        token_ids = [true_ids.get(i, i) for i in encoding.ids] if true_ids else encoding.ids
+        token_ids = encode(tokenizer, to_encode, add_special_tokens=False)
+        if true_ids:
+            token_ids = [true_ids.get(i, i) for i in token_ids]
         if written:
             self._check(token_ids, text, written)
         return token_ids

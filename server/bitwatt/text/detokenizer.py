@@ -48,9 +48,12 @@ class TextOffsets:
 
     __slots__ = ("_detokenizer", "_num_chars")
 
-    def __init__(self, vocabulary: Vocabulary, start: int = 0) -> None:
-        """Begin at an offset: so many characters come before the first token."""
-        self._detokenizer = Detokenizer(vocabulary)
+    def __init__(self, vocabulary: Vocabulary, start: int = 0, *, literal: bool = False) -> None:
+        """Begin at an offset: so many characters come before the first token.
+
+        literal  as Detokenizer has it
+        """
+        self._detokenizer = Detokenizer(vocabulary, literal=literal)
         self._num_chars = start
 
     def push(self, token_id: int) -> int:

@@ -1,9 +1,9 @@
 """A model's text codec beside an event loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bitwatt.text.codec import TextCodec
 from bitwatt.text.lanes import Lane
@@ -11,6 +11,8 @@ from bitwatt.text.output import OutputText
 from bitwatt.text.vocabulary import Vocabulary
 
 __all__ = ["TextProcessor"]
+
+T = TypeVar("T")
 
 _INLINE_CHARS = 2000  # encoded on the event loop in well under a millisecond (AMD Zen 4)
 _SHORT_CHARS = 64 * 1024  # encoded in 30 ms (AMD Zen 4), where 2 MB take a second
@@ -71,6 +73,7 @@ class TextProcessor:
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
         max_tokens: int | None = None,
     ) -> list[int]:
         """Return the tokens of the messages as the model's template puts them."""
@@ -80,16 +83,20 @@ class TextProcessor:
             tools=tools,
             kwargs=kwargs,
             add_generation_prompt=add_generation_prompt,
+            add_special_tokens=add_special_tokens,
             max_tokens=max_tokens,
         )
         return await self._lane(_is_short([messages, tools], _SHORT_CHARS)).run(encode)
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """Return the tokens' text, special tokens spelled out."""
-        decode = partial(self.codec.decode, token_ids)
-        if len(token_ids) <= _INLINE_TOKENS:
-            return decode()
-        return await self._lane(len(token_ids) <= _SHORT_TOKENS).run(decode)
+        return await self.run(partial(self.codec.decode, token_ids), len(token_ids))
+
+    async def run(self, work: Callable[[], T], num_tokens: int) -> T:
+        """Return what the work returns, which takes no longer than to decode so many tokens."""
+        if num_tokens <= _INLINE_TOKENS:
+            return work()
+        return await self._lane(num_tokens <= _SHORT_TOKENS).run(work)
 
     def close(self) -> None:
         """Let the threads go."""

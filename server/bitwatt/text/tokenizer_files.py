@@ -6,13 +6,16 @@ Read as transformers 5 reads it: PreTrainedTokenizerBase._from_pretrained and To
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from bitwatt.errors import CheckpointError, shorten
+from bitwatt.text.encoding import raised_as
 
 __all__ = ["TokenizerFiles", "read_tokenizer_files"]
 
@@ -30,21 +33,24 @@ _NAMED_TOKENS = (
 _OTHER_SPECIAL_TOKENS = ("extra_special_tokens", "additional_special_tokens")
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _MAX_FILE_BYTES = 256 * 1024 * 1024
+_MAX_GROWTH = 64  # of a text by its normalizer: a body of 2 MB then takes 128
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What a folder holds for text.
+    """What a folder, or a GGUF file, holds for text.
 
-    special_tokens  texts by name: bos_token, eos_token and so on
-    templates       sources by name; "default" is the one for conversations without tools
-    control_tokens  added tokens that direct the model besides the special ones, where it's told
+    special_tokens     texts by name: bos_token, eos_token and so on
+    templates          sources by name; "default" is the one for conversations without tools
+    control_tokens     added tokens that direct the model besides the special ones, where it's told
+    sampling_defaults  what a GGUF file recommends, by names of SamplingParams
     """
 
     tokenizer: Tokenizer
     special_tokens: Mapping[str, str]
     templates: Mapping[str, str]
     control_tokens: tuple[str, ...] | None
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -57,15 +63,12 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     data = _read(path)
     if data is None:
         raise CheckpointError(f"{path} is missing; a model folder needs its tokenizer")
-    try:
-        tokenizer = Tokenizer.from_buffer(data)
-    except BaseException as error:  # the library raises nothing more specific, and may panic
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise CheckpointError(f"{path} can't be read: {_one_line(error)}") from error
     config = _read_object(config_path)
     tokens = _Tokens(folder, config)
-    tokens.add_to(tokenizer)
+    with raised_as(lambda cause: CheckpointError(f"{path} can't be read: {cause}")):
+        tokenizer = Tokenizer.from_buffer(data)
+        _refuse_growth(tokenizer, path)
+        tokens.add_to(tokenizer)
     listed = config.get("chat_control_tokens")
     if listed is not None and not _is_texts(listed):
         raise CheckpointError(f"{config_path} has chat_control_tokens that aren't a list of texts")
@@ -75,6 +78,30 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         _read_templates(folder, config),
         None if listed is None else tuple(listed),
     )
+
+
+def _refuse_growth(tokenizer: Tokenizer, path: Path) -> None:
+    """Refuse a normalizer that makes much of little: 26 times "f" to "ff" takes gigabytes."""
+    if tokenizer.normalizer is None:
+        return
+    growth = _growth_by(json.loads(tokenizer.normalizer.__getstate__()))
+    if growth > _MAX_GROWTH:
+        raise CheckpointError(
+            f"{path} has a normalizer that makes texts up to {growth:.3g} times as long; "
+            f"the limit is {_MAX_GROWTH}"
+        )
+
+
+def _growth_by(step: Mapping[str, Any]) -> float:
+    """Return how many characters the replacements of a normalizer can make of one."""
+    if step["type"] == "Sequence":
+        return prod(map(_growth_by, step["normalizers"]))
+    if step["type"] != "Replace":
+        return 1.0
+    replaced, written = step["pattern"].get("String"), len(step["content"])
+    if replaced:
+        return max(1.0, written / len(replaced))
+    return 1.0 + written  # an expression may match nothing, between any two characters
 
 
 class _Tokens:
@@ -226,13 +253,14 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the regular file's content, or None where there is none."""
+    """Return the regular file's content, or None where there is none, nor a link to one."""
     try:
-        if not path.exists():
+        if not path.is_symlink() and not path.exists():
             return None
-        if not path.is_file():
+        status = path.stat()
+        if not S_ISREG(status.st_mode):
             raise CheckpointError(f"{path} is not a regular file")
-        size = path.stat().st_size
+        size = status.st_size
         if size > _MAX_FILE_BYTES:
             raise CheckpointError(f"{path} has {size} bytes; {_MAX_FILE_BYTES} are taken")
         return path.read_bytes()

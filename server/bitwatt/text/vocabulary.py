@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from bitwatt.constraints.compiling import TokenBytes
 from bitwatt.errors import CheckpointError
 
 __all__ = ["Vocabulary"]
@@ -63,6 +64,25 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.token_bytes)
+
+    def notices_for(self, vocab_size: int) -> list[str]:
+        """Return what an operator should know where these aren't the tokens of a model.
+
+        vocab_size  rows of its head, some of which may be padding
+        """
+        size = len(self)
+        if size > vocab_size:
+            fault = f"texts with tokens from {vocab_size} on are refused"
+        elif 2 * size < vocab_size:
+            fault = "most of the model's have no text, so that the two may not belong together"
+        else:
+            return []
+        return [f"the tokenizer has {size} token ids and the model {vocab_size}: {fault}"]
+
+    def for_grammars(self) -> TokenBytes:
+        """Return the tokens as grammars know them: text by its bytes, special tokens by name."""
+        special = [i for i, data in enumerate(self.token_bytes) if not data]
+        return TokenBytes(self.literal_bytes, special)
 
     def literal(self, token_id: int) -> bytes:
         """Return the token's bytes, special tokens spelled out; empty for an id without token."""

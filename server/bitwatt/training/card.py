@@ -2,12 +2,13 @@
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bitwatt.training.checkpoint import RunRecord
-from bitwatt.training.model import Architecture
+from bitwatt.training.data import WINDOW_LENGTHS
+from bitwatt.training.model import SIZES, Architecture
 from bitwatt.training.train import Validation
 
 Line = dict[str, Any]
@@ -19,6 +20,11 @@ _TITLES: dict[Architecture, str] = {
     "ternary": "bitwatt's embedded ternary model",
     "llama": "bitwatt's embedded 16-bit twin",
 }
+_TITLES_OF_OTHERS: dict[Architecture, str] = {
+    "ternary": "A small ternary model, trained by bitwatt",
+    "llama": "A small 16-bit model, trained by bitwatt",
+    "binary": "A small model with binary weights, trained by bitwatt",
+}
 _DESCRIPTIONS: dict[Architecture, str] = {
     "ternary": (
         "A BitNet b1.58 language model in the shape of 2B4T: every linear layer has ternary "
@@ -26,22 +32,37 @@ _DESCRIPTIONS: dict[Architecture, str] = {
         "norms before the output projections and a relu² gated MLP. Embeddings and norms are "
         "bfloat16."
     ),
-    "llama": (
-        "A LLaMA-style language model in bfloat16: plain linear layers and a SwiGLU MLP. It is the "
-        "quality twin of the ternary model beside it: same sizes, same tokenizer, same tokens in "
-        "the same order."
+    "llama": ("A LLaMA-style language model in bfloat16: plain linear layers and a SwiGLU MLP."),
+    "binary": (
+        "A BitNet language model whose linear layers have weights of −1 and 1, as the first BitNet "
+        "had them (one float32 scale a tensor; two bits each here, as ternary ones), in the shape "
+        "of BitNet b1.58 2B4T, with its int8 activations. Embeddings and norms are bfloat16."
     ),
 }
+_TWIN = (
+    "It is the quality twin of the ternary model beside it: same sizes, same tokenizer, same "
+    "tokens in the same order."
+)
 _PURPOSE = (
     "It has {millions:.1f}M parameters, and it exists so that the server answers on a fresh "
     "machine with no model hub. It is far too small, and too briefly trained, to be of use for "
     "anything but that."
 )
+_SIZE = "It has {millions:.1f}M parameters: far too few for anything but trying how training goes."
 _DATA = (
-    "The sources of Python {python}'s standard library without its tests (Python Software "
-    "Foundation licence), the language reference that `help()` shows, conversations made from the "
-    "docstrings by templates, and a few hand-written greetings. A file in twenty, chosen by a hash "
-    "of its name, is held out with all that is made from it."
+    "Text: the sources of Python {python}'s standard library without its tests (Python Software "
+    "Foundation licence), what `help()` tells of the modules written in C, and the language "
+    "reference, without blocks of lines that repeat. A file in twenty, chosen by a hash of its "
+    "name, is held out. Instructions: purpose, signature, module and members of the 1,000 "
+    "best-known names in many phrasings, of which some are held out; sums, differences and "
+    "products; words; short idioms; and what it doesn't know."
+)
+_VALIDATION_HEAD = (
+    "| model | nats/token | bits/byte | answers, nats/token | tokens seen |\n|---|--:|--:|--:|--:|"
+)
+_MEASURED = (
+    "Mean cross-entropy over all held-out text, and over the answers to held-out phrasings, in "
+    "float32, of the weights as exported:"
 )
 _SWEEP = "Short runs of the same schedule, by the loss of a sample of the held-out windows:"
 
@@ -61,6 +82,8 @@ def model_card(
     runs: dict[Architecture, FinishedRun],
     hardware: str,
     sweep: tuple[Line, ...] = (),
+    *,
+    is_embedded: bool = True,
 ) -> str:
     """Return the README.md of the run of that architecture, in Markdown.
 
@@ -70,10 +93,14 @@ def model_card(
     """
     run = runs[architecture]
     record = run.record
+    description = _DESCRIPTIONS[architecture]
+    if is_embedded and architecture == "llama":
+        description = f"{description} {_TWIN}"
+    purpose = _PURPOSE if is_embedded else _SIZE
     sections = [
-        f"# {_TITLES[architecture]}",
-        _DESCRIPTIONS[architecture],
-        _PURPOSE.format(millions=run.num_parameters / 1e6),
+        f"# {(_TITLES if is_embedded else _TITLES_OF_OTHERS)[architecture]}",
+        description,
+        purpose.format(millions=run.num_parameters / 1e6),
         "## Data",
         _DATA.format(python=platform.python_version()),
         "## Training",
@@ -82,7 +109,7 @@ def model_card(
         _curve_table(run.curve),
         "The whole curve is in [loss.jsonl](loss.jsonl).",
         "## Validation",
-        "Mean cross-entropy over all held-out tokens, in float32, of the weights as exported:",
+        _MEASURED,
         _validation_table(runs),
     ]
     if sweep:
@@ -92,12 +119,17 @@ def model_card(
 
 
 def command(record: RunRecord) -> str:
-    """Return the command that repeats the run on as many tokens."""
+    """Return the command that repeats the run on as many tokens.
+
+    A shape that has no name among SIZES is left out.
+    """
+    shape = replace(record.config, architecture="ternary")
+    size = "".join(f"--size {name} " for name, config in SIZES.items() if config == shape)
     return (
-        f"python -m bitwatt.training train --arch {record.config.architecture} "
+        f"python -m bitwatt.training train --arch {record.config.architecture} {size}"
         f"--out runs/{record.config.architecture} --tokens {record.num_tokens} "
-        f"--lr {record.learning_rate} --batch-size {record.batch_size} "
-        f"--sequence-length {record.sequence_length} --seed {record.seed}"
+        f"--text-tokens {record.text_tokens} --lr {record.learning_rate} "
+        f"--batch-tokens {record.batch_tokens} --seed {record.seed}"
     )
 
 
@@ -109,14 +141,16 @@ def load_curve(path: Path) -> tuple[Line, ...]:
 def _training_facts(record: RunRecord, hardware: str) -> str:
     schedule = (
         "linear decay in two stages (halfway the rate is cut to two thirds and weight decay ends)"
-        if record.config.architecture == "ternary"
+        if record.config.architecture != "llama"
         else "linear decay, weight decay 0.1"
     )
     return (
-        f"{record.num_tokens:,} tokens in {record.step:,} steps of {record.batch_size} × "
-        f"{record.sequence_length}, {record.minutes:.1f} minutes on {hardware}. AdamW "
-        f"(0.9, 0.95), gradient norm clipped at 1, learning rate {record.learning_rate:g} after a "
-        f"warm-up of 2%, {schedule}; bfloat16 autocast over float32 masters.{_extensions(record)}"
+        f"{record.num_tokens:,} tokens in {record.step:,} steps of {record.batch_tokens:,}, the "
+        f"first {record.text_tokens:,} of text, the rest of instructions and a sixth of text, in "
+        f"{record.minutes:.1f} minutes on {hardware}. Muon for the layers' matrices, AdamW "
+        f"(0.9, 0.95) for the rest, gradient norm clipped at 1, learning rate "
+        f"{record.learning_rate:g} after a warm-up of 2%, {schedule}; products in {record.dtype} "
+        f"over float32 masters.{_extensions(record)}"
     )
 
 
@@ -143,22 +177,30 @@ def _curve_table(curve: tuple[Line, ...]) -> str:
 
 
 def _validation_table(runs: dict[Architecture, FinishedRun]) -> str:
-    names: dict[Architecture, str] = {"ternary": "ternary", "llama": "16-bit twin"}
+    names: dict[Architecture, str] = {
+        "ternary": "ternary",
+        "llama": "16-bit twin",
+        "binary": "binary",
+    }
     rows = [
         f"| {names[architecture]} | {run.validation.nats_per_token:.3f} "
-        f"| {run.validation.bits_per_byte:.3f} | {run.record.num_tokens:,} |"
+        f"| {run.validation.bits_per_byte:.3f} "
+        f"| {run.validation.answer_nats_per_token:.3f} | {run.record.num_tokens:,} |"
         for architecture, run in runs.items()
     ]
-    return "\n".join(["| model | nats/token | bits/byte | tokens seen |\n|---|--:|--:|--:|", *rows])
+    return "\n".join([_VALIDATION_HEAD, *rows])
 
 
 def _sweep_table(sweep: tuple[Line, ...]) -> str:
     rows = [
         f"| {entry['architecture']} | {entry['learning_rate']:g} | {entry['tokens']:,} "
-        f"| {entry['validation_nats_per_token']:.3f} |"
+        f"| {entry['validation_nats_per_token']:.3f} | {entry['answer_nats_per_token']:.3f} |"
         for entry in sweep
     ]
-    head = "| architecture | learning rate | tokens | validation, nats/token |\n|---|--:|--:|--:|"
+    head = (
+        "| architecture | learning rate | tokens | text, nats/token | answers, nats/token |\n"
+        "|---|--:|--:|--:|--:|"
+    )
     return "\n".join([head, *rows])
 
 
@@ -170,7 +212,7 @@ def _limits(record: RunRecord, is_swept: bool) -> str:
     )
     return (
         "- What it says about Python is often wrong, and it knows nothing else.\n"
-        f"- It was trained on {record.sequence_length} tokens at a time; the "
+        f"- It was trained on at most {WINDOW_LENGTHS[-1]} tokens at a time; the "
         f"{record.config.max_position} positions it accepts are more than it has seen.\n"
         "- A comparison of two models of this size and budget says little about larger ones.\n"
         f"{unswept}"

@@ -3,15 +3,19 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from bitwatt.training.model import LanguageModel, ModelConfig
+from bitwatt.training.optimizer import Optimizers
 
 STATE_FILE = "state.safetensors"
 RUN_FILE = "run.json"
 LOSS_FILE = "loss.jsonl"
+
+Dtype = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +23,19 @@ class RunRecord:
     """What a run was told and how far it has come; the model card is written from it.
 
     token_budget and minute_budget say where it ends, whichever comes first; None is no limit.
+    text_tokens is the length of the text phase; instructions follow it.
+    dtype is what matrices are multiplied in, None until the run has measured which is faster.
     extended_at holds the tokens seen whenever a finished run was resumed with a larger budget.
     """
 
     config: ModelConfig
     seed: int
     learning_rate: float
-    batch_size: int
-    sequence_length: int
+    batch_tokens: int
+    text_tokens: int
     token_budget: int | None
     minute_budget: float | None
+    dtype: Dtype | None = None
     step: int = 0
     minutes: float = 0.0
     extended_at: tuple[int, ...] = ()
@@ -36,7 +43,7 @@ class RunRecord:
     @property
     def num_tokens(self) -> int:
         """Training tokens seen so far."""
-        return self.step * self.batch_size * self.sequence_length
+        return self.step * self.batch_tokens
 
     @property
     def progress(self) -> float:
@@ -46,16 +53,11 @@ class RunRecord:
         return max(by_tokens, by_minutes)
 
 
-def save_run(
-    folder: Path, record: RunRecord, model: LanguageModel, optimizer: torch.optim.Optimizer
-) -> None:
+def save_run(folder: Path, record: RunRecord, model: LanguageModel, optimizers: Optimizers) -> None:
     """Write the run to `folder`, each of the two files replaced whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [name for name, _ in model.named_parameters()]
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"{key}/{names[index]}": tensor for key, tensor in state.items()}
-    save_file(tensors, str(folder / (STATE_FILE + ".new")))
+    save_file(tensors | optimizers.state(), str(folder / (STATE_FILE + ".new")))
     (folder / (RUN_FILE + ".new")).write_text(json.dumps(asdict(record), indent=2) + "\n")
     for name in (STATE_FILE, RUN_FILE):
         (folder / (name + ".new")).replace(folder / name)
@@ -76,19 +78,11 @@ def load_model(folder: Path) -> LanguageModel:
     return model
 
 
-def load_optimizer_state(
-    folder: Path, model: LanguageModel, optimizer: torch.optim.Optimizer
-) -> None:
-    """Give `optimizer`, made for `model`, the moments that `save_run` wrote to `folder`."""
+def load_optimizers(folder: Path, optimizers: Optimizers) -> None:
+    """Give `optimizers`, made for the run's model, the state that `save_run` wrote to `folder`."""
     tensors = load_file(str(folder / STATE_FILE))
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for index, (name, _) in enumerate(model.named_parameters()):
-        state[index] = {
-            key.partition("/")[0]: tensor
-            for key, tensor in tensors.items()
-            if key.partition("/")[2] == name and not key.startswith("model/")
-        }
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith("model/")}
+    optimizers.load_state(state)
 
 
 def _tensors_under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

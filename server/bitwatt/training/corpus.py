@@ -1,17 +1,20 @@
-"""The training text: Python's standard library, and conversations made from its docstrings.
+"""The text phase: the standard library's sources and documentation, without what repeats.
 
-Every machine that runs bitwatt has it, so the embedded pair can be trained anywhere. The order is
-fixed, and a file is held out for validation by a hash of its name, with all that is made from it.
+Every machine that runs bitwatt has it, so the embedded pair can be trained anywhere. A file is
+held out for validation by a hash of its name.
 """
 
 import ast
+import builtins
 import hashlib
+import importlib
+import inspect
+import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from bitwatt.training.conversations import Conversation, conversations_from, small_talk
 
 HELD_OUT_PERCENT = 5
 
@@ -29,6 +32,7 @@ _EXCLUDED_DIRECTORIES = {
 }
 _EXCLUDED_PREFIXES = ("config-", "encodings/cp", "encodings/iso", "encodings/mac", "_sysconfigdata")
 _TOPICS = "pydoc_data/topics.py"
+_MIN_BLOCK = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,47 +44,35 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Plain texts and conversations of one side of the corpus, in a fixed order."""
-
-    documents: tuple[Document, ...]
-    conversations: tuple[Conversation, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Corpus:
-    """The training side and the held-out side; no document is on both."""
+    """The training side and the held-out side, each in a fixed order; no file is on both."""
 
-    train: Split
-    held_out: Split
+    train: tuple[Document, ...]
+    held_out: tuple[Document, ...]
 
 
 def load_corpus(root: Path | None = None) -> Corpus:
-    """Return the corpus read from `root`, the running Python's standard library by default."""
+    """Return the corpus read from `root`, the running Python's standard library by default.
+
+    A block of lines that an earlier document has is left out, so that nothing held out is trained
+    on: the held-out documents count as the later ones.
+    """
+    is_default = root is None
     root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
-    sides: dict[bool, tuple[list[Document], list[Conversation]]] = {
-        False: ([], []),
-        True: ([], []),
-    }
-    for document in _documents(root):
-        documents, conversations = sides[is_held_out(document.name)]
-        documents.append(document)
-        conversations.extend(conversations_from(document.name, document.text))
-    sides[False][1].extend(small_talk())
-    train, held_out = (Split(tuple(texts), tuple(talks)) for texts, talks in sides.values())
-    return Corpus(train=train, held_out=held_out)
+    documents = [*_documents(root), *(_compiled_modules() if is_default else ())]
+    train = [document for document in documents if not is_held_out(document.name)]
+    held_out = [document for document in documents if is_held_out(document.name)]
+    unique = list(_without_repeats([*train, *held_out]))
+    return Corpus(
+        train=tuple(document for document in unique if not is_held_out(document.name)),
+        held_out=tuple(document for document in unique if is_held_out(document.name)),
+    )
 
 
 def is_held_out(name: str) -> bool:
     """Say whether the document of that name belongs to validation."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:4], "big") % 100 < HELD_OUT_PERCENT
-
-
-def in_fixed_shuffle(names: Iterable[str]) -> list[int]:
-    """Return the indices of `names` in an order that depends on the names alone."""
-    keys = [hashlib.sha256(b"order" + name.encode()).digest() for name in names]
-    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def _documents(root: Path) -> Iterator[Document]:
@@ -113,3 +105,54 @@ def _topics(source: str) -> Iterator[Document]:
             topics: dict[str, str] = ast.literal_eval(node.value)
             for topic in sorted(topics):
                 yield Document(f"{_TOPICS}#{topic}", topics[topic])
+
+
+def _compiled_modules() -> Iterator[Document]:
+    """Yield what `help()` tells of the built-in types and of the modules written in C."""
+    for name in ("builtins", *sorted(sys.stdlib_module_names - {"antigravity", "this"})):
+        if name.startswith("_"):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                module = builtins if name == "builtins" else importlib.import_module(name)
+        except ImportError:
+            continue
+        if not str(getattr(module, "__file__", None) or "").endswith(".py"):
+            yield Document(f"help/{name}", "\n\n".join(_help(name, module)) + "\n")
+
+
+def _help(name: str, module: object) -> Iterator[str]:
+    yield f"{name}\n{inspect.getdoc(module) or ''}".rstrip()
+    for member, value in sorted(vars(module).items()):
+        if member.startswith("_") or not callable(value):
+            continue
+        yield _entry(f"{name}.{member}", value)
+        if inspect.isclass(value):
+            for inner, method in sorted(vars(value).items()):
+                if not inner.startswith("_") and callable(method):
+                    yield _entry(f"{name}.{member}.{inner}", method)
+
+
+def _entry(path: str, value: object) -> str:
+    try:
+        signature = str(inspect.signature(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        signature = ""
+    return f"{path}{signature}\n{inspect.getdoc(value) or ''}".rstrip()
+
+
+def _without_repeats(documents: list[Document]) -> Iterator[Document]:
+    """Yield the documents without the blocks of lines, of _MIN_BLOCK or more, already seen."""
+    seen: set[bytes] = set()
+    for document in documents:
+        kept: list[str] = []
+        for block in document.text.split("\n\n"):
+            digest = hashlib.sha256(" ".join(block.split()).encode()).digest()
+            if block.count("\n") + 1 >= _MIN_BLOCK and digest in seen:
+                continue
+            seen.add(digest)
+            kept.append(block)
+        text = "\n\n".join(kept)
+        if text.strip():
+            yield Document(document.name, text)

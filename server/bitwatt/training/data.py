@@ -1,47 +1,77 @@
-"""Token streams and the batches cut from them, the same for every model trained with one seed."""
+"""Documents packed into windows without padding, and batches of them as a function of the step."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bitwatt.training.conversations import Conversation, Message
-from bitwatt.training.corpus import Split, in_fixed_shuffle
 from bitwatt.training.tokenizer import EOS, EOT, token_id
+
+WINDOW_LENGTHS = (64, 256)
+"""Attention costs as much as the linears at 256 tokens, and most conversations fit in 64."""
+
+REPLAY = 6
+
+IGNORED = -100
+"""The target of a position that has none: the end of a document, or a question's token."""
 
 
 @dataclass(frozen=True, slots=True)
-class TokenStream:
-    """A side of the corpus in tokens.
+class TokenDocument:
+    """One document in tokens.
 
-    tokens       [num_tokens] int64, documents one after another, each from BOS to EOS or EOT
-    num_bytes    UTF-8 bytes of the text they stand for, special tokens not counted
+    tokens       from BOS to EOS or EOT
+    is_counted   for each token, whether the loss asks for it
+    """
+
+    tokens: Sequence[int]
+    is_counted: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of packed documents, each [rows, length] int64.
+
+    positions   each token's place in its document, which begins where it is 0
+    targets     the token that follows, or IGNORED
     """
 
     tokens: torch.Tensor
-    num_bytes: int
+    positions: torch.Tensor
+    targets: torch.Tensor
 
 
-def tokenize(split: Split, tokenizer: Tokenizer) -> TokenStream:
-    """Return all documents and conversations of `split`, mixed in an order their names decide."""
-    texts = tokenizer.encode_batch([document.text for document in split.documents])
-    eos = token_id(tokenizer, EOS)
-    pieces = [[*encoding.ids, eos] for encoding in texts]
-    num_bytes = sum(len(document.text.encode()) for document in split.documents)
-    for conversation in split.conversations:
-        pieces.append(encode_conversation(conversation, tokenizer))
-        num_bytes += sum(len(_rendered(message).encode()) for message in conversation.messages)
-    names = [document.name for document in split.documents]
-    names += [conversation.name for conversation in split.conversations]
-    order = in_fixed_shuffle(names)
-    ids = chain.from_iterable(pieces[index] for index in order)
-    return TokenStream(torch.from_numpy(np.fromiter(ids, dtype=np.int64)), num_bytes)
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Packed documents, all windows of one length; arrays are [num_windows, length] int16."""
+
+    tokens: NDArray[np.int16]
+    positions: NDArray[np.int16]
+    targets: NDArray[np.int16]
+
+    @property
+    def length(self) -> int:
+        """Tokens in a window."""
+        return int(self.tokens.shape[1])
+
+    def batch(self, rows: NDArray[np.int64] | slice) -> Batch:
+        """Return those windows as tensors."""
+        arrays = (self.tokens[rows], self.positions[rows], self.targets[rows])
+        return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
 
-def encode_conversation(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
-    """Return the conversation in the tokens a server would see it in.
+def encode_text(text: str, tokenizer: Tokenizer) -> TokenDocument:
+    """Return the text from BOS to EOS; every token counts."""
+    tokens = [*tokenizer.encode(text).ids, token_id(tokenizer, EOS)]
+    return TokenDocument(tokens, [True] * len(tokens))
+
+
+def encode_conversation(conversation: Conversation, tokenizer: Tokenizer) -> TokenDocument:
+    """Return the conversation in the tokens a server would see it in; the answers alone count.
 
     The last answer is encoded apart from its prompt, since generation begins at a token boundary
     there; the turns before it are encoded as one text, as a prompt with a history is.
@@ -50,44 +80,133 @@ def encode_conversation(conversation: Conversation, tokenizer: Tokenizer) -> lis
     prompt = EOT.join([*map(_rendered, history), "Assistant: "])
     prompt_ids: list[int] = tokenizer.encode(prompt).ids
     answer_ids: list[int] = tokenizer.encode(answer.content, add_special_tokens=False).ids
-    return [*prompt_ids, *answer_ids, token_id(tokenizer, EOT)]
+    tokens = [*prompt_ids, *answer_ids, token_id(tokenizer, EOT)]
+    return TokenDocument(tokens, [False] * len(prompt_ids) + [True] * (len(answer_ids) + 1))
 
 
 def _rendered(message: Message) -> str:
     return f"{message.role.capitalize()}: {message.content.strip()}"
 
 
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """Batches of a stream as a pure function of the step, so that a run resumes where it stopped.
+def pack(documents: Iterable[TokenDocument]) -> tuple[Windows, ...]:
+    """Return every document in the shortest of WINDOW_LENGTHS that holds it, one set a length.
 
-    Every epoch cuts the stream into windows at a new offset and takes each window once.
+    A document longer than the longest is cut; the tokens after a cut don't see those before it.
+    Longest first, each goes where it leaves the least room.
+    """
+    by_length: dict[int, list[TokenDocument]] = {length: [] for length in WINDOW_LENGTHS}
+    longest = WINDOW_LENGTHS[-1]
+    for document in documents:
+        for start in range(0, len(document.tokens), longest):
+            piece = TokenDocument(
+                document.tokens[start : start + longest],
+                document.is_counted[start : start + longest],
+            )
+            if len(piece.tokens) > 1:
+                fitting = next(n for n in WINDOW_LENGTHS if n >= len(piece.tokens))
+                by_length[fitting].append(piece)
+    return tuple(_packed(found, length) for length, found in by_length.items() if found)
+
+
+def _packed(documents: list[TokenDocument], length: int) -> Windows:
+    bins: list[list[TokenDocument]] = []
+    bins_by_room: list[list[int]] = [[] for _ in range(length + 1)]
+    for document in sorted(documents, key=lambda one: -len(one.tokens)):
+        size = len(document.tokens)
+        room = next((room for room in range(size, length + 1) if bins_by_room[room]), None)
+        if room is None:
+            room = length
+            bins_by_room[room].append(len(bins))
+            bins.append([])
+        index = bins_by_room[room].pop()
+        bins[index].append(document)
+        bins_by_room[room - size].append(index)
+    shape = (len(bins), length)
+    tokens, positions = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
+    targets = np.full(shape, IGNORED, np.int16)
+    for row, chosen in enumerate(bins):
+        start = 0
+        for document in chosen:
+            ids = np.asarray(document.tokens, np.int16)
+            counted = np.asarray(document.is_counted, np.bool_)
+            end = start + len(ids)
+            tokens[row, start:end] = ids
+            positions[row, start:end] = np.arange(len(ids))
+            targets[row, start : end - 1] = np.where(counted[1:], ids[1:], IGNORED)
+            start = end
+    return Windows(tokens, positions, targets)
+
+
+class Batches:
+    """Batches of a pool as a pure function of the step, so that a run resumes where it stopped.
+
+    Every epoch takes each window once, in another order, but for those that fill no whole batch.
+    The rows of a batch are of one length, so a compiled model sees few shapes.
     """
 
-    stream: TokenStream
-    batch_size: int
-    sequence_length: int
-    seed: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in one batch."""
-        return self.batch_size * self.sequence_length
+    def __init__(self, pool: tuple[Windows, ...], batch_tokens: int, seed: int) -> None:
+        self.pool = pool
+        self.batch_tokens = batch_tokens
+        self.seed = seed
+        self._epoch: int | None = None
+        self._order: list[tuple[int, NDArray[np.int64]]] = []
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in one pass over the stream."""
-        windows = len(self.stream.tokens) // self.sequence_length - 1
-        return max(windows // self.batch_size, 1)
+        """Batches in one pass over the pool."""
+        return sum(len(windows.tokens) // self._num_rows(windows) for windows in self.pool)
 
-    def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return inputs and targets of `step`, each [batch_size, sequence_length] int64."""
+    def at(self, step: int) -> Batch:
+        """Return the batch of `step`: `batch_tokens` tokens, or all of a length if there are fewer.
+
+        An epoch's order is kept, so steps are best asked for one after another.
+        """
         epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._ordered(epoch)
+        which, rows = self._order[index]
+        return self.pool[which].batch(rows)
+
+    def _num_rows(self, windows: Windows) -> int:
+        return min(max(self.batch_tokens // windows.length, 1), len(windows.tokens))
+
+    def _ordered(self, epoch: int) -> list[tuple[int, NDArray[np.int64]]]:
         rng = np.random.default_rng((self.seed, epoch))
-        offset = int(rng.integers(self.sequence_length))
-        windows = rng.permutation(self.steps_per_epoch * self.batch_size)
-        chosen = windows[index * self.batch_size : (index + 1) * self.batch_size]
-        starts = torch.from_numpy(chosen * self.sequence_length + offset)
-        positions = starts[:, None] + torch.arange(self.sequence_length + 1)
-        window = self.stream.tokens[positions]  # [batch_size, sequence_length + 1]
-        return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+        batches: list[tuple[int, NDArray[np.int64]]] = []
+        for which, windows in enumerate(self.pool):
+            num_rows = self._num_rows(windows)
+            count = len(windows.tokens) // num_rows
+            chosen = rng.permutation(len(windows.tokens))[: count * num_rows]
+            batches += [(which, rows) for rows in np.split(chosen, count)]
+        return [batches[index] for index in rng.permutation(len(batches))]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What a run trains on and is tried on.
+
+    text, instructions        the pools of the two phases
+    held_out_text             windows of files that aren't trained on
+    held_out_answers          questions in phrasings that aren't trained on
+    tokens_per_byte           of the held-out text, special tokens not counted as bytes
+    """
+
+    text: tuple[Windows, ...]
+    instructions: tuple[Windows, ...]
+    held_out_text: tuple[Windows, ...]
+    held_out_answers: tuple[Windows, ...]
+    tokens_per_byte: float
+
+
+class Curriculum:
+    """Text first, then instructions with one step in REPLAY of text, so that it isn't forgotten."""
+
+    def __init__(self, data: TrainingData, batch_tokens: int, text_tokens: int, seed: int) -> None:
+        self._text = Batches(data.text, batch_tokens, seed)
+        self._instructions = Batches(data.instructions, batch_tokens, seed)
+        self._num_text_steps = text_tokens // batch_tokens
+
+    def at(self, step: int) -> Batch:
+        """Return the batch of `step`, the same for every model trained with one seed."""
+        is_text = step < self._num_text_steps or step % REPLAY == 0
+        return (self._text if is_text else self._instructions).at(step)

@@ -9,15 +9,16 @@ from tokenizers import Tokenizer
 
 from bitwatt.checkpoints.bitnet_packing import pack_bitnet
 from bitwatt.training.model import LanguageModel, ModelConfig
-from bitwatt.training.ternary import BitLinear, ternary_codes, weight_scale
+from bitwatt.training.ternary import BitLinear, weight_scale
 from bitwatt.training.tokenizer import BOS, EOS, EOT, save_tokenizer, token_id
 
 
 def export(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer.
 
-    Embeddings and norms are rounded to bfloat16, and so is every weight of a LLaMA. A ternary
-    linear becomes its codes and its scale, exactly: the scale stays in float32.
+    Embeddings and norms are rounded to bfloat16, and so is every weight of a LLaMA. A linear with
+    codes becomes them and its scale, exactly: the scale stays in float32, and −1 and 1 are ternary
+    codes too.
     """
     save_tokenizer(tokenizer, folder)
     tensors = {
@@ -25,8 +26,7 @@ def export(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
     }
     for name, module in model.named_modules():
         if isinstance(module, BitLinear):
-            codes = ternary_codes(module.weight.detach())
-            tensors[f"{name}.weight"] = pack_bitnet(codes)
+            tensors[f"{name}.weight"] = pack_bitnet(module.codes(module.weight.detach()))
             tensors[f"{name}.weight_scale"] = weight_scale(module.weight.detach()).reshape(1)
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     stop_ids = [token_id(tokenizer, EOS), token_id(tokenizer, EOT)]
@@ -41,7 +41,7 @@ def export(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
 def round_as_exported(model: LanguageModel) -> None:
     """Round in place the parameters that `export` rounds, so that evaluation is of what it writes.
 
-    A ternary linear keeps its masters, whose codes and scale are exported as they are.
+    A linear with codes keeps its masters, whose codes and scale are exported as they are.
     """
     masters = {id(module.weight) for module in model.modules() if isinstance(module, BitLinear)}
     for parameter in model.parameters():

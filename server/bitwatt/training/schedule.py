@@ -22,7 +22,7 @@ class Rates:
 def rates_at(progress: float, architecture: Architecture, peak: float) -> Rates:
     """Return the rates at `progress` (0 to 1) of a run whose highest learning rate is `peak`.
 
-    Both architectures warm up and then decay linearly. Halfway, the ternary model's learning rate
+    All architectures warm up and then decay linearly. Halfway, the learning rate of one with codes
     is cut to two thirds and its weight decay ends: its codes have mostly settled by then, and
     decay would only push weights across the rounding thresholds.
 
@@ -31,6 +31,6 @@ def rates_at(progress: float, architecture: Architecture, peak: float) -> Rates:
     warm_up = min(progress / WARM_UP, 1.0)
     decay = FINAL_FRACTION + (1 - FINAL_FRACTION) * (1 - min(progress, 1.0))
     learning_rate = peak * warm_up * decay
-    if architecture == "ternary" and progress >= SECOND_STAGE_START:
+    if architecture != "llama" and progress >= SECOND_STAGE_START:
         return Rates(learning_rate * SECOND_STAGE_FACTOR, 0.0)
     return Rates(learning_rate, WEIGHT_DECAY)

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from bitwatt_kernels.cpu import threads
 from bitwatt_kernels.cpu.threads import available_threads
+from bitwatt_kernels.registry import choose_backend
 
 
 @pytest.fixture
@@ -91,3 +93,17 @@ def test_threads_are_the_cores_within_the_narrowest_quota(
 ) -> None:
     write(root, files)
     assert available_threads() == expected
+
+
+def test_torch_keeps_to_the_quota_too(root: Path) -> None:
+    """Torch by itself takes a thread for each core that it sees."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        choose_backend(torch.device("cpu"), "torch")
+        assert torch.get_num_threads() == 4
+        write(root, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "300000 100000\n"})
+        choose_backend(torch.device("cpu"), "torch")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

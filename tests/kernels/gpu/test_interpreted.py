@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.extent import TEST_ALL
+
 OPS = Path(__file__).parent / "ops"
 MODULES = sorted(set(OPS.glob("test_*.py")) - {OPS / "test_on_device.py"})
 TRITON_3_6 = "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not TEST_ALL, reason="takes half a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.timeout(600)
 def test_kernels_equal_the_reference_in_the_interpreter() -> None:
     """All in one process: each would load torch and Triton again, for 3 s."""

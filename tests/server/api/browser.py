@@ -9,6 +9,7 @@ import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import async_playwright, expect
 
 CHROMIUM_FLAGS = [
@@ -75,20 +76,44 @@ async def open_page(url, *, clock=None, **options):
             await browser.close()
 
 
+async def barriers(page):
+    """Return what axe-core finds that bars people from the page, a line each."""
+    found = (await Axe().run(page)).response["violations"]
+    return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
+
+
+async def barriers_in_every_look(page):
+    """Return the barriers by look: in light, in dark, and on a phone."""
+    found = {}
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)
+        found[scheme] = await barriers(page)
+    wide = page.viewport_size
+    await page.emulate_media(color_scheme="light")
+    await page.set_viewport_size({"width": 390, "height": 844})
+    found["phone"] = await barriers(page)
+    await page.set_viewport_size(wide)
+    return found
+
+
 async def run_load(page, *, windows=2, requests=4, tokens=12, timeout_s=20):
     await page.get_by_label("Windows of each").fill(str(windows))
     await page.get_by_label("Requests a window").fill(str(requests))
     await page.get_by_label("Tokens an answer").fill(str(tokens))
-    await page.get_by_role("button", name="Run load").click()
+    button = page.get_by_role("button", name="Run load")
+    await button.focus()
+    await button.press("Enter")
+    await expect(button).to_be_focused()
     status = page.locator("#load-status")
     await expect(status).to_have_text(re.compile("^(Done:|Failed)"), timeout=timeout_s * 1000)
+    await expect(button).to_be_focused()
 
 
 async def take_screenshots(url, folder):
     """Ask, measure, and save the page in light, in dark and as wide as a phone."""
     folder.mkdir(parents=True, exist_ok=True)
     async with open_page(url, viewport={"width": 1280, "height": 900}) as (page, _):
-        await page.get_by_role("button", name="Ask both").click()
+        await page.get_by_role("button", name="Ask").click()
         asked = page.locator("#ask-status")
         await expect(asked).to_contain_text("tok/s", timeout=60_000)
         await run_load(page, windows=5, requests=128, tokens=64, timeout_s=300)

@@ -1,6 +1,7 @@
 """The page's own JavaScript, run by Node."""
 
 import json
+import os
 import subprocess
 from base64 import b64encode
 from pathlib import Path
@@ -20,4 +21,6 @@ def evaluate(expressions, **modules):
     imports = [f"import * as {name} from '{as_module(file)}';" for name, file in modules.items()]
     code = f"{''.join(imports)}console.log(JSON.stringify([{','.join(expressions)}]));"
     command = ["node", "--no-warnings", "--input-type=module", "--eval", code]
-    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    environment = {**os.environ, "TZ": "UTC"}
+    ran = subprocess.run(command, capture_output=True, check=True, env=environment)
+    return json.loads(ran.stdout)

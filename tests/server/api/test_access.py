@@ -62,11 +62,11 @@ async def test_without_keys_everyone_is_served():
 
 async def test_several_keys_and_hashed_ones_are_taken_and_none_is_kept_in_clear():
     digest = hashlib.sha256(b"second").hexdigest()
-    app = make_app(api_key=f"first,sha256:{digest}")
-    for key in ("first", "second"):
+    app = make_app(api_key=f"a-clear-key,sha256:{digest}")
+    for key in ("a-clear-key", "second"):
         assert await status(app, "GET", "/v1/models", f"bearer {key}") == 200
     assert await status(app, "GET", "/v1/models", f"Bearer sha256:{digest}") == 401
-    assert "first" not in repr(app.state.settings.model_dump())
+    assert "a-clear-key" not in repr(app.state.settings.model_dump())
 
 
 @pytest.mark.parametrize("is_apart", [True, False])
@@ -119,7 +119,7 @@ async def test_every_route_that_is_read_takes_head():
             assert head.headers["content-type"] == get.headers["content-type"]
         assert (await client.head("/v1/completions")).status_code == 405
         counted = (await client.get("/metrics")).text
-    assert 'handler="/v1/models",method="HEAD",status="200"' in counted
+    assert 'code="200",handler="/v1/models",method="HEAD",status="2xx"' in counted
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """/v1/chat/completions through OpenAI's own client and a real server."""
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 
 import openai
@@ -8,7 +9,15 @@ import pytest
 from bitwatt.scheduling.request import FinishReason
 from bitwatt_client.exposition import parse_samples
 
-from tests.fakes import FakeEngine, make_app, make_client, make_tokenizer, run_server
+from tests.fakes import (
+    FakeEngine,
+    make_app,
+    make_client,
+    make_info,
+    make_text,
+    make_tokenizer,
+    run_server,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +58,19 @@ async def test_an_answer_comes_whole_with_its_usage():
     assert choice.finish_reason == "stop"
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.usage.prompt_tokens_details.cached_tokens == 2
+
+
+async def test_usage_says_where_a_slower_backend_ran_than_could():
+    engine = FakeEngine(info=make_info(fallback="the backend torch runs; install a compiler"))
+    async with openai_client(engine) as client:
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO)
+        chunks = await read_stream(client, stream_options={"include_usage": True})
+    for usage in (answer.usage, chunks[-1].usage):
+        assert usage.bitwatt["fallback"] == "the backend torch runs; install a compiler"
+        assert usage.bitwatt["reason"] == "energy is not metered"
+    async with openai_client(FakeEngine()) as client:
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO)
+    assert "fallback" not in answer.usage.bitwatt
 
 
 async def test_a_stream_opens_with_the_role_and_ends_with_reason_and_usage():
@@ -167,6 +189,22 @@ async def test_logprobs_cover_every_token_of_the_text_and_no_stop_token():
     assert b"".join(bytes(entry.bytes) for entry in whole).decode() == "the 🙂"
     assert whole[0].logprob == -0.5
     assert [top.token for top in whole[0].top_logprobs] == ["<|end|>", "<|system|>"]
+    assert answer.choices[0].logprobs.refusal is None
+    assert "refusal" in answer.choices[0].logprobs.model_fields_set
+    assert answer.usage.completion_tokens == len(whole) + 1  # the stop token has no text
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_a_chunk_without_tokens_has_null_for_logprobs(path):
+    """The last chunk of an answer that ended at a stop token once had an empty object."""
+    is_chat = path == "chat/completions"
+    asked = {"messages": HELLO, "logprobs": True} if is_chat else {"prompt": "a", "logprobs": 1}
+    async with make_client(make_app()) as client:
+        response = await client.post(f"/v1/{path}", json={"model": "tiny", "stream": True, **asked})
+    events = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n")[:-2]]
+    assert events[-1]["choices"][0]["finish_reason"] == "stop"
+    assert events[-1]["choices"][0]["logprobs"] is None
+    assert events[-2]["choices"][0]["logprobs"]
 
 
 async def test_every_sampling_option_reaches_the_engine():
@@ -251,6 +289,114 @@ async def test_text_parts_developers_and_a_second_turn_reach_the_template():
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "is_put_as"),
+    [
+        ({"content": [{"type": "refusal", "refusal": "no"}]}, "no"),
+        ({"content": None, "refusal": "no"}, "no"),
+        ({"refusal": "no"}, "no"),
+        ({"content": "a", "refusal": "no"}, "a\nno"),
+        (
+            {
+                "content": [
+                    {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}},
+                    {"type": "text", "text": "b", "prompt_cache_breakpoint": {"mode": "explicit"}},
+                ],
+                "id": "msg_1",
+                "annotations": [{"type": "url_citation"}],
+            },
+            "a\nb",
+        ),
+    ],
+)
+async def test_an_assistants_turn_comes_back_as_history(said, is_put_as):
+    engine = FakeEngine()
+    async with make_client(make_app(engine)) as client:
+        body = {"model": "tiny", "messages": [*HELLO, {"role": "assistant", **said}]}
+        response = await client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    [submitted] = engine.submitted
+    prompt = make_tokenizer().decode(submitted.prompt_token_ids, skip_special_tokens=False)
+    assert prompt == f"<|user|>hello<|end|><|assistant|>{is_put_as}<|end|><|assistant|>"
+
+
+async def test_two_turns_of_the_assistant_may_end_a_conversation():
+    engine = FakeEngine()
+    said = [{"role": "assistant", "content": text} for text in ("a", "b")]
+    async with openai_client(engine) as client:
+        await client.chat.completions.create(model="tiny", messages=[*HELLO, *said])
+    prompt = make_tokenizer().decode(
+        engine.submitted[0].prompt_token_ids, skip_special_tokens=False
+    )
+    assert prompt.endswith("<|assistant|>a<|end|><|assistant|>b<|end|><|assistant|>")
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+async def test_reasoning_in_history_reaches_a_template_that_uses_it(field):
+    template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}:{{ m.reasoning }}:"
+        "{{ m.content }};{% endfor %}"
+    )
+    engine = FakeEngine()
+    async with make_client(make_app(engine, text=make_text(template=template))) as client:
+        said = {"role": "assistant", "content": "a", field: "why<|end|>"}
+        body = {"model": "tiny", "messages": [*HELLO, said]}
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    [submitted] = engine.submitted
+    assert make_tokenizer().decode(submitted.prompt_token_ids) == (
+        "user:::hello;assistant:why<|end|>:why<|end|>:a;"
+    )
+    assert 0 not in submitted.prompt_token_ids
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_a_limit_beyond_the_context_is_named_as_it_was_given(name):
+    async with openai_client(FakeEngine()) as client:
+        with pytest.raises(openai.BadRequestError, match=f"{name} is 300") as error:
+            await client.chat.completions.create(model="tiny", messages=HELLO, **{name: 300})
+        assert error.value.param == name
+        assert error.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError, match=rf"at most 4 \({name}\)"):
+            await client.chat.completions.create(
+                model="tiny", messages=HELLO, extra_body={name: 4, "min_tokens": 5}
+            )
+
+
+async def test_continuous_usage_counts_each_choices_tokens_as_they_come():
+    engine = FakeEngine(replies=["the fox", "a b c"])
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    async with openai_client(engine) as client:
+        *chunks, last = await read_stream(client, n=2, seed=0, stream_options=usage)
+    for index, text in enumerate(("the fox", "a b c")):
+        of_choice = [c.usage for c in chunks if c.choices[0].index == index]
+        counts = [used.completion_tokens for used in of_choice]
+        assert counts == list(range(len(make_tokenizer().encode(text).ids) + 2))
+        for used in of_choice:
+            assert used.prompt_tokens == last.usage.prompt_tokens
+            assert used.total_tokens == used.prompt_tokens + used.completion_tokens
+            assert used.prompt_tokens_details.cached_tokens == 2
+    assert last.choices == []
+    assert last.usage.completion_tokens == 3 + 4
+
+
+async def test_continuous_usage_needs_include_usage_as_in_vllm():
+    async with openai_client(FakeEngine()) as client:
+        chunks = await read_stream(client, stream_options={"continuous_usage_stats": True})
+    assert all("usage" not in chunk.model_fields_set for chunk in chunks)
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_obfuscated_events_have_sizes_that_say_little(path):
+    prompt = {"messages": HELLO} if path == "chat/completions" else {"prompt": "a"}
+    body = {"model": "tiny", "stream": True, "stream_options": {"include_obfuscation": True}}
+    async with make_client(make_app(FakeEngine(reply="a 🙂 jumps over"))) as client:
+        response = await client.post(f"/v1/{path}", json=body | prompt)
+    *events, done = [line.removeprefix(b"data: ") for line in response.content.split(b"\n\n")[:-1]]
+    assert done == b"[DONE]"
+    assert {len(event) % 128 for event in events} == {0}
+    assert all("obfuscation" in json.loads(event) for event in events)
+
+
 async def test_an_engine_that_dies_mid_stream_ends_it_with_an_error():
     engine = FakeEngine(dies_after=2)
     async with openai_client(engine) as client:
@@ -319,12 +465,21 @@ async def test_priority_is_taken_from_callers_only_where_that_is_set():
     assert [submit.priority for submit in engine.submitted] == [0, 0]
 
 
-async def test_one_refused_choice_ends_the_others():
-    engine = FakeEngine(max_open=2, gate=asyncio.Event())
+async def test_choices_of_which_only_some_have_room_are_refused_before_one_begins():
+    """Those that had room once began, took others' time, and were given up at once."""
+    engine = FakeEngine(max_open=2)
     async with openai_client(engine) as client:
-        with pytest.raises(openai.InternalServerError, match="--max-queue"):
-            await client.chat.completions.create(model="tiny", messages=HELLO, n=3)
-    assert not engine.running
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError, match="--max-queue") as error:
+                await client.chat.completions.create(
+                    model="tiny", messages=HELLO, n=3, stream=stream
+                )
+            assert error.value.status_code == 503
+            with pytest.raises(openai.InternalServerError, match="--max-queue"):
+                await client.completions.create(model="tiny", prompt=["a"] * 3, stream=stream)
+        assert not engine.submitted
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO, n=2)
+    assert len(answer.choices) == 2
 
 
 async def test_a_silent_stream_is_kept_alive_with_comments_that_clients_ignore():

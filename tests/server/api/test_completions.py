@@ -1,11 +1,26 @@
 """/v1/completions."""
 
+import json
+
 import openai
 import pytest
+from bitwatt.text.codec import TextCodec
+from bitwatt.text.processor import TextProcessor
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from tests.fakes import FakeEngine, make_app, make_client, make_tokenizer, run_server
 
 pytestmark = pytest.mark.anyio
+
+
+def with_bos_and_eos():
+    """Return the small tokenizer, with <|system|> before a text and <|user|> after it."""
+    tokenizer = Tokenizer.from_str(make_tokenizer().to_str())
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|system|> $A <|user|>", special_tokens=[("<|system|>", 1), ("<|user|>", 2)]
+    )
+    return tokenizer
 
 
 async def complete(engine, **body):
@@ -84,6 +99,64 @@ async def test_logprobs_hold_the_drawn_token_among_the_likely_ones():
     assert logprobs["top_logprobs"][0] == {"<|end|>": -1.0, "<|system|>": -2.0, "the": -0.5}
 
 
+@pytest.mark.parametrize(
+    ("reply", "stop"),
+    [("the 🙂 你好 fox", None), ("🙃🙃", None), ("the quick brown fox", "k bro"), ("a 🙂 b", "🙂")],
+)
+async def test_text_offsets_point_into_the_text_streamed_or_not(reply, stop):
+    """They once counted U+FFFD for each token of a character, and ran past the text."""
+    app = make_app(FakeEngine(reply=reply))
+    body = {"model": "tiny", "prompt": "a", "logprobs": 0, "stop": stop}
+    async with make_client(app) as client:
+        whole = (await client.post("/v1/completions", json=body)).json()["choices"][0]
+        stream = await client.post("/v1/completions", json=body | {"stream": True})
+    text, offsets = whole["text"], whole["logprobs"]["text_offset"]
+    assert len(offsets) == len(whole["logprobs"]["tokens"]) > 1
+    assert offsets == sorted(offsets)
+    assert offsets[0] == 0
+    assert offsets[-1] <= len(text)
+    for token, offset in zip(whole["logprobs"]["tokens"], offsets, strict=True):
+        if "\ufffd" not in token and stop is None:
+            assert text[offset:].startswith(token)
+    events = [json.loads(line.removeprefix("data: ")) for line in stream.text.split("\n\n")[:-2]]
+    streamed = [event["choices"][0]["logprobs"] for event in events]
+    assert [i for part in streamed if part for i in part["text_offset"]] == offsets
+
+
+async def test_a_null_prompt_begins_a_new_text():
+    """OpenAI's default: as if from the beginning of a document, after what ended the one before."""
+    engine = FakeEngine()
+    answer = await complete(engine, prompt=None, echo=True)
+    assert answer["choices"][0]["text"] == "the quick brown fox"
+    assert answer["usage"]["prompt_tokens"] == 1
+    assert engine.submitted[0].prompt_token_ids == [0]
+
+
+async def test_special_tokens_are_put_around_a_prompt_unless_told_not_to_and_never_twice():
+    engine = FakeEngine()
+    app = make_app(engine, text=TextProcessor(TextCodec(with_bos_and_eos())))
+    async with make_client(app) as client:
+        for options in (
+            {"prompt": "a"},
+            {"prompt": "a", "add_special_tokens": None},
+            {"prompt": "a", "add_special_tokens": False},
+            {"prompt": "<|system|>a"},
+            {"prompt": [5], "add_special_tokens": True},
+            {"prompt": None},
+        ):
+            response = await client.post("/v1/completions", json={"model": "tiny", **options})
+            assert response.status_code == 200, response.text
+    [a] = make_tokenizer().encode("a").ids
+    assert [submit.prompt_token_ids for submit in engine.submitted] == [
+        [1, a, 2],
+        [1, a, 2],
+        [a],
+        [1, a, 2],
+        [5],
+        [1, 2],
+    ]
+
+
 async def test_without_logprobs_there_are_none():
     answer = await complete(FakeEngine(), prompt="a")
     assert answer["choices"][0]["logprobs"] is None
@@ -106,3 +179,19 @@ async def test_tokens_that_arrive_together_go_out_together():
     events = [line for line in response.text.split("\n\n") if line]
     assert len(events) == 3
     assert events[-1] == "data: [DONE]"
+
+
+@pytest.mark.anyio
+async def test_whole_numbers_may_be_written_with_a_point():
+    # JSON has one kind of number, and so have the languages of some clients.
+    body = {"model": "tiny", "prompt": [1, 2.0], "max_tokens": 4.0, "seed": 5.0, "n": 2.0}
+    engine = FakeEngine()
+    async with make_client(make_app(engine)) as client:
+        answer = await client.post("/v1/completions", json=body)
+        refused = await client.post("/v1/completions", json=body | {"max_tokens": 4.5})
+        tokens = {"model": "tiny", "tokens": [10.0, 11]}
+        text = await client.post("/detokenize", json=tokens)
+    assert answer.status_code == text.status_code == 200
+    assert [submit.prompt_token_ids for submit in engine.submitted] == [[1, 2]] * 2
+    assert engine.submitted[0].sampling.max_tokens == 4
+    assert refused.status_code == 400

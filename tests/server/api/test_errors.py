@@ -78,7 +78,7 @@ async def test_what_is_not_a_json_object_is_refused(path, body):
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": True}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"top_k": 1.5}, "top_k"),
@@ -89,13 +89,14 @@ async def test_what_is_not_a_json_object_is_refused(path, body):
         ({"max_tokens": 2**70}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"n": 0}, "n"),
-        ({"n": 17}, "n"),
+        ({"n": 129}, "n"),
         ({"seed": 2**63}, "seed"),
-        ({"seed": 1.0}, "seed"),
+        ({"seed": 1.5}, "seed"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"stop": ""}, "stop"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
+        ({"stop": ["a" * 500] * 5}, "stop"),
         ({"stop": ["a", 1]}, "stop"),
         ({"stop": "x" * 513}, "stop"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
@@ -111,17 +112,19 @@ async def test_what_is_not_a_json_object_is_refused(path, body):
         ({"priority": 2**40}, "priority"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
-        ({"unheard_of": 1}, "unheard_of"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"best_of": 2}, "best_of"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ({"store": True}, "store"),
         ({"max_tokens": 300}, "max_tokens"),
     ],
 )
 @pytest.mark.parametrize(("path", "valid"), [("completions", TEXT), ("chat/completions", CHAT)])
-async def test_a_field_that_is_wrong_or_unknown_is_named(path, valid, change, param):
+async def test_a_field_that_is_wrong_or_not_supported_is_named(path, valid, change, param):
     error = error_of(await post(f"/v1/{path}", valid | change), 400)
     assert error["param"] == param
 
@@ -136,6 +139,7 @@ async def test_a_field_that_is_wrong_or_unknown_is_named(path, valid, change, pa
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"chat_template_kwargs": {"messages": True}}, "chat_template_kwargs"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"messages": []}, "messages"),
@@ -147,8 +151,9 @@ async def test_a_field_that_is_wrong_or_unknown_is_named(path, valid, change, pa
         (message(content=5), "messages[0].content"),
         (message(content=[{"type": "image_url", "image_url": {}}]), "messages[0].content"),
         (message(content=[{"type": "text"}]), "messages[0].content"),
+        (message(content=[{"type": "refusal", "text": "no"}]), "messages[0].content"),
+        (message(role="assistant", content=None, refusal=5), "messages[0].content"),
         (message(tool_calls=[{}]), "messages[0].tool_calls"),
-        (message(colour="red"), "messages[0].colour"),
         (message(content="a" * 5000), "messages"),
     ],
 )
@@ -160,7 +165,6 @@ async def test_a_conversation_that_is_wrong_is_named(change, param):
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"prompt": None}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": ""}, "prompt"),
@@ -174,7 +178,8 @@ async def test_a_conversation_that_is_wrong_is_named(change, param):
         ({"prompt": ["a"] * 65}, "prompt"),
         ({"prompt": ["a"] * 64, "n": 16}, "n"),
         ({"suffix": "b"}, "suffix"),
-        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "logprobs": 21}, "logprobs"),
+        ({"echo": True, "logprobs": 1, "max_tokens": -1}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
     ],
@@ -208,7 +213,7 @@ async def test_a_prompt_beyond_the_context_is_refused_with_the_numbers_and_the_k
 async def test_an_error_never_echoes_more_than_a_line_of_its_input():
     for body in (
         TEXT | {"temperature": "9" * 100_000},
-        TEXT | {"x" * 100_000: 1},
+        TEXT | {"logit_bias": {"x" * 100_000: 1}},
         TEXT | {"model": "m" * 250},
         TEXT | {"response_format": {"type": "x" * 100_000}},
         TEXT | {"prompt": ["a"] * 10 + [{"deep": "y" * 50_000}]},
@@ -233,7 +238,18 @@ async def test_paths_and_methods_that_are_not_there_have_the_same_body():
         assert error_of(await client.get("/nowhere"), 404)["code"] == "not_found"
         response = await client.get("/v1/completions")
         assert error_of(response, 405)["code"] == "method_not_allowed"
-        assert error_of(await client.request("BREW", "/v1/models"), 405)
+        assert response.headers["allow"] == "POST"
+        response = await client.request("BREW", "/v1/models")
+        assert error_of(response, 405)
+        assert response.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/embeddings", "/v1/messages", "/api/chat"])
+async def test_a_route_of_other_servers_is_refused_with_those_that_models_answer_at(path):
+    async with make_client(make_app()) as client:
+        error = error_of(await client.post(path, json=CHAT), 404)
+    assert error["code"] == "not_found"
+    assert f"no route POST '{path}'; models answer at /v1/chat/completions" in error["message"]
 
 
 async def test_a_slash_too_many_is_named():
@@ -301,8 +317,9 @@ async def test_a_body_that_is_not_called_json_is_refused():
 
 async def test_an_unforeseen_failure_tells_nothing_but_the_request_id(caplog):
     text = make_text()
+    app = make_app(text=text)
     text.codec.vocabulary = None
-    response = await post("/v1/completions", TEXT, make_app(text=text), **{"x-request-id": "r1"})
+    response = await post("/v1/completions", TEXT, app, **{"x-request-id": "r1"})
     error = error_of(response, 500)
     assert error["code"] == "internal_error"
     assert "NoneType" not in response.text

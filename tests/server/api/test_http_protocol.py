@@ -123,9 +123,7 @@ async def test_protocol_errors_are_counted():
         await answers_to(url, CHUNKED + b"a:b\r\n\r\n")
         async with httpx.AsyncClient(base_url=url) as client:
             counts = samples((await client.get("/metrics")).text)
-    refused = [
-        key for key in counts if key[0] == "http_requests_total" and ("status", "400") in key
-    ]
+    refused = [key for key in counts if key[0] == "http_requests_total" and ("code", "400") in key]
     assert len(refused) == 2
 
 
@@ -153,7 +151,7 @@ async def test_the_body_of_a_wish_to_upgrade_is_no_request(is_split):
         head, body = post(LAST_GET, *UPGRADE).split(b"\r\n\r\n", 1)
         pieces = (head + b"\r\n\r\n", body) if is_split else (head + b"\r\n\r\n" + body,)
         received = await answers_to(url, *pieces, GET.replace(b"GET", b"BREW"))
-        assert statuses(received) == [400, 400]
+        assert statuses(received) == [400, 501]
         assert b"not JSON" in received
 
 
@@ -176,11 +174,86 @@ async def test_a_folded_header_of_a_wish_to_upgrade_smuggles_nothing():
         (post(BODY, b"Transfer-Encoding : chunked"), 400, "HTTP"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a: b\r\n" * 300 + b"\r\n", 431, "headers"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "HTTP"),
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400, "Host"),
+        (b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", 400, "Host"),
+        (b"GET / HTTP/1.1\r\nHost: [a\r\n\r\n", 400, "Host"),
+        (b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n", 501, "method"),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "16384"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nB: " + b"b" * 66_000 + b"\r\n\r\n", 431, "65536"),
+        (CHUNKED.replace(b"Transfer", b"Transfer-Encoding: gzip\r\nTransfer"), 501, "chunked"),
+        (b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400, "no path"),
+        (b"GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", 400, "no path"),
+        (b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "no path"),
+        (b"GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 400, "HTTP"),
+        (b"GET http:///version HTTP/1.1\r\nHost: a\r\n\r\n", 400, "names no host"),
+        (b"GET http://localhost@a/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "names no host"),
+        (b"GET http://localhost/ HTTP/1.1\r\n\r\n", 400, "Host"),
     ],
 )
 async def test_what_is_not_a_request_is_refused_with_the_reason(request_, status, named):
     async with run_server(make_app()) as url:
         assert named in refusal(await answers_to(url, request_ + GET), status)
+
+
+@pytest.mark.parametrize(
+    ("codings", "status"),
+    [
+        (b"chunked", 200),
+        (b"Chunked", 200),
+        (b"\tchunked ", 200),
+        (b"gzip, chunked", 501),
+        (b"identity, chunked", 501),
+        (b"gzip;q=1, chunked", 501),
+        (b"gzip", 400),
+        (b"identity", 400),
+        (b"chunked, gzip", 400),
+        (b"chunked, chunked", 400),
+        (b"chunked;q=1", 400),
+        (b"xchunked", 400),
+        (b"", 400),
+    ],
+)
+async def test_a_body_in_a_coding_that_is_not_understood_is_no_body(codings, status):
+    """RFC 9112, 6.1 and 6.3: 501 where its end is known, 400 where it isn't."""
+    engine = FakeEngine()
+    async with run_server(make_app(engine)) as url:
+        request = CHUNKED.replace(b"chunked", codings) + b"\r\n"
+        answers = statuses(await answers_to(url, request + LAST_GET))
+    assert answers == ([200, 200] if status == 200 else [status])
+    assert len(engine.submitted) == (status == 200)
+
+
+async def test_http_1_0_has_no_transfer_encoding():
+    async with run_server(make_app()) as url:
+        request = CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n"
+        assert "HTTP/1.0" in refusal(await answers_to(url, request), 400)
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (b"http://evil.example/version", b"localhost", 421),
+        (b"https://evil.example:443/version", b"localhost", 421),
+        (b"http://localhost/version", b"localhost", 200),
+        (b"HTTP://LOCALHOST:80/version", b"localhost", 200),
+        (b"http://[::1]:8000/version", b"evil.example", 200),
+        (b"http://localhost?a=b", b"localhost", 200),
+        (b"//evil.example/version", b"localhost", 404),
+        (b"/version", b"localhost ", 200),
+    ],
+)
+async def test_a_host_in_the_target_is_the_one_that_counts(target, host, status):
+    """RFC 9112, 3.2.2: the Host header beside it is ignored."""
+    request = b"GET %b HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % (target, host)
+    async with run_server(make_app()) as url:
+        assert statuses(await answers_to(url, request)) == [status]
+
+
+async def test_options_of_the_whole_server_name_its_methods():
+    async with run_server(make_app()) as url:
+        received = await answers_to(url, b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    refusal(received, 405)
+    assert b"allow: GET, HEAD, POST\r\n" in received
 
 
 async def test_a_stream_over_http_1_0_ends_with_its_connection():
@@ -265,7 +338,7 @@ async def test_no_state_of_a_connection_is_for_ever(sent, status, monkeypatch):
 async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch):
     monkeypatch.setattr(http_protocol, "UNREAD_S", 0.1)
     engine = FakeEngine(chunk_size=50, reply="the quick brown fox " * 40)
-    stream = json.loads(STREAM) | {"n": 16, "ignore_eos": True, "max_tokens": 250, "logprobs": 20}
+    stream = json.loads(STREAM) | {"n": 128, "ignore_eos": True, "max_tokens": 250, "logprobs": 20}
     requests = [post(json.dumps(stream).encode())] * 4
     async with run_server(make_app(engine)) as url, connect(url, *requests):
         await eventually(lambda: engine.submitted)
@@ -352,13 +425,28 @@ async def test_a_body_that_waits_for_leave_is_refused_without_one():
             assert statuses(await reader.read()) == [200]
 
 
+async def test_leave_is_given_only_where_that_is_expected():
+    async with run_server(make_app()) as url:
+        request = post(BODY, b"Expect: a-wonder", b"Connection: close")
+        assert statuses(await answers_to(url, request)) == [200]
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"a", b"a:80", b"a:", b"127.0.0.1:80", b"[::1]:80", b"a_b.c-d", b"%C3%A9"]
+)
+async def test_every_form_of_a_host_is_taken(host):
+    request = LAST_GET.replace(b"localhost", host)
+    async with run_server(make_app(allowed_hosts="*")) as url:
+        assert statuses(await answers_to(url, request)) == [200]
+
+
 async def test_unfinished_bodies_take_no_place_of_requests():
     async with run_server(make_app(max_open_requests=1)) as url, connect(url, post()[:-3]):
         assert statuses(await answers_to(url, post() + LAST_GET)) == [200, 200]
 
 
 async def test_connections_leave_files_for_the_rest_of_the_process(monkeypatch):
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (102, 102))
     async with run_server(make_app()) as url, AsyncExitStack() as opened:
         readers = []
         for _ in range(6):

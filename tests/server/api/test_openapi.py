@@ -71,12 +71,63 @@ async def test_every_event_of_a_stream_is_as_it_is_described(path, body):
         document = (await client.get("/openapi.json")).json()
         response = await client.post(f"/v1/{path}", json=body | STREAM)
     content = document["paths"][f"/v1/{path}"]["post"]["responses"]["200"]["content"]
-    schema = content[response.headers["content-type"].partition(";")[0]]["schema"]
+    event_schema = content[response.headers["content-type"].partition(";")[0]]["schema"]
+    schema = event_schema["properties"]["data"]["anyOf"][0]["contentSchema"]
     events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     assert events.pop() == "[DONE]"
     assert len(events) > 5
     for event in events:
         check(document, schema, json.loads(event))
+
+
+@pytest.mark.parametrize(("key", "security"), [("k", [{"key": []}]), (None, [{}, {"key": []}])])
+async def test_the_document_says_which_models_there_are_and_whether_a_key_is_needed(key, security):
+    settings = {} if key is None else {"api_key": key}
+    async with make_client(make_app(**settings), headers=KEY) as client:
+        document = (await client.get("/openapi.json")).json()
+    assert document["paths"]["/v1/completions"]["post"]["security"] == security
+    assert "security" not in document["paths"]["/health"]["get"]
+    [name] = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
+    assert name["schema"]["enum"] == ["tiny"]
+    for body in ("ChatBody", "CompletionBody", "TokenizeBody", "DetokenizeBody"):
+        schema = document["components"]["schemas"][body]
+        assert schema["properties"]["model"]["enum"] == [schema["example"]["model"]] == ["tiny"]
+        check(document, schema, schema["example"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "is_right"),
+    [
+        ("completions", TEXT | {"prompt": ["a", "b"], "n": 64}, True),
+        ("completions", TEXT | {"stop": ["a" * 100] * 20}, True),
+        ("completions", TEXT | {"stop": [""]}, False),
+        ("completions", TEXT | {"max_tokens": 0}, False),
+        ("completions", TEXT | {"max_tokens": 0, "echo": False}, False),
+        ("completions", TEXT | {"max_tokens": 0, "echo": True}, True),
+        ("completions", TEXT | {"max_tokens": 0, "prompt_logprobs": 0}, True),
+        ("completions", TEXT | {"prompt_logprobs": 0, "stream": True}, False),
+        ("completions", TEXT | {"prompt_logprobs": None, "stream": True}, True),
+        ("completions", TEXT | {"prompt_logprobs": 0, "stream": False}, True),
+        ("chat/completions", CHAT | {"max_completion_tokens": 0}, False),
+        ("chat/completions", CHAT | {"max_tokens": 0, "prompt_logprobs": None}, False),
+        ("chat/completions", CHAT | {"max_tokens": 0, "prompt_logprobs": 2}, True),
+        ("completions", TEXT | {"stream_options": {}}, False),
+        ("completions", TEXT | {"stream_options": {}, "stream": True}, True),
+        ("chat/completions", CHAT | {"logprobs": False}, False),
+        ("chat/completions", CHAT | {"max_tokens": 4, "max_completion_tokens": None}, True),
+        ("chat/completions", CHAT | {"max_tokens": 4, "max_completion_tokens": 5}, False),
+        ("chat/completions", CHAT | {"chat_template_kwargs": {"thinking": True}}, True),
+        ("chat/completions", CHAT | {"chat_template_kwargs": {"colour": True}}, False),
+    ],
+)
+async def test_a_body_is_right_by_the_document_where_it_is_taken(path, body, is_right):
+    async with make_client(make_app()) as client:
+        document = (await client.get("/openapi.json")).json()
+        status = (await client.post(f"/v1/{path}", json=body)).status_code
+    content = document["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]
+    schema = content["application/json"]["schema"] | {"components": document["components"]}
+    assert jsonschema.Draft202012Validator(schema).is_valid(body) is is_right
+    assert status == (200 if is_right else 400)
 
 
 async def test_an_engine_that_is_away_is_described_too():

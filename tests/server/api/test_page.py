@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from bitwatt.api.app import create_app
 from bitwatt.engine.messages import EngineStats, MemoryUse
+from bitwatt.model.card import Quality
 from bitwatt.telemetry.metering import ModelEnergy
 from bitwatt.telemetry.metrics import Metrics, ModelMetrics
 from playwright.async_api import expect
@@ -20,7 +21,7 @@ from tests.fakes import (
     make_settings,
     run_server,
 )
-from tests.server.api.browser import PageClock, open_page, run_load
+from tests.server.api.browser import PageClock, barriers_in_every_look, open_page, run_load
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -62,6 +63,7 @@ class CountingEngine(FakeEngine):
                 num_blocks_used=8 * (len(self.running) - is_last),
                 num_generation_tokens=self.stats.num_generation_tokens + len(output.token_ids),
                 num_steps=self.stats.num_steps + 1,
+                rss_anon_bytes=3000 if self.info.weights == "ternary" else 4500,
             )
             self.metrics.on_stats(self.stats)
             if isinstance(self.energy, MeteredEnergy):
@@ -70,12 +72,20 @@ class CountingEngine(FakeEngine):
 
 
 def make_pair_app(
-    *, reply=REPLY, delays_s=(0.02, 0.03), sleep=asyncio.sleep, joules=None, **settings
+    *,
+    reply=REPLY,
+    delays_s=(0.02, 0.03),
+    sleep=asyncio.sleep,
+    joules=None,
+    qualities=(None, None),
+    first_measurement=False,
+    **settings,
 ):
     """Return an application over `tiny` and its slower 16-bit twin.
 
     delays_s  before a token, of each, slept by `sleep`
     joules    a token, of each; None where nothing is measured
+    qualities that their cards tell of
     """
     metrics = Metrics()
     infos = {
@@ -99,8 +109,14 @@ def make_pair_app(
             metrics=metrics.model(name),
             energy=energy,
         )
-        served[name] = replace(make_model(engine, name=name, metrics=metrics), energy=energy)
+        model = make_model(engine, name=name, metrics=metrics)
+        served[name] = replace(model, energy=energy, quality=qualities[index])
+    settings["first_measurement"] = first_measurement
     return create_app(served, make_settings(**settings), metrics)
+
+
+def card(bits_per_byte, evaluation="one"):
+    return Quality(bits_per_byte=bits_per_byte, evaluation=evaluation)
 
 
 @pytest.mark.needs_program("chromium")
@@ -125,15 +141,20 @@ async def test_a_prompt_runs_on_both_models_and_a_load_fills_the_headline():
             await expect(side.locator("dd")).to_have_text(
                 [re.compile(r"\d m?s"), re.compile(r"\d tok/s"), re.compile(r"^\d+$")]
             )
-        await expect(speed).to_contain_text("n = 1 prompt")
+        # One prompt, both models at once, is no measurement.
+        await expect(speed).to_contain_text("not measured yet")
 
         await run_load(page)
         table = page.get_by_role("region", name="Results of the load")
-        await expect(table.get_by_role("row")).to_have_count(7)
+        await expect(table.get_by_role("row")).to_have_count(8)
         await expect(table).to_contain_text("2 alternating windows of 4 requests, 4 at once")
         await expect(speed).to_contain_text(re.compile(r"tok/s against .*n\s=\s2 windows"))
+        await expect(speed).to_contain_text(re.compile(r"pairs from [\d.]+× to [\d.]+×"))
+        await expect(memory.locator(".gain")).to_have_text(["4.00×", "1.50×"])
+        await expect(memory.locator(".label")).to_have_text(["Weights", "Whole process"])
+        await expect(memory.locator(".said")).to_have_text(["75% less", "33.3% less"])
         await expect(energy).to_contain_text("unavailable")
-        await expect(energy).to_contain_text("energy is not metered")
+        await expect(energy).to_contain_text("can't be measured, because energy is not metered")
         await expect(energy).to_contain_text("estimated")
         await expect(energy.locator(".gain")).to_have_text("–")
         await expect(cost).to_contain_text("no rent is set (--usd-per-hour)")
@@ -161,7 +182,7 @@ async def test_a_loss_is_shown_as_a_loss_on_a_phone_too():
         await run_load(page)
         # A token every 30 ms against one every 2 ms.
         for name, gain, values, said in (
-            ("speed", "0.0667×", "33.3 tok/s against 500 tok/s", "93.3% fewer tokens"),
+            ("speed", "0.0667×", "33.3 tok/s against 500 tok/s", "93.3% fewer tokens a second"),
             ("energy", "0.25×", "4 J against 1 J", "300% more energy"),
             ("cost", "0.0667×", "$16.67 against $1.11", "1,400% more expensive"),
         ):
@@ -171,6 +192,189 @@ async def test_a_loss_is_shown_as_a_loss_on_a_phone_too():
             await expect(tile.locator(".said")).to_have_text(said)
         widths = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert widths[0] <= widths[1]
+    assert watched.complaints == []
+
+
+@pytest.mark.needs_program("chromium")
+async def test_a_first_quick_look_needs_no_click_and_stays_after_a_reload():
+    """The page once showed one figure and three dashes, and forgot the rest on a reload."""
+    qualities = (card(1.9), card(1.9 * 0.95))
+    app = make_pair_app(delays_s=(0.001, 0.003), qualities=qualities, first_measurement=True)
+    engine = app.state.catalog.by_name["tiny"].engine
+    async with run_server(app) as url, open_page(url) as (page, watched):
+        speed, quality = page.locator("#tile-speed"), page.locator("#tile-quality")
+        await expect(page.locator("#tile-memory .gain").first).to_have_text("4.00×")
+        await expect(quality.locator(".gain.worse")).to_have_text("0.95×")
+        await expect(quality).to_contain_text("1.9 bits/byte against 1.805 bits/byte")
+        await expect(speed.locator(".gain")).to_have_text(re.compile("×$"), timeout=15_000)
+        await expect(speed.locator(".badge")).to_have_text("quick look")
+        await expect(speed).to_contain_text(
+            re.compile(r"First quick look, \d\d:\d\d: n\s=\s\d windows of 4 requests")
+        )
+        await expect(speed).to_contain_text("pairs from")
+        gain = await speed.locator(".gain").text_content()
+        num_asked = len(engine.submitted)
+
+        await page.reload()
+        await expect(speed.locator(".gain")).to_have_text(gain)
+        await expect(page.get_by_role("region", name="Results of the load")).to_be_visible()
+        await page.wait_for_timeout(2500)
+        assert len(engine.submitted) == num_asked
+    assert watched.complaints == []
+
+
+@pytest.mark.needs_program("chromium")
+async def test_the_quick_look_waits_for_callers_gives_way_to_them_and_to_a_persons_load():
+    app = make_pair_app(delays_s=(0.02, 0.02), first_measurement=True)
+    models = app.state.catalog.by_name
+    callers, engine = models["tiny"].callers, models["tiny"].engine
+    callers.arrive()
+    async with run_server(app) as url, open_page(url) as (page, _):
+        speed = page.locator("#tile-speed")
+        await expect(speed.get_by_role("button", name="Measure")).to_be_visible()
+        await page.wait_for_timeout(2500)
+        assert engine.submitted == []
+        callers.leave()
+        await expect(speed.locator(".badge")).to_have_text("measuring")
+        for _ in range(5):
+            callers.arrive()
+        await expect(page.locator("#load-status")).to_contain_text("nothing is concluded")
+        await expect(speed.locator(".badge")).to_have_text("not measured yet")
+        for _ in range(5):
+            callers.leave()
+        await expect(speed.locator(".badge")).to_have_text("measuring", timeout=10_000)
+        await run_load(page)
+        await expect(speed.locator(".badge")).to_have_text("measured")
+
+
+@pytest.mark.needs_program("chromium")
+async def test_a_setting_turns_the_quick_look_off_and_a_button_in_the_tile_measures():
+    app = make_pair_app(delays_s=(0.001, 0.001))
+    async with run_server(app) as url, open_page(url) as (page, watched):
+        await page.get_by_label("Windows of each").fill("2")
+        await page.get_by_label("Requests a window").fill("4")
+        await page.get_by_label("Tokens an answer").fill("12")
+        speed, cost = page.locator("#tile-speed"), page.locator("#tile-cost")
+        await expect(speed.locator(".badge")).to_have_text("not measured yet")
+        await expect(cost.locator(".badge")).to_have_text("unavailable")
+        await expect(cost).to_contain_text("can't be measured, because no rent is set")
+        await expect(cost.get_by_role("button")).to_have_count(0)
+        await page.wait_for_timeout(2500)
+        assert app.state.catalog.by_name["tiny"].engine.submitted == []
+        button = speed.get_by_role("button")
+        await button.focus()
+        await button.press("Enter")
+        await expect(speed.locator(".badge")).to_have_text("measured")
+        await expect(button).to_have_text("Measure again")
+        await expect(button).to_be_focused()
+    assert watched.complaints == []
+
+
+@pytest.mark.needs_program("chromium")
+async def test_what_electricity_costs_is_said_or_why_it_is_unknown():
+    clock = PageClock()
+    prices = {"usd_per_kwh": 0.36, "pue": 1}
+    app = make_pair_app(delays_s=(0.03, 0.06), sleep=clock.sleep, joules=(1, 2), **prices)
+    async with run_server(app) as url, open_page(url, clock=clock) as (page, _):
+        await run_load(page)
+        cost = page.locator("#tile-cost")
+        # A joule a token is a million joules, 0.2778 kWh, at $0.36.
+        await expect(cost.locator(".values")).to_have_text("$0.10 against $0.20")
+        await expect(cost).to_contain_text("Electricity of a million tokens alone: no rent is set")
+    async with run_server(make_pair_app(**prices)) as url, open_page(url) as (page, _):
+        await expect(page.locator("#tile-cost")).to_contain_text(
+            "Electricity at $0.36 a kWh is unknown: joules can't be measured, because"
+        )
+
+
+@pytest.mark.needs_program("chromium")
+@pytest.mark.parametrize(
+    ("qualities", "said"),
+    [
+        ((None, None), "are unknown: the card of tiny (README.md) has no bits/byte"),
+        ((card(1.9), None), "are unknown: the card of tiny-fp16 (README.md) has no bits/byte"),
+        ((card(1.9), card(1.8, "two")), "are unknown: the models' cards have figures of different"),
+        ((card(1.9), card(1.9)), "no difference"),
+    ],
+)
+async def test_quality_is_from_the_cards_of_both_or_unknown_with_the_reason(qualities, said):
+    async with run_server(make_pair_app(qualities=qualities)) as url, open_page(url) as (page, _):
+        await expect(page.locator("#tile-quality")).to_contain_text(said)
+
+
+@pytest.mark.needs_program("chromium")
+async def test_without_cards_the_answers_agreement_is_measured_with_the_speed():
+    clock = PageClock()
+    app = make_pair_app(sleep=clock.sleep)
+    app.state.catalog.by_name["tiny-fp16"].engine.reply = REPLY.replace("fox", "dog")
+    async with run_server(app) as url, open_page(url, clock=clock) as (page, watched):
+        quality = page.locator("#tile-quality")
+        await expect(quality.locator(".badge")).to_have_text("not measured yet")
+        await expect(quality.get_by_role("button", name="Measure")).to_be_visible()
+        await run_load(page)
+        # They part after "the quick brown ", 16 of the 46 characters that 12 tokens are.
+        await expect(quality.locator(".gain.alone")).to_have_text("34.8%")
+        await expect(quality).to_contain_text("agreement of the answers")
+        await expect(quality).to_contain_text(re.compile(r"n\s=\s8 answers. Bits/byte are unknown"))
+    assert watched.complaints == []
+
+
+@pytest.mark.needs_program("chromium")
+async def test_a_sentence_says_what_is_compared_and_one_word_is_used_for_ternary_weights():
+    async with run_server(make_pair_app()) as url, open_page(url) as (page, _):
+        await expect(page.locator("#compared")).to_have_text(
+            "tiny (ternary weights) against tiny-fp16, the same model with bfloat16 weights, on "
+            "the same machine: above 1× ternary saves, below it loses."
+        )
+        said = await page.locator("body").inner_text()
+    assert "ternary" in said
+    assert not re.search(r"1\.58|2-bit|two bits", said)
+
+
+@pytest.mark.needs_program("chromium")
+async def test_colours_mean_models_and_nothing_else():
+    async with run_server(make_pair_app()) as url, open_page(url) as (page, _):
+        bars = page.locator("#memory .bar")
+        await expect(bars).to_have_count(4)
+        colours = await page.evaluate("""() => {
+            const root = getComputedStyle(document.documentElement);
+            const names = ["--ground", "--card", "--sunken", "--ink", "--quiet", "--line"];
+            const fills = [...document.querySelectorAll("#memory .bar rect")].map(
+                (rect) => getComputedStyle(rect).fill);
+            return [names.map((name) => root.getPropertyValue(name)), [...new Set(fills)].length];
+        }""")
+    greys, num_fills = colours
+    assert num_fills == 2
+    for grey in greys:  # no channel stands out
+        channels = [int(grey.strip()[i : i + 2], 16) for i in (1, 3, 5)]
+        assert max(channels) - min(channels) < 32, grey
+
+
+@pytest.mark.needs_program("chromium")
+@pytest.mark.parametrize("make", [make_pair_app, make_app], ids=["pair", "single"])
+async def test_axe_finds_nothing_that_bars_people_from_the_page(make):
+    app = make(usd_per_hour=2, first_measurement=False)
+    async with run_server(app) as url, open_page(url) as (page, _):
+        await expect(page.locator("#charts canvas")).to_have_count(3)
+        assert await barriers_in_every_look(page) == {"light": [], "dark": [], "phone": []}
+        await page.get_by_role("button", name="Ask").click()
+        await run_load(page)
+        assert await barriers_in_every_look(page) == {"light": [], "dark": [], "phone": []}
+
+
+@pytest.mark.needs_program("chromium")
+async def test_a_model_alone_gets_figures_of_its_own():
+    app = make_app(FakeEngine(reply=REPLY, delay_s=0.001), usd_per_hour=2)
+    async with run_server(app) as url, open_page(url) as (page, watched):
+        speed = page.locator("#tile-speed")
+        await expect(speed.locator(".gain")).to_contain_text("tok/s", timeout=15_000)
+        await expect(page.locator("#tile-cost .gain")).to_contain_text("$")
+        await expect(page.locator("body")).not_to_contain_text("both models")
+        for tile in await page.locator(".tile").all():
+            assert "×" not in await tile.inner_text()
+        await expect(page.get_by_role("region", name="Results of the load")).not_to_contain_text(
+            "Gain"
+        )
     assert watched.complaints == []
 
 
@@ -198,17 +402,29 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab_alone():
 @pytest.mark.needs_program("chromium")
 async def test_a_model_without_a_twin_can_be_asked_and_the_page_says_what_is_missing():
     engine = FakeEngine(reply=REPLY)
-    async with run_server(make_app(engine)) as url, open_page(url) as (page, watched):
-        await expect(page.get_by_role("alert")).to_contain_text("bitwatt serve --compare")
-        await expect(page.locator("#tile-memory")).to_contain_text("needs two models")
-        await expect(page.get_by_role("button", name="Run load")).to_be_hidden()
-        await page.get_by_role("button", name="Ask both").click()
+    async with (
+        run_server(make_app(engine, first_measurement=False)) as url,
+        open_page(url) as (page, watched),
+    ):
+        await expect(page.locator("#compared")).to_contain_text("bitwatt serve --compare")
+        await expect(page.get_by_role("alert")).to_be_hidden()
+        await expect(page.locator("#tile-memory")).to_contain_text("310 B")
+        await expect(page.get_by_role("button", name="Ask both")).to_have_count(0)
+        await page.get_by_role("button", name="Ask", exact=True).click()
         await expect(page.get_by_role("region", name="Answer of tiny")).to_have_text(REPLY)
         memory = page.get_by_role("region", name="Memory by kind")
         await memory.focus()
         await page.wait_for_timeout(1500)
         await expect(memory).to_be_focused()
     assert watched.complaints == []
+
+
+@pytest.mark.needs_program("chromium")
+async def test_the_page_says_that_a_slower_backend_runs_than_could():
+    engine = FakeEngine(info=make_info(fallback="the backend torch runs; install a compiler"))
+    async with run_server(make_app(engine)) as url, open_page(url) as (page, _):
+        told = page.get_by_role("alert")
+        await expect(told).to_contain_text("tiny: the backend torch runs; install a compiler.")
 
 
 @pytest.mark.needs_program("chromium")
@@ -241,12 +457,17 @@ async def test_the_page_and_all_it_needs_come_with_a_strict_policy():
         assert not re.search(r'\sstyle="|\son\w+="|https?://', page.text)
 
 
-async def test_a_file_that_has_not_changed_is_not_sent_again():
+@pytest.mark.parametrize("known", ["{tag}", "W/{tag}", '"a", {tag}', '"a",W/{tag} , "b"', "*"])
+async def test_a_file_that_has_not_changed_is_not_sent_again(known):
     async with make_client(make_app()) as client:
         first = await client.get("/page/main.js")
         assert first.headers["content-type"] == "text/javascript; charset=utf-8"
-        again = await client.get("/page/main.js", headers={"if-none-match": first.headers["etag"]})
+        tags = known.format(tag=first.headers["etag"])
+        again = await client.get("/page/main.js", headers={"if-none-match": tags})
+        changed = await client.get("/page/main.js", headers={"if-none-match": '"a", W/"b"'})
     assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == first.headers["etag"]
+    assert (changed.status_code, changed.content) == (200, first.content)
 
 
 @pytest.mark.parametrize(

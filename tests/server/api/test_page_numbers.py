@@ -27,6 +27,17 @@ def test_statistics_are_what_they_are_by_hand():
         "s.decodeRate(11, 8, 1000, 1500)": 20,
         "s.decodeRate(11, 7, 1000, 1500)": None,
         "s.decodeRate(11, 8, 1000, 1000)": None,
+        # Five rounds in 5 s are a second each, in which 0.4 s for 8 tokens are 20 tokens.
+        "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 0.4)": 20,
+        "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 12)": 8,
+        "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 0.001)": 128,
+        # Of the longer text, by characters, until the two part; as mirrors count it.
+        's.agreement("the cat", "the dog sat")': 4 / 11,
+        's.agreement("the", "the dog")': 3 / 7,
+        's.agreement("🦊a", "🦊b")': 0.5,
+        's.agreement("the", "the")': 1,
+        's.agreement("", "")': 1,
+        's.agreement("", "a")': 0,
     }
     assert evaluate(expected, s="statistics.js", f="format.js") == list(expected.values())
 
@@ -45,5 +56,9 @@ def test_numbers_are_shown_as_people_read_them():
         "f.times(3.6123)": "3.61×",
         "f.times(0.5)": "0.5×",
         "f.times(48.13)": "48.1×",
+        "f.millions(13_100_000)": "13.1M",
+        "f.millions(2.4e9)": "2.4B",
+        "f.when(0, 3_600_000)": "00:00",
+        "f.when(0, 1e12)": "1 Jan 1970, 00:00",
     }
     assert evaluate(expected, s="statistics.js", f="format.js") == list(expected.values())

@@ -36,7 +36,7 @@ async def logged(caplog, engines, *, load=(), host="127.0.0.1"):
     settings = make_settings(host=host)
 
     async def announce():
-        await server.announce()
+        await server.announce(models)
 
     server = new_server(create_app(models, settings, metrics, on_ready=announce), settings)
     task = asyncio.create_task(server.serve())
@@ -52,16 +52,16 @@ async def logged(caplog, engines, *, load=(), host="127.0.0.1"):
     return [r.message for r in caplog.records if r.name.startswith("bitwatt.")], port
 
 
-async def test_the_start_ends_with_the_address_to_open(caplog):
+async def test_the_start_ends_with_the_address_to_open_and_the_models_names(caplog):
     engines = {"tiny": LoadingEngine(), "tiny-fp16": LoadingEngine()}
     lines, port = await logged(caplog, engines, load=engines.values())
-    assert lines[-1] == f"all models are ready: open http://127.0.0.1:{port}/"
+    assert lines[-1] == f"all models are ready (tiny, tiny-fp16): open http://127.0.0.1:{port}/"
     assert len([line for line in lines if "is ready after" in line]) == 2
 
 
 async def test_an_engine_that_is_ready_before_the_port_is_open_is_announced_too(caplog):
     lines, port = await logged(caplog, {"tiny": FakeEngine()})
-    assert lines[-1] == f"all models are ready: open http://127.0.0.1:{port}/"
+    assert lines[-1] == f"all models are ready (tiny): open http://127.0.0.1:{port}/"
 
 
 async def test_a_server_of_every_network_names_an_address_that_opens(caplog):

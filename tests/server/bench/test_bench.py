@@ -7,6 +7,8 @@ import sys
 import pytest
 from bitwatt.bench.cpu import bench_cpu
 
+from tests.extent import TEST_ALL
+
 
 def run(*names: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bitwatt.bench", *names]
@@ -32,6 +34,7 @@ def test_an_unknown_benchmark_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not TEST_ALL, reason="takes half a minute: BITWATT_TEST_ALL=1 runs it")
 def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
     """One layer of the 700M shape: every figure is there, none is judged."""
     lines: list[str] = []

@@ -13,7 +13,17 @@ from safetensors.torch import load, save
 
 from tests.server.checkpoints.writers import write_packed
 
-__all__ = ["Files", "corrupt_folders", "good_files", "mutate", "write"]
+__all__ = [
+    "BYTE_CHANGES",
+    "VALUES",
+    "Files",
+    "corrupt_folders",
+    "good_files",
+    "mutate",
+    "peak_bytes",
+    "reset_peak",
+    "write",
+]
 
 Files = dict[str, bytes]
 """A folder's files; b"PIPE" and b"ZEROS" stand for a pipe and a link to /dev/zero."""
@@ -34,7 +44,7 @@ _SIZES = (
 )
 _BAD_SIZES = (0, -1, 1.5, "64", [64], True, 10**9, 10**30)
 _NUMBERS = (0, -1, 1, 3, 63, 10**9, 1 << 24, 1 << 31, 1 << 63, 10**30, 10**401, 0.5, 1e-60, 1e300)
-_VALUES = (None, True, "", "x" * 1000, [], {}, [[]], float("nan"), float("inf"), *_NUMBERS)
+VALUES = (None, True, "", "x" * 1000, [], {}, [[]], float("nan"), float("inf"), *_NUMBERS)
 
 
 def good_files(folder: Path, *, is_sharded: bool = False) -> Files:
@@ -233,11 +243,24 @@ def _set_value(random: Random, data: bytes) -> bytes:
     while isinstance(at, dict | list) and at:
         key = random.choice(list(at) if isinstance(at, dict) else range(len(at)))
         if not isinstance(at[key], dict | list) or not at[key] or random.random() < 0.3:
-            at[key] = random.choice(_VALUES)
+            at[key] = random.choice(VALUES)
             break
         at = at[key]
     encoded = json.dumps(root).encode()
     return encoded if is_json else struct.pack("<Q", len(encoded)) + encoded + data[8 + size :]
 
 
-_CHANGES: list[Callable[[Random, bytes], bytes]] = [_set_bytes, _cut, _set_number, _set_value]
+BYTE_CHANGES: list[Callable[[Random, bytes], bytes]] = [_set_bytes, _cut, _set_number]
+"""Changes of any file."""
+
+_CHANGES = [*BYTE_CHANGES, _set_value]
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has had since reset_peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")

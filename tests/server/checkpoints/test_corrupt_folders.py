@@ -6,11 +6,19 @@ from random import Random
 
 import pytest
 import torch
-from bitwatt.checkpoints import load_model
+from bitwatt.checkpoints.registry import load_model
 from bitwatt.errors import CheckpointError
 from bitwatt_kernels.registry import choose_backend
 
-from tests.server.checkpoints.corruption import Files, corrupt_folders, good_files, mutate, write
+from tests.server.checkpoints.corruption import (
+    Files,
+    corrupt_folders,
+    good_files,
+    mutate,
+    peak_bytes,
+    reset_peak,
+    write,
+)
 
 NUM_MUTATIONS = 20_000 if os.environ.get("BITWATT_TEST_ALL") == "1" else 400
 SPARE_BYTES = 64 << 20
@@ -24,16 +32,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Files:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return good_files(tmp_path_factory.mktemp("sharded"), is_sharded=True)
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has had since reset_peak."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) << 10
-
-
-def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def load_within_limits(folder: Path, files: Files) -> str | None:

@@ -8,15 +8,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bitwatt import builtin
-from bitwatt.checkpoints import load_model
+from bitwatt.checkpoints.registry import load_model
 from bitwatt.errors import CheckpointError, ConfigurationError
 from bitwatt.model.config import Weights
-from bitwatt.model.transformer import Transformer
 from bitwatt_kernels.registry import choose_backend
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tests.server.checkpoints.against_transformers import (
+    DENSE_TOLERANCE,
+    assert_same_model,
+    assert_same_ternary_model,
+    expected_logits,
+    load,
+    logits_of,
+)
 from tests.server.checkpoints.writers import (
     Family,
     edit_config,
@@ -25,53 +32,9 @@ from tests.server.checkpoints.writers import (
     write_online,
     write_packed,
 )
-from tests.server.model.steps import CPU_BACKENDS, Context, forward, greedy_tokens, make_kv_cache
+from tests.server.model.steps import CPU_BACKENDS, Context, forward, make_kv_cache
 
 pytestmark = pytest.mark.slow
-
-PROMPT = torch.randint(0, 320, (40,), generator=torch.Generator().manual_seed(5)).tolist()
-NUM_STEPS = 64
-
-# A model in float32 differs from another in the order of its sums: 1e-5 of logits of spread 1.
-DENSE_TOLERANCE = 1e-4
-# In a ternary one that difference may also move an activation across a rounding boundary. One
-# step of one int8 code, seen to move a logit by 0.03, then reaches the token's other logits and
-# the tokens after it. A token that meets none agrees as in a dense model.
-FLIPPED_TOLERANCE = 0.1
-
-
-def load(path: Path, weights: Weights, backend: str = "reference", **options: Any) -> Transformer:
-    chosen = choose_backend(torch.device("cpu"), backend).backend
-    return load_model(path, weights=weights, backend=chosen, dtype=torch.float32, **options)
-
-
-def logits_of(model: Transformer) -> Tensor:
-    return forward(model, make_kv_cache(model, 4), [(Context([2, 0, 1]), PROMPT)])
-
-
-@torch.no_grad()
-def expected_logits(model: Any) -> Tensor:
-    logits: Tensor = model(torch.tensor([PROMPT])).logits[0]
-    return logits
-
-
-@torch.no_grad()
-def expected_greedy_tokens(model: Any) -> list[int]:
-    """Every step from the first token on: the name of the cache's argument is their version's."""
-    tokens = torch.tensor([PROMPT])
-    for _ in range(NUM_STEPS):
-        logits = model(tokens, use_cache=False).logits
-        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
-    generated: list[int] = tokens[0, len(PROMPT) :].tolist()
-    return generated
-
-
-def assert_same_ternary_model(ours: Transformer, theirs: Any) -> None:
-    difference = (logits_of(ours) - expected_logits(theirs)).abs()
-    by_token = difference.amax(dim=1)
-    assert by_token.min() < DENSE_TOLERANCE
-    assert by_token.max() < FLIPPED_TOLERANCE
-    assert greedy_tokens(ours, PROMPT, NUM_STEPS) == expected_greedy_tokens(theirs)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -99,10 +62,7 @@ def test_dense_llama_computes_what_transformers_does(
 ) -> None:
     theirs = write_dense(tmp_path, **changes)
     ours = load(tmp_path, "dense", backend)
-    torch.testing.assert_close(
-        logits_of(ours), expected_logits(theirs), rtol=0, atol=DENSE_TOLERANCE
-    )
-    assert greedy_tokens(ours, PROMPT, NUM_STEPS) == expected_greedy_tokens(theirs)
+    assert_same_model(ours, theirs)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -282,7 +242,7 @@ def test_8_bits_of_head_and_embedding_leave_a_trained_model_as_good() -> None:
 def test_max_model_len_lowers_the_models_own(tmp_path: Path) -> None:
     write_dense(tmp_path)
     assert load(tmp_path, "dense", max_model_len=64).config.max_model_len == 64
-    with pytest.raises(ConfigurationError, match=r"max_model_len is 257; the model takes 1 to 256"):
+    with pytest.raises(ConfigurationError, match=r"max_model_len is 257; the model takes 2 to 256"):
         load(tmp_path, "dense", max_model_len=257)
 
 
@@ -477,6 +437,18 @@ def test_a_context_that_no_one_asked_for_is_bounded_and_said(tmp_path: Path) -> 
     assert load(tmp_path, "dense", "torch", max_model_len=300).notices == ()
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
+def test_a_link_to_a_file_that_is_lost_is_named_and_not_taken_for_none(
+    tmp_path: Path, name: str
+) -> None:
+    write_dense(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("lost")
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path, "dense")
+    assert str(error.value) == f"{tmp_path}/{name} can't be read: No such file or directory"
+
+
 @pytest.mark.parametrize("field", ["eos_token_id", "bos_token_id"])
 def test_a_token_outside_the_vocabulary_is_refused_with_its_file(
     tmp_path: Path, field: str
@@ -536,11 +508,16 @@ def test_a_path_without_a_model_says_what_is_wanted_and_what_is_there(tmp_path: 
     assert "`hf download`" in refusal(Path("microsoft/bitnet-b1.58-2B-4T"))
     assert refusal(tmp_path).endswith("It is an empty folder")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    assert refusal(tmp_path).endswith("It has no config.json")
-    assert "is not a folder but a GGUF file" in refusal(tmp_path / "model.gguf")
+    told = "It has its weights as GGUF: give the file itself, model.gguf"
+    assert refusal(tmp_path).endswith(told)
     (tmp_path / "config.json").write_text("{}")
-    assert refusal(tmp_path).endswith("It has its weights as GGUF (model.gguf), which is not read")
-    (tmp_path / "model.gguf").rename(tmp_path / "pytorch_model.bin")
+    assert refusal(tmp_path).endswith(told)
+    (tmp_path / "model.gguf").rename(tmp_path / "model.txt")
+    assert "is not a folder but a file" in refusal(tmp_path / "model.txt")
+    (tmp_path / "config.json").unlink()
+    assert refusal(tmp_path).endswith("It has no config.json")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.txt").rename(tmp_path / "pytorch_model.bin")
     assert "its weights as pickles (pytorch_model.bin), which are not read" in refusal(tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
     assert refusal(tmp_path).endswith("It has no weights")

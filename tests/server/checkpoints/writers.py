@@ -17,7 +17,16 @@ with warnings.catch_warnings():
 
 transformers.utils.logging.disable_progress_bar()
 
-__all__ = ["Family", "edit_config", "sizes", "write_dense", "write_online", "write_packed"]
+__all__ = [
+    "Family",
+    "edit_config",
+    "random_model",
+    "sizes",
+    "with_ternary_linears",
+    "write_dense",
+    "write_online",
+    "write_packed",
+]
 
 Family = Literal["bitnet", "llama"]
 
@@ -45,7 +54,7 @@ def sizes(**changes: Any) -> dict[str, Any]:
     }
 
 
-def _random_model(family: Family, seed: int, **changes: Any) -> Any:
+def random_model(family: Family, seed: int, **changes: Any) -> Any:
     """Return a float32 model with weights wide enough for its logits to differ."""
     config_class, model_class = _CLASSES[family]
     model = model_class(config_class(**sizes(**changes))).eval()
@@ -63,14 +72,14 @@ def write_dense(folder: Path, family: Family = "llama", *, seed: int = 0, **chan
     max_shard_size, where given, splits it into several files.
     """
     shard = {"max_shard_size": changes.pop("max_shard_size", "5GB")}
-    model = _random_model(family, seed, **changes)
+    model = random_model(family, seed, **changes)
     model.save_pretrained(folder, **shard)
     return model
 
 
 def write_online(folder: Path, family: Family, *, seed: int = 0, **changes: Any) -> Any:
     """Write float32 masters to be ternarized while loading; return a model that does so."""
-    model = _random_model(family, seed, **changes)
+    model = random_model(family, seed, **changes)
     model.save_pretrained(folder)
     _set_quantization(folder, linear_class="autobitlinear", quantization_mode="online")
     return _with_bit_linears(model, folder)
@@ -89,7 +98,7 @@ def write_packed(
 
     is_unpacked  store the ternary values as floats, as transformers saves autobitlinear models
     """
-    model = _random_model(family, seed, **changes)
+    model = random_model(family, seed, **changes)
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     for name in [n for n in tensors if n.endswith("_proj.weight")]:
@@ -101,6 +110,22 @@ def write_packed(
         tensors[f"{name}_scale"] = stored.reshape(1)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _set_quantization(folder, linear_class=linear_class, quantization_mode="offline")
+    return _with_bit_linears(model, folder)
+
+
+def with_ternary_linears(model: Any, folder: Path) -> Any:
+    """Return the model with BitNet's linears, of a model whose weights are ternary already.
+
+    folder  to write it to
+    """
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [n for n in tensors if n.endswith("_proj.weight")]:
+        scale = tensors[name].abs().max()
+        tensors[name] = (tensors[name] / scale).round()
+        tensors[f"{name}_scale"] = scale.reshape(1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _set_quantization(folder, linear_class="autobitlinear", quantization_mode="offline")
     return _with_bit_linears(model, folder)
 
 

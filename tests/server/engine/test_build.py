@@ -11,6 +11,8 @@ from bitwatt.engine import build
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import _ACCEPTED, EngineConfig, decode_to_engine, encode
 from bitwatt.errors import BitwattError, ConfigurationError, EngineStartError
+from bitwatt_kernels.cpu import native_backend
+from bitwatt_kernels.errors import BackendError
 
 
 def test_weights_of_a_misspelt_name_are_refused_and_not_served_dense() -> None:
@@ -90,7 +92,7 @@ def test_what_the_machine_or_the_kernels_refuse_is_an_error_of_the_start(
     [
         ({"device": "tpu9000"}, "--device"),
         ({"backend": "abacus"}, "backend is 'abacus'; it is one of reference.* fake .--backend."),
-        ({"max_model_len": 10**9}, "max_model_len is 1000000000; the model takes 1 to 1024"),
+        ({"max_model_len": 10**9}, "max_model_len is 1000000000; the model takes 2 to 1024"),
         ({"max_num_batched_tokens": 3}, "--max-num-batched-tokens"),
     ],
 )
@@ -114,8 +116,29 @@ def test_an_engine_that_is_well_has_nothing_to_notice() -> None:
     core, info = build_engine(config)
     core.close()
     assert info.notices == []
+    assert info.fallback is None
     assert info.weights == "ternary"
     assert info.memory.kv_cache_bytes > 0
+
+
+def test_a_backend_that_runs_in_place_of_a_faster_one_is_told_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a compiler plain torch once served, and nothing but a line of the log told."""
+
+    def without_library(*_: object, **__: object) -> None:
+        raise BackendError("the native CPU kernels were not built: install a C++20 compiler")
+
+    monkeypatch.setattr(native_backend, "NativeBackend", without_library)
+    core, info = build_engine(EngineConfig(model_path=str(builtin.TERNARY), max_num_seqs=1))
+    core.close()
+    assert info.backend == "torch"
+    assert info.fallback is not None
+    assert info.fallback.startswith("the backend torch runs, and shows nothing of the speed")
+    assert info.fallback.endswith(
+        "native: the native CPU kernels were not built: install a C++20 compiler"
+    )
+    assert info.notices == [info.fallback]
 
 
 def test_a_context_that_the_default_kv_cache_cannot_hold_is_shortened_and_said(
@@ -131,7 +154,7 @@ def test_a_context_that_the_default_kv_cache_cannot_hold_is_shortened_and_said(
     core, info = build_engine(config)
     core.close()
     bytes_per_token = info.memory.kv_cache_bytes // (info.num_blocks * info.block_size)
-    monkeypatch.setattr(build, "_DEFAULT_CPU_KV_CACHE_BYTES", 4096 * bytes_per_token)
+    monkeypatch.setattr(build, "DEFAULT_CPU_KV_CACHE_BYTES", 4096 * bytes_per_token)
     core, info = build_engine(config)
     core.close()
     assert info.max_model_len == info.num_blocks * info.block_size == 4096
@@ -140,6 +163,6 @@ def test_a_context_that_the_default_kv_cache_cannot_hold_is_shortened_and_said(
     for asked in ({"max_model_len": 8192}, {"kv_cache_bytes": 4096 * bytes_per_token}):
         with pytest.raises(EngineStartError, match="the KV cache holds 4096 tokens"):
             build_engine(msgspec.structs.replace(config, **asked))
-    monkeypatch.setattr(build, "_DEFAULT_CPU_KV_CACHE_BYTES", 1024 * bytes_per_token)
+    monkeypatch.setattr(build, "DEFAULT_CPU_KV_CACHE_BYTES", 1024 * bytes_per_token)
     with pytest.raises(EngineStartError, match="the KV cache holds 1024 tokens"):
         build_engine(config)

@@ -47,6 +47,7 @@ class Engine:
             on_ready=lambda info: self.events.append(f"ready: {info.backend}"),
             on_step=lambda message: self.stats.append(message.stats),
             on_down=lambda: self.events.append("down"),
+            on_restart=lambda: self.events.append("restart"),
         )
 
     async def when_idle(self) -> EngineStats:
@@ -129,7 +130,7 @@ def test_killed_engine_fails_open_requests_and_serves_again(model_path: Path) ->
             async with asyncio.timeout(30):
                 await client.wait_ready()
             assert (await collect(engine, make_submit("z", [1])))[-1].finish_reason == "length"
-        assert engine.events == ["ready: fake", "down"] * 2
+        assert engine.events == ["ready: fake", "down", "restart", "ready: fake", "down"]
 
     asyncio.run(scenario())
 
@@ -166,6 +167,25 @@ def test_request_past_the_queue_is_refused_and_the_others_go_on(model_path: Path
             for stream, first in zip(streams, firsts, strict=True):
                 assert (await first).token_ids
                 await stream.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_places_are_kept_for_all_requests_or_for_none(model_path: Path) -> None:
+    async def scenario() -> None:
+        async with started(model_path, max_num_seqs=1, max_queue=3) as engine:
+            client = engine.client
+            two, others = ([make_submit(name, [1]) for name in names] for names in ("ab", "cde"))
+            with client.places(two):
+                with pytest.raises(QueueFullError, match=r"2 of 3 places are free: 1 requests run"):
+                    client.places(others).__enter__()
+                with client.places(others[:2]), pytest.raises(QueueFullError):
+                    await anext(client.submit(others[2]))
+                await asyncio.gather(*(collect(engine, request) for request in two))
+            with client.places(others):
+                pass
+            with client.places([*two, *others[:2]]):
+                pass
 
     asyncio.run(scenario())
 

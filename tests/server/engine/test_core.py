@@ -3,7 +3,7 @@
 import random
 
 from bitwatt.engine.core import EngineCore
-from bitwatt.engine.messages import Submit, TokenOutput
+from bitwatt.engine.messages import Submit, TokenOutput, merged
 from bitwatt.model.fake_runner import FakeRunner, fake_token
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
@@ -84,11 +84,39 @@ def test_last_output_splits_the_time_into_waiting_reading_and_writing() -> None:
     )
     core = EngineCore(scheduler, FakeRunner(VOCAB_SIZE), clock=lambda: float(next(now)))
     core.submit(make_submit("a", [1] * 20, max_tokens=3))
-    last = run(core)["a"][-1]
+    first, second, last = run(core)["a"]
     assert last.queue_s is not None
     assert last.prefill_s is not None
     assert last.decode_s is not None
     assert min(last.queue_s, last.prefill_s, last.decode_s) > 0
+    # The first has what is known by then: who stops reading before the end has no other.
+    assert (first.queue_s, first.prefill_s, first.decode_s) == (last.queue_s, last.prefill_s, None)
+    assert (second.queue_s, second.prefill_s) == (None, None)
+    assert merged([first, second]).queue_s == first.queue_s
+    assert merged([first, second]).token_ids == first.token_ids + second.token_ids
+    assert merged([first, second, last]).decode_s == last.decode_s
+
+
+def test_a_prompt_that_is_only_scored_counts_as_one_that_began_to_be_answered() -> None:
+    core = make_core()
+    scoring = ResolvedSampling(max_tokens=0, prompt_logprobs=0)
+    core.submit(Submit(request_id="x", prompt_token_ids=[5] * 33, sampling=scoring))
+    [output] = run(core)["x"]
+    assert (output.token_ids, output.finish_reason) == ([], FinishReason.LENGTH)
+    assert output.queue_s is not None
+    stats = core.stats()
+    assert stats.num_prompt_tokens == 33
+    assert stats.num_generation_tokens == stats.num_prefix_cache_queries == 0
+    assert stats.step_tokens == 32
+
+
+def test_the_fake_backend_gives_log_probabilities_where_they_are_asked_for() -> None:
+    core = make_core()
+    asked = ResolvedSampling(max_tokens=3, logprobs=2)
+    core.submit(Submit(request_id="x", prompt_token_ids=[5], sampling=asked))
+    outputs = run(core)["x"]
+    assert [len(output.logprobs) for output in outputs] == [1, 1, 1]
+    assert [token for token, _ in outputs[0].logprobs[0].top] == [0, 1]
 
 
 def test_counters_add_up() -> None:
@@ -102,6 +130,29 @@ def test_counters_add_up() -> None:
     assert stats.num_prefix_cache_queries == 4 * 33
     assert stats.num_prefix_cache_hits == 3 * 32
     assert stats.num_running == stats.num_waiting == stats.num_blocks_used == 0
+
+
+def test_a_prompt_counts_with_its_first_token() -> None:
+    scheduler = Scheduler(
+        BlockAllocator(8, 16), max_num_seqs=2, max_num_batched_tokens=8, max_model_len=64
+    )
+    core = EngineCore(scheduler, FakeRunner(VOCAB_SIZE))
+    counted = []
+    for request_id in ("a", "b"):
+        core.submit(make_submit(request_id, [1] * 17, max_tokens=1))
+        while core.has_work:
+            core.step()
+            stats = core.stats()
+            figures = stats.num_prompt_tokens, stats.num_cached_prompt_tokens
+            if not counted or stats.num_steps > counted[-1][0]:
+                counted.append((stats.num_steps, stats.num_generation_tokens, *figures))
+    # In three pieces, then in one: 16 tokens of it are in the cache.
+    assert [figures for num_steps, *figures in counted if num_steps] == [
+        [0, 0, 0],
+        [0, 0, 0],
+        [1, 17, 0],
+        [2, 34, 16],
+    ]
 
 
 def test_stats_tell_whose_prompt_a_step_computed_and_when_it_ended() -> None:

@@ -12,11 +12,13 @@ from bitwatt.engine.core import MAX_FAILED_STEPS, EngineCore
 from bitwatt.engine.messages import Submit, TokenOutput
 from bitwatt.errors import EngineError
 from bitwatt.model.fake_runner import FakeRunner, fake_token
+from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner_protocol import StepResult
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 from bitwatt.scheduling.scheduler import Plan, Scheduler
+from bitwatt_kernels.backend import StepLayout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -144,6 +146,27 @@ def test_a_model_s_logits_that_are_not_finite_end_their_request(
     outputs = run_all(core, [*make_streams(), bad])
     check_streams(outputs)
     assert "not finite" in (outputs["bad"][-1].error or "")
+
+
+def test_keys_that_are_not_finite_fail_one_request_and_not_the_next_of_its_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, core, _ = live_engine()
+    request = make_submit("x", list(range(40)), seed=5)
+    expected = content(run_all(make_core(model, Limits()), [request])["x"])
+    forward = model.forward
+
+    def poisoned(
+        token_ids: torch.Tensor, layout: StepLayout, kv_cache: KVCache, *rest: Any, **options: Any
+    ) -> torch.Tensor:
+        logits: torch.Tensor = forward(token_ids, layout, kv_cache, *rest, **options)
+        kv_cache.layers.fill_(math.nan)
+        return logits.fill_(math.nan)
+
+    with monkeypatch.context() as once:
+        once.setattr(model, "forward", poisoned)
+        assert "not finite" in (run_all(core, [request])["x"][-1].error or "")
+    assert content(run_all(core, [request])["x"]) == expected
 
 
 @pytest.mark.parametrize(

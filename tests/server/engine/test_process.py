@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from threading import Thread
@@ -82,3 +84,20 @@ def test_the_last_words_of_an_engine_reach_a_reader_that_is_behind() -> None:
         message = decode_from_engine(ours.recv())
         thread.join()
     assert message == Failed("the engine can't go on: RuntimeError: no such block")
+
+
+def test_an_engine_without_pytorch_says_so(tmp_path: Path) -> None:
+    # "ended with status 1" was all that /ready and the log's last line said.
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    with zmq.Context() as context, context.socket(zmq.PAIR) as ours:
+        ours.rcvtimeo = 60_000
+        address = f"ipc://{tmp_path / 'engine'}"
+        ours.bind(address)
+        command = [sys.executable, "-m", "bitwatt.engine.process", address, str(os.getpid())]
+        engine = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
+        try:
+            told = decode_from_engine(ours.recv())
+        finally:
+            assert engine.wait(timeout=60) == 0
+    assert told == Failed("the engine can't be imported: No module named 'torch'")

@@ -79,7 +79,9 @@ def test_an_end_its_delay_the_restart_and_the_readiness_are_logged(
     assert "serves again" in ready
 
 
-def test_an_engine_that_raises_says_what(model_path: Path) -> None:
+def test_an_engine_that_raises_says_what(
+    model_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         async with started(model_path) as engine:
             async with aclosing(engine.client.submit(make_submit("x", [1], 4000))) as outputs:
@@ -93,6 +95,9 @@ def test_an_engine_that_raises_says_what(model_path: Path) -> None:
                 await engine.client.wait_ready()
 
     asyncio.run(scenario())
+    [raised] = [r for r in caplog.records if r.name == "bitwatt.engine.process"]
+    assert raised.getMessage() == "the engine of engine: the engine can't go on"
+    assert "RuntimeError: the engine is configured once" in (raised.exc_text or "")
 
 
 def test_an_engine_that_dies_without_file_descriptors_left_serves_again_once_there_are(

@@ -134,6 +134,7 @@ def test_a_token_outside_the_vocabulary_is_refused_in_either_file(name: str, tok
         ({"rms_norm_eps": 1e-60}, "rms_norm_eps 1e-60"),
         ({"rms_norm_eps": int("9" * 401)}, "rms_norm_eps is 9{80}…; expected float"),
         ({"vocab_size": 10**30}, "vocab_size is 10{30}; at most 2147483648"),
+        ({"max_position_embeddings": 1}, "max_model_len is 1; it must be at least 2"),
         ({"num_hidden_layers": -(10**400)}, "num_layers is -10{78}…; it must be at least 1"),
         ({"rope_scaling": LLAMA3_ROPE | {"factor": 1e-30}}, "factor 1e-30"),
         ({"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": float("nan")}}, "low_freq_factor nan"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitwatt.checkpoints import load_model
+from bitwatt.checkpoints.registry import load_model
 from bitwatt.errors import CheckpointError
 from bitwatt.model.families import FAMILIES, Family
 from bitwatt.model.transformer import Transformer

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from bitwatt.model.sampler import Sampler, SamplingRow, counter_uniform
+from bitwatt.model.sampler import (
+    LEAST_LOGPROB,
+    Sampler,
+    SamplingRow,
+    TokenMasks,
+    counter_uniform,
+)
 from bitwatt.model.truncation_sampling import draw
 from bitwatt.scheduling.request import ResolvedSampling
 
@@ -61,6 +67,7 @@ def test_top_p_leaves_the_smallest_set_that_reaches_p() -> None:
     assert draw_many(logits, top_p=0.79).nonzero()[:, 0].tolist() == [0, 1]
     assert draw_many(logits, top_p=0.81).nonzero()[:, 0].tolist() == [0, 1, 2]
     assert draw_many(logits, top_p=1e-9).nonzero()[:, 0].tolist() == [0]
+    assert draw_many(logits, top_p=0.0).nonzero()[:, 0].tolist() == [0]
 
 
 def test_min_p_drops_what_is_less_likely_than_a_share_of_the_best() -> None:
@@ -228,3 +235,60 @@ def test_counter_generator_is_uniform_and_its_streams_differ() -> None:
     streams = torch.from_numpy(counter_uniform(range(20000), [5] * 20000))
     assert abs(float(streams.mean()) - 0.5) < 3 / 12**0.5 / 20000**0.5
     assert counter_uniform([-1], [0]) != counter_uniform([1], [0])
+
+
+def packed(allowed: list[set[int]]) -> torch.Tensor:
+    words = VOCAB_SIZE // 32 + 1
+    bits = [sum(1 << token for token in tokens) for tokens in allowed]
+    data = b"".join(mask.to_bytes(4 * words, "little") for mask in bits)
+    return torch.frombuffer(bytearray(data), dtype=torch.int32).view(len(allowed), words)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_k": 2},
+        {"temperature": 1.0, "top_p": 0.5},
+        {"temperature": 1.0, "min_p": 0.2},
+        {"temperature": 1.0, "frequency_penalty": 2.0},
+        {"temperature": 1.0, "logit_bias": {9: 100.0}},
+    ],
+)
+def test_a_masked_row_draws_what_its_mask_allows_and_the_others_what_they_would(
+    settings: dict[str, object],
+) -> None:
+    logits = make_logits(3)
+    sampler, free = Sampler(4, VOCAB_SIZE, CPU), Sampler(4, VOCAB_SIZE, CPU)
+    for row in range(3):
+        sampler.begin(row, [1, 2], [3, 3])
+        free.begin(row, [1, 2], [3, 3])
+    allowed = [{3, 40}, {0, VOCAB_SIZE - 1}]
+    masks = TokenMasks([0, 2], packed(allowed), {})
+    for position in range(50):
+        rows = [make_row(row, position, 2, seed=5, **settings) for row in range(3)]
+        tokens = sampler.sample(logits.clone(), rows, masks).tokens.tolist()
+        assert tokens[0] in allowed[0]
+        assert tokens[1] == free.sample(logits.clone(), rows).tokens[1]
+        assert tokens[2] in allowed[1]
+
+
+def test_a_mask_of_no_tokens_fails_its_row_alone_and_says_why() -> None:
+    masks = TokenMasks([1], packed([set()]), {1: "its grammar can't go on"})
+    rows = [make_row(row, temperature=1.0, logprobs=3) for row in range(3)]
+    sampled = Sampler(4, VOCAB_SIZE, CPU).sample(make_logits(3), rows, masks)
+    assert [token >= 0 for token in sampled.tokens.tolist()] == [True, False, True]
+    assert sampled.failures == {1: "its grammar can't go on"}
+
+
+def test_log_probabilities_are_of_what_a_mask_leaves() -> None:
+    logits = make_logits(2)
+    masks = TokenMasks([0], packed([{3, 40}]), {})
+    rows = [make_row(row, temperature=0.0, logprobs=4) for row in range(2)]
+    batch = Sampler(4, VOCAB_SIZE, CPU).sample(logits.clone(), rows, masks).logprobs
+    assert batch is not None
+    expected = logits[0, [3, 40]].log_softmax(-1).sort(descending=True).values
+    assert torch.allclose(batch.top_values[0, :2], expected)
+    assert batch.top_values[0, 2:].tolist() == [LEAST_LOGPROB] * 2
+    assert torch.equal(batch.top_values[1], logits[1].log_softmax(-1).topk(4).values)

@@ -38,8 +38,11 @@ def make_request(
     max_tokens: int = 4,
     priority: int = 0,
     stop_token_ids: tuple[int, ...] = (STOP_TOKEN,),
+    prompt_logprobs: int | None = None,
 ) -> Request:
-    sampling = ResolvedSampling(max_tokens=max_tokens, stop_token_ids=stop_token_ids)
+    sampling = ResolvedSampling(
+        max_tokens=max_tokens, stop_token_ids=stop_token_ids, prompt_logprobs=prompt_logprobs
+    )
     return Request(request_id=name, prompt_token_ids=prompt, sampling=sampling, priority=priority)
 
 
@@ -66,6 +69,7 @@ class Device:
     cells: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
     rows: dict[int, list[int]] = field(default_factory=dict)
     outputs: dict[str, list[int]] = field(default_factory=dict)
+    scored: dict[str, list[int]] = field(default_factory=dict)  # positions, by request
     finished: dict[str, FinishReason] = field(default_factory=dict)
     in_flight: tuple[Plan, list[int | None]] | None = None
     num_computed: int = 0
@@ -105,6 +109,10 @@ class Device:
                 assert self.cells[cell] == (content_of(request, position), position)
             if chunk.samples:
                 sampled.append(draw(request, chunk.position))
+        for span in plan.scored:
+            assert span.chunk in plan.chunks
+            assert span.chunk.start <= span.start < span.end
+            assert span.end <= span.chunk.start + span.chunk.num_tokens
         if drops is not None and sampled:
             sampled[drops % len(sampled)] = None
         self.commit()
@@ -125,6 +133,14 @@ class Device:
             return
         plan, sampled = self.in_flight
         self.in_flight = None
+        for span in plan.scored:
+            name = span.request.request_id
+            if span.request.finish_reason is not None:
+                continue
+            self.scored.setdefault(name, []).extend(range(span.start, span.end))
+            if span.is_end:
+                assert self.scheduler.abort(name, FinishReason.LENGTH) is span.request
+                self.finished[name] = FinishReason.LENGTH
         for committed in self.scheduler.commit(plan, sampled):
             name = committed.request.request_id
             assert name not in self.finished
@@ -157,8 +173,9 @@ OPERATIONS = st.lists(
             st.integers(0, 3),  # which shared prefix
             st.integers(0, 12),  # tokens of it
             st.one_of(st.integers(1, 12), st.integers(1, 2)),  # tokens of its own
-            st.integers(1, 12),  # max_tokens
+            st.integers(0, 12),  # max_tokens; 0 is 1 where the prompt is not to be scored
             st.integers(0, 2),  # priority
+            st.booleans(),  # whether the prompt is to be scored
         ),
         st.tuples(st.just("abort"), st.integers(0, 1000)),
         st.tuples(st.just("step"), st.integers(1, 4)),
@@ -187,11 +204,15 @@ def test_random_operations_keep_every_invariant_and_every_requests_tokens(
     aborted: set[str] = set()
     for operation in operations:
         match operation:
-            case ("add", prefix, num_shared, num_own, max_tokens, priority):
+            case ("add", prefix, num_shared, num_own, max_tokens, priority, is_scored):
                 name = str(len(requests))
                 prompt = [prefix * 100 + i for i in range(num_shared)]
                 prompt += [1000 * len(requests) + i for i in range(num_own)]
-                requests[name] = make_request(name, prompt, max_tokens, priority)
+                if not is_scored or len(prompt) == 1:
+                    max_tokens = max(1, max_tokens)
+                requests[name] = make_request(
+                    name, prompt, max_tokens, priority, prompt_logprobs=0 if is_scored else None
+                )
                 scheduler.add(requests[name])
             case ("abort", which):
                 if requests:
@@ -217,8 +238,11 @@ def test_random_operations_keep_every_invariant_and_every_requests_tokens(
             assert device.outputs.get(name, []) == expected[: len(device.outputs.get(name, []))]
             assert (name in device.finished) == (name not in aborted)
         else:
-            assert device.outputs[name] == expected
-            stopped = expected[-1] == STOP_TOKEN
+            assert device.outputs.get(name, []) == expected
+            is_scored = request.sampling.prompt_logprobs is not None
+            num_scored = len(request.prompt_token_ids) - 1 if is_scored else 0
+            assert device.scored.get(name, []) == list(range(num_scored))
+            stopped = expected[-1:] == [STOP_TOKEN]
             assert device.finished[name] == (FinishReason.STOP if stopped else FinishReason.LENGTH)
 
 
@@ -230,8 +254,63 @@ def test_preempted_request_resumes_with_the_same_tokens() -> None:
         scheduler.add(request)
     device.run_to_end()
     assert scheduler.counters.num_preemptions > 0
+    assert scheduler.counters.num_preemptions == sum(r.num_preemptions for r in requests)
     for request in requests:
         assert device.outputs[request.request_id] == tokens_alone(request)
+
+
+def scored_request(name: str, prompt: list[int], max_tokens: int = 0) -> Request:
+    return make_request(name, prompt, max_tokens, prompt_logprobs=1, stop_token_ids=())
+
+
+def test_a_prompt_is_scored_chunk_by_chunk_but_for_its_last_token() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(scored_request("x", [*range(20, 40)], max_tokens=2))
+    plans = [scheduler.plan() for _ in range(3)]
+    spans = [span for plan in plans for span in plan.scored]
+    assert [(span.start, span.end) for span in spans] == [(0, 8), (8, 16), (16, 19)]
+    assert [token for span in spans for token in span.targets] == [*range(21, 40)]
+    assert [chunk.samples for plan in plans for chunk in plan.chunks] == [False, False, True]
+
+
+def test_a_prompt_that_is_only_scored_ends_before_its_last_token() -> None:
+    """The last token has nothing behind it to score, and needs no place in the KV cache."""
+    scheduler = make_scheduler(num_blocks=4, max_model_len=17)
+    device = Device(scheduler)
+    scheduler.add(scored_request("x", [*range(20, 37)]))
+    device.run_to_end()
+    assert device.num_computed == 16
+    assert device.scored["x"] == list(range(16))
+    assert device.finished == {"x": FinishReason.LENGTH}
+    assert device.outputs == {}
+
+
+def test_a_prompt_to_be_scored_shares_no_block_and_leaves_its_own_to_others() -> None:
+    scheduler = make_scheduler()
+    device = Device(scheduler)
+    for name in "ab":
+        scheduler.add(scored_request(name, [50] * 13, max_tokens=1))
+        device.run_to_end()
+        assert device.scored[name] == list(range(12))
+    assert scheduler.counters.num_prefix_cache_queries == 0
+    last = make_request("c", [50] * 13, 1)
+    scheduler.add(last)
+    device.run_to_end()
+    assert last.num_cached_tokens == 12
+
+
+def test_a_prompt_that_was_preempted_is_scored_on_from_where_it_was() -> None:
+    """What it has scored it may take from the prefix cache, and never scores again."""
+    scheduler = make_scheduler(num_blocks=16, max_num_seqs=1, max_model_len=64)
+    device = Device(scheduler)
+    scheduler.add(scored_request("x", [*range(20, 50)]))
+    device.plan_and_run()
+    device.plan_and_run()
+    scheduler.add(make_request("first", [1, 2], 1, priority=-1))
+    device.run_to_end()
+    assert scheduler.counters.num_preemptions == 1
+    assert device.scored["x"] == list(range(29))
+    assert device.num_computed == 29 + 2
 
 
 def test_last_come_is_preempted_first() -> None:
@@ -469,6 +548,43 @@ def test_request_whose_token_can_not_be_drawn_ends_and_the_others_go_on() -> Non
     for i in (0, 2):
         assert device.outputs[str(i)] == tokens_alone(requests[i])
     assert scheduler.counters.num_generation_tokens == 1 + 5 + 5
+
+
+@pytest.mark.parametrize("num_prompt", [16, 17])
+def test_nobody_shares_what_a_request_that_could_not_be_drawn_left(num_prompt: int) -> None:
+    """Its keys and values may be why: each request of the same prompt failed by them once more."""
+    scheduler = make_scheduler(num_blocks=64, max_num_batched_tokens=64, max_model_len=128)
+    device = Device(scheduler)
+    prompt = list(range(100, 100 + num_prompt))
+    scheduler.add(make_request("before", [*prompt, 1], max_tokens=1))
+    device.run_to_end()
+    scheduler.add(make_request("bad", prompt))
+    device.plan_and_run(drops=0)
+    device.run_to_end()
+    assert device.finished["bad"] is FinishReason.ERROR
+    scheduler.check_integrity()
+    again = make_request("again", prompt)
+    scheduler.add(again)
+    assert device.plan_and_run().num_tokens == num_prompt
+    device.run_to_end()
+    assert device.outputs["again"] == tokens_alone(again)
+
+
+def test_a_request_preempted_before_it_failed_leaves_nothing_either() -> None:
+    scheduler = make_scheduler(num_blocks=10, max_model_len=36)
+    scheduler.add(make_request("bad", list(range(100, 120)), 8, priority=1))
+    while True:
+        plan = scheduler.plan()
+        if any(chunk.samples for chunk in plan.chunks):
+            break
+        scheduler.commit(plan, [])
+    scheduler.add(make_request("caller", list(range(200, 224)), 2))
+    scheduler.plan()
+    assert scheduler.num_waiting == 1
+    [bad] = scheduler.commit(plan, [None])
+    assert bad.finish_reason is FinishReason.ERROR
+    scheduler.check_integrity()
+    assert scheduler.blocks.match([*range(100, 120), 1], "") == ([], [])
 
 
 def test_a_step_that_failed_leaves_no_block_known_for_what_it_did_not_write() -> None:

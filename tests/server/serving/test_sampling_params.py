@@ -10,12 +10,12 @@ from bitwatt.serving.planning import plan_choices, seed_of
 from tests.fakes import make_app, make_client, make_info
 
 BEYOND = [
-    ({"n": 0}, "n is 0; it must be from 1 to 16"),
-    ({"n": 17}, "n is 17; it must be from 1 to 16"),
+    ({"n": 0}, "n is 0; it must be from 1 to 128"),
+    ({"n": 129}, "n is 129; it must be from 1 to 128"),
     ({"max_tokens": 0}, "max_tokens is 0; it must be from 1 to 2147483647"),
     ({"min_tokens": -1}, "min_tokens is -1; it must be from 0 to 2147483647"),
     ({"temperature": 2.5}, "temperature is 2.5; it must be from 0 to 2"),
-    ({"top_p": 0.0}, "top_p is 0.0; it must be above 0, at most 1"),
+    ({"top_p": -0.1}, "top_p is -0.1; it must be from 0 to 1"),
     ({"top_k": -2}, "top_k is -2; it must be from -1 to 2147483647"),
     ({"min_p": 1.5}, "min_p is 1.5; it must be from 0 to 1"),
     ({"presence_penalty": 3.0}, "presence_penalty is 3.0; it must be from -2 to 2"),
@@ -23,9 +23,11 @@ BEYOND = [
     ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be from 0.01 to 10"),
     ({"repetition_penalty": 1e-39}, "repetition_penalty is 1e-39; it must be from 0.01 to 10"),
     ({"logprobs": 21}, "logprobs is 21; it must be from 0 to 20"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs is 21; it must be from 0 to 20"),
     ({"priority": 2**31}, "priority is 2147483648; it must be from -2147483647 to 2147483647"),
     ({"stop": [""]}, "a stop string must not be empty"),
-    ({"stop": ["a"] * 5}, "stop has 5 strings; the limit is 4"),
+    ({"stop": ["a"] * 65}, "stop has 65 strings; the limit is 64"),
+    ({"stop": ["a" * 512] * 5}, "the stop strings have 2560 characters in all; the limit is 2048"),
     ({"stop": "a" * 513}, "a stop string has 513 characters; the limit is 512"),
     ({"stop": 5}, "stop must be a string or a list of strings"),
     ({"logit_bias": {7: 101}}, "logit_bias of token 7 is 101; it must be a number from -100 to"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from bitwatt.api.app import create_app
@@ -12,16 +13,25 @@ from bitwatt.telemetry.metrics import Metrics
 from bitwatt_client import Server, Work, new_http_client, run_window
 from bitwatt_client.exposition import parse_samples
 
-from tests.fakes import FakeEngine, make_app, make_client, make_model, make_settings, run_server
+from tests.fakes import (
+    FakeEngine,
+    make_app,
+    make_client,
+    make_info,
+    make_model,
+    make_settings,
+    run_server,
+)
 
 pytestmark = pytest.mark.anyio
 
 ASKED = {"X-Bitwatt-Shadow": "1"}
+ELSEWHERE = make_info(device="cuda:0")
 BODY = {"model": "tiny", "prompt": "fox", "max_tokens": 64, "temperature": 0}
 
 
 class Pair:
-    """A server of two models around fake engines."""
+    """A server of two models around fake engines, on one device unless their info differs."""
 
     def __init__(self, *, original=None, twin=None, **settings):
         self.original = original or FakeEngine(reply="the quick brown fox")
@@ -111,6 +121,14 @@ async def test_the_mirror_asks_the_same_in_the_least_priority():
     assert not pair.counted("bitwatt_shadow_text_agreement_count")
 
 
+async def test_prompts_that_are_only_scored_have_no_texts_that_could_agree():
+    pair = Pair()
+    async with run_server(pair.app) as url:
+        await ask(url, max_tokens=0, echo=True, logprobs=1)
+        await pair.settle("compared")
+    assert not pair.counted("bitwatt_shadow_text_agreement_count")
+
+
 async def test_a_mirror_is_no_request_of_a_callers():
     pair = Pair()
     async with run_server(pair.app) as url:
@@ -162,19 +180,98 @@ async def test_a_mirror_that_fails_is_counted_and_not_felt(twin):
     assert not pair.counted("bitwatt_shadow_text_agreement_count")
 
 
-async def test_mirrors_that_hang_hold_up_nobody_and_further_ones_are_dropped():
-    pair = Pair(twin=FakeEngine(gate=asyncio.Event()))
+async def test_a_mirror_that_hangs_holds_up_nobody_and_further_ones_are_dropped():
+    pair = Pair(twin=FakeEngine(gate=asyncio.Event(), info=ELSEWHERE))
     async with run_server(pair.app) as url:
-        answers = [await ask(url), await ask(url)]
-        await pair.twin_runs(2)
+        answers = [await ask(url)]
+        await pair.twin_runs(1)
         answers += await asyncio.gather(*(ask(url) for _ in range(22)))
         assert {answer.status_code for answer in answers} == {200}
-        # Two hang, sixteen wait.
+        # One hangs, sixteen wait.
         await pair.settle("dropped", 6)
-        assert len(pair.twin.running) == 2
+        assert len(pair.twin.running) == 1
+        assert pair.counted("bitwatt_shadow_waiting") == 16
     assert pair.outcomes("dropped") == 6
-    assert pair.outcomes("abandoned") == 2  # cancelled when the server stopped
+    assert pair.outcomes("abandoned") == 17  # when the server stopped
+    assert pair.counted("bitwatt_shadow_waiting") == 0
     assert pair.twin.running == set()
+
+
+@pytest.mark.parametrize("called", ["tiny", "tiny-fp16"])
+async def test_a_mirror_waits_while_a_model_on_its_device_has_callers(called):
+    pair = Pair()
+    async with run_server(pair.app) as url:
+        pair.models[called].callers.arrive()
+        await ask(url)
+        assert pair.counted("bitwatt_shadow_waiting", model_name="tiny") == 1
+        await asyncio.sleep(0.4)  # for longer than the device has to be quiet
+        assert pair.twin.submitted == []
+        pair.models[called].callers.leave()
+        await pair.settle("compared")
+    assert pair.counted("bitwatt_shadow_waiting") == 0
+
+
+@pytest.mark.parametrize("called", ["tiny", "tiny-fp16"])
+async def test_a_mirror_is_given_up_when_a_caller_comes_to_its_device(called):
+    """A mirror once kept its row, and its share of the processor, beside callers."""
+    pair = Pair(twin=FakeEngine(gate=asyncio.Event()))
+    async with run_server(pair.app) as url:
+        await ask(url)
+        await pair.twin_runs(1)
+        [mirror] = pair.twin.running
+        caller = asyncio.create_task(ask(url, headers={}, model=called))
+        await pair.settle("preempted")
+        assert mirror not in pair.twin.running
+        pair.twin.gate.set()
+        assert (await caller).status_code == 200
+    assert pair.outcomes("compared") == 0
+
+
+async def test_models_on_devices_of_their_own_do_not_wait_for_each_other():
+    pair = Pair(twin=FakeEngine(gate=asyncio.Event(), info=ELSEWHERE))
+    async with run_server(pair.app) as url:
+        await ask(url)
+        pair.models["tiny"].callers.arrive()
+        await pair.twin_runs(1)
+        assert (await ask(url, headers={})).status_code == 200
+        pair.twin.gate.set()
+        await pair.settle("compared")
+        await ask(url)
+        await pair.settle("compared", 2)
+    assert pair.outcomes("preempted") == 0
+
+
+async def test_of_mirrors_that_wait_the_oldest_is_dropped():
+    pair = Pair()
+    async with run_server(pair.app) as url:
+        pair.models["tiny"].callers.arrive()
+        for number in range(18):
+            await ask(url, seed=number)
+        assert pair.outcomes("dropped") == 2
+        pair.models["tiny"].callers.leave()
+        await pair.settle("compared", 16)
+    assert [submit.sampling.seed for submit in pair.twin.submitted] == list(range(2, 18))
+
+
+async def test_what_a_mirrors_last_step_cost_is_made_up_for_before_the_next():
+    pair = Pair(twin=FakeEngine(gate=asyncio.Event()))
+    metrics = pair.models["tiny-fp16"].metrics
+    async with run_server(pair.app) as url:
+        await ask(url)
+        await pair.twin_runs(1)
+        await ask(url)
+        await pair.settle("preempted")
+        given_up_s = time.monotonic()
+        pair.twin.gate.set()
+        # The engine tells of a step in which the mirror still ran, then that it runs no more.
+        await asyncio.sleep(0.01)
+        metrics.on_stats(EngineStats(num_running=1, time_s=time.monotonic()))
+        await asyncio.sleep(0.01)
+        ended_s = time.monotonic()
+        metrics.on_stats(EngineStats(time_s=ended_s))
+        await pair.settle("compared")
+        assert time.monotonic() - ended_s >= 19 * (ended_s - given_up_s)
+    assert len(pair.twin.submitted) == 2
 
 
 async def test_a_request_of_many_choices_is_not_mirrored():
@@ -193,15 +290,6 @@ async def test_a_mirror_that_takes_too_long_is_given_up():
         assert (await ask(url)).status_code == 200
         await pair.settle("failed")
         assert pair.twin.running == set()
-
-
-async def test_a_twin_with_requests_waiting_is_left_alone():
-    pair = Pair()
-    pair.models["tiny-fp16"].metrics.on_stats(EngineStats(num_waiting=1))
-    async with run_server(pair.app) as url:
-        await ask(url)
-        await pair.settle("busy")
-    assert pair.twin.submitted == []
 
 
 async def test_an_answer_that_was_not_completed_is_not_mirrored():

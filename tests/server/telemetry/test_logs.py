@@ -62,6 +62,12 @@ def test_an_exception_is_part_of_its_line():
     assert json.loads(line)["exception"].endswith("ValueError: why")
 
 
+def test_another_process_s_exception_is_part_of_its_line():
+    line = JsonFormatter().format(make_record(msg="failed", exc_text="Traceback:\nwhy"))
+    assert "\n" not in line
+    assert json.loads(line)["exception"] == "Traceback:\nwhy"
+
+
 def test_a_line_has_the_id_of_the_request_it_belongs_to():
     token = current_request_id.set("abc")
     try:
@@ -143,7 +149,7 @@ def test_a_log_that_nobody_reads_holds_nothing_up():
     lines = process.communicate("go on\n")[1].splitlines()
     assert lines[0].endswith(" 0 " + "x" * 100)
     # Told whenever a line finds room again, which may be before the pipe is full.
-    told = [re.match(r"(\d+) lines before this were not read in time", line) for line in lines]
+    told = [re.search(r" (\d+) lines before this were not read in time", line) for line in lines]
     notices = [int(notice[1]) for notice in told if notice]
     assert notices
     assert lines[-1].endswith("the last")

@@ -1,6 +1,8 @@
 """One request's times, and the series they end in."""
 
-from bitwatt.engine.messages import TokenOutput
+from bitwatt.engine.messages import Submit, TokenOutput
+from bitwatt.scheduling.request import ResolvedSampling
+from bitwatt.telemetry.energy.ledger import RequestEnergy
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt.telemetry.request_metrics import RequestMetrics
 
@@ -26,7 +28,9 @@ def test_a_requests_times_are_measured_from_its_arrival():
     output(2)
     now = 102.0
     last = output(1, queue_s=0.1, prefill_s=0.4, decode_s=1.5)
-    request.on_end("stop", 7, last)
+    sampling = ResolvedSampling(max_tokens=20)
+    submit = Submit(request_id="a", prompt_token_ids=[1] * 7, sampling=sampling)
+    request.on_end("stop", submit, last, energy=RequestEnergy())
     assert value(metrics, "vllm:time_to_first_token_seconds_sum") == 0.5
     assert value(metrics, "vllm:inter_token_latency_seconds_count") == 3
     assert value(metrics, "vllm:inter_token_latency_seconds_sum") == 1.5

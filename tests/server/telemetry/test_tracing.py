@@ -6,7 +6,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from bitwatt.api.app import create_app
+from bitwatt.engine.messages import Submit
+from bitwatt.scheduling.request import ResolvedSampling
+from bitwatt.telemetry.energy.ledger import RequestEnergy
 from bitwatt.telemetry.metrics import Metrics
+from bitwatt.telemetry.prices import Prices
+from bitwatt.telemetry.request_metrics import RequestMetrics
 from bitwatt.telemetry.tracing import Tracing, TracingUnavailableError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
@@ -40,6 +45,7 @@ async def spans_of(path, body, *, engine=None, headers=()):
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_a_request_is_a_span_of_the_callers_trace(is_streamed):
     body = {"model": "tiny", "prompt": "a secret", "stream": is_streamed}
+    body |= {"seed": 7, "temperature": 0.5}
     headers = CALLERS | {"x-request-id": "call-1"}
     generation, request = await spans_of("/v1/completions", body, headers=headers)
     assert request.name == "POST /v1/completions"
@@ -56,13 +62,19 @@ async def test_a_request_is_a_span_of_the_callers_trace(is_streamed):
     assert generation.name == "text_completion tiny"
     attributes = dict(generation.attributes)
     assert attributes.pop("bitwatt.time_to_first_token_s") > 0
+    assert attributes.pop("gen_ai.response.id").startswith("cmpl-")
     assert attributes == {
+        "gen_ai.request.max_tokens": 16,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.top_p": 1.0,
+        "gen_ai.request.seed": 7,
         "gen_ai.operation.name": "text_completion",
         "gen_ai.provider.name": "bitwatt",
         "gen_ai.request.model": "tiny",
         "gen_ai.response.model": "tiny",
         "gen_ai.response.finish_reasons": ("stop",),
         "gen_ai.usage.input_tokens": 8,
+        "gen_ai.usage.cache_read.input_tokens": 2,
         "gen_ai.usage.output_tokens": 5,
         "bitwatt.queue_s": 0.01,
     }
@@ -77,6 +89,38 @@ async def test_every_choice_of_a_chat_is_a_span():
     assert [span.name for span in choices] == ["chat tiny"] * 3
     assert {span.parent.span_id for span in choices} == {request.context.span_id}
     assert request.parent is None
+    # A prompt that three choices share was counted three times over.
+    prompts = [span.attributes.get("gen_ai.usage.input_tokens") for span in choices]
+    assert [count for count in prompts if count is not None] == [5]
+    assert {span.attributes["gen_ai.request.choice.count"] for span in choices} == {3}
+    ids = {span.attributes["gen_ai.response.id"] for span in choices}
+    assert len(ids) == 1
+    assert ids.pop().startswith("chatcmpl-")
+
+
+def test_a_choices_joules_and_their_price_are_in_its_span():
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    model = Metrics().model("tiny")
+    submit = Submit(
+        request_id="cmpl-1-0", prompt_token_ids=[1, 2], sampling=ResolvedSampling(max_tokens=4)
+    )
+    measured = RequestEnergy(energy_joules=7200.0, energy_source="nvml")
+    tracing = Tracing(provider)
+    for prices in (Prices(), Prices(usd_per_kwh=0.5, pue=1.25)):
+        model.set_prices(prices)
+        with tracing.request("/v1/completions", {}):
+            RequestMetrics(model).on_end("stop", submit, None, energy=measured)
+    provider.shutdown()
+    unpriced, priced = (
+        span.attributes
+        for span in exporter.get_finished_spans()
+        if span.name == "text_completion tiny"
+    )
+    assert unpriced["bitwatt.energy_joules"] == 7200
+    assert "bitwatt.electricity_usd" not in unpriced
+    assert priced["bitwatt.electricity_usd"] == pytest.approx(0.002 * 0.5 * 1.25)
 
 
 @pytest.mark.anyio
@@ -85,6 +129,21 @@ async def test_a_failed_request_is_marked():
     generation, request = await spans_of("/v1/completions", body, engine=FakeEngine(dies_after=0))
     assert request.status.status_code is StatusCode.ERROR
     assert generation.attributes["gen_ai.response.finish_reasons"] == ("error",)
+    assert generation.attributes["error.type"] == "error"
+    assert generation.status.status_code is StatusCode.ERROR
+    assert request.attributes["error.type"] == str(request.attributes["http.response.status_code"])
+
+
+@pytest.mark.anyio
+async def test_what_only_watches_the_server_is_no_span():
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with make_client(make_traced_app(Tracing(provider))) as client:
+        for path in ("/health", "/ready", "/metrics", "/bitwatt/v1/comparison", "/page/main.js"):
+            assert (await client.get(path)).status_code == 200
+        await client.get("/v1/models")
+    assert [span.name for span in exporter.get_finished_spans()] == ["GET /v1/models"]
 
 
 @pytest.mark.anyio
@@ -115,6 +174,40 @@ async def test_spans_reach_a_collector_over_http():
         "text_completion tiny",
         "POST /v1/completions",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "posted"),
+    [
+        ("http://h:4318", "http://h:4318/v1/traces"),
+        ("http://h:4318/", "http://h:4318/v1/traces"),
+        ("https://h/otlp/v1/traces?a=b", "https://h/otlp/v1/traces?a=b"),
+    ],
+)
+def test_an_endpoint_without_a_path_gets_the_one_of_traces(given, posted):
+    tracing = Tracing.to_endpoint(given)
+    [processor] = tracing.provider._active_span_processor._span_processors
+    assert processor.span_exporter._endpoint == posted
+    tracing.close()
+
+
+@pytest.mark.parametrize(("named", "service"), [(None, "bitwatt"), ("mine", "mine")])
+def test_the_service_is_called_as_the_environment_says(monkeypatch, named, service):
+    if named is not None:
+        monkeypatch.setenv("OTEL_SERVICE_NAME", named)
+    tracing = Tracing.to_endpoint("http://127.0.0.1:1")
+    assert tracing.provider.resource.attributes["service.name"] == service
+    tracing.close()
+
+
+def test_a_collector_that_is_down_holds_up_no_shutdown(monkeypatch):
+    released = threading.Event()
+    tracing = Tracing.to_endpoint("http://127.0.0.1:1")
+    monkeypatch.setattr(tracing.provider, "shutdown", released.wait)  # for ever
+    monkeypatch.setattr("bitwatt.telemetry.tracing._CLOSING_S", 0.01)
+    tracing.close()
+    assert not released.is_set()
+    released.set()
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

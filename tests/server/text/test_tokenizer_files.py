@@ -256,3 +256,121 @@ def test_an_id_far_beyond_the_vocabulary_takes_no_memory(folder):
     write(folder, tokenizer=data)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json has \d+ tokens, one of them"):
         TextCodec.from_folder(folder)
+
+
+@pytest.mark.parametrize("leads", ["nowhere", "to itself"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "added_tokens.json"]
+)
+def test_a_link_to_a_file_that_is_lost_is_not_taken_for_none(folder, name, leads):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(name if leads == "to itself" else "lost")
+    with pytest.raises(CheckpointError, match=rf"{name} can't be read: (No such|Too many)"):
+        TextCodec.from_folder(folder)
+
+
+UNKNOWN_TOKEN = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "nope", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
+SLOW = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {
+            "type": "Split",
+            "pattern": {"Regex": "^(([a-z])+.)+[A-Z]([a-z])+$"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    ],
+}
+
+
+def edit_tokenizer(folder, **changes):
+    data = json.loads((folder / "tokenizer.json").read_bytes())
+    write(folder, tokenizer=data | changes)
+
+
+def test_a_tokenizer_that_panics_on_every_text_is_refused_at_load(folder):
+    edit_tokenizer(folder, post_processor=UNKNOWN_TOKEN)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be used: this model's tok"):
+        TextCodec.from_folder(folder)
+
+
+def test_a_text_that_a_tokenizer_panics_on_is_refused_and_the_next_one_is_not(folder):
+    edit_tokenizer(folder, pre_tokenizer=SLOW)
+    write(folder, **{"chat_template.jinja": "{{ messages[0].content }}"})
+    codec = TextCodec.from_folder(folder)
+    text = "a" * 100
+    with pytest.raises(InvalidRequestError, match=r"fails on a text: Onig: .*retry-limit"):
+        codec.encode(text)
+    with pytest.raises(InvalidRequestError, match=r"fails on a text: Onig: .*retry-limit"):
+        codec.encode_chat([{"role": "user", "content": text}])
+    assert codec.decode(codec.encode("aB")) == "aB"
+
+
+def test_half_of_a_character_is_refused_alike_as_a_text_and_in_a_conversation(folder):
+    write(folder, **{"chat_template.jinja": "{{ messages[0].content }}"})
+    codec = TextCodec.from_folder(folder)
+    for encode in (codec.encode, lambda t: codec.encode_chat([{"role": "user", "content": t}])):
+        with pytest.raises(InvalidRequestError, match="is not Unicode: it has a lone surrogate"):
+            encode("a\ud800")
+
+
+def replacements(*pairs):
+    return {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Replace", "pattern": pattern, "content": content}
+            for pattern, content in pairs
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        replacements(*[({"String": "f"}, "ff")] * 26),
+        replacements(({"Regex": ""}, "x" * 100)),
+        {"type": "Sequence", "normalizers": [replacements(*[({"String": "ab"}, "ab" * 9)] * 3)]},
+        replacements(({"String": "a"}, "b" * 100))["normalizers"][0],
+    ],
+)
+def test_a_normalizer_that_makes_much_of_little_is_refused(folder, normalizer):
+    edit_tokenizer(folder, normalizer=normalizer)
+    with pytest.raises(CheckpointError, match=r"json has a normalizer that makes texts up to \S+ "):
+        TextCodec.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        None,
+        {"type": "NFC"},
+        replacements(({"String": " "}, "▁")),
+        replacements(({"String": "``"}, '"'), ({"Regex": r"\s+"}, " "), ({"Regex": " {2,}"}, "▁")),
+    ],
+)
+def test_a_normalizer_as_models_have_it_is_taken(folder, normalizer):
+    edit_tokenizer(folder, normalizer=normalizer)
+    assert TextCodec.from_folder(folder).encode("hello")
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "notices"),
+    [
+        (NEW_ID, []),
+        (2 * NEW_ID, []),  # padding
+        (NEW_ID - 1, [f"texts with tokens from {NEW_ID - 1} on are refused"]),
+        (
+            2 * NEW_ID + 1,
+            ["most of the model's have no text, so that the two may not belong together"],
+        ),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_noticed(folder, vocab_size, notices):
+    found = TextCodec.from_folder(folder).vocabulary.notices_for(vocab_size)
+    assert [notice.split(": ")[1] for notice in found] == notices

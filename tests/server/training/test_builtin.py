@@ -45,7 +45,7 @@ def test_the_pair_shares_one_tokenizer():
 def test_every_ternary_tensor_has_codes_of_all_three_kinds():
     tensors = load_file(str(TERNARY / "model.safetensors"))
     packed = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.uint8}
-    assert len(packed) == 4 * 7
+    assert len(packed) == 6 * 7
     for name, tensor in packed.items():
         codes = torch.cat([tensor >> shift & 3 for shift in (0, 2, 4, 6)])
         counts = torch.bincount(codes.flatten().long(), minlength=4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bitwatt.training.export import export, round_as_exported
 from bitwatt.training.model import Architecture, LanguageModel
-from bitwatt.training.ternary import BitLinear, ternary_codes, weight_scale
+from bitwatt.training.ternary import BitLinear, binary_codes, ternary_codes, weight_scale
 from bitwatt.training.tokenizer import train_tokenizer
 from safetensors.torch import load_file
 
@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 # torch warns of itself when transformers has it import its compiler.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 
-ARCHITECTURES: tuple[Architecture, ...] = ("ternary", "llama")
+ARCHITECTURES: tuple[Architecture, ...] = ("ternary", "llama", "binary")
 TEXTS = [f"def function_{i}(x):\n    return x + {i}\n" for i in range(60)]
 
 
@@ -58,7 +58,7 @@ def test_transformers_reads_the_export_and_computes_the_same_logits(
         ours, other = model(tokens), theirs(tokens).logits
     # Both compute in float32, in another order. A difference of 1e-7 before a rounding can move an
     # activation by one code of 127: of a row's many, so the logits (of size 1) move by under 1%.
-    tolerance = 1e-2 if architecture == "ternary" else 1e-4
+    tolerance = 1e-4 if architecture == "llama" else 1e-2
     assert (ours - other).abs().max() < tolerance * ours.abs().max()
     assert (ours - other).abs().mean() < tolerance / 10 * ours.abs().mean()
 
@@ -75,8 +75,12 @@ def test_transformers_decodes_text_from_the_export(architecture: Architecture, t
     assert tokenizer.decode(output[0], skip_special_tokens=True).startswith("def function")
 
 
-def test_ternary_weights_are_stored_exactly(tmp_path: Path):
-    model = exported("ternary", tmp_path)
+@pytest.mark.parametrize(
+    ("architecture", "codes", "kinds"),
+    [("ternary", ternary_codes, {-1, 0, 1}), ("binary", binary_codes, {-1, 1})],
+)
+def test_codes_are_stored_exactly(architecture, codes, kinds, tmp_path: Path):
+    model = exported(architecture, tmp_path)
     tensors = load_file(str(tmp_path / "model.safetensors"))
     linears = {
         name: module for name, module in model.named_modules() if isinstance(module, BitLinear)
@@ -87,7 +91,8 @@ def test_ternary_weights_are_stored_exactly(tmp_path: Path):
         assert stored.dtype == torch.uint8
         assert scale.shape == (1,)
         planes = [(stored >> shift & 3).to(torch.float32) - 1 for shift in (0, 2, 4, 6)]
-        assert torch.equal(torch.cat(planes) * scale, ternary_codes(linear.weight) * scale)
+        assert torch.equal(torch.cat(planes) * scale, codes(linear.weight) * scale)
+        assert {int(code) for code in torch.cat(planes).unique()} == kinds
         assert scale.item() == weight_scale(linear.weight).item()
 
 

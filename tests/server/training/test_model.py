@@ -1,11 +1,14 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from bitwatt.training.data import Batch
 from bitwatt.training.model import Architecture, LanguageModel, ModelConfig
 from bitwatt.training.ternary import BitLinear
+from bitwatt.training.train import loss_of
 
 from tests.server.training.factories import make_training_config
 
-ARCHITECTURES: tuple[Architecture, ...] = ("ternary", "llama")
+ARCHITECTURES: tuple[Architecture, ...] = ("ternary", "llama", "binary")
 
 
 def make_model(architecture: Architecture, seed: int = 0) -> LanguageModel:
@@ -28,10 +31,23 @@ def test_a_token_changes_nothing_before_it(architecture: Architecture):
 def test_every_parameter_gets_a_gradient(architecture: Architecture):
     model = make_model(architecture)
     tokens = torch.arange(40).reshape(2, 20)
-    torch.autograd.backward(model.loss(tokens, tokens + 1))
+    positions = torch.arange(20).expand(2, 20)
+    torch.autograd.backward(loss_of(model, Batch(tokens, positions, tokens + 1)))
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_documents_packed_in_one_row_compute_what_each_computes_alone(architecture: Architecture):
+    model = make_model(architecture)
+    first, second = torch.arange(9)[None], torch.arange(20, 32)[None]
+    together = torch.cat([first, second], dim=1)
+    positions = torch.cat([torch.arange(9), torch.arange(12)])[None]
+    with torch.no_grad():
+        logits = F.linear(model.hidden(together, positions), model.model.embed_tokens.weight)
+        torch.testing.assert_close(logits[:, :9], model(first))
+        torch.testing.assert_close(logits[:, 9:], model(second))
 
 
 def test_every_linear_of_the_ternary_model_is_ternary_and_none_of_the_twins():

@@ -5,28 +5,19 @@ import pytest
 from bitwatt.training.__main__ import build_parser, main
 from bitwatt.training.card import load_curve
 from bitwatt.training.checkpoint import LOSS_FILE, RunRecord
-from bitwatt.training.conversations import conversations_from
-from bitwatt.training.corpus import Document, Split
-from bitwatt.training.data import tokenize
 from bitwatt.training.model import Architecture
 from bitwatt.training.pipeline import SWEEP_FILE, Material, export_pair, run, sweep
 from bitwatt.training.tokenizer import train_tokenizer
 from bitwatt.training.train import LoopOptions
 
-from tests.server.training.factories import make_training_config
+from tests.server.training.factories import make_training_config, make_training_data
 
 EAGER = LoopOptions(evaluate_every=5, validation_windows=2, use_compile=False)
 
 
 def make_material() -> Material:
     texts = [f'def f{i}(x):\n    """Return x and {i}."""\n    return x + {i}\n' for i in range(80)]
-    tokenizer = train_tokenizer(texts, vocab_size=280)
-    sides = []
-    for part in (texts[:70], texts[70:]):
-        documents = tuple(Document(f"m{i}.py", text) for i, text in enumerate(part))
-        talks = [talk for item in documents for talk in conversations_from(item.name, item.text)]
-        sides.append(tokenize(Split(documents, tuple(talks)), tokenizer))
-    return Material(tokenizer, *sides)
+    return Material(train_tokenizer(texts, vocab_size=280), make_training_data())
 
 
 def make_record(architecture: Architecture) -> RunRecord:
@@ -34,9 +25,9 @@ def make_record(architecture: Architecture) -> RunRecord:
         config=make_training_config(architecture, num_layers=1),
         seed=0,
         learning_rate=3e-3,
-        batch_size=2,
-        sequence_length=16,
-        token_budget=10 * 2 * 16,
+        batch_tokens=64,
+        text_tokens=128,
+        token_budget=640,
         minute_budget=None,
     )
 
@@ -53,12 +44,12 @@ def test_a_pair_is_trained_and_exported_with_both_losses_on_both_cards(tmp_path:
 
     for folder, learning_rate in (("ternary", "0.003"), ("fp16", "0.001")):
         card = (out / folder / "README.md").read_text()
-        assert f"--tokens 320 --lr {learning_rate}" in card
-        assert "320 tokens in 10 steps of 2 × 16" in card
+        assert f"--tokens 640 --text-tokens 128 --lr {learning_rate}" in card
+        assert "640 tokens in 10 steps of 64" in card
         assert "on 1 CPU core." in card
         assert "| ternary |" in card
         assert "| 16-bit twin |" in card
-        assert "| ternary | 0.002 | 320 |" in card
+        assert "| ternary | 0.002 | 640 |" in card
         assert (out / folder / "model.safetensors").is_file()
         assert len(load_curve(out / folder / LOSS_FILE)) == 2
     assert len(load_curve(runs / SWEEP_FILE)) == 2
@@ -68,7 +59,7 @@ def test_help_shows_every_command_and_an_example(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         build_parser().parse_args(["--help"])
     text = capsys.readouterr().out
-    for command in ("train", "sweep", "pair", "export"):
+    for command in ("train", "sweep", "sizes", "pair", "export"):
         assert command in text
     assert "python -m bitwatt.training pair --tokens 20e6" in text
 

@@ -2,6 +2,7 @@ import torch
 from bitwatt.training.ternary import (
     EPSILON,
     BitLinear,
+    binary_codes,
     straight_through,
     ternary_codes,
     weight_scale,
@@ -19,9 +20,9 @@ def random(*shape: int, seed: int = 2) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_straight_through_returns_integers_exactly_and_passes_the_gradient():
+def test_straight_through_returns_what_is_quantized_exactly_and_passes_the_gradient():
     x = (random(1000) * 40).requires_grad_()
-    quantized = x.detach().round().clamp(-8, 8)
+    quantized = x.detach().round().clamp(-8, 8) * 0.3 + 1
     y = straight_through(x, quantized)
     assert torch.equal(y.detach(), quantized)
     y.backward(torch.arange(1000.0))
@@ -71,3 +72,19 @@ def test_scale_is_the_mean_magnitude_and_codes_are_ternary():
     assert weight_scale(weight).item() == torch.tensor(0.6).item()
     assert ternary_codes(weight).tolist() == [[0.0, 0.0, 0.0, -1.0]]
     assert weight_scale(torch.full((4, 4), 1e-34)).item() == torch.tensor(EPSILON).item()
+
+
+def test_binary_codes_are_signs_around_the_mean_and_layers_compute_on_them_with_the_same_scale():
+    weight = torch.tensor([[0.5, 0.125, -0.125, 0.0]])  # of mean 0.125
+    assert binary_codes(weight).tolist() == [[1.0, -1.0, -1.0, -1.0]]
+    linear, x = BitLinear(256, 64, binary_codes), (random(7, 256) * 40).round().clamp(-127, 127)
+    torch.nn.init.normal_(linear.weight, std=0.02, generator=torch.Generator().manual_seed(1))
+    x[:, 0] = 127  # so that a row is its own codes
+    upstream = random(7, 64, seed=3)
+    y = linear(x)
+    y.backward(upstream)
+    weight = linear.weight.detach()
+    codes = torch.where(weight > weight.mean(), 1.0, -1.0)
+    assert torch.equal(y.detach(), x @ codes.T * weight.abs().mean())
+    # Of size 100, and times the scale and through it again.
+    torch.testing.assert_close(linear.weight.grad, upstream.T @ x, atol=1e-4, rtol=1e-5)

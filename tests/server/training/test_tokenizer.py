@@ -71,13 +71,18 @@ def test_a_conversation_is_trained_on_in_the_tokens_the_server_will_prompt_with(
     turns = [("system", "Be brief."), ("user", "x + 1?"), ("assistant", "2"), ("user", "And 2?")]
     messages = [{"role": role, "content": content} for role, content in turns]
     prompt = TOKENIZER.encode(render(messages, True), add_special_tokens=False).ids
-    conversation = Conversation(
-        "c", (*(Message(*turn) for turn in turns), Message("assistant", "3"))
-    )
-    ids = encode_conversation(conversation, TOKENIZER)
+    conversation = Conversation((*(Message(*turn) for turn in turns), Message("assistant", "3")))
+    document = encode_conversation(conversation, TOKENIZER)
+    ids = list(document.tokens)
     assert ids[: len(prompt)] == prompt
+    assert list(document.is_counted) == [index >= len(prompt) for index in range(len(ids))]
     assert TOKENIZER.decode(ids[len(prompt) :], skip_special_tokens=False) == f"3{EOT}"
 
 
 def test_a_message_without_content_renders_empty():
     assert render([{"role": "assistant", "content": None}], False) == f"{BOS}Assistant: {EOT}"
+
+
+def test_every_digit_is_a_token():
+    tokens = TOKENIZER.encode("function_1234 + 56", add_special_tokens=False).tokens
+    assert [token for token in tokens if any(map(str.isdigit, token))] == list("123456")

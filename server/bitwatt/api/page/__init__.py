@@ -78,6 +78,8 @@ async def get_file(request: Request) -> Response:
     if file is None:
         raise HTTPException(404)
     headers = {**_HEADERS, "ETag": file.tag}
-    if request.headers.get("if-none-match") == file.tag:
+    known = request.headers.get("if-none-match", "")
+    # A proxy that compresses makes the tag a weak one; both kinds count alike (RFC 9110, 13.1.2).
+    if known == "*" or file.tag in [tag.strip().removeprefix("W/") for tag in known.split(",")]:
         return Response(status_code=304, headers=headers)
     return Response(file.body, headers={**headers, "Content-Type": file.content_type})

@@ -27,6 +27,9 @@ async function call(path, options = {}) {
   throw new ApiError(response.status, body?.error?.message ?? `The server answered ${response.status}.`);
 }
 
+/** Return where a model is asked: of another server's, this one asks it with its own key. */
+export const pathOf = (model, path) => (model.is_remote ? `/bitwatt/v1/twin${path}` : path);
+
 export async function getJson(path) {
   return (await call(path)).json();
 }

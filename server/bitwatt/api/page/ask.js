@@ -1,18 +1,18 @@
-// One prompt to both models at once, both streams side by side.
+// One prompt to every model at once, the streams side by side.
 
-import { streamEvents } from "./api.js";
-import { byId, make, markOf } from "./dom.js";
+import { pathOf, streamEvents } from "./api.js";
+import { byId, make, markOf, setDisabled } from "./dom.js";
 import { digits, rate, seconds } from "./format.js";
 import { decodeRate } from "./statistics.js";
 
-/** Return the panels and what runs them. onDone gets the finished answers, by side. */
-export function makeAsk(onDone) {
+/** Return the panels and what runs them. */
+export function makeAsk() {
   const panels = {};
   let stop = null;
 
   function show(sides) {
-    if (Object.keys(panels).length) return;
     for (const [side, model] of Object.entries(sides)) {
+      if (panels[side]) continue;
       panels[side] = makePanel(side, model.name);
       byId("answers").append(panels[side].root);
     }
@@ -22,7 +22,7 @@ export function makeAsk(onDone) {
     if (stop) return;
     stop = new AbortController();
     setRunning(true);
-    byId("ask-status").textContent = "Both models answer.";
+    byId("ask-status").textContent = sides.b ? "Both models answer." : "The model answers.";
     const body = {
       messages: [{ role: "user", content: byId("prompt").value }],
       max_tokens: byId("ask-tokens").valueAsNumber,
@@ -31,22 +31,27 @@ export function makeAsk(onDone) {
     };
     const ran = Object.entries(sides).map(async ([side, model]) => [
       side,
-      await panels[side].run({ ...body, model: model.name }, stop.signal),
+      await panels[side].run(pathOf(model, "/v1/chat/completions"), { ...body, model: model.name }, stop.signal),
     ]);
     const answers = Object.fromEntries(await Promise.all(ran));
     byId("ask-status").textContent = Object.values(answers).map((a) => a.said).join(" ");
     stop = null;
     setRunning(false);
-    onDone(answers);
   }
 
   function setRunning(isRunning) {
-    byId("ask-run").disabled = isRunning;
-    byId("ask-stop").disabled = !isRunning;
+    setDisabled(byId("ask-run"), isRunning);
+    setDisabled(byId("ask-stop"), !isRunning);
   }
 
   byId("ask-stop").addEventListener("click", () => stop?.abort());
-  return { show, run };
+  return {
+    show,
+    run,
+    get isRunning() {
+      return stop !== null;
+    },
+  };
 }
 
 function makePanel(side, name) {
@@ -75,7 +80,7 @@ function makePanel(side, name) {
     list,
   );
 
-  async function run(body, signal) {
+  async function run(path, body, signal) {
     text.textContent = "";
     text.classList.remove("failed");
     root.classList.add("running");
@@ -88,7 +93,7 @@ function makePanel(side, name) {
     let numPieces = 0;
     let numTokens = null;
     try {
-      for await (const { event, at } of streamEvents("/v1/chat/completions", body, signal)) {
+      for await (const { event, at } of streamEvents(path, body, signal)) {
         if (event.usage) numTokens = event.usage.completion_tokens;
         const [choice] = event.choices;
         if (!choice || (!choice.delta.content && !choice.finish_reason)) continue;
@@ -119,11 +124,7 @@ function makePanel(side, name) {
     figures.tokens.textContent = digits(numTokens);
     const decode = decodeRate(numTokens, numPieces, firstAt, lastAt);
     showDecode(decode);
-    return {
-      decode,
-      numTokens,
-      said: `${name}: ${numTokens} tokens${decode === null ? "" : ` at ${rate(decode)}`}.`,
-    };
+    return { said: `${name}: ${numTokens} tokens${decode === null ? "" : ` at ${rate(decode)}`}.` };
   }
 
   function showDecode(decode) {

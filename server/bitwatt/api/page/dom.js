@@ -22,5 +22,8 @@ export function makeSvg(tag, attributes = {}, ...children) {
 /** Return the element with this id. */
 export const byId = (id) => document.getElementById(id);
 
+/** Mark a button as one that does nothing now. It keeps the focus, which `disabled` would drop. */
+export const setDisabled = (button, isDisabled) => button.setAttribute("aria-disabled", String(isDisabled));
+
 /** Return a span that marks a side by colour and by shape. */
 export const markOf = (side) => make("span", { className: `mark ${side}`, "aria-hidden": "true" });

@@ -20,6 +20,16 @@ export function seconds(value) {
   return value < 1 ? `${digits(value * 1000)} ms` : `${digits(value)} s`;
 }
 
+export const millions = (value) => (value < 1e9 ? `${digits(value / 1e6)}M` : `${digits(value / 1e9)}B`);
+
+/** Return a time of today as "14:32", another day's with its date. */
+export function when(at, now = Date.now()) {
+  const [time, today] = [new Date(at), new Date(now)];
+  const clock = time.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+  const date = time.toLocaleDateString("en-GB", { day: "numeric", month: "short", year: "numeric" });
+  return time.toDateString() === today.toDateString() ? clock : `${date}, ${clock}`;
+}
+
 export const rate = (value) => `${digits(value)} tok/s`;
 
 export function joules(value) {

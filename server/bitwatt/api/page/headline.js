@@ -1,141 +1,229 @@
-// Four ratios, each with where it comes from; a loss is shown as a loss.
+// Five ratios, each with where it comes from; a loss is shown as a loss. Of one model alone, figures.
 
-import { byId, make } from "./dom.js";
-import { bytes, digits, dollars, joules, rate, times } from "./format.js";
-import { weightBytes } from "./memory.js";
+import { costReason, electricityReason } from "./cost.js";
+import { byId, make, setDisabled } from "./dom.js";
+import { bytes, digits, dollars, joules, rate, times, when } from "./format.js";
+import { processBytes, weightBytes } from "./memory.js";
 import { verdict } from "./statistics.js";
 
 const TILES = [
-  { key: "memory", title: "Memory", more: "more memory", less: "less memory", better: "lower" },
-  { key: "speed", title: "Tokens a second", more: "more tokens", less: "fewer tokens", better: "higher" },
-  { key: "energy", title: "Energy a token", more: "more energy", less: "less energy", better: "lower" },
-  { key: "cost", title: "$ / 1M tokens", more: "more expensive", less: "cheaper", better: "lower" },
+  { key: "memory", title: "Memory", of: memoryOf, more: "more", less: "less", better: "lower" },
+  { key: "speed", title: "Speed", of: speedOf, more: "more tokens a second", less: "fewer tokens a second", better: "higher" },
+  { key: "quality", title: "Quality", of: qualityOf, more: "more bits a byte: worse", less: "fewer bits a byte: better", better: "lower" },
+  { key: "energy", title: "Energy", of: energyOf, more: "more energy", less: "less energy", better: "lower" },
+  { key: "cost", title: "Cost", of: costOf, more: "more expensive", less: "cheaper", better: "lower" },
 ];
+const LOADING = { badge: "loading", why: "an engine still loads" };
 
-/** Return the tiles; each show replaces what changed. */
-export function makeHeadline() {
-  const tiles = Object.fromEntries(TILES.map((tile) => [tile.key, makeTile(tile)]));
-  byId("headline").append(...Object.values(tiles).map((tile) => tile.root));
-
+/** Return the tiles; each show replaces what changed. onMeasure is called when one is to be. */
+export function makeHeadline(onMeasure) {
+  const tiles = TILES.map((tile) => ({ ...makeTile(tile, onMeasure), of: tile.of }));
+  byId("headline").append(...tiles.map((tile) => tile.root));
   return {
-    show(sides, asked, load) {
-      tiles.memory.show(memoryOf(sides));
-      tiles.speed.show(speedOf(asked, load));
-      tiles.energy.show(energyOf(sides, load));
-      tiles.cost.show(costOf(sides, load));
+    /** measuring: the kind of measurement that runs, or null; failure: of the quick look. */
+    show(sides, result, measuring, failure) {
+      for (const tile of tiles) tile.show({ ...tile.of(sides, result, failure), measuring });
     },
   };
 }
 
 const single = (gain) => ({ gain, low: gain, high: gain });
+const nbsp = "\u00a0";
+
+/** Return a gain of b's value over a's, or a's own value where there is no b. */
+const ratio = (a, b, show, label) =>
+  b === undefined
+    ? { text: show(a), label }
+    : { figure: single(b / a), values: `${show(a)} against ${show(b)}`, label };
 
 function memoryOf({ a, b }) {
-  if (!a || !b) return { why: "needs two models: bitwatt serve --compare" };
-  const [ofA, ofB] = [weightBytes(a), weightBytes(b)];
-  if (ofA === null || ofB === null) return { why: "an engine still loads" };
+  const both = b ? [a, b] : [a];
+  if (both.some((model) => !model?.memory)) return LOADING;
+  const isOnGpu = both.some((model) => model.device.startsWith("cuda"));
+  const [weightsOfA, weightsOfB] = both.map(weightBytes);
+  const [wholeOfA, wholeOfB] = both.map(processBytes);
+  const gains = [ratio(weightsOfA, weightsOfB, bytes, "Weights")];
+  if (wholeOfA !== null && wholeOfB !== null) {
+    gains.push(ratio(wholeOfA, wholeOfB, bytes, isOnGpu ? "With KV cache" : "Whole process"));
+  }
   return {
-    figure: single(ofB / ofA),
-    source: "measured",
-    values: `${bytes(ofA)} against ${bytes(ofB)}`,
-    foot: "Weights as the engines hold them, without the KV cache.",
+    gains,
+    badge: "measured",
+    foot: isOnGpu
+      ? "As held on the GPU; the KV cache is as large as it is set to be."
+      : "The process adds the KV cache, as large as it is set to be, and Python with its libraries.",
   };
 }
 
-function loadFoot({ plan }) {
-  return `n\u00a0=\u00a0${plan.windows} windows of ${plan.requests} requests, ${plan.concurrency} at once.`;
+function footOf({ plan, at }, figure, show) {
+  const spread = figure.b
+    ? `pairs from ${times(figure.low)} to ${times(figure.high)}`
+    : `quartiles ${show(figure.a.low)} to ${show(figure.a.high)}`;
+  const look = plan.kind === "quick" ? "First quick look" : "Load";
+  return `${look}, ${when(at)}: n${nbsp}=${nbsp}${plan.windows} windows of ${plan.requests} requests, ${plan.concurrency} at once; ${spread}.`;
 }
 
-function against(figure, show) {
-  return `${show(figure.a.median)} against ${show(figure.b.median)}`;
-}
-
-function speedOf(asked, load) {
-  const figure = load?.figures.throughput;
-  if (figure) {
-    return { figure, source: "measured", values: against(figure, rate), foot: loadFoot(load) };
-  }
-  if (asked?.a?.decode && asked?.b?.decode) {
-    return {
-      figure: single(asked.a.decode / asked.b.decode),
-      source: "measured",
-      values: `${rate(asked.a.decode)} against ${rate(asked.b.decode)}, decode`,
-      foot: "n\u00a0=\u00a01 prompt, both models at once on this machine. The load measures them apart.",
-    };
-  }
-  const isTooQuick = asked?.a?.numTokens && asked?.b?.numTokens;
+function measuredTile(result, key, show) {
+  const figure = result.figures[key];
+  const { a, b } = figure;
+  const gain = b
+    ? { figure, values: `${show(a.median)} against ${show(b.median)}` }
+    : { text: show(a.median) };
   return {
-    why: isTooQuick
-      ? "the answers came in too few pieces to be timed: run the load"
-      : "not measured yet: ask both, or run the load",
+    gains: [gain],
+    badge: result.plan.kind === "quick" ? "quick look" : "measured",
+    canMeasure: true,
+    foot: footOf(result, figure, show),
   };
 }
 
-function energyOf({ a, b }, load) {
-  const figure = load?.figures.energy;
-  if (figure) {
-    return { figure, source: "measured", values: against(figure, joules), foot: loadFoot(load) };
-  }
-  const [ofA, ofB] = [a, b].map((model) => model?.energy.arithmetic_joules_per_token);
-  const why = a?.energy.reason ?? b?.energy.reason ?? load?.unavailable.energy ?? "not measured yet: run the load";
-  const foot = ofA && ofB
-    ? `${times(ofB / ofA)} by the papers' arithmetic alone (${joules(ofA)} against ${joules(ofB)} a token); memory traffic, which takes most, is left out.`
+const unmeasured = (why, foot) => ({ badge: "not measured yet", why, foot, canMeasure: true });
+const unavailable = (reason, foot) => ({ badge: "unavailable", why: `can't be measured, because ${reason}`, foot });
+
+function speedOf(sides, result, failure) {
+  if (result?.figures.throughput) return measuredTile(result, "throughput", rate);
+  return unmeasured(failure ? `the first quick look failed: ${failure}` : "equal work to each model in turns");
+}
+
+function qualityOf({ a, b }, result) {
+  const both = b ? [a, b] : [a];
+  const reason = whyNoQuality(both);
+  if (reason) return agreementOf(b, result, reason);
+  const show = (value) => `${value} bits/byte`;
+  const [ofA, ofB] = both.map((model) => model.quality.bits_per_byte);
+  const isCostTwin = b?.name === `${a.name}-fp16`;
+  return {
+    gains: [ratio(ofA, ofB, show)],
+    badge: "from the card",
+    foot: `Of held-out text, fewer is better. Source: ${b ? "the models' cards" : "its card"}, README.md.${
+      isCostTwin ? " The twin is the same model: rounding apart, it answers the same." : ""
+    }`,
+  };
+}
+
+/** Return why the cards give no comparison; null where they do. */
+function whyNoQuality([a, b]) {
+  const without = [a, b].find((model) => model && !model.quality);
+  if (!a || without) return `the card of ${without?.name ?? "the model"} (README.md) has no bits/byte`;
+  if (b && a.quality.evaluation !== b.quality.evaluation) return "the models' cards have figures of different text";
+  return null;
+}
+
+/** Return the tile of how far the answers agree, where nothing is known of either's quality. */
+function agreementOf(b, result, reason) {
+  const foot = `Bits/byte are unknown: ${reason}.`;
+  if (!b) return { badge: "unknown", why: `unknown: ${reason}` };
+  if (!result?.agreement) return unmeasured("how far the answers to the same prompts agree", foot);
+  const { share, n } = result.agreement;
+  return {
+    gains: [{ text: `${digits(share * 100)}%`, said: "agreement of the answers" }],
+    badge: result.plan.kind === "quick" ? "quick look" : "measured",
+    canMeasure: true,
+    foot: `Of the text until the greedy answers to the same prompts part, ${when(result.at)}: n${nbsp}=${nbsp}${n} answers. ${foot}`,
+  };
+}
+
+function energyOf(sides, result) {
+  if (result?.figures.energy) return measuredTile(result, "energy", joules);
+  const both = Object.values(sides);
+  const [ofA, ofB] = both.map((model) => model.energy.arithmetic_joules_per_token);
+  const amount = ofA && (ofB ? `${times(ofB / ofA)} (${joules(ofA)} against ${joules(ofB)} a token)` : `${joules(ofA)} a token`);
+  const foot = amount && (ofB || both.length === 1)
+    ? `${amount} by the papers' arithmetic alone; memory traffic, which takes most, is left out.`
     : "";
-  return { why, foot, isEstimate: Boolean(foot) };
+  const reason = both.map((model) => model.energy.reason).find(Boolean);
+  const tile = reason
+    ? unavailable(reason, foot)
+    : unmeasured(result?.unavailable.energy ?? "joules a token, over equal work", foot);
+  return { ...tile, isEstimate: Boolean(foot) };
 }
 
-function costOf({ a, b }, load) {
-  const figure = load?.figures.cost;
-  if (figure) {
-    return { figure, source: "measured", values: against(figure, dollars), foot: `At the rent that is set, for this load. ${loadFoot(load)}` };
+function costOf(sides, result) {
+  const rent = result?.figures.cost;
+  const electricity = result?.figures.electricity;
+  const kwh = Object.values(sides).map((model) => model.prices.usd_per_kwh).find((price) => price !== null);
+  const reason = electricityReason(sides);
+  let more = "";
+  if (electricity) {
+    const shown = [electricity.a, electricity.b].filter(Boolean).map(({ median }) => dollars(median));
+    more = `Electricity at ${dollars(kwh)} a kWh: ${shown.join(" against ")}.`;
+  } else if (kwh !== undefined && reason) {
+    more = `Electricity at ${dollars(kwh)} a kWh is unknown: ${reason}.`;
   }
-  return { why: load?.unavailable.cost ?? costReason(a, b) };
+  if (rent) {
+    const tile = measuredTile(result, "cost", dollars);
+    return { ...tile, foot: `Rent of a million tokens, as it is set. ${more} ${tile.foot}` };
+  }
+  if (electricity) {
+    const tile = measuredTile(result, "electricity", dollars);
+    return { ...tile, foot: `Electricity of a million tokens alone: ${costReason(sides) ?? "rent is not measured"}. ${tile.foot}` };
+  }
+  const unset = costReason(sides);
+  if (unset && !(kwh !== undefined && !reason)) return unavailable(unset, more);
+  return unmeasured("a million tokens at the prices that are set", more);
 }
 
-const costReason = (a, b) => (a?.hasRent || b?.hasRent ? "not measured yet: run the load" : "no rent is set (--usd-per-hour)");
-
-function makeTile({ key, title, more, less, better }) {
+function makeTile({ key, title, more, less, better }, onMeasure) {
   const badge = make("span", { className: "badge" });
-  const gain = make("p", { className: "gain" });
-  const said = make("p", { className: "said" });
-  const values = make("p", { className: "values" });
+  const gains = make("div", { className: "gains" });
+  const why = make("p", { className: "why" });
+  const button = make("button", { type: "button", className: "measure", hidden: true });
   const foot = make("p", { className: "foot" });
+  button.addEventListener("click", () => onMeasure());
   const root = make(
     "article",
     { className: "card tile", id: `tile-${key}` },
     make("div", { className: "tile-head" }, make("h3", {}, title), badge),
-    gain,
-    said,
-    values,
+    gains,
+    why,
+    button,
     foot,
   );
   let shown = null;
 
-  /** Show {figure, source, values, foot}, or {why, foot} where there is no figure. */
+  /** Show {gains, badge, foot}, or {why, badge, foot} where there is no figure. A gain: see ratio. */
   function show(now) {
     const next = JSON.stringify(now);
     if (next === shown) return;
     shown = next;
-    const { figure, source } = now;
-    const kind = figure ? source : "unavailable";
-    badge.className = `badge ${kind}`;
-    badge.textContent = kind;
-    gain.className = `gain ${figure ? verdict(figure) : "none"}`;
-    gain.textContent = figure ? times(figure.gain) : "–";
-    said.className = figure ? "said" : "said why";
-    said.textContent = figure ? inWords(figure.gain, verdict(figure)) : now.why;
-    values.textContent = now.values ?? "";
+    const isFirst = now.canMeasure && now.measuring && !now.gains;
+    badge.textContent = isFirst ? "measuring" : now.badge;
+    badge.className = `badge ${now.gains ? "figure" : "none"}`;
+    gains.replaceChildren(...(now.gains ?? [{ text: "–", isNone: true }]).map(makeGain));
+    if (isFirst && now.measuring === "quick") why.textContent = "a first quick look, a few seconds";
+    else why.textContent = now.why ?? "";
+    button.hidden = !now.canMeasure;
+    button.textContent = now.measuring ? "Measuring…" : now.gains ? "Measure again" : "Measure";
+    button.setAttribute("aria-label", `${button.textContent}: ${title}`);
+    setDisabled(button, now.measuring === "load");
     foot.replaceChildren(
-      ...(now.isEstimate ? [make("span", { className: "badge estimated" }, "estimated")] : []),
+      ...(now.isEstimate ? [make("span", { className: "badge" }, "estimated")] : []),
       now.foot ?? "",
     );
   }
 
-  function inWords(value, word) {
+  function makeGain({ figure, text, values, label, said, isNone }) {
+    const word = isNone ? "none" : figure ? verdict(figure) : "alone";
+    const words = figure ? inWords(figure) : said;
+    return make(
+      "div",
+      {},
+      make("p", { className: `gain ${word}` }, figure ? times(figure.gain) : text),
+      ...(label ? [make("p", { className: "label" }, label)] : []),
+      ...(words ? [make("p", { className: "said" }, words)] : []),
+      ...(values ? [make("p", { className: "values" }, values)] : []),
+    );
+  }
+
+  function inWords(figure) {
+    const word = verdict(figure);
     if (word === "equal") return "no difference";
     const unclear = word === "unclear" ? "; the windows disagree" : "";
-    const change = better === "lower" ? 1 - 1 / value : value - 1;
+    const change = better === "lower" ? 1 - 1 / figure.gain : figure.gain - 1;
     const name = change > 0 === (better === "lower") ? less : more;
-    return `${digits(Math.abs(change) * 100)}% ${name}${unclear}`;
+    // "306% more" beside "4.06×" says the same in a harder way.
+    const amount = change >= 1 ? "" : `${digits(Math.abs(change) * 100)}% `;
+    return `${amount}${name}${unclear}`;
   }
 
   return { root, show };

@@ -4,28 +4,38 @@ import { getJson, keepKey } from "./api.js";
 import { makeAsk } from "./ask.js";
 import { makeCharts } from "./charts.js";
 import { byId, make, markOf } from "./dom.js";
-import { bytes } from "./format.js";
+import { bytes, millions } from "./format.js";
 import { makeHeadline } from "./headline.js";
-import { makeLoad } from "./load.js";
+import { makeLoad, showResult } from "./load.js";
+import { identityOf, keep, kept } from "./measured.js";
 import { showMemory, weightBytes } from "./memory.js";
 
 const POLL_MS = 1000;
+const TRY_AGAIN_MS = 3000;
+
+const HOW_TO_COMPARE = {
+  ternary: "bitwatt serve --compare, or --twin-url of another server, sets its 16-bit twin beside it and shows what ternary weights save",
+  dense: "--twin-url of the server that has the ternary model sets it beside this one and shows what ternary weights save",
+};
 
 let sides = {};
-let asked = null;
-let load = null;
+let identity = null;
+let result = null;
+let failure = null;
+let quickNotBefore = 0;
 let since = 0;
 
-const headline = makeHeadline();
+const headline = makeHeadline(() => loader.runForm(sides));
 const charts = makeCharts();
-const ask = makeAsk((answers) => {
-  asked = answers;
-  headline.show(sides, asked, load);
+const ask = makeAsk();
+const loader = makeLoad({
+  onChange: () => showHeadline(),
+  onDone(found) {
+    result = found;
+    keep(identity, found);
+  },
 });
-const loader = makeLoad((result) => {
-  load = result;
-  headline.show(sides, asked, load);
-});
+const showHeadline = () => headline.show(sides, result, loader.kind, failure);
 
 /** Return the two that are compared: the ternary model is a, the other b. */
 function pick(models) {
@@ -39,10 +49,11 @@ function showModels(models) {
     const side = Object.keys(sides).find((key) => sides[key].name === model.name);
     const what = [
       model.state,
-      model.dtype && (model.weights === "ternary" ? "2-bit weights" : model.dtype),
+      model.dtype && weightsOf(model),
       model.backend,
       model.device_name,
       model.memory && bytes(weightBytes(model)),
+      model.is_remote && "another server",
     ];
     return make(
       "li",
@@ -55,25 +66,87 @@ function showModels(models) {
   byId("models").replaceChildren(...items);
 }
 
+const weightsOf = (model) => `${model.weights === "ternary" ? "ternary" : model.dtype} weights`;
+
+/** Say in a sentence what is compared with what. */
+function showCompared({ a, b }) {
+  const said = !a.dtype || (b && !b.dtype)
+    ? ""
+    : b
+      ? `${a.name} (${weightsOf(a)}) against ${b.name}, ${whatTwin(a, b)}: above 1× ${
+          a.weights === "ternary" ? "ternary" : a.name
+        } saves, below it loses.`
+      : `${a.name} is served with ${weightsOf(a)}, alone; ${HOW_TO_COMPARE[a.weights]}.`;
+  setText(byId("compared"), said);
+  setText(byId("tagline"), b ? "What ternary weights save, measured on this server" : "A model and what it takes, measured on this server");
+  setText(byId("ask-title"), b ? "Ask both" : "Ask");
+  setText(byId("ask-run"), b ? "Ask both" : "Ask");
+  setText(byId("ask-hint"), b
+    ? "One prompt, one seed, both models at the same moment. Where they share a machine they slow each other; the load below measures them apart."
+    : "One prompt, one seed.");
+  setText(byId("load-hint"), b
+    ? "The same prompts to each model in alternating windows, A B A B, the first of each dropped. Every answer has exactly as many tokens, so equal work is compared."
+    : "Prompts in windows, the first dropped. Every answer has exactly as many tokens.");
+}
+
+function whatTwin(a, b) {
+  const where = b.is_remote ? "on another server" : "on the same machine";
+  return b.name === `${a.name}-fp16`
+    ? `the same model with ${weightsOf(b)}, ${where}`
+    : `another model of ${millions(b.num_parameters)} parameters with ${weightsOf(b)}, ${where}`;
+}
+
+function setText(element, said) {
+  if (element.textContent !== said) element.textContent = said;
+}
+
 async function poll() {
   const state = await getJson(`/bitwatt/v1/comparison?since=${since}`);
   since = state.time_s.at(-1) ?? since;
-  const hasRent = Boolean(state.prices.usd_per_hour);
-  state.models = state.models.map((model) => ({ ...model.engine, ...model, hasRent }));
-  sides = pick(state.models);
-  byId("version").textContent = state.version;
-  showModels(state.models);
+  const models = state.models.map((model) => ({ ...model.engine, ...model }));
+  sides = pick(models);
+  const isUp = models.every((model) => model.state === "ready");
+  if (isUp) recall(identityOf(state.version, sides));
+  setText(byId("version"), state.version);
+  showModels(models);
   showMemory(sides);
-  headline.show(sides, asked, load);
+  showCompared(sides);
   ask.show(sides);
   if (state.time_s.length) charts.take(state, sides);
-  const isAlone = state.models.length < 2;
-  showProblem(isAlone ? "One model is served. bitwatt serve --compare serves its 16-bit twin beside it." : "");
-  byId("load-run").hidden = isAlone;
+  const problems = models.filter((model) => model.fallback).map((model) => `${model.name}: ${model.fallback}.`);
+  if (state.twin?.problem) problems.push(`The twin at ${state.twin.url}: ${state.twin.problem}.`);
+  showProblem(problems.join(" "));
+  showHeadline();
+  if (isUp && state.measures_first) lookOnce(models);
+}
+
+/** Take up what was measured of these models before. */
+function recall(now) {
+  if (now === identity) return;
+  identity = now;
+  failure = null;
+  result = kept(identity);
+  byId("load-result").hidden = !result;
+  if (result) showResult(result, sides);
+}
+
+/** Measure quickly while nobody calls, if nothing is measured yet; give way to callers. */
+async function lookOnce(models) {
+  if (loader.kind === "quick") {
+    if (loader.isDisturbed(models)) loader.stop();
+    return;
+  }
+  const isIdle = models.every((model) => model.num_open === 0) && !ask.isRunning;
+  if (result || failure || loader.kind || !isIdle || performance.now() < quickNotBefore) return;
+  const error = await loader.runQuick(sides);
+  // Two pages that began together don't begin together again.
+  quickNotBefore = performance.now() + TRY_AGAIN_MS * (1 + Math.random());
+  if (error && error.name !== "AbortError") failure = error.message;
+  showHeadline();
 }
 
 function showProblem(said) {
-  if (byId("problem").textContent !== said) byId("problem").textContent = said;
+  setText(byId("problem"), said);
   byId("problem").hidden = !said;
 }
 
@@ -103,12 +176,14 @@ byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   keepKey(byId("key").value);
   byId("key").value = "";
+  byId("savings-title").focus();
   byId("key-form").hidden = true;
   pollForever();
 });
 
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
+  if (loader.kind === "quick") loader.stop();
   ask.run(sides);
 });
 
@@ -118,7 +193,7 @@ byId("prompt").addEventListener("keydown", (event) => {
 
 byId("load").addEventListener("submit", (event) => {
   event.preventDefault();
-  loader.run(sides);
+  loader.runForm(sides);
 });
 
 pollForever();

@@ -4,7 +4,7 @@ import { byId, make, makeSvg, markOf } from "./dom.js";
 import { bytes } from "./format.js";
 
 const WEIGHTS = [
-  ["packed_weights_bytes", "Packed 2-bit weights"],
+  ["packed_weights_bytes", "Packed ternary weights"],
   ["embedding_bytes", "Embeddings"],
   ["other_weights_bytes", "Other weights"],
 ];
@@ -15,13 +15,22 @@ const sum = (memory, kinds) => kinds.reduce((total, [kind]) => total + memory[ki
 /** Return the bytes of a model's weights of every kind; null before its engine has said. */
 export const weightBytes = (model) => (model.memory ? sum(model.memory, WEIGHTS) : null);
 
+/** Return the bytes of all that serves a model; null where the system doesn't tell. */
+export const processBytes = (model) =>
+  model.device.startsWith("cuda") ? sum(model.memory, KINDS) : model.rss_anon_bytes;
+
 let shown = null;
+let processCells = {};
 
 /** Show the bars and the table; the same figures leave them, and the focus in them, alone. */
 export function showMemory(sides) {
   const known = Object.entries(sides).filter(([, model]) => model.memory);
   const now = JSON.stringify(known.map(([side, { name, memory }]) => [side, name, memory]));
-  if (!known.length || now === shown) return;
+  if (!known.length) return;
+  if (now === shown) {
+    showProcesses(known);
+    return;
+  }
   shown = now;
   byId("memory").replaceChildren(
     make("div", { className: "memory-groups" },
@@ -29,6 +38,14 @@ export function showMemory(sides) {
       makeGroup("Weights and KV cache", known, KINDS)),
     makeTable(known),
   );
+  showProcesses(known);
+}
+
+function showProcesses(known) {
+  for (const [side, model] of known) {
+    const said = model.rss_anon_bytes === null ? "unknown" : bytes(model.rss_anon_bytes);
+    if (processCells[side].textContent !== said) processCells[side].textContent = said;
+  }
 }
 
 function makeGroup(title, known, kinds) {
@@ -43,15 +60,15 @@ function makeGroup(title, known, kinds) {
         make("span", {}, markOf(side), model.name),
         make("span", {}, bytes(sum(model.memory, kinds))),
       ),
-      makeBar(model.memory, kinds, widest),
+      makeBar(side, model.memory, kinds, widest),
     ),
   );
   return make("div", {}, make("h3", {}, title), ...rows);
 }
 
-function makeBar(memory, kinds, widest) {
+function makeBar(side, memory, kinds, widest) {
   const bar = makeSvg("svg", {
-    class: "bar",
+    class: `bar ${side}`,
     viewBox: "0 0 1000 10",
     preserveAspectRatio: "none",
     "aria-hidden": "true",
@@ -78,6 +95,8 @@ function makeTable(known) {
       ...known.map(([, model]) => make("td", {}, bytes(model.memory[kind]))),
     ),
   );
+  processCells = Object.fromEntries(known.map(([side]) => [side, make("td")]));
+  rows.push(make("tr", {}, make("th", { scope: "row" }, "Whole process, in the machine's memory"), ...Object.values(processCells)));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
   const region = { className: "scroll", role: "region", tabIndex: 0, "aria-label": "Memory by kind" };
   return make("div", region, table);

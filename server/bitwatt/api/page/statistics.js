@@ -21,6 +21,17 @@ export function decodeRate(numTokens, numPieces, firstAt, lastAt) {
   return ((numTokens - 1) * 1000) / (lastAt - firstAt);
 }
 
+const MOST_FITTING_TOKENS = 128;
+
+/**
+ * Return how many tokens an answer may have for a plan's windows to end within fitS seconds.
+ * roundTookS: what a window of each model took with answers of plan.tokens, which are the fewest.
+ */
+export function fittingTokens({ tokens, windows, fitS }, roundTookS) {
+  const fitting = Math.floor((tokens * fitS) / (windows * roundTookS));
+  return Math.max(tokens, Math.min(fitting, MOST_FITTING_TOKENS));
+}
+
 /** Return the median and the quartiles. */
 export const spread = (values) => ({
   median: median(values),
@@ -46,6 +57,13 @@ export function compare(a, b, better) {
     low: Math.min(...gains),
     high: Math.max(...gains),
   };
+}
+
+/** Return how far two texts agree: the share of the longer before the two part. */
+export function agreement(one, other) {
+  const [short, long] = [[...one], [...other]].sort((x, y) => x.length - y.length);
+  const parting = short.findIndex((character, i) => character !== long[i]);
+  return long.length ? (parting < 0 ? short.length : parting) / long.length : 1;
 }
 
 /** Return in a word what a comparison says of a: it decides where all pairs agree. */

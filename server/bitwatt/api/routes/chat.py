@@ -3,10 +3,11 @@
 from secrets import token_hex
 
 from fastapi import APIRouter, Response
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from bitwatt.api.answering import Answering, ResponseHead
+from bitwatt.api.answering import Answering, Chunks, ResponseHead
 from bitwatt.api.json_route import JsonRoute
+from bitwatt.api.prompt_logprobs import PromptEntries, prompt_entries
 from bitwatt.api.schemas.chat import (
     ChatBody,
     ChatChoice,
@@ -19,7 +20,6 @@ from bitwatt.api.schemas.chat import (
     ChatTokenLogprob,
     ChatTopLogprob,
 )
-from bitwatt.api.sse import event
 from bitwatt.engine.messages import EngineInfo
 from bitwatt.serving.choice import Delta
 from bitwatt.serving.generation import Generation
@@ -40,6 +40,7 @@ async def create_chat_completion(body: ChatBody, answering: Answering) -> Respon
         prompt = await text.encode_chat(
             [message.as_template_input() for message in body.messages],
             kwargs=body.chat_template_kwargs,
+            add_special_tokens=bool(body.add_special_tokens),
             max_tokens=info.max_model_len,
         )
         return [prompt]
@@ -52,10 +53,11 @@ async def create_chat_completion(body: ChatBody, answering: Answering) -> Respon
         encode=encode,
         key_salt=answering.key_salt,
         prompt_param="messages",
+        max_tokens_param=body.max_tokens_param,
     )
 
-    async def new_writer(generation: Generation, head: ResponseHead) -> _Writer:
-        return _Writer(generation, head, include_usage=body.include_usage)
+    async def new_writer(generation: Generation, head: ResponseHead, chunks: Chunks) -> _Writer:
+        return _Writer(generation, head, chunks)
 
     return await answering(body, asked, new_writer)
 
@@ -63,17 +65,23 @@ async def create_chat_completion(body: ChatBody, answering: Answering) -> Respon
 class _Writer:
     """Puts a generation as chat completions have it."""
 
-    def __init__(self, generation: Generation, head: ResponseHead, *, include_usage: bool) -> None:
+    def __init__(self, generation: Generation, head: ResponseHead, chunks: Chunks) -> None:
         self._generation = generation
         self._head = head
-        self._usage = None if include_usage else UNSET
+        self._chunks = chunks
         self._opened: set[int] = set()
+        self._prompt_entries: PromptEntries | UnsetType = UNSET
+
+    async def take_prompt(self, index: int) -> None:
+        if self._prompt_entries is UNSET:
+            self._prompt_entries = await prompt_entries(self._generation, index)
 
     def whole(self, choices: list[Delta]) -> ChatCompletion:
         return ChatCompletion(
             **self._head,
             choices=[self._choice(delta) for delta in choices],
             usage=self._generation.usage,
+            prompt_logprobs=self._prompt_entries,
         )
 
     def events(self, delta: Delta) -> bytes:
@@ -81,7 +89,7 @@ class _Writer:
             ChatChunkChoice(
                 index=delta.index,
                 delta=ChatDelta(content=delta.text) if delta.text else ChatDelta(),
-                logprobs=self._logprobs(delta),
+                logprobs=self._logprobs(delta) if delta.token_ids else None,
                 finish_reason=delta.finish_reason,
             )
         )
@@ -89,13 +97,17 @@ class _Writer:
             return chunk
         self._opened.add(delta.index)
         opening = ChatDelta(role="assistant", content="")
-        return self._chunk(ChatChunkChoice(index=delta.index, delta=opening)) + chunk
+        opening_chunk = self._chunk(
+            ChatChunkChoice(index=delta.index, delta=opening), is_opening=True
+        )
+        return opening_chunk + chunk
 
     def usage_chunk(self) -> ChatChunk:
         return ChatChunk(**self._head, choices=[], usage=self._generation.usage)
 
-    def _chunk(self, choice: ChatChunkChoice) -> bytes:
-        return event(ChatChunk(**self._head, choices=[choice], usage=self._usage))
+    def _chunk(self, choice: ChatChunkChoice, *, is_opening: bool = False) -> bytes:
+        usage = self._chunks.usage_of(choice.index, is_opening=is_opening)
+        return self._chunks.event(ChatChunk(**self._head, choices=[choice], usage=usage))
 
     def _choice(self, delta: Delta) -> ChatChoice:
         assert delta.finish_reason is not None

@@ -1,25 +1,28 @@
 """POST /v1/completions."""
 
+import sys
 from secrets import token_hex
 
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
-from bitwatt.api.answering import Answering, ResponseHead
+from bitwatt.api.answering import Answering, Chunks, ResponseHead
 from bitwatt.api.json_route import JsonRoute
+from bitwatt.api.prompt_logprobs import PromptEntries, echoed_logprobs, likely, prompt_entries
 from bitwatt.api.schemas.completions import (
     Completion,
     CompletionBody,
     CompletionChoice,
     CompletionLogprobs,
+    PromptItem,
 )
-from bitwatt.api.sse import event
 from bitwatt.engine.messages import EngineInfo
 from bitwatt.serving.choice import Delta
 from bitwatt.serving.generation import Generation
 from bitwatt.serving.planning import seed_of
 from bitwatt.serving.request import GenerationRequest
 from bitwatt.serving.sampling_params import DEFAULT_MAX_TOKENS
+from bitwatt.text.detokenizer import TextOffsets
 from bitwatt.text.processor import TextProcessor
 
 __all__ = ["router"]
@@ -32,12 +35,18 @@ async def create_completion(body: CompletionBody, answering: Answering) -> Respo
     """Continue each prompt."""
 
     async def encode(text: TextProcessor, info: EngineInfo) -> list[list[int]]:
-        return [
-            await text.encode(prompt, max_tokens=info.max_model_len)
-            if isinstance(prompt, str)
-            else prompt
-            for prompt in body.prompt
-        ]
+        async def ids_of(prompt: PromptItem) -> list[int]:
+            if prompt is None:  # a text's beginning: BOS, or what ends the text before
+                return await text.encode("") or info.eos_token_ids[:1]
+            if not isinstance(prompt, str):
+                return prompt
+            return await text.encode(
+                prompt,
+                max_tokens=info.max_model_len,
+                add_special_tokens=body.add_special_tokens is not False,
+            )
+
+        return [await ids_of(prompt) for prompt in body.prompt]
 
     params = body.sampling_params()
     asked = GenerationRequest(
@@ -47,11 +56,13 @@ async def create_completion(body: CompletionBody, answering: Answering) -> Respo
         encode=encode,
         default_max_tokens=DEFAULT_MAX_TOKENS,
         key_salt=answering.key_salt,
+        # Those who have a prompt scored count on an entry for each token, text or not.
+        lists_stop_tokens=bool(body.echo),
     )
 
-    async def new_writer(generation: Generation, head: ResponseHead) -> _Writer:
+    async def new_writer(generation: Generation, head: ResponseHead, chunks: Chunks) -> _Writer:
         echoes = await _echoes(body, generation.model.text)
-        return _Writer(generation, head, echoes, include_usage=body.include_usage)
+        return _Writer(generation, head, chunks, body, echoes)
 
     return await answering(body, asked, new_writer)
 
@@ -62,7 +73,8 @@ async def _echoes(body: CompletionBody, text: TextProcessor) -> list[str]:
     if not body.echo:
         return [""] * (len(body.prompt) * num_choices)
     prompts = [
-        prompt if isinstance(prompt, str) else await text.decode(prompt) for prompt in body.prompt
+        prompt if isinstance(prompt, str) else await text.decode(prompt or [])
+        for prompt in body.prompt
     ]
     return [prompt for prompt in prompts for _ in range(num_choices)]
 
@@ -74,15 +86,33 @@ class _Writer:
         self,
         generation: Generation,
         head: ResponseHead,
+        chunks: Chunks,
+        body: CompletionBody,
         echoes: list[str],
-        *,
-        include_usage: bool,
     ) -> None:
         self._generation = generation
         self._head = head
-        self._usage = None if include_usage else UNSET
+        self._chunks = chunks
+        self._body = body
         self._echoes = echoes
-        self._offsets = [len(echo) for echo in echoes]  # of the next token, in characters
+        self._prompt_entries: dict[int, PromptEntries] = {}
+        self._echoed: dict[int, CompletionLogprobs] = {}  # of choices that have not begun
+        self._taken: set[int] = set()
+        self._num_chars = [len(echo) for echo in echoes]  # sent so far of each choice
+        vocabulary = generation.model.text.vocabulary
+        self._offsets = [TextOffsets(vocabulary, len(echo)) for echo in echoes]
+
+    async def take_prompt(self, index: int) -> None:
+        if index in self._taken:
+            return
+        self._taken.add(index)
+        body = self._body
+        if body.prompt_logprobs is not None:
+            self._prompt_entries[index] = await prompt_entries(self._generation, index)
+        if body.echo and body.logprobs is not None:
+            self._echoed[index] = await echoed_logprobs(
+                self._generation, index, self._echoes[index], body.logprobs
+            )
 
     def whole(self, choices: list[Delta]) -> Completion:
         return Completion(
@@ -92,32 +122,38 @@ class _Writer:
         )
 
     def events(self, delta: Delta) -> bytes:
-        return event(Completion(**self._head, choices=[self._choice(delta)], usage=self._usage))
+        usage = self._chunks.usage_of(delta.index)
+        has_logprobs = bool(delta.token_ids) or delta.index in self._echoed
+        choice = self._choice(delta, has_logprobs=has_logprobs)
+        return self._chunks.event(Completion(**self._head, choices=[choice], usage=usage))
 
     def usage_chunk(self) -> Completion:
         return Completion(**self._head, choices=[], usage=self._generation.usage)
 
-    def _choice(self, delta: Delta) -> CompletionChoice:
+    def _choice(self, delta: Delta, *, has_logprobs: bool = True) -> CompletionChoice:
         index = delta.index
         echo, self._echoes[index] = self._echoes[index], ""
+        self._num_chars[index] += len(delta.text)
         return CompletionChoice(
             index=index,
             text=echo + delta.text,
-            logprobs=self._logprobs(delta),
+            logprobs=self._logprobs(delta) if has_logprobs else None,
             finish_reason=delta.finish_reason,
+            prompt_logprobs=self._prompt_entries.get(index, UNSET),
         )
 
     def _logprobs(self, delta: Delta) -> CompletionLogprobs | None:
         if self._generation.submits[delta.index].sampling.logprobs is None:
             return None
-        spell = self._generation.model.text.vocabulary.spell
-        entries = CompletionLogprobs([], [], [], [])
+        vocabulary = self._generation.model.text.vocabulary
+        offsets = self._offsets[delta.index]
+        # Past the text is what a stop string that ends it left of its tokens.
+        past = self._num_chars[delta.index] if delta.finish_reason else sys.maxsize
+        entries = self._echoed.pop(delta.index, None) or CompletionLogprobs([], [], [], [])
         for token_id, logprobs in zip(delta.token_ids, delta.logprobs, strict=True):
-            token = spell(token_id)
-            top = {spell(top_id): value for top_id, value in logprobs.top}
+            token = vocabulary.spell(token_id)
             entries.tokens.append(token)
             entries.token_logprobs.append(logprobs.sampled)
-            entries.top_logprobs.append(top | {token: logprobs.sampled})
-            entries.text_offset.append(self._offsets[delta.index])
-            self._offsets[delta.index] += len(token)
+            entries.top_logprobs.append(likely(vocabulary, token, logprobs.sampled, logprobs.top))
+            entries.text_offset.append(min(offsets.push(token_id), past))
         return entries

@@ -1,19 +1,28 @@
 """What completions and chat completions share."""
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar
 
+import msgspec
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    JsonValue,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import core_schema
 
+from bitwatt.api.schemas.parameters import STREAM_OPTIONS, Parameters, refuse
+from bitwatt.api.schemas.structured import (
+    ResponseFormat,
+    StructuredOutputs,
+    structured_outputs_of,
+    unknown_in,
+)
 from bitwatt.errors import shorten
 from bitwatt.serving.sampling_params import (
     BOUNDS,
@@ -25,52 +34,59 @@ from bitwatt.serving.sampling_params import (
     SamplingParams,
 )
 
-__all__ = ["Body", "GenerationBody", "ModelName", "StreamOptions", "TokenIds", "bounded", "refuse"]
+__all__ = [
+    "Body",
+    "Bounded",
+    "GenerationBody",
+    "ModelName",
+    "PromptLogprob",
+    "StreamOptions",
+    "TokenIds",
+    "excludes",
+    "needs",
+    "whole",
+    "zero_needs",
+]
 
 ModelName = Annotated[
     str, Field(max_length=256, description="The model's name, one of `GET /v1/models`.")
 ]
 
 
-def refuse(message: str, param: str | None = None) -> PydanticCustomError:
-    """Return the error to raise in a validator; param names the field where pydantic can't."""
-    return PydanticCustomError("refused", "{message}", {"message": message, "param": param})
-
-
 class Body(BaseModel):
-    """A request body: every field is known, or the request is refused.
+    """A request body. A field it lacks is judged by its parameters, or kept to be named.
 
-    unsupported  options of other servers that this one lacks, each with the values at which it
-                 changes nothing, and so may pass; null always may
-    ignored      options that never change an answer
+    parameters  every parameter that an API known here gives such a body
+    nested      fields that hold other bodies, one or a list
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    ignored: ClassVar[frozenset[str]] = frozenset()
+    parameters: ClassVar[Parameters]
+    nested: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_changes_nothing(cls, data: Any) -> Any:
+    def _judge(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             raise refuse("the body must be a JSON object")
-        settled = {}
         for name, value in data.items():
-            if name in cls.ignored:
-                continue
-            if name in cls.unsupported:
-                if value is None or any(_same(value, v) for v in cls.unsupported[name]):
-                    continue
-                raise refuse(f"{name} is not supported: {shorten(value)}", name)
-            if name not in cls.model_fields:  # at the first: a body may have a hundred thousand
-                raise refuse(f"unknown field {shorten(name)}", name)
-            settled[name] = value
-        return settled
+            parameter = cls.parameters.get(name)
+            if parameter is not None and not parameter.works:
+                parameter.check(name, value, data)
+        return data
 
-
-def _same(value: object, neutral: object) -> bool:
-    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+    @property
+    def unknown_fields(self) -> list[str]:
+        """The fields that no API known here defines, each once, as `messages[].colour`."""
+        names = dict.fromkeys(n for n in self.model_extra or () if n not in self.parameters)
+        for field in self.nested:
+            value = getattr(self, field)
+            is_list = isinstance(value, list)
+            for body in value if is_list else [value] if value is not None else []:
+                owner = f"{field}[]" if is_list else field
+                names |= dict.fromkeys(f"{owner}.{name}" for name in body.unknown_fields)
+        return list(names)
 
 
 def _settle_logit_bias(value: Any) -> Any:
@@ -83,30 +99,75 @@ def _settle_logit_bias(value: Any) -> Any:
     return {int(key): bias for key, bias in value.items()}
 
 
-def bounded(kind: str, name: str) -> WithJsonSchema:
-    """Return the JSON schema of a number whose bounds SamplingParams checks."""
-    bounds = BOUNDS[name]
-    lowest = "exclusiveMinimum" if bounds.is_open else "minimum"
-    return WithJsonSchema({"type": kind, lowest: bounds.lowest, "maximum": bounds.highest})
+def whole(value: Any) -> Any:
+    """Return a whole number as an int, as 16 for 16.0, and a list of such; else the value itself.
+
+    JSON knows one kind of number: clients whose language does too send 16.0.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list) and float in set(map(type, value)):
+        return [whole(item) if isinstance(item, float) else item for item in value]
+    return value
+
+
+class Bounded:
+    """A number among SamplingParams, whose bounds are checked there."""
+
+    def __init__(self, name: str) -> None:
+        """Take the field's name there."""
+        self._bounds = BOUNDS[name]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Return the schema of what is accepted."""
+        schema = handler(source)
+        if not self._bounds.is_whole:
+            return schema
+        return core_schema.no_info_before_validator_function(whole, schema)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """Return the schema that the document tells."""
+        lowest, highest, is_whole = self._bounds
+        kind = "integer" if is_whole else "number"
+        return {"type": kind, "minimum": lowest, "maximum": highest}
 
 
 TokenIds = Annotated[
-    list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=2**20, fail_fast=True)
+    list[Annotated[int, Field(ge=0, le=2**31 - 1)]],
+    Field(max_length=2**20, fail_fast=True),
+    BeforeValidator(whole),
 ]
+
+
+def needs(field: str, neighbour: str) -> dict[str, Any]:
+    """Return the JSON schema that says: the field means something beside a true neighbour."""
+    return {
+        "if": {"required": [field], "properties": {field: {"not": {"enum": [None, 0]}}}},
+        "then": {"required": [neighbour], "properties": {neighbour: {"const": True}}},
+    }
+
+
+def _asks(field: str) -> dict[str, Any]:
+    return {"required": [field], "properties": {field: {"not": {"enum": [None, False]}}}}
+
+
+def excludes(field: str, neighbour: str) -> dict[str, Any]:
+    """Return the JSON schema that says: where the field asks for something, the other doesn't."""
+    return {"if": _asks(field), "then": {"properties": {neighbour: {"type": "null"}}}}
+
+
+def zero_needs(field: str, *neighbours: str) -> dict[str, Any]:
+    """Return the JSON schema that says: the field is 0 where a neighbour asks for something."""
+    return {
+        "if": {"required": [field], "properties": {field: {"const": 0}}},
+        "then": {"anyOf": [_asks(neighbour) for neighbour in neighbours]},
+    }
+
+
+_STOP: dict[str, JsonValue] = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 StopStrings = Annotated[
     Any,  # SamplingParams checks it
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "maxLength": MAX_STOP_CHARS},
-                {
-                    "type": "array",
-                    "items": {"type": "string", "maxLength": MAX_STOP_CHARS},
-                    "maxItems": MAX_STOPS,
-                },
-            ]
-        }
-    ),
+    WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}),
 ]
 LogitBias = Annotated[
     dict[int, Any],
@@ -114,6 +175,7 @@ LogitBias = Annotated[
     WithJsonSchema(
         {
             "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             "maxProperties": MAX_LOGIT_BIASES,
         }
@@ -124,69 +186,58 @@ LogitBias = Annotated[
 class StreamOptions(Body):
     """How a stream is sent."""
 
-    unsupported: ClassVar = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
+    parameters: ClassVar = STREAM_OPTIONS
 
     include_usage: bool | None = Field(
         None, description="Ends the stream with a chunk that has usage and no choices."
+    )
+    continuous_usage_stats: bool | None = Field(
+        None,
+        description="Gives each chunk the usage of its choice so far; of `include_usage`. As in "
+        "vLLM.",
+    )
+    include_obfuscation: bool | None = Field(
+        None,
+        description="Pads each chunk, in a field `obfuscation`, so that its size says little of "
+        "its text. OpenAI does so unless told not to.",
     )
 
 
 class GenerationBody(Body):
     """What decides how tokens are drawn and when they end."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "allowed_token_ids": (),
-        "bad_words": ([],),
-        "best_of": (1,),
-        "guided_choice": (),
-        "guided_grammar": (),
-        "guided_json": (),
-        "guided_regex": (),
-        "include_stop_str_in_output": (False,),
-        "length_penalty": (1.0,),
-        "logits_processors": ([],),
-        "prompt_logprobs": (),
-        "response_format": ({"type": "text"},),
-        "return_token_ids": (False,),
-        "return_tokens_as_token_ids": (False,),
-        "skip_special_tokens": (True,),
-        "spaces_between_special_tokens": (True,),
-        "store": (False,),
-        "service_tier": ("auto", "default"),
-        "structured_outputs": (),
-        "truncate_prompt_tokens": (),
-        "use_beam_search": (False,),
-    }
-    ignored: ClassVar = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+    nested: ClassVar[tuple[str, ...]] = ("stream_options",)
 
     model: ModelName
-    max_tokens: Annotated[int, bounded("integer", "max_tokens")] | None = None
-    min_tokens: Annotated[int, bounded("integer", "min_tokens")] | None = Field(
+    max_tokens: Annotated[int, Bounded("max_tokens")] | None = None
+    min_tokens: Annotated[int, Bounded("min_tokens")] | None = Field(
         None,
         description="Tokens before which no stop token is drawn; at most `max_tokens`. As in vLLM.",
     )
-    temperature: Annotated[float, bounded("number", "temperature")] | None = Field(
+    temperature: Annotated[float, Bounded("temperature")] | None = Field(
         None,
         description="Divides the logits; 0, or less than 1e-5, always takes the likeliest token.",
     )
-    top_p: Annotated[float, bounded("number", "top_p")] | None = Field(
-        None, description="Keeps the likeliest tokens that together have this probability."
+    top_p: Annotated[float, Bounded("top_p")] | None = Field(
+        None,
+        description="Keeps the likeliest tokens that together have this probability; 0 keeps the "
+        "likeliest alone.",
     )
-    top_k: Annotated[int, bounded("integer", "top_k")] | None = Field(
+    top_k: Annotated[int, Bounded("top_k")] | None = Field(
         None, description="Keeps so many of the likeliest tokens; 0 and -1 keep all. As in vLLM."
     )
-    min_p: Annotated[float, bounded("number", "min_p")] | None = Field(
+    min_p: Annotated[float, Bounded("min_p")] | None = Field(
         None,
         description="Keeps tokens at least so likely, as a share of the likeliest one's "
         "probability. As in vLLM and llama.cpp, but 0 unless asked for.",
     )
-    presence_penalty: Annotated[float, bounded("number", "presence_penalty")] | None = Field(
+    presence_penalty: Annotated[float, Bounded("presence_penalty")] | None = Field(
         None, description="Taken off the logit of every token that the choice has already."
     )
-    frequency_penalty: Annotated[float, bounded("number", "frequency_penalty")] | None = Field(
+    frequency_penalty: Annotated[float, Bounded("frequency_penalty")] | None = Field(
         None, description="Taken off the logit for each time that the choice has the token already."
     )
-    repetition_penalty: Annotated[float, bounded("number", "repetition_penalty")] | None = Field(
+    repetition_penalty: Annotated[float, Bounded("repetition_penalty")] | None = Field(
         None,
         description="Divides positive and multiplies negative logits of tokens that the prompt "
         "or the choice has. As in vLLM; llama.cpp's `repeat_penalty`.",
@@ -194,19 +245,22 @@ class GenerationBody(Body):
     logit_bias: LogitBias | None = Field(
         None, description="Added to logits, by token id: -100 to 100, 300 entries at most."
     )
-    seed: Annotated[int, bounded("integer", "seed")] | None = Field(
+    prompt_logprobs: Annotated[int, Bounded("prompt_logprobs")] | None = Field(
+        None,
+        description="Likeliest tokens to return at each token of the prompt, beside its own, as "
+        "`prompt_logprobs` of the answer. Not in a stream. As in vLLM, which has -1 for all.",
+    )
+    seed: Annotated[int, Bounded("seed")] | None = Field(
         None,
         description="The same seed gives the same tokens, whatever else runs; choice `i` of a "
         "prompt draws by `seed + i`. A new one each time unless given. OpenAI's promise is only "
         "best effort; here it holds on the ternary engine and with `--batch-invariant`.",
     )
-    n: Annotated[int, bounded("integer", "n")] | None = Field(
-        None, description="Choices to each prompt."
-    )
+    n: Annotated[int, Bounded("n")] | None = Field(None, description="Choices to each prompt.")
     stop: StopStrings | None = Field(
         None,
-        description="One string, or up to 4, of 512 characters at most, that end a choice and are "
-        "no part of it.",
+        description="One string, or up to 64, of 512 characters at most and 2048 in all, that end "
+        "a choice and are no part of it. OpenAI has 4.",
     )
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = Field(
         None,
@@ -215,7 +269,7 @@ class GenerationBody(Body):
     ignore_eos: bool | None = Field(
         None, description="Goes on past the model's own end-of-sequence tokens. As in vLLM."
     )
-    priority: Annotated[int, bounded("integer", "priority")] | None = Field(
+    priority: Annotated[int, Bounded("priority")] | None = Field(
         None,
         description="Lower runs sooner. As vLLM's; other than 0 where `--allow-priority` is set.",
     )
@@ -224,35 +278,60 @@ class GenerationBody(Body):
         max_length=MAX_CACHE_SALT_CHARS,
         description="Shares the prefix cache among requests of the same salt alone. As in vLLM.",
     )
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="What the answer must be: `text`, the default; `json_object`, any JSON object; "
+        "`json_schema`, JSON by `json_schema.schema`, strict or not; vLLM's `structural_tag`.",
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None,
+        description="The same in vLLM's way: one of `json`, `regex`, `choice`, `grammar`, "
+        "`json_object` and `structural_tag`.",
+    )
     stream: bool | None = Field(
         None, description="Sends the answer in pieces, as server-sent events that end in `[DONE]`."
     )
     stream_options: StreamOptions | None = Field(
-        None, description="Needs `stream`. Its only field: `include_usage`, a last chunk of usage."
+        None, description="How a stream is sent; needs `stream`."
     )
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        """Those within response_format and structured_outputs besides."""
+        within = unknown_in(self.response_format, self.structured_outputs)
+        return [*super().unknown_fields, *within]
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "GenerationBody":
         if self.stream_options is not None and not self.stream:
             raise refuse("stream_options needs stream: true", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise refuse("prompt_logprobs are not sent in a stream", "prompt_logprobs")
         return self
 
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    def _sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """Return what is asked, null being the default.
-
-        max_tokens, logprobs  named by each route in its own way
-        """
+    def _sampling_params(
+        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+    ) -> SamplingParams:
+        """Return what is asked, null being the default; each route says these in its own way."""
         given = {name: value for name in _SHARED if (value := getattr(self, name)) is not None}
-        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+        return SamplingParams(
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            structured_outputs=structured_outputs_of(self.response_format, self.structured_outputs),
+            **given,
+        )
 
 
+_OWN = ("max_tokens", "logprobs", "prompt_logprobs", "structured_outputs")
 _SHARED = tuple(
-    field.name
-    for field in fields(SamplingParams)
-    if field.init and field.name not in ("max_tokens", "logprobs")
+    field.name for field in fields(SamplingParams) if field.init and field.name not in _OWN
 )
+
+
+class PromptLogprob(msgspec.Struct, frozen=True, gc=False):
+    """A token that a prompt has, or was likely to have there; rank 1 is the likeliest."""
+
+    logprob: float
+    rank: int
+    decoded_token: str

@@ -1,13 +1,21 @@
 """/v1/completions."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from bitwatt.api.schemas.common import GenerationBody, bounded, refuse
+from bitwatt.api.schemas.common import (
+    Bounded,
+    GenerationBody,
+    PromptLogprob,
+    excludes,
+    needs,
+    whole,
+    zero_needs,
+)
+from bitwatt.api.schemas.parameters import COMPLETIONS, refuse
 from bitwatt.errors import shorten
 from bitwatt.serving.choice import FinishReasonName
 from bitwatt.serving.sampling_params import DEFAULT_MAX_TOKENS, SamplingParams
@@ -25,14 +33,19 @@ MAX_PROMPTS = 64
 MAX_ALL_CHOICES = 128
 _MAX_TOKEN_ID = 2**31 - 1
 
-PromptItem = str | list[int]
+PromptItem = str | list[int] | None
+"""None begins a new text."""
 
 
 def _settle_prompt(value: Any) -> Any:
     """Return the prompts as a list, each a text or token ids."""
+    if value is None:
+        return [None]
+    value = whole(value)
     prompts = value if isinstance(value, list) and value and not _is_ids(value) else [value]
     if len(prompts) > MAX_PROMPTS:
         raise refuse(f"prompt has {len(prompts)} prompts; the limit is {MAX_PROMPTS}")
+    prompts = [whole(prompt) for prompt in prompts]
     for prompt in prompts:
         if isinstance(prompt, str):
             continue
@@ -51,6 +64,12 @@ def _is_ids(value: list[Any]) -> bool:
     return all(type(item) is int for item in value)
 
 
+_IDS = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": _MAX_TOKEN_ID},
+    "minItems": 1,
+}
+_COUNT = {"minItems": 1, "maxItems": MAX_PROMPTS}
 Prompt = Annotated[
     list[Any],
     BeforeValidator(_settle_prompt),
@@ -58,9 +77,10 @@ Prompt = Annotated[
         {
             "anyOf": [
                 {"type": "string"},
-                {"type": "array", "items": {"type": "string"}},
-                {"type": "array", "items": {"type": "integer"}},
-                {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+                {"type": "null"},
+                _IDS,
+                {"type": "array", "items": {"type": "string"}, **_COUNT},
+                {"type": "array", "items": _IDS, **_COUNT},
             ]
         }
     ),
@@ -70,25 +90,42 @@ Prompt = Annotated[
 class CompletionBody(GenerationBody):
     """A request to continue texts."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **GenerationBody.unsupported,
-        "suffix": ("",),
-        "add_special_tokens": (True,),
-    }
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                needs("stream_options", "stream"),
+                excludes("stream", "prompt_logprobs"),
+                zero_needs("max_tokens", "echo", "prompt_logprobs"),
+            ],
+            "example": {
+                "model": "builtin",
+                "prompt": "def main():",
+                "max_tokens": 24,
+                "temperature": 0,
+            },
+        }
+    )
+    parameters: ClassVar = COMPLETIONS
 
     prompt: Prompt = Field(
         description="A text or a list of token ids, or a list of up to 64 of either; each has "
-        "`n` choices, 128 in all at most."
+        "`n` choices, 128 in all at most. null begins a new text."
     )
-    max_tokens: Annotated[int, bounded("integer", "max_tokens")] | None = Field(
+    add_special_tokens: bool | None = Field(
+        None,
+        description="Adds what the tokenizer puts around a text, unless false. As in vLLM.",
+    )
+    max_tokens: Annotated[int, Bounded("max_tokens")] | None = Field(
         None,
         description=f"Tokens of each choice at most; {DEFAULT_MAX_TOKENS} unless given, or fewer "
-        "where the context has less room.",
+        "where the context has less room; 0 with `echo` or `prompt_logprobs` alone.",
     )
     echo: bool | None = Field(
-        None, description="Begins each choice with its prompt. Refused together with `logprobs`."
+        None,
+        description="Begins each choice with its prompt, and `logprobs` with those of the "
+        "prompt's tokens.",
     )
-    logprobs: Annotated[int, bounded("integer", "logprobs")] | None = Field(
+    logprobs: Annotated[int, Bounded("logprobs")] | None = Field(
         None,
         description="Likeliest tokens to return at each position, beside the one drawn. OpenAI has "
         "5 at most.",
@@ -96,8 +133,6 @@ class CompletionBody(GenerationBody):
 
     @model_validator(mode="after")
     def _choices_are_bounded(self) -> "CompletionBody":
-        if self.echo and self.logprobs is not None:
-            raise refuse("echo with logprobs is not supported", "echo")
         n = 1 if self.n is None else self.n
         if len(self.prompt) > 1 and len(self.prompt) * n > MAX_ALL_CHOICES:
             raise refuse(
@@ -109,15 +144,25 @@ class CompletionBody(GenerationBody):
 
     def sampling_params(self) -> SamplingParams:
         """Return what is asked; raises InvalidRequestError beyond a limit."""
-        return self._sampling_params(max_tokens=self.max_tokens, logprobs=self.logprobs)
+        wanted = [self.prompt_logprobs]
+        if self.echo:
+            wanted += [self.logprobs, 0 if self.max_tokens == 0 else None]
+        return self._sampling_params(
+            max_tokens=self.max_tokens,
+            logprobs=self.logprobs,
+            prompt_logprobs=max((k for k in wanted if k is not None), default=None),
+        )
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """One entry a token; offsets count characters of the choice's text."""
+    """One entry a token; offsets count characters of the choice's text.
+
+    A prompt's first token has nothing before it: its entries are null.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -128,6 +173,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReasonName | None = None
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,3 +185,4 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
+    obfuscation: str | UnsetType = UNSET

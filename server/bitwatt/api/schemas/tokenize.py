@@ -1,18 +1,35 @@
 """/tokenize and /detokenize."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from bitwatt.api.schemas.chat import MAX_MESSAGES, Message
-from bitwatt.api.schemas.common import Body, ModelName, TokenIds, refuse
+from bitwatt.api.schemas.chat import MAX_MESSAGES, ChatTemplateKwargs, Message
+from bitwatt.api.schemas.common import Body, ModelName, TokenIds
+from bitwatt.api.schemas.parameters import DETOKENIZE, TOKENIZE, refuse
 
 __all__ = ["DetokenizeBody", "Detokenized", "TokenizeBody", "Tokenized"]
 
 
+def _one_of(given: str, absent: str) -> dict[str, JsonValue]:
+    return {
+        "required": [given],
+        "properties": {given: {"type": ["string", "array"]}, absent: {"type": "null"}},
+    }
+
+
 class TokenizeBody(Body):
     """A text or a conversation to encode."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [_one_of("prompt", "messages"), _one_of("messages", "prompt")],
+            "example": {"model": "builtin", "prompt": "def main():"},
+        }
+    )
+    parameters: ClassVar = TOKENIZE
+    nested: ClassVar = ("messages",)
 
     model: ModelName
     prompt: str | None = Field(None, description="A text; either this or `messages`.")
@@ -22,11 +39,16 @@ class TokenizeBody(Body):
         max_length=MAX_MESSAGES,
         description="A conversation, put as the model's chat template puts it.",
     )
-    add_special_tokens: bool = Field(
-        True, description="Adds what the tokenizer puts around a text; of `prompt` alone."
+    add_special_tokens: bool | None = Field(
+        None,
+        description="Adds what the tokenizer puts around a text: unless false to `prompt`, and if "
+        "true to `messages` too, beside what the template puts there.",
     )
-    add_generation_prompt: bool = Field(
-        True, description="Opens the model's turn; of `messages` alone."
+    add_generation_prompt: bool | None = Field(
+        None, description="Opens the model's turn, unless false; of `messages` alone."
+    )
+    chat_template_kwargs: ChatTemplateKwargs | None = Field(
+        None, description="What the model's template may be told; of `messages` alone."
     )
     return_token_strs: bool | None = Field(
         None, description="Returns each token's text too, as `token_strs`."
@@ -41,6 +63,11 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     """Tokens to decode."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model": "builtin", "tokens": [1, 2, 3]}}
+    )
+    parameters: ClassVar = DETOKENIZE
 
     model: ModelName
     tokens: TokenIds = Field(description="Token ids, special tokens among them.")

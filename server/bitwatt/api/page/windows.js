@@ -1,0 +1,158 @@
+// Windows of equal work to each model in turns, timed from the streams themselves.
+
+import { getJson, pathOf, streamEvents } from "./api.js";
+import { usdOfElectricityPerMillionTokens, usdOfRentPerMillionTokens } from "./cost.js";
+import { agreement, compare, decodeRate, fittingTokens, median, spread } from "./statistics.js";
+
+const MIN_WINDOWS = 2;
+const COUNTERS_SETTLE_MS = 400;
+
+/** What is worked out of the windows, and which way is better. */
+const FIGURES = {
+  throughput: "higher",
+  decode: "higher",
+  ttft: "lower",
+  latency: "lower",
+  energy: "lower",
+  cost: "lower",
+  electricity: "lower",
+};
+
+/**
+ * Run the plan and return its figures; of one model alone, figures have no gain.
+ * asked: {kind, concurrency, requests, tokens, warmups, windows, prompts, fitS}. With fitS, a number
+ * of seconds, the last warm-up decides how long answers are, never shorter than asked, and no round
+ * begins after it, once each model has two windows.
+ */
+export async function measure(sides, asked, signal, report) {
+  let plan = asked;
+  const measured = Object.fromEntries(Object.keys(sides).map((side) => [side, []]));
+  const numSides = Object.keys(sides).length;
+  const numRounds = plan.windows + plan.warmups;
+  const startedAt = performance.now();
+  for (let round = 0; round < numRounds; round += 1) {
+    const isLong = plan.fitS && performance.now() - startedAt > plan.fitS * 1000;
+    if (isLong && round >= plan.warmups + MIN_WINDOWS) break;
+    let roundTookS = 0;
+    for (const [index, [side, model]] of Object.entries(sides).entries()) {
+      const isWarmup = round < plan.warmups;
+      report(
+        (round * numSides + index) / (numRounds * numSides),
+        `${model.name}: ${isWarmup ? "warm-up" : `window ${round - plan.warmups + 1} of ${plan.windows}`}`,
+      );
+      const window = await runWindow(model, plan, round, signal);
+      roundTookS += window.tookS;
+      if (!isWarmup) measured[side].push(window);
+    }
+    if (plan.fitS && round === plan.warmups - 1) plan = { ...plan, tokens: fittingTokens(plan, roundTookS) };
+  }
+  report(1, "Done.");
+  const figures = {};
+  for (const [key, better] of Object.entries(FIGURES)) {
+    const of = (side) => measured[side].map((window) => valueOf(key, window, sides[side].prices));
+    figures[key] = sides.b ? compare(of("a"), of("b"), better) : alone(of("a"));
+  }
+  const { prompts: _, ...ran } = plan;
+  return {
+    plan: { ...ran, windows: measured.a.length },
+    at: Date.now(),
+    figures,
+    agreement: sides.b ? agreementOf(measured.a, measured.b) : null,
+    unavailable: {
+      decode: "the answers came in too few pieces to be timed; ask for more tokens",
+      energy: Object.values(sides).map((model) => model.energy.reason).find(Boolean)
+        ?? "the counters did not move within a window; run longer ones",
+    },
+  };
+}
+
+/** Return how far the answers to the same prompts agree, on average, and of how many. */
+function agreementOf(ofA, ofB) {
+  const shares = ofA.flatMap(({ texts }, i) => texts.map((text, j) => agreement(text, ofB[i].texts[j])));
+  return { share: shares.reduce((sum, share) => sum + share, 0) / shares.length, n: shares.length };
+}
+
+function alone(values) {
+  const known = values.filter((value) => value > 0);
+  return known.length ? { a: spread(known) } : null;
+}
+
+function valueOf(key, window, prices) {
+  const joules = window.joules === null ? null : window.joules / window.numTokens;
+  if (key === "energy") return joules;
+  if (key === "cost") return usdOfRentPerMillionTokens(prices.usd_per_hour, window.throughput);
+  if (key === "electricity") return usdOfElectricityPerMillionTokens(prices, joules);
+  return window[key];
+}
+
+/** Run one window: its requests in batches of the concurrency, one batch after the other. */
+async function runWindow(model, plan, round, signal) {
+  const before = await joulesOf(model.name);
+  const answers = [];
+  let tookS = 0;
+  for (let first = 0; first < plan.requests; first += plan.concurrency) {
+    const size = Math.min(plan.concurrency, plan.requests - first);
+    const batch = await runBatch(model, plan, round * plan.requests + first, size, signal);
+    answers.push(...batch.answers);
+    tookS += batch.tookS;
+  }
+  if (before !== null) await new Promise((resolve) => setTimeout(resolve, COUNTERS_SETTLE_MS));
+  const after = await joulesOf(model.name);
+  const decodes = answers.map((answer) => answer.decode).filter((decode) => decode !== null);
+  const numTokens = answers.length * plan.tokens;
+  return {
+    numTokens,
+    tookS,
+    texts: answers.map(({ text }) => text),
+    throughput: numTokens / tookS,
+    ttft: median(answers.map((answer) => answer.ttft)),
+    latency: median(answers.map((answer) => answer.latency)),
+    decode: decodes.length < answers.length / 2 ? null : median(decodes),
+    joules: before === null || after === null || after <= before ? null : after - before,
+  };
+}
+
+/**
+ * Ask so many requests at once, on one connection, each with its own prompt.
+ * The salt keeps one batch's prefix cache from answering for another's prefill.
+ */
+async function runBatch(model, plan, first, size, signal) {
+  const prompts = Array.from({ length: size }, (_, i) => plan.prompts[(first + i) % plan.prompts.length]);
+  const answers = prompts.map(() => ({ firstAt: null, lastAt: null, numPieces: 0, text: "", reason: null }));
+  const startedAt = performance.now();
+  const body = {
+    model: model.name,
+    prompt: prompts,
+    max_tokens: plan.tokens,
+    temperature: 0,
+    seed: first,
+    ignore_eos: true,
+    cache_salt: `page-${startedAt}`,
+  };
+  for await (const { event, at } of streamEvents(pathOf(model, "/v1/completions"), body, signal)) {
+    for (const { index, text, finish_reason: reason } of event.choices) {
+      if (!text && !reason) continue;
+      const answer = answers[index];
+      answer.firstAt ??= at;
+      answer.numPieces += at === answer.lastAt ? 0 : 1;
+      answer.lastAt = at;
+      answer.text += text;
+      answer.reason = reason;
+    }
+  }
+  if (answers.some(({ reason }) => reason !== "length")) throw new Error("An answer ended early: the work is not equal.");
+  return {
+    tookS: (Math.max(...answers.map(({ lastAt }) => lastAt)) - startedAt) / 1000,
+    answers: answers.map(({ firstAt, lastAt, numPieces, text }) => ({
+      text,
+      ttft: (firstAt - startedAt) / 1000,
+      latency: (lastAt - startedAt) / 1000,
+      decode: decodeRate(plan.tokens, numPieces, firstAt, lastAt),
+    })),
+  };
+}
+
+async function joulesOf(name) {
+  const { models } = await getJson(`/bitwatt/v1/comparison?since=${Date.now() / 1000}`);
+  return models.find((model) => model.name === name)?.energy.joules ?? null;
+}

@@ -1,0 +1,216 @@
+"""Token masks, computed beside a step: what each constrained request's next token may be.
+
+Matchers are advanced and asked in a thread of their own, while the step's layers run. llguidance's
+limits bound a mask's time but loosely, so a request whose mask takes more than MASK_TIME_LIMIT_S of
+processor time is given up alone, its thread left to end by itself, and another does the rest.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from queue import SimpleQueue
+
+from bitwatt.constraints.compiling import why_unusable
+from bitwatt.constraints.grammars import Grammar
+
+__all__ = ["MASK_TIME_LIMIT_S", "Constraint", "MaskThread"]
+
+MASK_TIME_LIMIT_S = 0.05  # of processor time, a thousand times what a JSON schema's takes
+_LONGEST_WAIT_S = 5.0  # for a thread that works on a mask and gets no processor time for it
+
+logger = logging.getLogger(__name__)
+
+
+class Constraint:
+    """Where one request stands in its grammar, and the mask of its next token.
+
+    A MaskThread changes it; others read it once the thread has settled.
+
+    mask     a bit a token of the model's, lowest first, in whole words of 32
+    failure  why it can't go on, fit for the caller; then the mask has no bits
+    """
+
+    __slots__ = ("_grammar", "_matcher", "_min_tokens", "_num_tokens", "_stops", "failure", "mask")
+
+    def __init__(
+        self, grammar: Grammar, stop_token_ids: Sequence[int], *, min_tokens: int = 0
+    ) -> None:
+        """Begin at the grammar's start.
+
+        stop_token_ids  allowed where the grammar may end, and nowhere else
+        """
+        self._grammar = grammar
+        self._matcher = grammar.new_matcher()
+        self._stops = [i for i in stop_token_ids if 0 <= i < grammar.vocab_size]
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+        self.failure: str | None = None
+        self.mask = grammar.no_tokens
+
+    def fail(self, reason: str) -> None:
+        """Allow nothing any more."""
+        self.failure = reason
+        self.mask = self._grammar.no_tokens
+
+    def advance(self, token_ids: Sequence[int]) -> bytes:
+        """Take the tokens drawn, and return the next one's mask.
+
+        Raises  ValueError with the reason where it can't go on
+        """
+        self._num_tokens += len(token_ids)
+        matcher = self._matcher
+        if token_ids and not matcher.is_stopped():  # what an ended one is told is its end again
+            matcher.consume_tokens(list(token_ids))
+        mask = bytearray(matcher.compute_bitmask())
+        if reason := why_unusable(matcher):
+            raise ValueError(f"its grammar can't go on: {reason}")
+        return self._with_ends(mask)
+
+    def _with_ends(self, mask: bytearray) -> bytes:
+        """Return the mask with the bits of tokens that end the answer, where it may end."""
+        end = self._grammar.vocab_size  # the token that stands for all that end an answer
+        may_end = bool(mask[end >> 3] >> (end & 7) & 1)
+        mask[end >> 3] &= ~(1 << (end & 7))
+        for token_id in self._stops:
+            if may_end:
+                mask[token_id >> 3] |= 1 << (token_id & 7)
+            else:
+                mask[token_id >> 3] &= ~(1 << (token_id & 7))
+        is_ended = may_end and self._matcher.is_stopped()
+        if is_ended and self._num_tokens < self._min_tokens:
+            raise ValueError(
+                f"its grammar ends after {self._num_tokens} tokens; min_tokens is "
+                f"{self._min_tokens}"
+            )
+        if is_ended and not self._stops:  # ignore_eos: it goes on, without a text
+            for token_id in self._grammar.end_token_ids:
+                mask[token_id >> 3] |= 1 << (token_id & 7)
+        if mask.count(0) == len(mask):
+            raise ValueError("its grammar allows none of the model's tokens here")
+        return bytes(mask)
+
+    @property
+    def grammar(self) -> Grammar:
+        """The grammar it goes by."""
+        return self._grammar
+
+
+_Asked = tuple[Constraint, Sequence[int]]
+
+
+class MaskThread:
+    """Advances constraints in the order it was asked to. ask and settle are safe in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lane: _Lane | None = None
+
+    def ask(self, asked: Sequence[_Asked]) -> None:
+        """Have each constraint take its tokens, and its next mask computed."""
+        if not asked:
+            return
+        with self._lock:
+            if self._lane is None:
+                self._lane = _Lane()
+            self._lane.put(asked)
+
+    def settle(self) -> None:
+        """Wait until all that was asked is done, or given up."""
+        with self._lock:
+            lane = self._lane
+            while lane is not None and not lane.is_idle.wait(MASK_TIME_LIMIT_S):
+                if lane.is_stuck():
+                    lane = self._lane = lane.replaced()
+
+    def close(self) -> None:
+        """End the thread once it has done what it was asked."""
+        with self._lock:
+            if self._lane is not None:
+                self._lane.end()
+                self._lane = None
+
+
+class _Lane:
+    """A thread and what it was asked, until it is stuck; only its owner's lock lets others in."""
+
+    def __init__(self) -> None:
+        self.is_idle = threading.Event()
+        self.is_idle.set()
+        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._guard = threading.Lock()
+        self._num_left = 0
+        self._is_given_up = False
+        self._current: Constraint | None = None
+        self._began_cpu_s = 0.0
+        self._began_s = 0.0
+        self._thread = threading.Thread(target=self._serve, name="masks", daemon=True)
+        self._thread.start()
+
+    def put(self, asked: Sequence[_Asked]) -> None:
+        with self._guard:
+            self._num_left += len(asked)
+            self.is_idle.clear()
+        for one in asked:
+            self._queue.put(one)
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+    def is_stuck(self) -> bool:
+        """Whether the mask under way has taken too long."""
+        with self._guard:
+            if self._current is None or self._thread.ident is None:
+                return False
+            clock = time.pthread_getcpuclockid(self._thread.ident)
+            spent_s = time.clock_gettime(clock) - self._began_cpu_s
+            waited_s = time.monotonic() - self._began_s
+            return spent_s > MASK_TIME_LIMIT_S or waited_s > _LONGEST_WAIT_S
+
+    def replaced(self) -> "_Lane":
+        """Give the mask under way up; return a lane that does what is left."""
+        with self._guard:
+            if self._current is None:
+                return self
+            self._is_given_up = True
+            told = (
+                f"a mask of its grammar took more than {1000 * MASK_TIME_LIMIT_S:.0f} ms; "
+                "that is the limit"
+            )
+            logger.warning("a request is given up: %s", told)
+            self._current.grammar.failure = told
+            self._current.fail(told)
+            left = []
+            while not self._queue.empty():
+                if (one := self._queue.get()) is not None:
+                    left.append(one)
+            self._queue.put(None)
+        lane = _Lane()
+        if left:
+            lane.put(left)
+        return lane
+
+    def _serve(self) -> None:
+        while (asked := self._queue.get()) is not None:
+            constraint, token_ids = asked
+            with self._guard:
+                self._began_cpu_s = time.thread_time()
+                self._began_s = time.monotonic()
+                self._current = constraint
+            reason, mask = constraint.failure or constraint.grammar.failure, None
+            if reason is None:
+                try:
+                    mask = constraint.advance(token_ids)
+                except BaseException as error:  # a panic of the library's is one too
+                    reason = str(error) or type(error).__name__
+            with self._guard:
+                if self._is_given_up:
+                    return
+                self._current = None
+                if mask is not None:
+                    constraint.mask = mask
+                else:
+                    constraint.fail(reason or "")
+                self._num_left -= 1
+                if not self._num_left:
+                    self.is_idle.set()

@@ -1,0 +1,1 @@
+"""What the embedded pair is asked: questions it was never asked before, and how answers count."""

@@ -1,0 +1,218 @@
+"""Random requests beside seeded streams: none is more than refused, and no stream sees them."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPResponse
+from io import BytesIO
+from threading import Event, Thread
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.end_to_end.conftest import Server, start_server, stop_server
+from tests.end_to_end.random_requests import RandomRequest, random_requests
+from tests.extent import TEST_ALL
+
+pytestmark = pytest.mark.slow
+
+NUM_REQUESTS = int(os.environ.get("BITWATT_NUM_REQUESTS", 3_000 if TEST_ALL else 300))
+AT_ONCE = 4
+TIMEOUT_S = 60
+UNKNOWN_METHODS = ("BREW", "get")
+GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+STREAMS: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {},
+    {"top_k": 20, "stop": ["return"]},
+    {"top_p": 0.8, "min_p": 0.02},
+    {"presence_penalty": 0.5, "frequency_penalty": 0.3},
+    {"repetition_penalty": 1.2},
+    {"logit_bias": {"300": 5, "301": -100}, "min_tokens": 20},
+    {"temperature": 0.3, "ignore_eos": True},
+]
+
+
+class Bytes(BytesIO):
+    """What came over a connection, as http.client reads it."""
+
+    def makefile(self, *_: object) -> BytesIO:
+        return self
+
+
+async def answer_to(port: int, request: RandomRequest) -> tuple[HTTPResponse, bytes] | None:
+    """Return the whole answer; None of one that was dropped."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request.encode())
+        if request.is_dropped:
+            await writer.drain()
+            return None
+        async with asyncio.timeout(TIMEOUT_S):
+            data = await reader.read(-1)
+    finally:
+        writer.transport.abort()
+    response = HTTPResponse(Bytes(data), method=request.method)  # type: ignore[arg-type]
+    response.begin()
+    return response, response.read()
+
+
+def check(response: HTTPResponse, body: bytes, request: RandomRequest) -> None:
+    refused = (501, 503) if request.method in UNKNOWN_METHODS else (503,)
+    assert response.status < 500 or response.status in refused, (response.status, body)
+    kind = response.headers.get_content_type()
+    if kind == "text/event-stream":
+        *events, done, nothing = body.replace(b": keep-alive\n", b"").split(b"\n\n")
+        assert (done, nothing) == (b"data: [DONE]", b"")
+        assert all("error" not in json.loads(event.removeprefix(b"data: ")) for event in events)
+    elif response.status >= 400 and request.method != "HEAD" and body:
+        assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}
+    elif kind == "application/json" and body:
+        json.loads(body)
+
+
+async def stream(client: httpx.AsyncClient, index: int) -> list[Any]:
+    """Return all that a stream of a completion brings: texts, tokens, log-probabilities, ends."""
+    asked = {"model": "builtin", "prompt": f"def function_{index}(", "seed": index, "logprobs": 1}
+    asked |= {"max_tokens": 48, "stream": True} | STREAMS[index]
+    brought = []
+    async with client.stream("POST", "/v1/completions", json=asked) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                [choice] = json.loads(line.removeprefix("data: "))["choices"]
+                brought.append(choice)
+    return merged(brought)
+
+
+def merged(choices: list[dict[str, Any]]) -> list[Any]:
+    """Return the choice whole: how its tokens fall into events depends on the moment."""
+    logprobs = [choice["logprobs"] for choice in choices if choice["logprobs"] is not None]
+    return [
+        "".join(choice["text"] for choice in choices),
+        [token for entry in logprobs for token in entry["tokens"]],
+        [value for entry in logprobs for value in entry["token_logprobs"]],
+        [top for entry in logprobs for top in entry["top_logprobs"]],
+        choices[-1]["finish_reason"],
+    ]
+
+
+async def streams_alone(url: str) -> list[list[Any]]:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
+        return [await stream(client, index) for index in range(len(STREAMS))]
+
+
+class Streams:
+    """Runs every stream over and over, and keeps each that differs from what it is alone."""
+
+    def __init__(self, url: str, alone: list[list[Any]]) -> None:
+        self.num_ended = [0] * len(alone)
+        self.differing: list[object] = []
+        self._url = url
+        self._alone = alone
+        self._is_over = Event()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = Thread(target=lambda: asyncio.run(self._run()))
+        thread.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            thread.join()
+
+    async def _run(self) -> None:
+        async with httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT_S) as client:
+            await asyncio.gather(*(self._repeat(client, i) for i in range(len(self._alone))))
+
+    async def _repeat(self, client: httpx.AsyncClient, index: int) -> None:
+        while not self._is_over.is_set():
+            try:
+                brought = await stream(client, index)
+                if brought != self._alone[index]:
+                    self.differing.append((index, brought))
+            except (AssertionError, httpx.HTTPError, KeyError) as error:
+                self.differing.append((index, error))
+            self.num_ended[index] += 1
+
+
+def sums_of(server: Server) -> dict[str, float]:
+    """Return every metric of the model the streams use, summed over its labels."""
+    sums: dict[str, float] = {}
+    for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+        if 'model_name="builtin"' in line:
+            name, value = line.split("{")[0], float(line.rsplit(" ", 1)[1])
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+def wait_idle(server: Server) -> dict[str, float]:
+    deadline = time.monotonic() + 30
+    while True:
+        sums = sums_of(server)
+        if not any(sums[name] for name in GAUGES):
+            return sums
+        assert time.monotonic() < deadline, {name: sums[name] for name in GAUGES}
+        time.sleep(0.1)
+
+
+def check_counters(sums: dict[str, float]) -> None:
+    num_ended = sums["vllm:request_success_total"]
+    for name in ("e2e_request_latency_seconds", "request_generation_tokens"):
+        assert sums[f"vllm:{name}_count"] == num_ended
+    assert sums["vllm:generation_tokens_total"] >= sums["vllm:request_generation_tokens_sum"] > 0
+    assert sums["vllm:prefix_cache_hits_total"] <= sums["vllm:prefix_cache_queries_total"]
+    # As in vLLM: a prompt that is scored isn't looked up, one whose caller went away before its
+    # first token isn't counted, and a step that draws nothing isn't one.
+    assert sums["vllm:prefix_cache_queries_total"] > 0
+    assert sums["vllm:prompt_tokens_total"] > 0
+    assert 0 < sums["vllm:iteration_tokens_total_count"] <= sums["bitwatt_engine_steps_total"]
+    assert sums["bitwatt_kv_cache_used_bytes"] == 0
+
+
+@pytest.mark.timeout(3600 if TEST_ALL else 300)
+def test_no_request_fails_the_server_or_changes_a_stream_beside_it() -> None:
+    server = start_server("--max-queue", "5000", "--allow-priority", "--shadow-percent", "5")
+    port = int(server.url.rsplit(":", 1)[1])
+    try:
+        engines = server.engine_ids()
+        alone = asyncio.run(streams_alone(server.url))
+        streams = Streams(server.url, alone)
+        paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+        statuses: dict[int, int] = {}
+
+        @settings(
+            max_examples=NUM_REQUESTS // AT_ONCE,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        )
+        @given(st.lists(random_requests(paths), min_size=AT_ONCE, max_size=AT_ONCE))
+        def send(requests: list[RandomRequest]) -> None:
+            async def all_at_once() -> list[tuple[HTTPResponse, bytes] | None]:
+                return await asyncio.gather(*(answer_to(port, request) for request in requests))
+
+            for request, answer in zip(requests, runner.run(all_at_once()), strict=True):
+                if answer is not None:
+                    response, body = answer
+                    statuses[response.status] = statuses.get(response.status, 0) + 1
+                    check(response, body, request)
+
+        with asyncio.Runner() as runner, streams.running():
+            send()
+        assert streams.differing == []
+        assert all(streams.num_ended)
+        assert server.engine_ids() == engines
+        assert statuses[200] > NUM_REQUESTS / 10, statuses
+        check_counters(wait_idle(server))
+        assert not any(" ERROR " in line for line in server.log)
+        print(statuses, sum(streams.num_ended), "streams")
+    finally:
+        assert stop_server(server) == 0

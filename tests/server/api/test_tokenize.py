@@ -1,0 +1,56 @@
+"""/tokenize and /detokenize, with the options that vLLM's have."""
+
+import pytest
+from bitwatt.text.chat_template import ChatTemplate
+from bitwatt.text.codec import TextCodec
+from bitwatt.text.processor import TextProcessor
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from tests.fakes import make_app, make_client, make_tokenizer
+
+pytestmark = pytest.mark.anyio
+
+TEMPLATE = (
+    "{% if enable_thinking %}think {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CHAT = {"messages": [{"role": "user", "content": "a"}]}
+
+
+def with_special_tokens():
+    tokenizer = Tokenizer.from_str(make_tokenizer().to_str())
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|system|> $A <|end|>", special_tokens=[("<|system|>", 1), ("<|end|>", 0)]
+    )
+    return TextProcessor(TextCodec(tokenizer, ChatTemplate(TEMPLATE, {})))
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"prompt": "a"}, "<|system|>a<|end|>"),
+        ({"prompt": "a", "add_special_tokens": None}, "<|system|>a<|end|>"),
+        ({"prompt": "a", "add_special_tokens": False}, "a"),
+        (CHAT, "a<|assistant|>"),
+        (CHAT | {"add_special_tokens": False}, "a<|assistant|>"),
+        (CHAT | {"add_special_tokens": True}, "<|system|>a<|assistant|><|end|>"),
+        (CHAT | {"add_generation_prompt": False, "continue_final_message": False}, "a"),
+        (CHAT | {"chat_template_kwargs": {"enable_thinking": True}}, "think a<|assistant|>"),
+    ],
+)
+async def test_a_text_and_a_conversation_are_encoded_as_asked(asked, text):
+    async with make_client(make_app(text=with_special_tokens())) as client:
+        response = await client.post("/tokenize", json={"model": "tiny", **asked})
+        assert response.status_code == 200, response.text
+        tokens = response.json()["tokens"]
+        said = await client.post("/detokenize", json={"model": "tiny", "tokens": tokens})
+    assert said.json()["prompt"] == text
+
+
+async def test_what_would_be_another_prompt_is_refused():
+    async with make_client(make_app()) as client:
+        for option in ({"continue_final_message": True}, {"chat_template": "x"}, {"tools": [{}]}):
+            response = await client.post("/tokenize", json={"model": "tiny", **CHAT, **option})
+            assert response.status_code == 400
+            assert response.json()["error"]["param"] == next(iter(option))
