@@ -10,7 +10,7 @@ from bitwatt.model.transformer import Transformer
 from bitwatt_kernels.registry import choose_backend
 from torch import Tensor
 
-from tests.server.model.steps import Context, forward, greedy_tokens, make_kv_cache
+from tests.server.model.steps import Context, forward, greedy_steps, make_kv_cache
 
 PROMPT = torch.randint(0, 320, (40,), generator=torch.Generator().manual_seed(5)).tolist()
 NUM_STEPS = 64
@@ -33,20 +33,24 @@ def logits_of(model: Transformer) -> Tensor:
 
 
 @torch.no_grad()
-def expected_logits(model: Any) -> Tensor:
-    logits: Tensor = model(torch.tensor([PROMPT])).logits[0]
+def expected_logits(model: Any, tokens: list[int] = PROMPT) -> Tensor:
+    logits: Tensor = model(torch.tensor([tokens])).logits[0]
     return logits
 
 
-@torch.no_grad()
-def expected_greedy_tokens(model: Any) -> list[int]:
-    """Every step from the first token on: the name of the cache's argument is their version's."""
-    tokens = torch.tensor([PROMPT])
-    for _ in range(NUM_STEPS):
-        logits = model(tokens, use_cache=False).logits
-        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
-    generated: list[int] = tokens[0, len(PROMPT) :].tolist()
-    return generated
+def assert_same_greedy_tokens(ours: Transformer, theirs: Any, tolerance: float) -> None:
+    """Decode greedily, then ask theirs about each step: its choice is the same, or a near tie.
+
+    Which of two tokens within twice the tolerance wins depends on the processor, by which torch
+    orders its sums.
+    """
+    tokens, logits = greedy_steps(ours, PROMPT, NUM_STEPS)
+    expected = expected_logits(theirs, PROMPT + tokens)[len(PROMPT) - 1 : -1]
+    assert (logits - expected).abs().max() < tolerance
+    best, chosen = expected.max(dim=1), expected[torch.arange(NUM_STEPS), tokens]
+    margins = (best.values - chosen)[best.indices != torch.tensor(tokens)]
+    assert len(margins) <= NUM_STEPS // 16, margins
+    assert (margins < 2 * tolerance).all(), margins
 
 
 def assert_same_ternary_model(ours: Transformer, theirs: Any) -> None:
@@ -54,11 +58,11 @@ def assert_same_ternary_model(ours: Transformer, theirs: Any) -> None:
     by_token = difference.amax(dim=1)
     assert by_token.min() < DENSE_TOLERANCE
     assert by_token.max() < FLIPPED_TOLERANCE
-    assert greedy_tokens(ours, PROMPT, NUM_STEPS) == expected_greedy_tokens(theirs)
+    assert_same_greedy_tokens(ours, theirs, FLIPPED_TOLERANCE)
 
 
 def assert_same_model(ours: Transformer, theirs: Any) -> None:
     torch.testing.assert_close(
         logits_of(ours), expected_logits(theirs), rtol=0, atol=DENSE_TOLERANCE
     )
-    assert greedy_tokens(ours, PROMPT, NUM_STEPS) == expected_greedy_tokens(theirs)
+    assert_same_greedy_tokens(ours, theirs, DENSE_TOLERANCE)

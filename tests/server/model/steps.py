@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.factories import make_step_layout
 
-__all__ = ["CPU_BACKENDS", "Context", "forward", "greedy_tokens", "make_kv_cache", "step_layout"]
+__all__ = ["CPU_BACKENDS", "Context", "forward", "greedy_steps", "make_kv_cache", "step_layout"]
 
 
 def _runs_here(name: str) -> bool:
@@ -67,13 +67,16 @@ def forward(
     return model.forward(torch.tensor(token_ids), layout, cache, torch.arange(len(token_ids)))
 
 
-def greedy_tokens(model: Transformer, prompt: list[int], num_tokens: int) -> list[int]:
-    """Return the most likely continuation, one step a token after one step of prefill."""
+def greedy_steps(
+    model: Transformer, prompt: list[int], num_tokens: int
+) -> tuple[list[int], Tensor]:
+    """Return the most likely continuation and the logits it is chosen from, a step a token."""
     num_blocks = -(-(len(prompt) + num_tokens) // BLOCK_SIZE)
     cache = make_kv_cache(model, num_blocks)
     sequence = Context(list(range(num_blocks)))
-    new, tokens = prompt, []
+    new, tokens, logits = prompt, [], []
     while len(tokens) < num_tokens:
-        new = [int(forward(model, cache, [(sequence, new)])[-1].argmax())]
+        logits.append(forward(model, cache, [(sequence, new)])[-1])
+        new = [int(logits[-1].argmax())]
         tokens += new
-    return tokens
+    return tokens, torch.stack(logits)
