@@ -47,9 +47,13 @@ NOT_RUN = {
     "bitwatt compare URL_A URL_B": "tests/clients/test_compare.py runs it on addresses",
     "bitwatt serve ORG/NAME": "tests/server/test_hub.py asks a local hub",
     "bitwatt serve PATH": "tests/server/checkpoints reads folders of every kind",
+    "python -m bitwatt.bench cpu": "takes minutes and 5 GB: tests/server/bench runs it on a small model",
     "python -m bitwatt.bench.llama_cpp": "llama-cpp-python is not among the dev packages",
     "python -m bitwatt.training sizes": "takes hours: test_sizes.py trains a little",
 }
+
+QUICKLY = {"bitwatt eval": ["--every", "100"]}
+"""Commands that take minutes as the README says them, and what makes them a quick look."""
 
 
 def blocks(language: str) -> list[str]:
@@ -100,7 +104,7 @@ def test_a_command_runs_or_is_named_as_not_run(command: str) -> None:
     """make says what it would run; bitwatt runs."""
     if command in NOT_RUN:
         return
-    program, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command) + QUICKLY.get(command, [])
     run = {"make": ["make", "-n"], "bitwatt": [sys.executable, "-m", "bitwatt"]}[program]
     ran = subprocess.run([*run, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
