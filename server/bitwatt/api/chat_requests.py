@@ -10,12 +10,13 @@ from pydantic import ValidationError
 
 from bitwatt.api.schemas.chat import ChatBody
 from bitwatt.engine.messages import EngineInfo
+from bitwatt.errors import InvalidRequestError
 from bitwatt.serving.planning import seed_of
 from bitwatt.serving.request import GenerationRequest
 from bitwatt.serving.twins import Posted
 from bitwatt.text.processor import TextProcessor
 
-__all__ = ["as_chat_body", "as_posted", "chat_request", "named"]
+__all__ = ["as_chat", "as_chat_body", "chat_request"]
 
 _PATH = "/v1/chat/completions"
 
@@ -65,12 +66,31 @@ def as_chat_body(fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatBod
         raise RequestValidationError(faults) from None
 
 
-def as_posted(body: ChatBody) -> Posted:
-    """Return the body as another server takes it, by the API that all of them have."""
-    fields = body.model_dump(exclude_none=True)
-    return Posted(_PATH, msgspec.json.encode(fields, enc_hook=str))
+def as_chat(
+    fields: Mapping[str, Any], names: Mapping[str, str], *, request_id: str, key_salt: str
+) -> tuple[GenerationRequest, Posted]:
+    """Return what another API's request asks, and the same for a server that knows chat alone.
 
+    fields, names  as as_chat_body has them
 
-def named(request: GenerationRequest, *, prompt: str, max_tokens: str) -> GenerationRequest:
-    """Return the request with errors that name these fields."""
-    return replace(request, prompt_param=prompt, max_tokens_param=max_tokens)
+    Raises  InvalidRequestError and RequestValidationError, in the other API's names
+    """
+    body = as_chat_body(fields, names)
+    try:
+        asked = chat_request(body, request_id=request_id, key_salt=key_salt)
+    except InvalidRequestError as error:
+        name = names.get(error.param or "")
+        if name is None:
+            raise
+        message = str(error).replace(str(error.param), name)
+        raise InvalidRequestError(message, param=name, code=error.code) from None
+    outputs = asked.params.structured_outputs
+    if outputs is not None:
+        outputs = replace(outputs, param=names.get(outputs.param, outputs.param))
+    asked = replace(
+        asked,
+        params=replace(asked.params, structured_outputs=outputs),
+        prompt_param=names.get("messages", "messages"),
+        max_tokens_param=names["max_completion_tokens"],
+    )
+    return asked, Posted(_PATH, msgspec.json.encode(body.model_dump(exclude_none=True)))

@@ -6,7 +6,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from bitwatt.api.answering import Answering, Chunks, ResponseHead
-from bitwatt.api.chat_requests import as_chat_body, as_posted, chat_request, named
+from bitwatt.api.chat_requests import as_chat, as_chat_body
 from bitwatt.api.client_link import tied_to_client
 from bitwatt.api.dependencies import Models, SettingsOf, name_ignored_fields
 from bitwatt.api.errors import describe
@@ -49,18 +49,17 @@ _NAMES = {
 @router.post("/v1/messages")
 async def create_message(body: MessagesBody, answering: Answering) -> Response:
     """Give the next message of the conversation."""
-    chat = as_chat_body(body.as_chat(), _NAMES)
-    asked = chat_request(chat, request_id=f"msg_{token_hex(12)}", key_salt=answering.key_salt)
+    asked, posted = as_chat(
+        body.as_chat(),
+        _NAMES,
+        request_id=f"msg_{token_hex(12)}",
+        key_salt=answering.key_salt,
+    )
 
     async def new_writer(generation: Generation, head: ResponseHead, _: Chunks) -> _Writer:
         return _Writer(generation, head)
 
-    return await answering(
-        body,
-        named(asked, prompt="messages", max_tokens="max_tokens"),
-        new_writer,
-        posted=as_posted(chat),
-    )
+    return await answering(body, asked, new_writer, posted=posted)
 
 
 @router.post("/v1/messages/count_tokens")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from msgspec.structs import replace
 
 from bitwatt.api.answering import Answering, Chunks, ResponseHead
-from bitwatt.api.chat_requests import as_chat_body, as_posted, chat_request, named
+from bitwatt.api.chat_requests import as_chat
 from bitwatt.api.errors import describe
 from bitwatt.api.json_route import JsonRoute
 from bitwatt.api.schemas.response_events import (
@@ -46,20 +46,17 @@ _NAMES = {
 @router.post("/v1/responses")
 async def create_response(body: ResponsesBody, answering: Answering) -> Response:
     """Answer the conversation."""
-    chat = as_chat_body(body.as_chat(), _NAMES)
-    asked = chat_request(
-        chat, request_id=f"resp_{token_hex(24)}", key_salt=answering.key_salt
+    asked, posted = as_chat(
+        body.as_chat(),
+        _NAMES,
+        request_id=f"resp_{token_hex(24)}",
+        key_salt=answering.key_salt,
     )
 
     async def new_writer(generation: Generation, head: ResponseHead, _: Chunks) -> _Writer:
         return _Writer(generation, head, body)
 
-    return await answering(
-        body,
-        named(asked, prompt="input", max_tokens="max_output_tokens"),
-        new_writer,
-        posted=as_posted(chat),
-    )
+    return await answering(body, asked, new_writer, posted=posted)
 
 
 class _Writer:
@@ -90,7 +87,7 @@ class _Writer:
             metadata=body.metadata or {},
         )
         self._ended = self._begun
-        self._part = {
+        self._part: dict[str, Any] = {
             "item_id": f"msg_{token_hex(24)}",
             "output_index": 0,
             "content_index": 0,
@@ -124,7 +121,8 @@ class _Writer:
         return self._sent(ResponseEvent(**self._next("response.failed"), response=failed))
 
     def _events(self, delta: Delta) -> Iterator[AnyResponseEvent]:
-        place, part = {"output_index": 0}, self._part
+        place: dict[str, Any] = {"output_index": 0}
+        part = self._part
         if not self._num_events:
             for kind in ("response.created", "response.in_progress"):
                 yield ResponseEvent(**self._next(kind), response=self._begun)

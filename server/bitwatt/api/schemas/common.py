@@ -116,9 +116,10 @@ def whole(value: Any) -> Any:
 class Bounded:
     """A number among SamplingParams, whose bounds are checked there."""
 
-    def __init__(self, name: str) -> None:
-        """Take the field's name there."""
-        self._bounds = BOUNDS[name]
+    def __init__(self, name: str, *, lowest: float | None = None) -> None:
+        """Take the field's name there, and the lowest value that is told where it is another."""
+        bounds = BOUNDS[name]
+        self._bounds = bounds if lowest is None else bounds._replace(lowest=lowest)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """Return the schema of what is accepted."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
 from bitwatt.api.schemas.chat import MAX_MESSAGES, ChatTemplateKwargs
 from bitwatt.api.schemas.common import Body, Bounded, ModelName, SamplingBody, StopStrings
@@ -15,6 +15,7 @@ from bitwatt.api.schemas.parameters import (
     refuse,
 )
 from bitwatt.errors import shorten
+from bitwatt.serving.sampling_params import check_max_tokens
 
 __all__ = ["CountTokensBody", "MessagesBody", "OutputConfig", "Thinking"]
 
@@ -97,9 +98,8 @@ def _settle(data: Any) -> Any:
     return {**settled, **dict.fromkeys(unknown)}
 
 
-_MODEL = "builtin"
-_EXAMPLE = {
-    "model": _MODEL,
+_EXAMPLE: dict[str, JsonValue] = {
+    "model": "builtin",
     "messages": [{"role": "user", "content": "What does textwrap.dedent do?"}],
 }
 
@@ -142,7 +142,7 @@ class MessagesBody(_Conversation, SamplingBody):
     nested: ClassVar[tuple[str, ...]] = ("thinking", "output_config")
 
     messages: Turns = _TURNS
-    max_tokens: Annotated[int, Bounded("max_tokens")] = Field(
+    max_tokens: Annotated[int, Bounded("max_tokens", lowest=1)] = Field(
         description="Tokens of the answer at most."
     )
     system: System | None = _SYSTEM
@@ -156,7 +156,11 @@ class MessagesBody(_Conversation, SamplingBody):
     _settle_turns = model_validator(mode="before")(_settle)
 
     def as_chat(self) -> dict[str, Any]:
-        """Return the fields of the chat completion that asks for the same."""
+        """Return the fields of the chat completion that asks for the same.
+
+        Raises  InvalidRequestError where nothing is to be generated
+        """
+        check_max_tokens("max_tokens", self.max_tokens, None)
         form = None if self.output_config is None else self.output_config.format
         return {
             **self.sampling(),

@@ -15,6 +15,7 @@ from bitwatt.api.schemas.parameters import (
     refuse,
 )
 from bitwatt.errors import shorten
+from bitwatt.serving.sampling_params import check_max_tokens
 
 __all__ = ["Reasoning", "ResponsesBody", "ResponsesStreamOptions", "TextConfig"]
 
@@ -135,7 +136,7 @@ class ResponsesBody(SamplingBody):
     instructions: str | None = Field(
         None, description="What the system says, before all of `input`."
     )
-    max_output_tokens: Annotated[int, Bounded("max_tokens")] | None = Field(
+    max_output_tokens: Annotated[int, Bounded("max_tokens", lowest=1)] | None = Field(
         None, description="Tokens of the answer at most; all that the context has room for."
     )
     text: TextConfig | None = Field(None, description="What the answer's text must be.")
@@ -170,7 +171,11 @@ class ResponsesBody(SamplingBody):
         return self
 
     def as_chat(self) -> dict[str, Any]:
-        """Return the fields of the chat completion that asks for the same."""
+        """Return the fields of the chat completion that asks for the same.
+
+        Raises  InvalidRequestError where nothing is to be generated
+        """
+        check_max_tokens("max_output_tokens", self.max_output_tokens, None)
         messages = list(self.input)
         if self.instructions:
             told = [self.instructions]
