@@ -1,7 +1,8 @@
 """GET /openapi.json: routes and request bodies as FastAPI knows them, answers as they are sent."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from itertools import chain
+from typing import Any, get_args
 
 import msgspec
 from fastapi import FastAPI
@@ -35,11 +36,11 @@ _ANSWERS: Mapping[str, Any] = {
     "/ready": dict[str, str | dict[str, str]],
     "/version": dict[str, str],
 }
-_EVENTS: Mapping[str, Any] = {
-    "/v1/completions": Completion,
-    "/v1/chat/completions": ChatChunk,
-    "/v1/responses": AnyResponseEvent,
-    "/v1/messages": MessageEvent,
+_EVENTS: Mapping[str, tuple[Any, ...]] = {
+    "/v1/completions": (Completion,),
+    "/v1/chat/completions": (ChatChunk,),
+    "/v1/responses": get_args(AnyResponseEvent),
+    "/v1/messages": get_args(MessageEvent),
 }
 _PROBES = ("/health", "/ready")
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
@@ -69,7 +70,7 @@ def describe_api(
     allow_priority: bool,
 ) -> _Json:
     """Return the document of a server of these models. A key is never needed for open_paths."""
-    types = [*_ANSWERS.values(), *_EVENTS.values(), ErrorBody, AnthropicErrorBody]
+    types = [*_ANSWERS.values(), *chain(*_EVENTS.values()), ErrorBody, AnthropicErrorBody]
     schemas, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
@@ -111,7 +112,7 @@ def _responses(path: str, method: str, schema_of: Mapping[str, _Json]) -> _Json:
     error_body = AnthropicErrorBody if is_anthropic(path) else ErrorBody
     content: _Json = json(_ANSWERS[path]) if path in _ANSWERS else dict(_TEXT)
     if path in _EVENTS:
-        events = [schema_of[str(kind)] for kind in (_EVENTS[path], error_body)]
+        events = [schema_of[str(kind)] for kind in (*_EVENTS[path], error_body)]
         content["text/event-stream"] = {"schema": _event({"anyOf": events})}
     responses: _Json = {"200": {"description": "The answer.", "content": content}}
     if path in _PROBES:
@@ -135,7 +136,7 @@ def _event(data: _Json) -> _Json:
     """
     return {
         "type": "object",
-        "description": "Its data is JSON, and `[DONE]` at the end of a stream that did not fail.",
+        "description": "Its data is JSON; completions end in `[DONE]`, unless they failed.",
         "required": ["data"],
         "properties": {
             "data": {

@@ -113,6 +113,7 @@ async def test_a_message_says_why_it_ended_whole_and_streamed(change, reason, st
             "invalid_request_error",
             "'image'",
         ),
+        (ASKED | {"system": [{"type": []}]}, 400, "invalid_request_error", "blocks of type []"),
         (ASKED | {"container": "c"}, 400, "invalid_request_error", "container"),
         (ASKED | {"messages": " " * 4096}, 413, "request_too_large", "--max-body-bytes"),
     ],

@@ -228,7 +228,7 @@ def _text_of(blocks: Any, at: str, unknown: list[str]) -> dict[str, Any]:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "redacted_thinking":
             continue
-        if kind not in texts:
+        if not isinstance(kind, str) or kind not in texts:
             raise refuse(f"{at}: blocks of type {shorten(kind)} are not supported", at)
         if not isinstance(block.get(kind), str):
             raise refuse(f"{at}: a block of type {kind} has a string {kind}", at)

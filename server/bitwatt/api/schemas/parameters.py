@@ -1,7 +1,7 @@
 """Every parameter that a caller may send, and what becomes of it: the one table.
 
-OpenAI's completions and chat APIs are here in full, and what vLLM, SGLang and llama.cpp add to
-them. A parameter that no API here defines is passed over and named to the caller. The tables of
+OpenAI's completions, chat and responses APIs and Anthropic's messages are here in full, and what
+vLLM, SGLang and llama.cpp add to them. A parameter that no API here defines is passed over and named to the caller. The tables of
 docs/parameters.md are made from this.
 """
 

@@ -47,13 +47,13 @@ class OutputMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: list[OutputText]
 
 
-class _InputDetails(PromptTokensDetails, frozen=True, kw_only=True):
+class InputTokensDetails(PromptTokensDetails, frozen=True, kw_only=True):
     """What the input's tokens were; none is billed for being written to the cache."""
 
     cache_write_tokens: int
 
 
-class _OutputDetails(msgspec.Struct, frozen=True):
+class OutputTokensDetails(msgspec.Struct, frozen=True):
     """What the output's tokens were."""
 
     reasoning_tokens: int
@@ -63,9 +63,9 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What a response cost, in tokens; `bitwatt` is an extension."""
 
     input_tokens: int
-    input_tokens_details: _InputDetails
+    input_tokens_details: InputTokensDetails
     output_tokens: int
-    output_tokens_details: _OutputDetails
+    output_tokens_details: OutputTokensDetails
     total_tokens: int
     bitwatt: RequestEnergy
 
@@ -75,9 +75,9 @@ def response_usage(usage: Usage) -> ResponseUsage:
     cached = usage.prompt_tokens_details.cached_tokens
     return ResponseUsage(
         input_tokens=usage.prompt_tokens,
-        input_tokens_details=_InputDetails(cached_tokens=cached, cache_write_tokens=0),
+        input_tokens_details=InputTokensDetails(cached_tokens=cached, cache_write_tokens=0),
         output_tokens=usage.completion_tokens,
-        output_tokens_details=_OutputDetails(0),
+        output_tokens_details=OutputTokensDetails(0),
         total_tokens=usage.total_tokens,
         bitwatt=usage.bitwatt,
     )
