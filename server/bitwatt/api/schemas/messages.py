@@ -14,6 +14,7 @@ from bitwatt.api.schemas.parameters import (
     THINKING,
     refuse,
 )
+from bitwatt.api.schemas.structured import check_schema
 from bitwatt.errors import shorten
 from bitwatt.serving.sampling_params import check_max_tokens
 
@@ -195,6 +196,7 @@ def _response_format(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return chat's word for the format."""
     if given.get("type") != "json_schema":
         return {"type": given.get("type")}
+    check_schema("output_config.format", given.get("schema"))
     schema = {"name": "output", "schema": given.get("schema")}
     return {"type": "json_schema", "json_schema": schema}
 

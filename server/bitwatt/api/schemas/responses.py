@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 
 from bitwatt.api.schemas.chat import MAX_MESSAGES, ChatTemplateKwargs
-from bitwatt.api.schemas.common import Body, Bounded, SamplingBody, StopStrings
+from bitwatt.api.schemas.common import Body, Bounded, SamplingBody, StopStrings, needs
 from bitwatt.api.schemas.parameters import (
     REASONING,
     RESPONSES,
@@ -14,6 +14,7 @@ from bitwatt.api.schemas.parameters import (
     TEXT,
     refuse,
 )
+from bitwatt.api.schemas.structured import check_schema
 from bitwatt.errors import shorten
 from bitwatt.serving.sampling_params import check_max_tokens
 
@@ -54,16 +55,23 @@ TextFormat = Annotated[
     dict[str, Any],
     WithJsonSchema(
         {
-            "type": "object",
-            "properties": {
-                "type": {"enum": ["text", "json_object", "json_schema"]},
-                "name": {"type": "string"},
-                "schema": {"type": "object"},
-                "strict": {"type": ["boolean", "null"]},
-            },
-            "required": ["type"],
-            "if": {"properties": {"type": {"const": "json_schema"}}},
-            "then": {"required": ["name", "schema"]},
+            "anyOf": [
+                {
+                    "type": "object",
+                    "properties": {"type": {"enum": ["text", "json_object"]}},
+                    "required": ["type"],
+                },
+                {
+                    "type": "object",
+                    "properties": {
+                        "type": {"const": "json_schema"},
+                        "name": {"type": "string"},
+                        "schema": {"type": "object"},
+                        "strict": {"type": ["boolean", "null"]},
+                    },
+                    "required": ["type", "name", "schema"],
+                },
+            ]
         }
     ),
 ]
@@ -118,6 +126,7 @@ class ResponsesBody(SamplingBody):
 
     model_config = ConfigDict(
         json_schema_extra={
+            "allOf": [needs("stream_options", "stream")],
             "example": {
                 "model": "builtin",
                 "input": "What does textwrap.dedent do?",
@@ -202,6 +211,7 @@ def _response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
     kind = given.get("type")
     if kind != "json_schema":
         return {"type": kind}
+    check_schema("text.format", given.get("schema"))
     return {"type": kind, "json_schema": {n: v for n, v in given.items() if n != "type"}}
 
 
