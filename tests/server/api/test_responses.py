@@ -158,7 +158,7 @@ async def test_input_is_put_to_the_model_as_chat_puts_it(given, prompt, told):
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"input": []}, "input"),
         ({"input": [1]}, "input[0]"),
-        ({"input": [{"type": [], "role": {}}]}, "input[0]"),
+        ({"input": [{"type": {}, "role": "user", "content": "x"}]}, "input[0]"),
         ({"input": [{"role": {}, "content": "x"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": {}}]}]}, "input[0].content"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),

@@ -229,7 +229,7 @@ def _messages(given: Any, unknown: list[str]) -> list[dict[str, Any]]:
         at = f"input[{index}]"
         if not isinstance(item, dict):
             raise refuse(f"{at} must be an object, not {shorten(item)}", at)
-        match item.get("type") or "message":
+        match item.get("type", "message"):
             case "message":
                 message = _message(item, at, unknown)
                 if reasoning and message["role"] == "assistant":
