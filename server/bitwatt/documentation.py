@@ -14,9 +14,11 @@ from typing import Any
 
 from bitwatt.api.schemas import parameters
 from bitwatt.api.schemas.chat import ChatBody, Message
-from bitwatt.api.schemas.common import Body, GenerationBody, StreamOptions
+from bitwatt.api.schemas.common import Body, GenerationBody, SamplingBody, StreamOptions
 from bitwatt.api.schemas.completions import CompletionBody
+from bitwatt.api.schemas.messages import MessagesBody
 from bitwatt.api.schemas.parameters import Parameter, Parameters
+from bitwatt.api.schemas.responses import ResponsesBody
 from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
 from bitwatt.cli import COMMANDS
 from bitwatt.knobs import Knob, Settings, knobs_of
@@ -135,7 +137,7 @@ def _parameters(given: Parameters) -> str:
     )
 
 
-_API_ORDER = ("OpenAI", "vLLM", "SGLang", "llama.cpp", "LiteLLM").index
+_API_ORDER = ("OpenAI", "Anthropic", "vLLM", "SGLang", "llama.cpp", "LiteLLM").index
 
 
 def _outcome(parameter: Parameter) -> str:
@@ -190,6 +192,7 @@ _OF_BOTH = {
     if parameters.COMPLETIONS.get(name) == parameter
 }
 _SHARED = GenerationBody.model_fields.keys() - {"max_tokens"}
+_SAMPLING = [name for name in SamplingBody.model_fields if name != "model"]
 _TABLES: dict[str, Callable[[], str]] = {
     "generation": lambda: _body(GenerationBody, ["max_tokens"]),
     "completions": lambda: _body(CompletionBody, _SHARED),
@@ -204,6 +207,16 @@ _TABLES: dict[str, Callable[[], str]] = {
     "parameters of content parts": lambda: _parameters(parameters.CONTENT_PART),
     "parameters of tokenize": lambda: _parameters(parameters.TOKENIZE),
     "parameters of detokenize": lambda: _parameters(parameters.DETOKENIZE),
+    "sampling": lambda: _body(SamplingBody),
+    "responses": lambda: _body(ResponsesBody, _SAMPLING),
+    "anthropic messages": lambda: _body(MessagesBody, _SAMPLING),
+    "parameters of responses": lambda: _parameters(parameters.RESPONSES),
+    "parameters of text": lambda: _parameters(parameters.TEXT),
+    "parameters of reasoning": lambda: _parameters(parameters.REASONING),
+    "parameters of anthropic messages": lambda: _parameters(parameters.MESSAGES),
+    "parameters of count tokens": lambda: _parameters(parameters.MESSAGES_COUNT),
+    "parameters of thinking": lambda: _parameters(parameters.THINKING),
+    "parameters of output config": lambda: _parameters(parameters.OUTPUT_CONFIG),
     "tokenize": lambda: _body(TokenizeBody),
     "detokenize": lambda: _body(DetokenizeBody),
     **{

@@ -20,8 +20,8 @@ from bitwatt.api.dependencies import (
     name_ignored_fields,
 )
 from bitwatt.api.json_route import json_response
-from bitwatt.api.schemas.common import GenerationBody, StreamOptions
-from bitwatt.api.sse import EventStream, event, padded_event
+from bitwatt.api.schemas.common import SamplingBody, StreamOptions
+from bitwatt.api.sse import DONE, EventStream, error_event, event, padded_event
 from bitwatt.errors import InvalidRequestError
 from bitwatt.serving.choice import Delta
 from bitwatt.serving.generation import Generation
@@ -40,7 +40,7 @@ class ResponseHead(TypedDict):
     model: str
 
 
-_NO_OPTIONS = StreamOptions.model_validate({})
+NO_OPTIONS = StreamOptions.model_validate({})
 
 
 class Chunks:
@@ -50,10 +50,19 @@ class Chunks:
     """
 
     def __init__(self, options: StreamOptions, generation: Generation) -> None:
+        self._ends_in_usage = bool(options.include_usage)
         self.event = padded_event if options.include_obfuscation else event
         self._usage = None if options.include_usage else UNSET
         is_continuous = options.include_usage and options.continuous_usage_stats
         self._usage_so_far = generation.usage_of if is_continuous else None
+
+    def ending(self, usage_chunk: msgspec.Struct) -> bytes:
+        """Return what ends a stream: the chunk where its caller wants usage, and `[DONE]`."""
+        return event(usage_chunk) + DONE if self._ends_in_usage else DONE
+
+    def failure(self, error: BaseException) -> bytes:
+        """Return what ends a stream that failed."""
+        return error_event(error)
 
     def usage_of(self, index: int, *, is_opening: bool = False) -> Usage | UnsetType | None:
         """Return the usage of a chunk of the choice: null where it comes in the last one."""
@@ -74,8 +83,11 @@ class ResponseWriter(Protocol):
     def events(self, delta: Delta) -> bytes:
         """Return what is new, as one or more events of the stream."""
 
-    def usage_chunk(self) -> msgspec.Struct:
-        """Return the chunk that ends a stream whose caller wants its usage."""
+    def ending(self) -> bytes:
+        """Return what ends a stream that did not fail."""
+
+    def failure(self, error: BaseException) -> bytes:
+        """Return what ends a stream that failed."""
 
 
 NewWriter = Callable[[Generation, ResponseHead, Chunks], Awaitable[ResponseWriter]]
@@ -91,9 +103,18 @@ class _Answering:
     key_salt: KeySalt
 
     async def __call__(
-        self, body: GenerationBody, asked: GenerationRequest, new_writer: NewWriter
+        self,
+        body: SamplingBody,
+        asked: GenerationRequest,
+        new_writer: NewWriter,
+        *,
+        options: StreamOptions = NO_OPTIONS,
+        posted: Posted | None = None,
     ) -> Response:
         """Return the response to what the body asks; asked is the same without the wire.
+
+        options  how a stream is sent
+        posted   the same for another server; None for the request as it came
 
         Raises  InvalidRequestError, EngineError, ClientDisconnectedError, RequestTimeoutError
         """
@@ -104,12 +125,12 @@ class _Answering:
                 param="priority",
             )
         headers = name_ignored_fields(self.request, body)
-        options = body.stream_options or _NO_OPTIONS
         timeout_s = self.settings.request_timeout
         model = self.models.find(body.model)
         async with tied_to_client(self.request.receive, timeout_s=timeout_s):
             generation = await asked.for_model(model)
-            posted = Posted(self.request.scope["path"], await self.request.body())
+            if posted is None:
+                posted = Posted(self.request.scope["path"], await self.request.body())
             self.shadow.offer(self.mirror_wish, asked, generation, posted)
             head = ResponseHead(id=asked.request_id, created=int(time.time()), model=model.name)
             writer = await new_writer(generation, head, Chunks(options, generation))
@@ -120,10 +141,12 @@ class _Answering:
                         await writer.take_prompt(choice.index)
                 return json_response(writer.whole(choices), headers=headers)
         return EventStream(
-            _events(generation, writer, include_usage=bool(options.include_usage)),
+            _events(generation, writer),
             keep_alive_s=self.settings.keep_alive,
             timeout_s=timeout_s,
             headers=headers,
+            ending=writer.ending,
+            failure=writer.failure,
         )
 
 
@@ -132,7 +155,7 @@ Answering = Annotated[_Answering, Depends(_Answering)]
 
 
 async def _events(
-    generation: Generation, writer: ResponseWriter, *, include_usage: bool
+    generation: Generation, writer: ResponseWriter
 ) -> AsyncGenerator[bytes, None]:
     is_scored = generation.wants_prompt_logprobs
     async with aclosing(generation.stream()) as deltas:
@@ -140,5 +163,3 @@ async def _events(
             if is_scored:
                 await writer.take_prompt(delta.index)
             yield writer.events(delta)
-    if include_usage:
-        yield event(writer.usage_chunk())

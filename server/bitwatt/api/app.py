@@ -23,7 +23,17 @@ from bitwatt.api.middleware import (
     TraceRequests,
 )
 from bitwatt.api.openapi import describe_api
-from bitwatt.api.routes import chat, completions, models, probes, state, tokenize, twin
+from bitwatt.api.routes import (
+    chat,
+    completions,
+    messages,
+    models,
+    probes,
+    responses,
+    state,
+    tokenize,
+    twin,
+)
 from bitwatt.serving.lifecycle import running
 from bitwatt.serving.models import Catalog, ServedModel
 from bitwatt.serving.remote_twin import RemoteTwin
@@ -109,7 +119,8 @@ def create_app(
     app.state.shadow = shadow
     app.state.twin = remote
     install_error_handlers(app)
-    for resource in (models, completions, chat, tokenize, probes, state, twin, page):
+    answering = (completions, chat, responses, messages)
+    for resource in (models, *answering, tokenize, probes, state, twin, page):
         app.include_router(resource.router)
     app.openapi = cache(  # type: ignore[method-assign]
         partial(

@@ -1,8 +1,11 @@
-"""Errors as OpenAI's clients know them: one body, four fields, and a status they map."""
+"""Errors as clients know them: one body, and a status they map.
+
+OpenAI's have four fields; below /v1/messages they are Anthropic's.
+"""
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -10,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from bitwatt.errors import (
     BitwattError,
@@ -23,12 +27,14 @@ from bitwatt.errors import (
 __all__ = [
     "CLIENT_CLOSED_REQUEST",
     "STOPPING",
+    "AnthropicErrorBody",
     "ApiError",
     "ClientDisconnectedError",
     "RequestTimeoutError",
     "describe",
     "error_response",
     "install_error_handlers",
+    "is_anthropic",
 ]
 
 MAX_MESSAGE_CHARS = 1000
@@ -36,6 +42,16 @@ RETRY_AFTER_S = 1
 CLIENT_CLOSED_REQUEST = 499  # nginx's: the client went away, and nobody reads an answer
 
 STOPPING = "the server is stopping; try again"
+
+ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +79,21 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+class AnthropicErrorDetail(msgspec.Struct, frozen=True):
+    """What went wrong, as Anthropic says it."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of every error below /v1/messages, and the event that ends a stream that failed."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorDetail
+    request_id: str
+
+
 class ApiError(msgspec.Struct, frozen=True):
     """An error, ready to be sent."""
 
@@ -74,11 +105,43 @@ class ApiError(msgspec.Struct, frozen=True):
         """Return the body as JSON."""
         return msgspec.json.encode(self.body)
 
-    def response(self) -> Response:
-        """Return the whole response."""
-        return Response(
-            self.encode(), self.status, headers=self.headers, media_type="application/json"
+    def for_anthropic(self, request_id: str) -> tuple[int, AnthropicErrorBody]:
+        """Return the status and body that Anthropic's clients know.
+
+        Whatever is to be tried again is 529 there, overloaded.
+        """
+        status = 529 if self.status == 503 else self.status
+        by_class = "invalid_request_error" if status < 500 else "api_error"
+        detail = AnthropicErrorDetail(
+            _ANTHROPIC_TYPES.get(status, by_class), self.body.error.message
         )
+        return status, AnthropicErrorBody(error=detail, request_id=request_id)
+
+    def response(self) -> Response:
+        """Return the whole response, in the shape of the API that was called."""
+        return _ErrorResponse(self)
+
+
+class _ErrorResponse(Response):
+    """An error, whose shape the path decides."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.encode(), error.status, error.headers, "application/json")
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_anthropic(scope["path"]):
+            await super().__call__(scope, receive, send)
+            return
+        status, body = self._error.for_anthropic(scope["state"]["request_id"])
+        content = msgspec.json.encode(body)
+        response = Response(content, status, self._error.headers, "application/json")
+        await response(scope, receive, send)
+
+
+def is_anthropic(path: str) -> bool:
+    """Return whether the path is one of Anthropic's API."""
+    return path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/")
 
 
 def _error(
@@ -188,8 +251,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
             message = f"no route {request.method} {shorten(request.url.path)}"
             if _is_route(request, request.url.path.rstrip("/")):
                 message += "; there is one without the slash at its end"
-            elif request.method == "POST":  # the AI SDK calls /v1/responses unless told otherwise
-                message += "; models answer at /v1/chat/completions and /v1/completions"
+            elif request.method == "POST":
+                message += (
+                    "; models answer at /v1/chat/completions, /v1/responses, /v1/messages and "
+                    "/v1/completions"
+                )
         case 405:
             message = f"{shorten(request.url.path)} does not take {request.method[:20]}"
             code = "method_not_allowed"

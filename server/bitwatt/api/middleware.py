@@ -20,7 +20,7 @@ from typing import NamedTuple
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bitwatt.api.errors import CLIENT_CLOSED_REQUEST, describe, error_response
+from bitwatt.api.errors import CLIENT_CLOSED_REQUEST, describe, error_response, is_anthropic
 from bitwatt.errors import BitwattError, QueueFullError, shorten
 from bitwatt.telemetry.declarations import HTTP_DURATION, HTTP_REQUESTS, PROBE_REQUESTS
 from bitwatt.telemetry.logs import current_request_id
@@ -156,6 +156,7 @@ class Gateway:
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id),
+                    *([(b"request-id", request_id)] if is_anthropic(scope["path"]) else []),
                     (b"x-content-type-options", b"nosniff"),
                 ]
             await send(message)
@@ -229,6 +230,9 @@ class HeadAsGet:
 class RequireKey:
     """Lets a request pass with one of the keys, or to an open path.
 
+    A key comes as OpenAI's clients send it, `Authorization: Bearer KEY`, or as Anthropic's do,
+    `x-api-key: KEY`.
+
     Leaves the digest of the key a request came with in its scope, under KEY_DIGEST.
 
     key_digests  SHA-256 of each key; empty lets everyone pass
@@ -252,7 +256,7 @@ class RequireKey:
             return
         response = error_response(
             401,
-            "a valid API key is needed: Authorization: Bearer KEY",
+            "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY",
             "invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
@@ -260,11 +264,12 @@ class RequireKey:
 
     def _known_digest(self, scope: Scope) -> bytes | None:
         scheme, _, key = (_header(scope, b"authorization") or b"").partition(b" ")
-        if scheme.lower() != b"bearer":
-            return None
-        digest = sha256(key.strip()).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._key_digests]
-        return digest if any(matches) else None
+        given = [key if scheme.lower() == b"bearer" else None, _header(scope, b"x-api-key")]
+        for digest in [sha256(key.strip()).digest() for key in given if key is not None]:
+            matches = [hmac.compare_digest(digest, known) for known in self._key_digests]
+            if any(matches):
+                return digest
+        return None
 
 
 class LimitBody:

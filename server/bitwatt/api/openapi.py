@@ -1,16 +1,19 @@
 """GET /openapi.json: routes and request bodies as FastAPI knows them, answers as they are sent."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from itertools import chain
+from typing import Any, get_args
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from bitwatt.api.errors import ErrorBody
+from bitwatt.api.errors import AnthropicErrorBody, ErrorBody, is_anthropic
 from bitwatt.api.routes.models import ModelCard, ModelList
 from bitwatt.api.schemas.chat import ChatChunk, ChatCompletion
 from bitwatt.api.schemas.completions import Completion
+from bitwatt.api.schemas.message_events import AnthropicMessage, MessageEvent, TokensCount
+from bitwatt.api.schemas.response_events import AnyResponseEvent, ResponseObject
 from bitwatt.api.schemas.tokenize import Detokenized, Tokenized
 from bitwatt.serving.state import ComparisonState
 
@@ -23,6 +26,9 @@ _ANSWERS: Mapping[str, Any] = {
     "/v1/models/{name}": ModelCard,
     "/v1/completions": Completion,
     "/v1/chat/completions": ChatCompletion,
+    "/v1/responses": ResponseObject,
+    "/v1/messages": AnthropicMessage,
+    "/v1/messages/count_tokens": TokensCount,
     "/tokenize": Tokenized,
     "/detokenize": Detokenized,
     "/bitwatt/v1/comparison": ComparisonState,
@@ -30,7 +36,12 @@ _ANSWERS: Mapping[str, Any] = {
     "/ready": dict[str, str | dict[str, str]],
     "/version": dict[str, str],
 }
-_EVENTS: Mapping[str, Any] = {"/v1/completions": Completion, "/v1/chat/completions": ChatChunk}
+_EVENTS: Mapping[str, tuple[Any, ...]] = {
+    "/v1/completions": (Completion,),
+    "/v1/chat/completions": (ChatChunk,),
+    "/v1/responses": get_args(AnyResponseEvent),
+    "/v1/messages": get_args(MessageEvent),
+}
 _PROBES = ("/health", "/ready")
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
@@ -59,7 +70,7 @@ def describe_api(
     allow_priority: bool,
 ) -> _Json:
     """Return the document of a server of these models. A key is never needed for open_paths."""
-    types = [*_ANSWERS.values(), *_EVENTS.values(), ErrorBody]
+    types = [*_ANSWERS.values(), *chain(*_EVENTS.values()), ErrorBody, AnthropicErrorBody]
     schemas, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
@@ -75,7 +86,7 @@ def describe_api(
         described["schemas"].pop(unsent, None)
     _name_models(document, list(models))
     if not allow_priority:
-        for body in ("ChatBody", "CompletionBody"):
+        for body in ("ChatBody", "CompletionBody", "ResponsesBody", "MessagesBody"):
             described["schemas"][body]["properties"]["priority"]["anyOf"][0] = {"const": 0}
     described["schemas"] |= components
     described["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -98,9 +109,10 @@ def _responses(path: str, method: str, schema_of: Mapping[str, _Json]) -> _Json:
     def json(kind: Any) -> _Json:
         return {"application/json": {"schema": schema_of[str(kind)]}}
 
+    error_body = AnthropicErrorBody if is_anthropic(path) else ErrorBody
     content: _Json = json(_ANSWERS[path]) if path in _ANSWERS else dict(_TEXT)
     if path in _EVENTS:
-        events = [schema_of[str(kind)] for kind in (_EVENTS[path], ErrorBody)]
+        events = [schema_of[str(kind)] for kind in (*_EVENTS[path], error_body)]
         content["text/event-stream"] = {"schema": _event({"anyOf": events})}
     responses: _Json = {"200": {"description": "The answer.", "content": content}}
     if path in _PROBES:
@@ -110,8 +122,10 @@ def _responses(path: str, method: str, schema_of: Mapping[str, _Json]) -> _Json:
             continue
         if status in _OF_MODELS and method != "post" and "{name}" not in path:
             continue
-        responses[str(status)] = {"description": meaning, "content": json(ErrorBody)}
-    responses["default"] = {"description": "Another error.", "content": json(ErrorBody)}
+        if status == 503 and is_anthropic(path):
+            status = 529
+        responses[str(status)] = {"description": meaning, "content": json(error_body)}
+    responses["default"] = {"description": "Another error.", "content": json(error_body)}
     return responses
 
 
@@ -122,7 +136,7 @@ def _event(data: _Json) -> _Json:
     """
     return {
         "type": "object",
-        "description": "Its data is JSON, and `[DONE]` at the end of a stream that did not fail.",
+        "description": "Its data is JSON; completions end in `[DONE]`, unless they failed.",
         "required": ["data"],
         "properties": {
             "data": {

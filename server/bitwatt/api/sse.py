@@ -1,9 +1,9 @@
-"""Server-sent events: one `data:` line an event, `[DONE]` at the end."""
+"""Server-sent events: one `data:` line an event, and what ends a stream."""
 
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 
 import msgspec
@@ -15,9 +15,9 @@ from bitwatt.api.client_link import tied_to_client
 from bitwatt.api.errors import ClientDisconnectedError, describe
 from bitwatt.errors import BitwattError
 
-__all__ = ["EventStream", "event", "padded_event"]
+__all__ = ["DONE", "EventStream", "error_event", "event", "named_event", "padded_event"]
 
-_DONE = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
 _PADDED_BYTES = 128  # padded events have a multiple of it
 _KEEP_ALIVE = b": keep-alive\n"  # no empty line after it: some clients parse what it ends as JSON
 _LAST_EVENT_TIMEOUT_S = 1.0  # a client that reads nothing more doesn't hold up a failed stream
@@ -29,6 +29,16 @@ logger = logging.getLogger(__name__)
 def event(data: msgspec.Struct) -> bytes:
     """Return the event as it goes over the wire."""
     return b"data: " + _encode(data) + b"\n\n"
+
+
+def named_event(data: msgspec.Struct, kind: str) -> bytes:
+    """Return the event with its type in a line of its own too."""
+    return b"event: " + kind.encode() + b"\n" + event(data)
+
+
+def error_event(error: BaseException) -> bytes:
+    """Return the event that ends a stream that failed."""
+    return b"data: " + describe(error).encode() + b"\n\n"
 
 
 def padded_event(data: msgspec.Struct) -> bytes:
@@ -45,6 +55,9 @@ class EventStream(Response):
     after it becomes the stream's last event. A comment goes out after every keep_alive_s of
     silence. When the client goes away, or after timeout_s, the events are closed at once.
 
+    ending   returns what ends a stream whose events have come
+    failure  returns what ends one that failed
+
     A slow client stops the events from being taken, not from being made: what waits is bounded
     by the request's max_tokens.
     """
@@ -56,6 +69,8 @@ class EventStream(Response):
         keep_alive_s: float,
         timeout_s: float,
         headers: Mapping[str, str],
+        ending: Callable[[], bytes],
+        failure: Callable[[BaseException], bytes],
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -71,6 +86,8 @@ class EventStream(Response):
         self._keep_alive_s = keep_alive_s
         self._timeout_s = timeout_s
         self._started = False
+        self._ending = ending
+        self._failure = failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -110,7 +127,7 @@ class EventStream(Response):
                 async for data in events:
                     await write(data)
                 keeper.cancel()
-                await write(_DONE, more=False)
+                await write(self._ending(), more=False)
         except ClientDisconnectedError:
             if not self._started:
                 raise
@@ -122,6 +139,6 @@ class EventStream(Response):
                 logger.exception("request %s failed midway", scope["state"]["request_id"])
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_EVENT_TIMEOUT_S):
-                    await write(b"data: " + describe(error).encode() + b"\n\n", more=False)
+                    await write(self._failure(error), more=False)
         finally:
             keeper.cancel()

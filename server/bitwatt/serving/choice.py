@@ -22,6 +22,7 @@ class Delta:
 
     token_ids, logprobs  empty unless the request asked for log-probabilities
     finish_reason        with the choice's last delta
+    stop_string          and the stop string that ended it, if one did
     """
 
     index: int
@@ -29,6 +30,7 @@ class Delta:
     token_ids: Sequence[int] = ()
     logprobs: Sequence[TokenLogprobs] = ()
     finish_reason: FinishReasonName | None = None
+    stop_string: str | None = None
 
 
 class ChoiceReader:
@@ -90,12 +92,15 @@ class ChoiceReader:
             finish = "stop" if reason is FinishReason.STOP else "length"
         self.num_tokens += num_tokens
         if not self._wants_logprobs:
-            return Delta(self._index, new, (), (), finish) if new or finish else None
+            if not new and finish is None:
+                return None
+            return Delta(self._index, new, (), (), finish, finish and text.stop_string)
         self._held_ids += token_ids
         self._held_logprobs += output.logprobs[: len(token_ids)]
         if not new and finish is None:
             return None
-        delta = Delta(self._index, new, self._held_ids, self._held_logprobs, finish)
+        held = self._held_ids, self._held_logprobs
+        delta = Delta(self._index, new, *held, finish, finish and text.stop_string)
         self._held_ids, self._held_logprobs = [], []
         return delta
 

@@ -82,6 +82,7 @@ class Generation:
                 [i for delta in deltas_of_choice for i in delta.token_ids],
                 [entry for delta in deltas_of_choice for entry in delta.logprobs],
                 deltas_of_choice[-1].finish_reason,
+                deltas_of_choice[-1].stop_string,
             )
             for index, deltas_of_choice in enumerate(parts)
         ]

@@ -15,7 +15,14 @@ class OutputText:
     num_unused  tokens of the last push that came after the one that completed a stop string
     """
 
-    __slots__ = ("_detokenizer", "_matcher", "_num_exempt", "_stop_token_ids", "num_unused")
+    __slots__ = (
+        "_detokenizer",
+        "_matcher",
+        "_num_exempt",
+        "_stop_token_ids",
+        "_vocabulary",
+        "num_unused",
+    )
 
     def __init__(
         self, vocabulary: Vocabulary, stops: Sequence[str], *, min_tokens: int = 0
@@ -28,6 +35,7 @@ class OutputText:
         """
         self._detokenizer = Detokenizer(vocabulary)
         self._matcher = StopMatcher(stops) if stops else None
+        self._vocabulary = vocabulary
         self._stop_token_ids = vocabulary.special_ids(stops)
         self._num_exempt = min_tokens
         self.num_unused = 0
@@ -36,6 +44,11 @@ class OutputText:
     def stopped(self) -> bool:
         """Whether a stop string ended the text."""
         return self._matcher is not None and self._matcher.stopped
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text; None where none did."""
+        return None if self._matcher is None else self._matcher.matched
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text that is certain now; after a stop string there is none."""
@@ -52,7 +65,8 @@ class OutputText:
             if is_exempt:
                 self._num_exempt -= 1
             elif token_id in self._stop_token_ids and not matcher.stopped:
-                pieces.append(matcher.push(self._detokenizer.finish()) + matcher.stop())
+                held = matcher.push(self._detokenizer.finish())
+                pieces.append(held + matcher.stop(self._vocabulary.spell(token_id)))
             self.num_unused -= 1
         return "".join(pieces)
 

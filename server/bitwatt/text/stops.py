@@ -13,20 +13,25 @@ class StopMatcher:
     be the start of a stop string is held back until the text decides.
     """
 
-    __slots__ = ("_held", "_stops", "stopped")
+    __slots__ = ("_held", "_stops", "matched")
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Match these strings, none of them empty."""
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False  # whether a stop string was met; what follows is dropped
+        self.matched: str | None = None  # the stop string that was met
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met; what follows is dropped."""
+        return self.matched is not None
 
     def push(self, text: str, *, may_stop: bool = True) -> str:
         """Return what of the text so far is certain to come before any stop string.
 
         may_stop  whether one that completes here ends the text; else it is text
         """
-        if self.stopped or not text:
+        if self.matched is not None or not text:
             return ""
         text = self._held + text
         if may_stop:
@@ -35,16 +40,16 @@ class StopMatcher:
                 default=(-1, -1),
             )
             if end >= 0:
-                self.stopped = True
+                self.matched = text[start:end]
                 self._held = ""
                 return text[:start]
         cut = min((_start_of_partial(text, stop) for stop in self._stops), default=len(text))
         self._held = text[cut:]
         return text[:cut]
 
-    def stop(self) -> str:
+    def stop(self, matched: str) -> str:
         """Return what was held back, as a stop that isn't of the text ends it here."""
-        self.stopped = True
+        self.matched = matched
         return self.finish()
 
     def finish(self) -> str:

@@ -9,6 +9,8 @@ from schemathesis.openapi.checks import RejectedPositiveData
 
 _TOKEN_ID = re.compile(r"has token id (\d+); the model has (\d+) tokens")
 
+_GRAMMARS = ("response_format", "structured_outputs", "text.format", "output_config.format")
+
 
 @schemathesis.hook
 def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
@@ -22,24 +24,27 @@ def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool
 
 def is_beyond_json_schema(body: dict[str, Any], error: dict[str, Any]) -> bool:
     """Return whether two fields don't go together, or one doesn't with the model."""
-    if error["code"] == "context_length_exceeded":
+    message = error["message"]
+    param = error.get("param", message.split(" ", 1)[0])  # Anthropic's errors have a message alone
+    if error.get("code") == "context_length_exceeded" or "(--max-model-len)" in message:
         return True
-    token = _TOKEN_ID.search(error["message"])
+    token = _TOKEN_ID.search(message)
     if token is not None:
         token_id, size = map(int, token.groups())
-        given = {int(number) for number in re.findall(r"\d+", str(body[error["param"]]))}
+        given = {int(number) for number in re.findall(r"\d+", str(body[param]))}
         return token_id >= size and token_id in given
-    if error["param"] == "min_tokens":
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+    if param == "min_tokens":
+        names = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+        limit = next((body[name] for name in names if body.get(name)), 0)
         return body["min_tokens"] > limit
-    if error["param"] == "n":
+    if param == "n":
         return len(body["prompt"]) * body["n"] > 128
-    if error["param"] == "stop":
-        return sum(map(len, body["stop"])) > 2048
-    if error["param"] == "seed":  # whose bounds are rounded to a double's where it is drawn
+    if "the stop strings have" in message:
+        return sum(map(len, body.get("stop") or body["stop_sequences"])) > 2048
+    if param == "seed":  # whose bounds are rounded to a double's where it is drawn
         return not -(2**63) <= body["seed"] < 2**63
-    if str(error["param"]).startswith(("response_format", "structured_outputs")):
-        return "can't be followed" in error["message"] or "exclude each" in error["message"]
-    if error["param"] == "prompt":  # "" of a model whose texts begin with no token of their own
+    if str(param).startswith(_GRAMMARS):
+        return "can't be followed" in message or "exclude each" in message
+    if param == "prompt":  # "" of a model whose texts begin with no token of their own
         return "" in (body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]])
     return False

@@ -17,6 +17,12 @@ CHAT = {
     "logprobs": True,
     "top_logprobs": 2,
 }
+RESPONSE = {"model": "tiny", "input": "a", "max_output_tokens": 3}
+MESSAGE = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+    "max_tokens": 3,
+}
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -42,6 +48,11 @@ def check(document, schema, instance):
         ("POST", "/v1/completions", TEXT | {"model": "x"}, 404),
         ("POST", "/v1/chat/completions", CHAT, 200),
         ("POST", "/v1/chat/completions", CHAT | {"messages": []}, 400),
+        ("POST", "/v1/responses", RESPONSE, 200),
+        ("POST", "/v1/responses", RESPONSE | {"input": []}, 400),
+        ("POST", "/v1/messages", MESSAGE, 200),
+        ("POST", "/v1/messages", MESSAGE | {"model": "x"}, 404),
+        ("POST", "/v1/messages/count_tokens", MESSAGE, 200),
         ("POST", "/tokenize", {"model": "tiny", "prompt": "a", "return_token_strs": True}, 200),
         ("POST", "/tokenize", {"model": "tiny"}, 400),
         ("POST", "/detokenize", {"model": "tiny", "tokens": [5]}, 200),
@@ -78,6 +89,20 @@ async def test_every_event_of_a_stream_is_as_it_is_described(path, body):
     assert len(events) > 5
     for event in events:
         check(document, schema, json.loads(event))
+
+
+@pytest.mark.parametrize(("path", "body"), [("responses", RESPONSE), ("messages", MESSAGE)])
+@pytest.mark.parametrize("engine", [FakeEngine(), FakeEngine(dies_after=2)])
+async def test_every_named_event_of_a_stream_is_as_it_is_described(path, body, engine):
+    async with make_client(make_app(engine)) as client:
+        document = (await client.get("/openapi.json")).json()
+        response = await client.post(f"/v1/{path}", json=body | {"stream": True})
+    content = document["paths"][f"/v1/{path}"]["post"]["responses"]["200"]["content"]
+    schema = content["text/event-stream"]["schema"]["properties"]["data"]["anyOf"][0]
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if "data" in line]
+    assert len(lines) > 5
+    for line in lines:
+        check(document, schema["contentSchema"], json.loads(line))
 
 
 @pytest.mark.parametrize(("key", "security"), [("k", [{"key": []}]), (None, [{}, {"key": []}])])

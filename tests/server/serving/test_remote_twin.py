@@ -23,6 +23,12 @@ pytestmark = pytest.mark.anyio
 
 STATE = "/bitwatt/v1/comparison"
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "fox?"}], "temperature": 0}
+BODIES = {
+    "/v1/completions": BODY,
+    "/v1/chat/completions": CHAT,
+    "/v1/responses": {"model": "tiny", "input": "fox?", "temperature": 0, "logit_bias": {"5": -1}},
+    "/v1/messages": {**CHAT, "max_tokens": 20},
+}
 
 
 @asynccontextmanager
@@ -133,11 +139,11 @@ async def test_when_the_caller_goes_the_twin_is_told(tmp_path):
         await until(lambda: not twin.running)
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", BODIES)
 async def test_a_request_is_mirrored_to_the_other_server_and_compared(tmp_path, path):
     twin = FakeEngine(reply="the quick brown cat")
     async with run_two(tmp_path, twin=twin, twin_key="k", given_key="k") as (app, _, client):
-        body = {**(BODY if path == "/v1/completions" else CHAT), "priority": 0, "seed": 5}
+        body = {**BODIES[path], "priority": 0, "seed": 5}
         await client.post(path, json=body, headers=ASKED)
         await until(lambda: counted(app, "bitwatt_shadow_requests_total", outcome="compared"))
         names = {"model_name": "tiny", "mirror_name": "tiny-fp16"}

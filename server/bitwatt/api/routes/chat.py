@@ -5,7 +5,8 @@ from secrets import token_hex
 from fastapi import APIRouter, Response
 from msgspec import UNSET, UnsetType
 
-from bitwatt.api.answering import Answering, Chunks, ResponseHead
+from bitwatt.api.answering import NO_OPTIONS, Answering, Chunks, ResponseHead
+from bitwatt.api.chat_requests import chat_request
 from bitwatt.api.json_route import JsonRoute
 from bitwatt.api.prompt_logprobs import PromptEntries, prompt_entries
 from bitwatt.api.schemas.chat import (
@@ -20,12 +21,8 @@ from bitwatt.api.schemas.chat import (
     ChatTokenLogprob,
     ChatTopLogprob,
 )
-from bitwatt.engine.messages import EngineInfo
 from bitwatt.serving.choice import Delta
 from bitwatt.serving.generation import Generation
-from bitwatt.serving.planning import seed_of
-from bitwatt.serving.request import GenerationRequest
-from bitwatt.text.processor import TextProcessor
 
 __all__ = ["router"]
 
@@ -36,30 +33,14 @@ router = APIRouter(route_class=JsonRoute)
 async def create_chat_completion(body: ChatBody, answering: Answering) -> Response:
     """Continue the conversation."""
 
-    async def encode(text: TextProcessor, info: EngineInfo) -> list[list[int]]:
-        prompt = await text.encode_chat(
-            [message.as_template_input() for message in body.messages],
-            kwargs=body.chat_template_kwargs,
-            add_special_tokens=bool(body.add_special_tokens),
-            max_tokens=info.max_model_len,
-        )
-        return [prompt]
-
-    params = body.sampling_params()
-    asked = GenerationRequest(
-        request_id=f"chatcmpl-{token_hex(12)}",
-        params=params,
-        seed=seed_of(params),
-        encode=encode,
-        key_salt=answering.key_salt,
-        prompt_param="messages",
-        max_tokens_param=body.max_tokens_param,
+    asked = chat_request(
+        body, request_id=f"chatcmpl-{token_hex(12)}", key_salt=answering.key_salt
     )
 
     async def new_writer(generation: Generation, head: ResponseHead, chunks: Chunks) -> _Writer:
         return _Writer(generation, head, chunks)
 
-    return await answering(body, asked, new_writer)
+    return await answering(body, asked, new_writer, options=body.stream_options or NO_OPTIONS)
 
 
 class _Writer:
@@ -102,8 +83,11 @@ class _Writer:
         )
         return opening_chunk + chunk
 
-    def usage_chunk(self) -> ChatChunk:
-        return ChatChunk(**self._head, choices=[], usage=self._generation.usage)
+    def ending(self) -> bytes:
+        return self._chunks.ending(ChatChunk(**self._head, choices=[], usage=self._generation.usage))
+
+    def failure(self, error: BaseException) -> bytes:
+        return self._chunks.failure(error)
 
     def _chunk(self, choice: ChatChunkChoice, *, is_opening: bool = False) -> bytes:
         usage = self._chunks.usage_of(choice.index, is_opening=is_opening)

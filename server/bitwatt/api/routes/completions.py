@@ -6,7 +6,7 @@ from secrets import token_hex
 from fastapi import APIRouter, Response
 from msgspec import UNSET
 
-from bitwatt.api.answering import Answering, Chunks, ResponseHead
+from bitwatt.api.answering import NO_OPTIONS, Answering, Chunks, ResponseHead
 from bitwatt.api.json_route import JsonRoute
 from bitwatt.api.prompt_logprobs import PromptEntries, echoed_logprobs, likely, prompt_entries
 from bitwatt.api.schemas.completions import (
@@ -64,7 +64,7 @@ async def create_completion(body: CompletionBody, answering: Answering) -> Respo
         echoes = await _echoes(body, generation.model.text)
         return _Writer(generation, head, chunks, body, echoes)
 
-    return await answering(body, asked, new_writer)
+    return await answering(body, asked, new_writer, options=body.stream_options or NO_OPTIONS)
 
 
 async def _echoes(body: CompletionBody, text: TextProcessor) -> list[str]:
@@ -127,8 +127,11 @@ class _Writer:
         choice = self._choice(delta, has_logprobs=has_logprobs)
         return self._chunks.event(Completion(**self._head, choices=[choice], usage=usage))
 
-    def usage_chunk(self) -> Completion:
-        return Completion(**self._head, choices=[], usage=self._generation.usage)
+    def ending(self) -> bytes:
+        return self._chunks.ending(Completion(**self._head, choices=[], usage=self._generation.usage))
+
+    def failure(self, error: BaseException) -> bytes:
+        return self._chunks.failure(error)
 
     def _choice(self, delta: Delta, *, has_logprobs: bool = True) -> CompletionChoice:
         index = delta.index

@@ -1,4 +1,4 @@
-"""What completions and chat completions share."""
+"""What the bodies of several routes share."""
 
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar
@@ -40,6 +40,8 @@ __all__ = [
     "GenerationBody",
     "ModelName",
     "PromptLogprob",
+    "SamplingBody",
+    "StopStrings",
     "StreamOptions",
     "TokenIds",
     "excludes",
@@ -114,9 +116,10 @@ def whole(value: Any) -> Any:
 class Bounded:
     """A number among SamplingParams, whose bounds are checked there."""
 
-    def __init__(self, name: str) -> None:
-        """Take the field's name there."""
-        self._bounds = BOUNDS[name]
+    def __init__(self, name: str, *, lowest: float | None = None) -> None:
+        """Take the field's name there, and the lowest value that is told where it is another."""
+        bounds = BOUNDS[name]
+        self._bounds = bounds if lowest is None else bounds._replace(lowest=lowest)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """Return the schema of what is accepted."""
@@ -203,13 +206,10 @@ class StreamOptions(Body):
     )
 
 
-class GenerationBody(Body):
-    """What decides how tokens are drawn and when they end."""
-
-    nested: ClassVar[tuple[str, ...]] = ("stream_options",)
+class SamplingBody(Body):
+    """How tokens are drawn: what every route that generates takes."""
 
     model: ModelName
-    max_tokens: Annotated[int, Bounded("max_tokens")] | None = None
     min_tokens: Annotated[int, Bounded("min_tokens")] | None = Field(
         None,
         description="Tokens before which no stop token is drawn; at most `max_tokens`. As in vLLM.",
@@ -245,22 +245,11 @@ class GenerationBody(Body):
     logit_bias: LogitBias | None = Field(
         None, description="Added to logits, by token id: -100 to 100, 300 entries at most."
     )
-    prompt_logprobs: Annotated[int, Bounded("prompt_logprobs")] | None = Field(
-        None,
-        description="Likeliest tokens to return at each token of the prompt, beside its own, as "
-        "`prompt_logprobs` of the answer. Not in a stream. As in vLLM, which has -1 for all.",
-    )
     seed: Annotated[int, Bounded("seed")] | None = Field(
         None,
         description="The same seed gives the same tokens, whatever else runs; choice `i` of a "
         "prompt draws by `seed + i`. A new one each time unless given. OpenAI's promise is only "
         "best effort; here it holds on the ternary engine and with `--batch-invariant`.",
-    )
-    n: Annotated[int, Bounded("n")] | None = Field(None, description="Choices to each prompt.")
-    stop: StopStrings | None = Field(
-        None,
-        description="One string, or up to 64, of 512 characters at most and 2048 in all, that end "
-        "a choice and are no part of it. OpenAI has 4.",
     )
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = Field(
         None,
@@ -278,18 +267,49 @@ class GenerationBody(Body):
         max_length=MAX_CACHE_SALT_CHARS,
         description="Shares the prefix cache among requests of the same salt alone. As in vLLM.",
     )
+    structured_outputs: StructuredOutputs | None = Field(
+        None,
+        description="What the answer must be, in vLLM's way: one of `json`, `regex`, `choice`, "
+        "`grammar`, `json_object` and `structural_tag`.",
+    )
+    stream: bool | None = Field(
+        None, description="Sends the answer in pieces, as server-sent events that end in `[DONE]`."
+    )
+
+    def sampling(self) -> dict[str, Any]:
+        """Return these fields as another route's body takes them."""
+        given = {name: getattr(self, name) for name in SamplingBody.model_fields}
+        if self.logit_bias is not None:
+            given["logit_bias"] = {str(token_id): b for token_id, b in self.logit_bias.items()}
+        return given
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        """Those within structured_outputs besides."""
+        return [*super().unknown_fields, *unknown_in(None, self.structured_outputs)]
+
+
+class GenerationBody(SamplingBody):
+    """What both completions take."""
+
+    nested: ClassVar[tuple[str, ...]] = ("stream_options",)
+
+    max_tokens: Annotated[int, Bounded("max_tokens")] | None = None
+    prompt_logprobs: Annotated[int, Bounded("prompt_logprobs")] | None = Field(
+        None,
+        description="Likeliest tokens to return at each token of the prompt, beside its own, as "
+        "`prompt_logprobs` of the answer. Not in a stream. As in vLLM, which has -1 for all.",
+    )
+    n: Annotated[int, Bounded("n")] | None = Field(None, description="Choices to each prompt.")
+    stop: StopStrings | None = Field(
+        None,
+        description="One string, or up to 64, of 512 characters at most and 2048 in all, that end "
+        "a choice and are no part of it. OpenAI has 4.",
+    )
     response_format: ResponseFormat | None = Field(
         None,
         description="What the answer must be: `text`, the default; `json_object`, any JSON object; "
         "`json_schema`, JSON by `json_schema.schema`, strict or not; vLLM's `structural_tag`.",
-    )
-    structured_outputs: StructuredOutputs | None = Field(
-        None,
-        description="The same in vLLM's way: one of `json`, `regex`, `choice`, `grammar`, "
-        "`json_object` and `structural_tag`.",
-    )
-    stream: bool | None = Field(
-        None, description="Sends the answer in pieces, as server-sent events that end in `[DONE]`."
     )
     stream_options: StreamOptions | None = Field(
         None, description="How a stream is sent; needs `stream`."
@@ -297,9 +317,8 @@ class GenerationBody(Body):
 
     @property
     def unknown_fields(self) -> list[str]:
-        """Those within response_format and structured_outputs besides."""
-        within = unknown_in(self.response_format, self.structured_outputs)
-        return [*super().unknown_fields, *within]
+        """Those within response_format besides."""
+        return [*super().unknown_fields, *unknown_in(self.response_format, None)]
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "GenerationBody":

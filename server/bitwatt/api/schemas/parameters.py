@@ -1,7 +1,7 @@
 """Every parameter that a caller may send, and what becomes of it: the one table.
 
-OpenAI's completions and chat APIs are here in full, and what vLLM, SGLang and llama.cpp add to
-them. A parameter that no API here defines is passed over and named to the caller. The tables of
+OpenAI's completions, chat and responses APIs and Anthropic's messages are here in full, and what
+vLLM, SGLang and llama.cpp add to them. A parameter that no API here defines is passed over and named to the caller. The tables of
 docs/parameters.md are made from this.
 """
 
@@ -19,6 +19,14 @@ __all__ = [
     "CONTENT_PART",
     "DETOKENIZE",
     "MESSAGE",
+    "MESSAGES",
+    "MESSAGES_COUNT",
+    "OUTPUT_CONFIG",
+    "REASONING",
+    "RESPONSES",
+    "RESPONSES_STREAM_OPTIONS",
+    "TEXT",
+    "THINKING",
     "STREAM_OPTIONS",
     "TOKENIZE",
     "Parameter",
@@ -313,6 +321,140 @@ CONTENT_PART: Parameters = {
     **_harmless("OpenAI", "annotations", note="Of an answer that comes back as history."),
     **_harmless("OpenAI", "prompt_cache_breakpoint", note="Every prefix is cached."),
     **_harmless("LiteLLM", "cache_control", note="Every prefix is cached."),
+}
+
+_SAMPLING: Parameters = _works(
+    "vLLM",
+    "min_tokens",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "seed",
+    "stop_token_ids",
+    "ignore_eos",
+    "priority",
+    "cache_salt",
+    "structured_outputs",
+    "chat_template_kwargs",
+)
+"""What vLLM adds to both of the APIs below, or to OpenAI's others."""
+
+RESPONSES: Parameters = {
+    **_works(
+        "OpenAI",
+        "model",
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "metadata",
+        "reasoning",
+        "stream",
+        "stream_options",
+        "temperature",
+        "text",
+        "top_p",
+    ),
+    **_harmless("OpenAI", "safety_identifier", "user", note="Nothing is kept of it."),
+    **_harmless(
+        "OpenAI",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        note="The prefix cache keeps what it has room for.",
+    ),
+    **_harmless("OpenAI", "service_tier", note="There is one."),
+    **_harmless("OpenAI", "max_tool_calls", note="Of tools that the server runs: there are none."),
+    **_harmless("OpenAI", "access_programs", "background_options", "image"),
+    **_refused("OpenAI", "background", at=(False,)),
+    **_refused("OpenAI", "context_management", at=([],)),
+    **_refused(
+        "OpenAI", "include", at=([], ["reasoning.encrypted_content"]), note="Nothing is encrypted."
+    ),
+    **_refused(
+        "OpenAI",
+        "conversation",
+        "moderation",
+        "previous_response_id",
+        "prompt",
+        note="Nothing is kept between requests: send the whole conversation as `input`.",
+    ),
+    **_refused("OpenAI", "store", at=(False,), note="Nothing is kept, whether it says so or not."),
+    **_refused("OpenAI", "top_logprobs", at=(0,)),
+    **_refused("OpenAI", "truncation", at=("disabled",)),
+    **_refused("OpenAI", "tools", at=([],)),
+    **_refused("OpenAI", "tool_choice", at=("auto", "none")),
+    **_harmless("OpenAI", "parallel_tool_calls"),
+    **_SAMPLING,
+    **_works("vLLM", "stop"),
+    **_harmless("vLLM", "request_id", note="`X-Request-Id` is what comes back."),
+    **_refused("vLLM", "kv_transfer_params", "previous_input_messages"),
+    **_refused("vLLM", "chat_template"),
+    **_refused("vLLM", "mm_processor_kwargs", "vllm_xargs", at=({},)),
+    **_refused("vLLM", "skip_special_tokens", at=(True,)),
+    **_refused("vLLM", "enable_response_messages", "include_stop_str_in_output", at=(False,)),
+}
+
+RESPONSES_STREAM_OPTIONS: Parameters = _works("OpenAI", "include_obfuscation")
+
+TEXT: Parameters = {
+    **_works("OpenAI", "format"),
+    **_harmless("OpenAI", "verbosity", note="The model has one."),
+}
+
+REASONING: Parameters = {
+    **_works("OpenAI", "effort"),
+    **_harmless("OpenAI", "context", "generate_summary", "mode", "summary"),
+}
+
+_CONVERSATION: Parameters = {
+    **_works("Anthropic", "model", "messages", "system", "thinking"),
+    **_refused("Anthropic", "tools", at=([],)),
+    **_refused("Anthropic", "tool_choice", at=({"type": "auto"}, {"type": "none"})),
+    **_refused("Anthropic", "mcp_servers", at=([],)),
+    **_refused("Anthropic", "context_management", at=({},)),
+    **_harmless("Anthropic", "cache_control", note="Every prefix is cached."),
+    **_harmless(
+        "Anthropic", "speed", "user_profile_id", "workspace_id", note="Of Anthropic's own service."
+    ),
+    **_works("vLLM", "chat_template_kwargs"),
+}
+
+MESSAGES: Parameters = {
+    **_CONVERSATION,
+    **_works(
+        "Anthropic",
+        "max_tokens",
+        "output_config",
+        "stop_sequences",
+        "stream",
+        "temperature",
+        "top_p",
+    ),
+    **_harmless("Anthropic", "metadata", note="Nothing is kept of it."),
+    **_harmless("Anthropic", "diagnostics", "inference_geo", "service_tier"),
+    **_refused("Anthropic", "container"),
+    **_SAMPLING,
+    **_works("Anthropic", "top_k"),
+    **_refused("vLLM", "kv_transfer_params"),
+}
+
+MESSAGES_COUNT: Parameters = {
+    **_CONVERSATION,
+    **_harmless("Anthropic", "output_config", note="A grammar is no part of a prompt."),
+}
+
+THINKING: Parameters = {
+    **_works("Anthropic", "type"),
+    **_harmless("Anthropic", "budget_tokens", note="The model ends its thinking by itself."),
+    **_harmless("Anthropic", "display"),
+}
+
+OUTPUT_CONFIG: Parameters = {
+    **_works("Anthropic", "format"),
+    **_harmless("Anthropic", "effort", "task_budget", note="The model has one."),
 }
 
 TOKENIZE: Parameters = {

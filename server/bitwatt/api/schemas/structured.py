@@ -14,7 +14,7 @@ from bitwatt.constraints.structured_outputs import (
 )
 from bitwatt.errors import InvalidRequestError, shorten
 
-__all__ = ["ResponseFormat", "StructuredOutputs", "structured_outputs_of", "unknown_in"]
+__all__ = ["ResponseFormat", "StructuredOutputs", "check_schema", "structured_outputs_of", "unknown_in"]
 
 _FORMAT_FIELDS = {"type", "json_schema", "structures", "triggers"}
 _SCHEMA_FIELDS = {"name", "description", "schema", "strict"}
@@ -137,11 +137,17 @@ def _by_format(given: Mapping[str, Any]) -> StructuredOutputsParams | None:
     if not isinstance(asked.get("strict"), bool | None):
         raise _refusal("response_format", f"strict is {shorten(asked['strict'])}; it is a boolean")
     schema = asked.get("schema")
-    if not isinstance(schema, Mapping | None):
-        raise _refusal("response_format", f"schema is {shorten(schema)}; it is an object")
+    if schema is not None:
+        check_schema("response_format", schema)
     return StructuredOutputsParams(
         json={"type": "object"} if schema is None else schema, param="response_format"
     )
+
+
+def check_schema(param: str, schema: object) -> None:
+    """Raise InvalidRequestError, which names the field, unless the schema is an object."""
+    if not isinstance(schema, Mapping):
+        raise _refusal(param, f"schema is {shorten(schema)}; it is an object")
 
 
 def _refusal(param: str, told: str) -> InvalidRequestError:

@@ -1,0 +1,96 @@
+"""What a chat asks of a model, whichever API it came by."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from bitwatt.api.schemas.chat import ChatBody
+from bitwatt.engine.messages import EngineInfo
+from bitwatt.errors import InvalidRequestError
+from bitwatt.serving.planning import seed_of
+from bitwatt.serving.request import GenerationRequest
+from bitwatt.serving.twins import Posted
+from bitwatt.text.processor import TextProcessor
+
+__all__ = ["as_chat", "as_chat_body", "chat_request"]
+
+_PATH = "/v1/chat/completions"
+
+
+def chat_request(body: ChatBody, *, request_id: str, key_salt: str) -> GenerationRequest:
+    """Return what the body asks. Raises InvalidRequestError beyond a limit."""
+
+    async def encode(text: TextProcessor, info: EngineInfo) -> list[list[int]]:
+        prompt = await text.encode_chat(
+            [message.as_template_input() for message in body.messages],
+            kwargs=body.chat_template_kwargs,
+            add_special_tokens=bool(body.add_special_tokens),
+            max_tokens=info.max_model_len,
+        )
+        return [prompt]
+
+    params = body.sampling_params()
+    return GenerationRequest(
+        request_id=request_id,
+        params=params,
+        seed=seed_of(params),
+        encode=encode,
+        key_salt=key_salt,
+        prompt_param="messages",
+        max_tokens_param=body.max_tokens_param,
+    )
+
+
+def as_chat_body(fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatBody:
+    """Return the chat body that another API's request comes to.
+
+    names  the other API's name of a field, where it has one of its own: errors have it
+
+    Raises  RequestValidationError
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return ChatBody.model_validate(given)
+    except ValidationError as error:
+        faults = error.errors()
+        for fault in faults:
+            first, *rest = fault["loc"] or (None,)
+            if first is not None:
+                fault["loc"] = ("body", names.get(str(first), first), *rest)
+            else:
+                fault["loc"] = ("body",)
+        raise RequestValidationError(faults) from None
+
+
+def as_chat(
+    fields: Mapping[str, Any], names: Mapping[str, str], *, request_id: str, key_salt: str
+) -> tuple[GenerationRequest, Posted]:
+    """Return what another API's request asks, and the same for a server that knows chat alone.
+
+    fields, names  as as_chat_body has them
+
+    Raises  InvalidRequestError and RequestValidationError, in the other API's names
+    """
+    body = as_chat_body(fields, names)
+    try:
+        asked = chat_request(body, request_id=request_id, key_salt=key_salt)
+    except InvalidRequestError as error:
+        name = names.get(error.param or "")
+        if name is None:
+            raise
+        message = str(error).replace(str(error.param), name)
+        raise InvalidRequestError(message, param=name, code=error.code) from None
+    outputs = asked.params.structured_outputs
+    if outputs is not None:
+        outputs = replace(outputs, param=names.get(outputs.param, outputs.param))
+    asked = replace(
+        asked,
+        params=replace(asked.params, structured_outputs=outputs),
+        prompt_param=names.get("messages", "messages"),
+        max_tokens_param=names["max_completion_tokens"],
+    )
+    return asked, Posted(_PATH, msgspec.json.encode(body.model_dump(exclude_none=True)))

@@ -1,0 +1,137 @@
+"""/v1/messages, Anthropic's: what is answered, whole or as events."""
+
+from typing import Literal
+
+import msgspec
+
+from bitwatt.serving.usage import Usage
+from bitwatt.telemetry.energy.ledger import RequestEnergy
+
+__all__ = [
+    "AnthropicMessage",
+    "AnthropicUsage",
+    "BlockDelta",
+    "BlockStart",
+    "BlockStop",
+    "MessageDelta",
+    "MessageEnd",
+    "MessageEvent",
+    "MessageStart",
+    "MessageStop",
+    "Ping",
+    "StopReason",
+    "TextBlock",
+    "TextPiece",
+    "TokensCount",
+    "anthropic_usage",
+]
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence"]
+
+
+class TextBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model says."""
+
+    type: Literal["text"] = "text"
+    text: str
+    citations: None = None
+
+
+class AnthropicUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a message cost, in tokens; `bitwatt` is an extension.
+
+    input_tokens  those that the prefix cache did not have
+    """
+
+    input_tokens: int
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int
+    output_tokens: int
+    bitwatt: RequestEnergy
+
+
+def anthropic_usage(usage: Usage) -> AnthropicUsage:
+    """Return the usage as Anthropic counts it."""
+    cached = usage.prompt_tokens_details.cached_tokens
+    return AnthropicUsage(
+        input_tokens=usage.prompt_tokens - cached,
+        cache_read_input_tokens=cached,
+        output_tokens=usage.completion_tokens,
+        bitwatt=usage.bitwatt,
+    )
+
+
+class AnthropicMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The model's turn."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    model: str
+    content: list[TextBlock]
+    stop_reason: StopReason | None
+    stop_sequence: str | None
+    usage: AnthropicUsage
+
+
+class TokensCount(msgspec.Struct, frozen=True):
+    """How many tokens a conversation has."""
+
+    input_tokens: int
+
+
+class MessageStart(msgspec.Struct, frozen=True, tag="message_start"):
+    """The message begins."""
+
+    message: AnthropicMessage
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Nothing but a sign of life."""
+
+
+class BlockStart(msgspec.Struct, frozen=True, tag="content_block_start"):
+    """A block of the message begins."""
+
+    index: int
+    content_block: TextBlock
+
+
+class TextPiece(msgspec.Struct, frozen=True, tag="text_delta"):
+    """What is new of a text."""
+
+    text: str
+
+
+class BlockDelta(msgspec.Struct, frozen=True, tag="content_block_delta"):
+    """What is new of a block."""
+
+    index: int
+    delta: TextPiece
+
+
+class BlockStop(msgspec.Struct, frozen=True, tag="content_block_stop"):
+    """A block is whole."""
+
+    index: int
+
+
+class MessageEnd(msgspec.Struct, frozen=True):
+    """Why the message ended."""
+
+    stop_reason: StopReason | None
+    stop_sequence: str | None
+
+
+class MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):
+    """The message has come to its end."""
+
+    delta: MessageEnd
+    usage: AnthropicUsage
+
+
+class MessageStop(msgspec.Struct, frozen=True, tag="message_stop"):
+    """The stream has come to its end."""
+
+
+MessageEvent = MessageStart | Ping | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
