@@ -4,8 +4,8 @@
     h += down(sub_norm(f(gate(norm(h))) · up(norm(h))))
 
 The sub-norms are BitNet's; LLaMA has none. The stream is rounded to its dtype at each addition.
-A ternary linear reads its input in int8, quantized with no rounding in between, by the groups of its
-scales where a row has several; a dense one reads it in the stream's dtype.
+A ternary linear reads its input in int8, quantized with no rounding in between, by the groups of
+its scales where a row has several; a dense one reads it in the stream's dtype.
 """
 
 from collections.abc import Sequence
@@ -102,9 +102,7 @@ class _Ternary:
         reader: object,
     ) -> QuantizedActivations:
         group = cast(_Prepared, reader).group
-        return self.backend.gated_activation_quantize(
-            gate_up, activation, weight, eps, group=group
-        )
+        return self.backend.gated_activation_quantize(gate_up, activation, weight, eps, group=group)
 
     def linear(self, x: QuantizedActivations, weight: object, residual: Tensor | None) -> Tensor:
         return self.backend.ternary_linear(x, weight, residual, self.dtype)

@@ -118,11 +118,12 @@ def group_of(scales: Tensor, in_features: int) -> int | None:
 def times_scales(values: Tensor, scales: Tensor) -> Tensor:
     """Return values multiplied by their scales, in place.
 
-    values  [out_features, in_features], of the scales' dtype
+    values  [out_features, in_features] of the scales' dtype, contiguous
     scales  [out_features], or [out_features, in_features // group]
     """
     num_groups = 1 if scales.dim() == 1 else scales.shape[1]
-    values.unflatten(1, (num_groups, -1)).mul_(scales.view(-1, num_groups, 1))
+    rows, columns = values.shape
+    values.view(rows, num_groups, columns // num_groups).mul_(scales.view(rows, num_groups, 1))
     return values
 
 

@@ -92,7 +92,9 @@ class TorchBackend(TorchOperations):
             y.div_(x.scales[:, None]).mul_(weight.scales)
         else:
             groups = zip(
-                x.codes.split(weight.group, 1), weight.values.split(weight.group), strict=True
+                torch.split(x.codes, weight.group, 1),
+                torch.split(weight.values, weight.group),
+                strict=True,
             )
             y = sum_groups(
                 (torch._int_mm(codes, values) for codes, values in groups), x, weight.scales

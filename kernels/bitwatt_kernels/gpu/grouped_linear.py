@@ -23,7 +23,7 @@ from bitwatt_kernels.gpu.linear import check_layout, unpack_in_place
 from bitwatt_kernels.gpu.tiles import tile_indices
 from bitwatt_kernels.packing import TernaryWeight, unpack
 
-__all__ = ["GROUPS", "GroupedWeight", "GroupedTile", "grouped_linear", "grouped_linear_kernel"]
+__all__ = ["GROUPS", "GroupedTile", "GroupedWeight", "grouped_linear", "grouped_linear_kernel"]
 
 GROUPS = (64, 128)  # weights of a group: a block of the kernel's loop
 

@@ -43,7 +43,8 @@ def quantize(x: Tensor, *, group: int | None = None) -> QuantizedActivations:
     """
     num_features = x.shape[-1]
     check_group(num_features, group)
-    x = x.float().unflatten(-1, (-1, group or num_features))
+    width = group or num_features
+    x = x.float().reshape(len(x), num_features // width, width)
     scales = INT8_MAX / x.abs().amax(dim=-1).clamp(min=QUANTIZATION_EPS)
     codes = (x * scales[..., None]).round().clamp(-128, INT8_MAX).to(torch.int8)
     sums = codes.sum(dim=-1, dtype=torch.int32)
@@ -84,9 +85,7 @@ def rescale(
     return _finish(y, weight, residual, dtype)
 
 
-def sum_groups(
-    accumulators: Iterable[Tensor], x: QuantizedActivations, scales: Tensor
-) -> Tensor:
+def sum_groups(accumulators: Iterable[Tensor], x: QuantizedActivations, scales: Tensor) -> Tensor:
     """Return the groups' int32 accumulators scaled and added up in their order, in float32.
 
     accumulators  [T, out_features] of each group
@@ -120,6 +119,8 @@ def ternary_linear(
     values = unpack(weight.codes)
     if weight.group is None:
         return rescale(accumulate(x.codes, values), x, weight, residual, dtype)
-    groups = zip(x.codes.split(weight.group, 1), values.split(weight.group, 1), strict=True)
+    groups = zip(
+        torch.split(x.codes, weight.group, 1), torch.split(values, weight.group, 1), strict=True
+    )
     y = sum_groups((accumulate(codes, part) for codes, part in groups), x, weight.scales)
     return _finish(y, weight, residual, dtype)

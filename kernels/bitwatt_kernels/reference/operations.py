@@ -50,6 +50,4 @@ class TorchOperations(LayersByOperations):
         *,
         group: int | None = None,
     ) -> QuantizedActivations:
-        return _elementwise.gated_activation_quantize(
-            gate_up, activation, weight, eps, group=group
-        )
+        return _elementwise.gated_activation_quantize(gate_up, activation, weight, eps, group=group)
