@@ -30,7 +30,7 @@ GROUPS = (64, 128)  # weights of a group: a block of the kernel's loop
 
 @dataclass(frozen=True, slots=True)
 class GroupedTile:
-    """A tile of the output, chosen from the machine code for sm_80, sm_90 and sm_100; not measured."""
+    """A tile of the output, chosen from the machine code of three generations; not measured."""
 
     max_tokens: int | None
     block_out: int

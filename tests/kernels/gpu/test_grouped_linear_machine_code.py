@@ -22,7 +22,7 @@ ARGUMENTS = {
     "row_bytes": "i32",
     "num_groups": "i32",
 }
-# Instructions a weight, with groups of 128: a division and four operations go with each group's sum.
+# Instructions a weight, with groups of 128: a division and four operations a group's sum.
 MOST_INSTRUCTIONS_PER_WEIGHT = {8: 2.0, 16: 3.1, 32: 5.2}
 # Compiling takes seconds each: the others with BITWATT_TEST_ALL=1.
 TARGETS = [(90, 128), (80, 128), (90, 64), (100, 128)][: 4 if TEST_ALL else 1]
