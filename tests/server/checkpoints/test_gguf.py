@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bitwatt.checkpoints.gguf import GgufCheckpoint
+from bitwatt.checkpoints.survey import Survey
 from bitwatt.errors import CheckpointError
 from bitwatt_kernels.packing import unpack
 from numpy.typing import NDArray
@@ -336,6 +337,19 @@ def test_every_backend_serves_scales_to_groups(tmp_path: Path, backend: str) -> 
     parameters = sum(p.numel() for name, p in theirs.named_parameters() if "_proj" in name)
     most = parameters // (1 if backend == "torch" else 4) * 1.2
     assert parameters / 4 <= ours.memory().packed_weights_bytes <= most
+
+
+@pytest.mark.parametrize(
+    ("scale_to", "told"), [("matrix", "tensor"), ("row", "row"), ("group", "128 weights")]
+)
+def test_a_survey_says_what_shares_a_scale(
+    tmp_path: Path, scale_to: Literal["matrix", "row", "group"], told: str
+) -> None:
+    path = tmp_path / "x.gguf"
+    write(path, "llama", as_ternary("PQ2_0", scale_to=scale_to))
+    survey = Survey(GgufCheckpoint(path))
+    survey.ternary("model.layers.1.mlp.down_proj", 256, 512, fits=torch.float32)
+    assert [matrix.scales for matrix in survey.matrices] == [told]
 
 
 def test_one_matrix_of_scales_to_groups_leaves_the_others_theirs(tmp_path: Path) -> None:
