@@ -12,7 +12,8 @@ from typing import Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.errors import ShapeError
+from bitwatt_kernels.packing import TernaryWeight, group_of
 
 __all__ = [
     "BLOCK_SIZE",
@@ -32,16 +33,33 @@ W = TypeVar("W", covariant=True)  # a linear's prepared weight
 
 @dataclass(frozen=True, slots=True)
 class QuantizedActivations:
-    """Activations quantized per token to int8: x ≈ codes / scales.
+    """Activations quantized to int8 per token, or per group of a token's: x ≈ codes / scales.
 
     codes   [T, in_features] int8 in [-128, 127]
-    scales  [T] float32, 127 / clamp(max|x|, 1e-5)
-    sums    [T] int32, Σ codes over in_features: undoes the +1 of the weights' codes
+    scales  [T] or [T, in_features // group] float32, 127 / clamp(max|x|, 1e-5)
+    sums    int32, shaped as scales, Σ codes of each: undoes the +1 of the weights' codes
     """
 
     codes: Tensor
     scales: Tensor
     sums: Tensor
+
+    @property
+    def group(self) -> int | None:
+        """How many neighbours of a token share a scale; None where all do."""
+        return group_of(self.scales, self.codes.shape[1])
+
+    def check_fit(self, in_features: int, group: int | None) -> None:
+        """Raise ShapeError where they aren't what a weight of in_features and group takes."""
+        if self.codes.shape[1] != in_features:
+            raise ShapeError(
+                f"activations have {self.codes.shape[1]} features; the weight takes {in_features}"
+            )
+        if self.group != group:
+            raise ShapeError(
+                f"activations have a scale to every {self.group or in_features} features; "
+                f"the weight takes one to every {group or in_features}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +158,21 @@ class Backend(Protocol):
         """
         ...
 
-    def quantize(self, x: Tensor) -> QuantizedActivations:
-        """Return x [T, K] quantized per token, rounding half to even."""
+    def quantize(self, x: Tensor, *, group: int | None = None) -> QuantizedActivations:
+        """Return x [T, K] quantized, rounding half to even: per token, or per group of K.
+
+        group   of the weights that read it
+        Raises  ShapeError if K isn't two or more groups, of a multiple of 64
+        """
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x / sqrt(mean x² + eps) · weight, per token, [T, K]."""
         ...
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, *, group: int | None = None
+    ) -> QuantizedActivations:
         """Return quantize(rms_norm(x)) with no rounding in between, [T, K]."""
         ...
 
@@ -157,7 +181,13 @@ class Backend(Protocol):
         ...
 
     def gated_activation_quantize(
-        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+        self,
+        gate_up: Tensor,
+        activation: Activation,
+        weight: Tensor | None,
+        eps: float,
+        *,
+        group: int | None = None,
     ) -> QuantizedActivations:
         """Return f(gate) · up, RMS-normed by weight unless None, quantized; float32 throughout."""
         ...
@@ -167,8 +197,11 @@ class Backend(Protocol):
     ) -> Tensor:
         """Return float32(x.codes · Wᵀ) / x.scales · weight scales (+ bias) (+ residual).
 
-        Accumulates in int32 and rounds once to dtype: bitwise the same for every T.
+        Accumulates in int32 and rounds once to dtype: bitwise the same for every T. A group's sum
+        is int32 too, and Σ float32(sum) · (1 / x.scale) · weight scale runs over the groups of a
+        row in order, in float32 and with each product rounded: bitwise the same again.
         weight    what prepare_ternary returned
+        x         quantized by the weight's group; ShapeError else
         residual  [T, out_features] in dtype, or None
         Returns   [T, out_features] dtype
         """

@@ -4,8 +4,8 @@
     h += down(sub_norm(f(gate(norm(h))) · up(norm(h))))
 
 The sub-norms are BitNet's; LLaMA has none. The stream is rounded to its dtype at each addition.
-A ternary linear reads its input in int8, quantized with no rounding in between; a dense one reads
-it in the stream's dtype.
+A ternary linear reads its input in int8, quantized with no rounding in between, by the groups of
+its scales where a row has several; a dense one reads it in the stream's dtype.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ X = TypeVar("X")  # what a linear reads
 class _Linear(Protocol[W, X]):
     """A linear, and the operations that end in what it reads."""
 
-    def norm(self, x: Tensor, weight: Tensor | None, eps: float) -> X:
-        """Return x, normed unless weight is None."""
+    def norm(self, x: Tensor, weight: Tensor | None, eps: float, reader: W) -> X:
+        """Return x as reader reads it, normed unless weight is None."""
         ...
 
     def gated_activation(
-        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float, reader: W
     ) -> X:
-        """Return f(gate) · up, normed unless weight is None."""
+        """Return f(gate) · up as reader reads it, normed unless weight is None."""
         ...
 
     def linear(self, x: X, weight: W, residual: Tensor | None) -> Tensor: ...
@@ -55,18 +55,29 @@ def _run(
     layout: StepLayout,
 ) -> Tensor:
     for layer, kv_cache in zip(layers, kv_caches, strict=True):
-        x = linear.norm(h, layer.input_norm, layer.eps)
+        x = linear.norm(h, layer.input_norm, layer.eps, layer.qkv)
         qkv = linear.linear(x, layer.qkv, None)
         q = backend.rope_and_cache(qkv, rope, kv_cache, layout, layer.num_heads)
         attended = backend.attention(q, kv_cache, layout, layer.attention_scale)
-        x = linear.norm(attended, layer.attention_sub_norm, layer.eps)
+        x = linear.norm(attended, layer.attention_sub_norm, layer.eps, layer.o)
         h = linear.linear(x, layer.o, h)
 
-        x = linear.norm(h, layer.mlp_norm, layer.eps)
+        x = linear.norm(h, layer.mlp_norm, layer.eps, layer.gate_up)
         gate_up = linear.linear(x, layer.gate_up, None)
-        x = linear.gated_activation(gate_up, layer.activation, layer.mlp_sub_norm, layer.eps)
+        x = linear.gated_activation(
+            gate_up, layer.activation, layer.mlp_sub_norm, layer.eps, layer.down
+        )
         h = linear.linear(x, layer.down, h)
     return h
+
+
+class _Prepared(Protocol):
+    """What prepare_ternary of a backend whose layers are operations returns."""
+
+    @property
+    def group(self) -> int | None:
+        """How many neighbours along a row share a scale; None where a row has one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +85,24 @@ class _Ternary:
     backend: Backend
     dtype: torch.dtype
 
-    def norm(self, x: Tensor, weight: Tensor | None, eps: float) -> QuantizedActivations:
+    def norm(
+        self, x: Tensor, weight: Tensor | None, eps: float, reader: object
+    ) -> QuantizedActivations:
+        group = cast(_Prepared, reader).group
         if weight is None:
-            return self.backend.quantize(x)
-        return self.backend.rms_norm_quantize(x, weight, eps)
+            return self.backend.quantize(x, group=group)
+        return self.backend.rms_norm_quantize(x, weight, eps, group=group)
 
     def gated_activation(
-        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+        self,
+        gate_up: Tensor,
+        activation: Activation,
+        weight: Tensor | None,
+        eps: float,
+        reader: object,
     ) -> QuantizedActivations:
-        return self.backend.gated_activation_quantize(gate_up, activation, weight, eps)
+        group = cast(_Prepared, reader).group
+        return self.backend.gated_activation_quantize(gate_up, activation, weight, eps, group=group)
 
     def linear(self, x: QuantizedActivations, weight: object, residual: Tensor | None) -> Tensor:
         return self.backend.ternary_linear(x, weight, residual, self.dtype)
@@ -92,13 +112,18 @@ class _Ternary:
 class _Dense:
     backend: Backend
 
-    def norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    def norm(self, x: Tensor, weight: Tensor | None, eps: float, reader: Tensor) -> Tensor:  # noqa: ARG002
         return x if weight is None else self.backend.rms_norm(x, weight, eps)
 
     def gated_activation(
-        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+        self,
+        gate_up: Tensor,
+        activation: Activation,
+        weight: Tensor | None,
+        eps: float,
+        reader: Tensor,
     ) -> Tensor:
-        return self.norm(self.backend.gated_activation(gate_up, activation), weight, eps)
+        return self.norm(self.backend.gated_activation(gate_up, activation), weight, eps, reader)
 
     def linear(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
         return self.backend.dense_linear(x, weight, None, residual)

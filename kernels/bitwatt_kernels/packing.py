@@ -3,20 +3,29 @@
 A row of K weights in {-1, 0, +1} becomes K/4 bytes of codes {0, 1, 2} (weight + 1). Byte j
 holds the codes of k = j, j + K/4, j + 2·K/4 and j + 3·K/4 in its bits 0-1, 2-3, 4-5 and 6-7,
 so that one shift and one mask turn consecutive bytes into consecutive weights of one plane.
-Code 3 never occurs.
+Code 3 never occurs. A scale goes with a whole row, or with each group of neighbours along it.
 """
 
 from dataclasses import dataclass
 from itertools import product
+from math import gcd
 
 import torch
 from torch import Tensor
 
 from bitwatt_kernels.errors import DtypeError, ShapeError
 
-__all__ = ["IN_FEATURES_MULTIPLE", "VALID_BYTES", "TernaryWeight", "pack", "unpack"]
+__all__ = [
+    "IN_FEATURES_MULTIPLE",
+    "VALID_BYTES",
+    "TernaryWeight",
+    "group_of",
+    "pack",
+    "times_scales",
+    "unpack",
+]
 
-IN_FEATURES_MULTIPLE = 64
+IN_FEATURES_MULTIPLE = 64  # and of a group with a scale of its own
 
 VALID_BYTES = tuple(a | b << 2 | c << 4 | d << 6 for a, b, c, d in product(range(3), repeat=4))
 """The 81 bytes that hold four codes below 3, for drawing random weights."""
@@ -24,10 +33,11 @@ VALID_BYTES = tuple(a | b << 2 | c << 4 | d << 6 for a, b, c, d in product(range
 
 @dataclass(frozen=True, slots=True)
 class TernaryWeight:
-    """A packed ternary matrix with one float32 scale a row: W[n, k] = (code - 1) · scales[n].
+    """A packed ternary matrix with its scales: W[n, k] = (code - 1) · scales[n, k // group].
 
     codes   [out_features, in_features // 4] uint8, this module's layout
-    scales  [out_features] float32; equal along a matrix, distinct where matrices are fused
+    scales  [out_features] float32, one a row, equal along a matrix and distinct where matrices are
+            fused; or [out_features, in_features // group], group a multiple of 64
     bias    [out_features] float32, or None
     """
 
@@ -41,15 +51,25 @@ class TernaryWeight:
                 f"codes are {self.codes.dtype} {list(self.codes.shape)}; "
                 "expected uint8 [out_features, in_features // 4]"
             )
-        for name, vector in (("scales", self.scales), ("bias", self.bias)):
-            if vector is None:
+        for name, tensor in (("scales", self.scales), ("bias", self.bias)):
+            if tensor is None:
                 continue
-            if vector.dtype != torch.float32:
-                raise DtypeError(f"{name} are {vector.dtype}; expected torch.float32")
-            if vector.shape != (self.out_features,):
+            if tensor.dtype != torch.float32:
+                raise DtypeError(f"{name} are {tensor.dtype}; expected torch.float32")
+            if tensor.shape == (self.out_features,):
+                continue
+            if name == "bias" or not self._has_groups():
+                or_groups = ", or that by two or more groups of whole 64 weights"
                 raise ShapeError(
-                    f"{name} have shape {list(vector.shape)}; expected [{self.out_features}]"
+                    f"{name} have shape {list(tensor.shape)}; "
+                    f"expected [{self.out_features}]{or_groups if name == 'scales' else ''}"
                 )
+
+    def _has_groups(self) -> bool:
+        rows, *groups = self.scales.shape
+        if rows != self.out_features or len(groups) != 1 or groups[0] < 2:
+            return False
+        return self.in_features % (groups[0] * IN_FEATURES_MULTIPLE) == 0
 
     @property
     def out_features(self) -> int:
@@ -59,19 +79,52 @@ class TernaryWeight:
     def in_features(self) -> int:
         return self.codes.shape[1] * 4
 
+    @property
+    def group(self) -> int | None:
+        """How many neighbours along a row share a scale; None where a row has one."""
+        return group_of(self.scales, self.in_features)
+
     @classmethod
     def concatenate(cls, weights: "list[TernaryWeight]") -> "TernaryWeight":
-        """Return the weights stacked along out_features, each row keeping its own scale."""
+        """Return the weights stacked along out_features, each row keeping its own scales.
+
+        Where some have groups all get them, of a size that divides every one of theirs.
+        """
         biases = [w.bias for w in weights]
         if all(b is None for b in biases):
             bias = None
         else:
             bias = torch.cat(
-                [torch.zeros_like(w.scales) if w.bias is None else w.bias for w in weights]
+                [w.scales.new_zeros(w.out_features) if w.bias is None else w.bias for w in weights]
             )
-        return cls(
-            torch.cat([w.codes for w in weights]), torch.cat([w.scales for w in weights]), bias
-        )
+        group = gcd(*(w.group or 0 for w in weights))
+        scales = [w._scales_by(group) if group else w.scales for w in weights]
+        return cls(torch.cat([w.codes for w in weights]), torch.cat(scales), bias)
+
+    def _scales_by(self, group: int) -> Tensor:
+        """Return the scales by smaller groups, [out_features, in_features // group]."""
+        scales = self.scales.view(self.out_features, -1)
+        return scales.repeat_interleave(self.in_features // group // scales.shape[1], dim=1)
+
+
+def group_of(scales: Tensor, in_features: int) -> int | None:
+    """Return how many of in_features neighbours share a scale; None where a row has one.
+
+    scales  [rows], or [rows, in_features // group]
+    """
+    return None if scales.dim() == 1 else in_features // scales.shape[1]
+
+
+def times_scales(values: Tensor, scales: Tensor) -> Tensor:
+    """Return values multiplied by their scales, in place.
+
+    values  [out_features, in_features] of the scales' dtype, contiguous
+    scales  [out_features], or [out_features, in_features // group]
+    """
+    num_groups = 1 if scales.dim() == 1 else scales.shape[1]
+    rows, columns = values.shape
+    values.view(rows, num_groups, columns // num_groups).mul_(scales.view(rows, num_groups, 1))
+    return values
 
 
 def pack(weight: Tensor) -> Tensor:

@@ -95,6 +95,22 @@ def test_quantize(backend: Backend, num_tokens: int, dtype: torch.dtype) -> None
 @each_backend
 @each_num_tokens
 @each_dtype
+@pytest.mark.parametrize("group", [64, 128])
+def test_quantize_by_groups(
+    backend: Backend, num_tokens: int, dtype: torch.dtype, group: int
+) -> None:
+    x = make_activations(num_tokens, 5 * group).clamp(-6e4, 6e4).to(dtype)
+    actual, expected = backend.quantize(x, group=group), REFERENCE.quantize(x, group=group)
+    assert torch.equal(actual.codes, expected.codes)
+    assert torch.equal(actual.scales, expected.scales)
+    assert torch.equal(actual.sums, expected.sums)
+    with pytest.raises(ShapeError, match=r"don't make two or more groups"):
+        backend.quantize(x, group=4 * group)
+
+
+@each_backend
+@each_num_tokens
+@each_dtype
 def test_norms_and_gates(backend: Backend, num_tokens: int, dtype: torch.dtype) -> None:
     x, weight = make_activations(num_tokens, 320).clamp(-6e4, 6e4).to(dtype), randn(320, seed=1)
     gate_up = randn(num_tokens, 384, seed=2).to(dtype)
@@ -110,9 +126,10 @@ def test_norms_and_gates(backend: Backend, num_tokens: int, dtype: torch.dtype) 
 @each_backend
 @each_num_tokens
 @each_dtype
+@pytest.mark.parametrize("group", [None, 64], ids="group-{}".format)
 @pytest.mark.parametrize("operation", ["norm", "relu2", "silu", "relu2-norm"])
 def test_fused_quantization(
-    backend: Backend, num_tokens: int, dtype: torch.dtype, operation: str
+    backend: Backend, num_tokens: int, dtype: torch.dtype, operation: str, group: int | None
 ) -> None:
     """Codes may differ by one where a value sits on a rounding boundary, seldom."""
     x = randn(num_tokens, 384, seed=3).to(dtype)
@@ -121,19 +138,20 @@ def test_fused_quantization(
     def run(b: Backend) -> object:
         match operation:
             case "norm":
-                return b.rms_norm_quantize(x, weight, EPS)
+                return b.rms_norm_quantize(x, weight, EPS, group=group)
             case "silu":
-                return b.gated_activation_quantize(x, "silu", None, EPS)
+                return b.gated_activation_quantize(x, "silu", None, EPS, group=group)
             case _:
                 norm = weight if operation == "relu2-norm" else None
-                return b.gated_activation_quantize(x, "relu2", norm, EPS)
+                return b.gated_activation_quantize(x, "relu2", norm, EPS, group=group)
 
     actual, expected = run(backend), run(REFERENCE)
     step = (actual.codes.int() - expected.codes.int()).abs()
     assert int(step.max()) <= 1
     assert step.double().mean() <= 1e-3
     torch.testing.assert_close(actual.scales, expected.scales, rtol=1e-5, atol=0)
-    assert torch.equal(actual.sums, actual.codes.sum(dim=1, dtype=torch.int32))
+    codes = actual.codes.view(*actual.scales.shape, -1)
+    assert torch.equal(actual.sums, codes.sum(dim=-1, dtype=torch.int32))
 
 
 @each_backend
@@ -150,6 +168,38 @@ def test_ternary_linear_is_exact(
     actual = backend.ternary_linear(x, backend.prepare_ternary(weight), residual, dtype)
     expected = REFERENCE.ternary_linear(x, weight, residual, dtype)
     assert torch.equal(actual, expected)
+
+
+@each_backend
+@each_num_tokens
+@each_dtype
+@pytest.mark.parametrize("has_extras", [False, True], ids=["plain", "bias-residual"])
+@pytest.mark.parametrize(("in_features", "group"), [(192, 64), (512, 64), (1280, 128)])
+def test_scales_by_groups_are_summed_in_one_order(
+    backend: Backend,
+    num_tokens: int,
+    dtype: torch.dtype,
+    has_extras: bool,
+    in_features: int,
+    group: int,
+) -> None:
+    """The same bits as the oracle, and so in every batch; groups that fill no chunk of four too."""
+    weight = make_ternary(83, in_features, bias=has_extras, group=group)
+    x = quantize(make_activations(num_tokens, in_features), group=group)
+    residual = randn(num_tokens, 83, seed=5).to(dtype) if has_extras else None
+    prepared = backend.prepare_ternary(weight)
+    actual = backend.ternary_linear(x, prepared, residual, dtype)
+    assert torch.equal(actual, REFERENCE.ternary_linear(x, weight, residual, dtype))
+    assert backend.nbytes(prepared) >= weight.codes.nbytes + weight.scales.nbytes
+
+
+@each_backend
+def test_a_weight_takes_activations_of_its_own_groups(backend: Backend) -> None:
+    x = quantize(randn(2, 256), group=64)
+    for group in (None, 128):
+        weight = backend.prepare_ternary(make_ternary(8, 256, group=group))
+        with pytest.raises(ShapeError, match="a scale to every 64 features"):
+            backend.ternary_linear(x, weight, None, torch.float32)
 
 
 @each_backend

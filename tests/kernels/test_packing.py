@@ -108,6 +108,30 @@ def test_a_weight_checks_its_parts() -> None:
         TernaryWeight(codes, torch.ones(4), torch.ones(3))
 
 
+def test_fused_groups_are_split_to_a_size_that_divides_all() -> None:
+    codes = torch.zeros(2, 96, dtype=torch.uint8)  # 384 weights a row
+    by_row = TernaryWeight(codes, torch.tensor([1.0, 2.0]))
+    by_128 = TernaryWeight(codes, torch.tensor([[3.0, 4.0, 5.0]] * 2))
+    by_192 = TernaryWeight(codes, torch.tensor([[6.0, 7.0]] * 2), torch.ones(2))
+    assert (by_row.group, by_128.group, by_192.group) == (None, 128, 192)
+    two = TernaryWeight.concatenate([by_row, by_128])
+    assert two.group == 128
+    assert two.scales.tolist() == [[1] * 3, [2] * 3, [3, 4, 5], [3, 4, 5]]
+    three = TernaryWeight.concatenate([by_row, by_128, by_192])
+    assert three.group == 64
+    assert three.scales[2:5].tolist() == [[3, 3, 4, 4, 5, 5]] * 2 + [[6, 6, 6, 7, 7, 7]]
+    assert three.bias is not None
+    assert three.bias.tolist() == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("num_groups", [0, 1, 4, 6])
+def test_scales_that_go_with_no_whole_groups_are_refused(num_groups: int) -> None:
+    codes = torch.zeros(4, 48, dtype=torch.uint8)  # 192 weights a row: three groups of 64
+    assert TernaryWeight(codes, torch.ones(4, 3)).group == 64
+    with pytest.raises(ShapeError, match=r"scales have shape .* groups of whole 64 weights"):
+        TernaryWeight(codes, torch.ones(4, num_groups))
+
+
 def test_the_valid_bytes_are_those_that_packing_can_make() -> None:
     rows = torch.cartesian_prod(*[torch.arange(-1, 2, dtype=torch.int8)] * 4)  # [81, 4]
     made = pack(rows.repeat_interleave(16, dim=1))[:, 0]

@@ -51,6 +51,7 @@ class Matrix(ctypes.Structure):
         ("bias", c_void_p),
         ("N", c_int),
         ("K", c_int),
+        ("scale_group", c_int),
     ]
 
 

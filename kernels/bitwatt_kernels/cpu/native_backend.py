@@ -30,6 +30,7 @@ from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.layer import DenseLayersByOperations
 from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.reference.linear import check_group
 
 __all__ = ["NativeBackend"]
 
@@ -112,32 +113,38 @@ class NativeBackend(DenseLayersByOperations):
         assert isinstance(embedding, PreparedHead | PreparedInt8Head)
         return self._blocks.embed(token_ids, embedding)
 
-    def quantize(self, x: Tensor) -> QuantizedActivations:
-        return self._quantize(x, x.shape[1], _NO_ACTIVATION, None, 0.0)
+    def quantize(self, x: Tensor, *, group: int | None = None) -> QuantizedActivations:
+        return self._quantize(x, x.shape[1], _NO_ACTIVATION, None, 0.0, group)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._elementwise(x, x.shape[1], _NO_ACTIVATION, weight, eps)
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
-        return self._quantize(x, x.shape[1], _NO_ACTIVATION, weight, eps)
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, *, group: int | None = None
+    ) -> QuantizedActivations:
+        return self._quantize(x, x.shape[1], _NO_ACTIVATION, weight, eps, group)
 
     def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
         return self._elementwise(gate_up, gate_up.shape[1] // 2, ACTIVATIONS[activation], None, 0.0)
 
     def gated_activation_quantize(
-        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+        self,
+        gate_up: Tensor,
+        activation: Activation,
+        weight: Tensor | None,
+        eps: float,
+        *,
+        group: int | None = None,
     ) -> QuantizedActivations:
-        return self._quantize(gate_up, gate_up.shape[1] // 2, ACTIVATIONS[activation], weight, eps)
+        width = gate_up.shape[1] // 2
+        return self._quantize(gate_up, width, ACTIVATIONS[activation], weight, eps, group)
 
     def ternary_linear(
         self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         assert isinstance(weight, PreparedTernary)
         num_tokens, K = x.codes.shape
-        if weight.in_features != K:
-            raise ShapeError(
-                f"activations have {K} features; the weight takes {weight.in_features}"
-            )
+        x.check_fit(weight.in_features, weight.group)
         out = torch.empty(num_tokens, weight.out_features, dtype=dtype)
         if residual is not None and (
             residual.shape != out.shape or residual.dtype != dtype or not residual.is_contiguous()
@@ -175,6 +182,7 @@ class NativeBackend(DenseLayersByOperations):
                 dtype_of(out),
                 *out.shape,
                 num_columns,
+                x.group or max(num_columns, 1),
             )
         )
 
@@ -341,14 +349,22 @@ class NativeBackend(DenseLayersByOperations):
         return num_bytes / min(seconds)
 
     def _quantize(
-        self, x: Tensor, width: int, activation: int, weight: Tensor | None, eps: float
+        self,
+        x: Tensor,
+        width: int,
+        activation: int,
+        weight: Tensor | None,
+        eps: float,
+        group: int | None,
     ) -> QuantizedActivations:
+        check_group(width, group)
         num_tokens = x.shape[0]
+        shape = (num_tokens,) if group is None else (num_tokens, width // group)
         codes = torch.empty(num_tokens, width, dtype=torch.int8)
-        scales = torch.empty(num_tokens)
-        sums = torch.empty(num_tokens, dtype=torch.int32)
+        scales = torch.empty(shape)
+        sums = torch.empty(shape, dtype=torch.int32)
         pointers = (None, codes.data_ptr(), scales.data_ptr(), sums.data_ptr())
-        self._call_elementwise(x, width, activation, weight, eps, pointers)
+        self._call_elementwise(x, width, activation, weight, eps, pointers, group)
         return QuantizedActivations(codes, scales, sums)
 
     def _elementwise(
@@ -367,6 +383,7 @@ class NativeBackend(DenseLayersByOperations):
         weight: Tensor | None,
         eps: float,
         outputs: tuple[int | None, ...],
+        group: int | None = None,
     ) -> None:
         _require_contiguous(x)
         if weight is not None and (weight.shape != (width,) or not weight.is_contiguous()):
@@ -383,6 +400,7 @@ class NativeBackend(DenseLayersByOperations):
                 *outputs,
                 x.shape[0],
                 width,
+                group or max(width, 1),
             )
         )
 

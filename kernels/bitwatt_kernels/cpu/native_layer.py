@@ -98,6 +98,7 @@ def _matrix(weight: object) -> Matrix:
         None if weight.bias is None else weight.bias.data_ptr(),
         weight.out_features,
         weight.in_features,
+        weight.group or weight.in_features,
     )
 
 

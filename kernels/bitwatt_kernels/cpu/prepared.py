@@ -20,8 +20,9 @@ class PreparedTernary:
     """A ternary matrix in row blocks, two bits a weight.
 
     blocks  [rows / 32 · in_features / 16 · 128] uint8, 64-byte aligned; rows padded to whole blocks
-    scales  [rows] float32, zeros past out_features
+    scales  [rows / 32, groups, 32] float32, zeros past out_features
     bias    [rows] float32, or None
+    group   columns that share a row's scale, or None for all of them
     """
 
     blocks: Tensor
@@ -29,6 +30,7 @@ class PreparedTernary:
     bias: Tensor | None
     out_features: int
     in_features: int
+    group: int | None
 
     @property
     def nbytes(self) -> int:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.cpu.abi import HEAD_COLUMNS_PER_LINE
+from bitwatt_kernels.cpu.abi import HEAD_COLUMNS_PER_LINE, ROW_BLOCK_ROWS
 from bitwatt_kernels.cpu.library import check, dtype_of
 from bitwatt_kernels.cpu.prepared import (
     PreparedHead,
@@ -51,7 +51,9 @@ class RowBlocks:
         codes = weight.codes.contiguous()
         check(self._library.bw_repack(self._context, codes.data_ptr(), blocks.data_ptr(), N, K))
         bias = None if weight.bias is None else _padded(weight.bias, rows)
-        return PreparedTernary(blocks, _padded(weight.scales, rows), bias, N, K)
+        scales = _padded(weight.scales.view(N, -1), rows)
+        scales = scales.view(-1, ROW_BLOCK_ROWS, scales.shape[1]).transpose(1, 2).contiguous()
+        return PreparedTernary(blocks, scales, bias, N, K, weight.group)
 
     def head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> PreparedHead | PreparedInt8Head:
         """Return the head in row blocks; a tied embedding's rows are read from them too."""
@@ -143,6 +145,6 @@ def _padded_to(count: int, multiple: int) -> int:
 
 
 def _padded(values: Tensor, num_rows: int) -> Tensor:
-    padded = torch.zeros(num_rows)
+    padded = torch.zeros(num_rows, *values.shape[1:])
     padded[: len(values)] = values
     return padded

@@ -8,9 +8,10 @@ from torch import Tensor
 from bitwatt_kernels.backend import QuantizedActivations, StepLayout
 from bitwatt_kernels.cpu.dense import has_blocked_kernels, linear, tiled_linear
 from bitwatt_kernels.cpu.torch_attention import AttentionPlan
-from bitwatt_kernels.errors import BackendError, ShapeError
-from bitwatt_kernels.packing import TernaryWeight, unpack
+from bitwatt_kernels.errors import BackendError
+from bitwatt_kernels.packing import TernaryWeight, group_of, unpack
 from bitwatt_kernels.reference.head import Int8Head
+from bitwatt_kernels.reference.linear import sum_groups
 from bitwatt_kernels.reference.operations import TorchOperations
 
 __all__ = ["TorchBackend"]
@@ -26,6 +27,10 @@ class _Int8Weight:
     values: Tensor
     scales: Tensor
     bias: Tensor | None
+
+    @property
+    def group(self) -> int | None:
+        return group_of(self.scales, len(self.values))
 
 
 class TorchBackend(TorchOperations):
@@ -78,16 +83,22 @@ class TorchBackend(TorchOperations):
         self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         assert isinstance(weight, _Int8Weight)
-        if x.codes.shape[1] != weight.values.shape[0]:
-            raise ShapeError(
-                f"activations have {x.codes.shape[1]} features; "
-                f"the weight takes {weight.values.shape[0]}"
-            )
+        x.check_fit(len(weight.values), weight.group)
         # torch.ops.onednn.qlinear_pointwise is as exact and, where oneDNN has kernels for it, 2.5
         # times as fast on one token (Xeon with AMX). Where not, it runs reference loops: on a
         # Zen 4 a 2560² matrix takes 213 ms instead of 0.09. So it isn't used.
-        y = torch._int_mm(x.codes, weight.values).float()
-        y.div_(x.scales[:, None]).mul_(weight.scales)
+        if weight.group is None:
+            y = torch._int_mm(x.codes, weight.values).float()
+            y.div_(x.scales[:, None]).mul_(weight.scales)
+        else:
+            groups = zip(
+                torch.split(x.codes, weight.group, 1),
+                torch.split(weight.values, weight.group),
+                strict=True,
+            )
+            y = sum_groups(
+                (torch._int_mm(codes, values) for codes, values in groups), x, weight.scales
+            )
         if weight.bias is not None:
             y.add_(weight.bias)
         if residual is not None:

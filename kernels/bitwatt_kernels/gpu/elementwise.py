@@ -12,6 +12,7 @@ from torch import Tensor
 from bitwatt_kernels.backend import Activation, QuantizedActivations
 from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.reference.linear import check_group
 
 __all__ = [
     "gated_activation",
@@ -29,15 +30,24 @@ MAX_FEATURES = 65536  # a row of float32 in the registers of 16 warps, 128 a thr
 
 
 @triton.jit
-def _store_quantized(y, row, k, num_features, codes_ptr, scales_ptr, sums_ptr):
-    """Store row y as int8 codes round(y · s), s = 127 / max(max|y|, 1e-5), with s and Σ codes."""
-    scale = tl.div_rn(1.0, tl.maximum(tl.max(tl.abs(y)), 1e-5)) * 127.0
+def _store_quantized(y, row, k, num_features, codes_ptr, scales_ptr, sums_ptr, GROUP: tl.constexpr):
+    """Store row y as int8 codes round(y · s), s = 127 / max(max|y|, 1e-5), with s and Σ codes.
+
+    Each of GROUP numbers in turn; all of them if GROUP is their block.
+    """
+    GROUPS: tl.constexpr = y.shape[0] // GROUP
+    y = tl.reshape(y, [GROUPS, GROUP])
+    k = tl.reshape(k, [GROUPS, GROUP])
+    scales = tl.div_rn(1.0, tl.maximum(tl.max(tl.abs(y), axis=1), 1e-5)) * 127.0
     # Adding and taking away 1.5 · 2²³ rounds half to even.
-    rounded = (y * scale + 12582912.0) - 12582912.0
+    rounded = (y * scales[:, None] + 12582912.0) - 12582912.0
     codes = tl.minimum(tl.maximum(rounded, -128.0), 127.0).to(tl.int8)
     tl.store(codes_ptr + row * num_features + k, codes, mask=k < num_features)
-    tl.store(scales_ptr + row, scale)
-    tl.store(sums_ptr + row, tl.sum(codes.to(tl.int32)))
+    num_groups = tl.cdiv(num_features, GROUP)
+    g = tl.arange(0, GROUPS)
+    tl.store(scales_ptr + row * num_groups + g, scales, mask=g < num_groups)
+    sums = tl.sum(codes.to(tl.int32), axis=1)
+    tl.store(sums_ptr + row * num_groups + g, sums, mask=g < num_groups)
 
 
 @triton.jit
@@ -65,7 +75,14 @@ def _gated(gate_up_ptr, row, k, num_features, SILU: tl.constexpr):
 
 @triton.jit
 def quantize_kernel(
-    x_ptr, codes_ptr, scales_ptr, sums_ptr, num_features, BLOCK: tl.constexpr, PDL: tl.constexpr
+    x_ptr,
+    codes_ptr,
+    scales_ptr,
+    sums_ptr,
+    num_features,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """codes, scales and sums of a row of x [tokens, num_features]. Grid (tokens,)."""
     row = tl.program_id(0).to(tl.int64)
@@ -74,7 +91,7 @@ def quantize_kernel(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     x = tl.load(x_ptr + row * num_features + k, mask=k < num_features, other=0).to(tl.float32)
-    _store_quantized(x, row, k, num_features, codes_ptr, scales_ptr, sums_ptr)
+    _store_quantized(x, row, k, num_features, codes_ptr, scales_ptr, sums_ptr, GROUP)
 
 
 @triton.jit
@@ -87,6 +104,7 @@ def rms_norm_kernel(
     num_features,
     eps,
     QUANTIZE: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -102,7 +120,7 @@ def rms_norm_kernel(
     x = tl.load(x_ptr + row * num_features + k, mask=k < num_features, other=0).to(tl.float32)
     y = _rms_norm(x, k, num_features, weight_ptr, eps)
     if QUANTIZE:
-        _store_quantized(y, row, k, num_features, y_ptr, scales_ptr, sums_ptr)
+        _store_quantized(y, row, k, num_features, y_ptr, scales_ptr, sums_ptr, GROUP)
     else:
         y_ptrs = y_ptr + row * num_features + k
         tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=k < num_features)
@@ -120,6 +138,7 @@ def gated_activation_kernel(
     SILU: tl.constexpr,
     NORM: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -136,7 +155,7 @@ def gated_activation_kernel(
     if NORM:
         y = _rms_norm(y, k, num_features, weight_ptr, eps)
     if QUANTIZE:
-        _store_quantized(y, row, k, num_features, y_ptr, scales_ptr, sums_ptr)
+        _store_quantized(y, row, k, num_features, y_ptr, scales_ptr, sums_ptr, GROUP)
     else:
         y_ptrs = y_ptr + row * num_features + k
         tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=k < num_features)
@@ -163,23 +182,27 @@ def _check_row_op(x: Tensor, weight: Tensor | None, num_features: int) -> None:
 
 
 def _empty_quantized(
-    num_tokens: int, num_features: int, device: torch.device
+    num_tokens: int, num_features: int, device: torch.device, group: int | None
 ) -> QuantizedActivations:
+    check_group(num_features, group)
+    if group is not None and group & (group - 1):
+        raise ShapeError(f"groups have {group} features; the Triton kernels take powers of two")
+    shape = (num_tokens,) if group is None else (num_tokens, num_features // group)
     return QuantizedActivations(
         torch.empty(num_tokens, num_features, dtype=torch.int8, device=device),
-        torch.empty(num_tokens, dtype=torch.float32, device=device),
-        torch.empty(num_tokens, dtype=torch.int32, device=device),
+        torch.empty(shape, dtype=torch.float32, device=device),
+        torch.empty(shape, dtype=torch.int32, device=device),
     )
 
 
-def quantize(x: Tensor, gpu: Gpu) -> QuantizedActivations:
-    """Return x [T, K] quantized per token to int8, rounding half to even.
+def quantize(x: Tensor, gpu: Gpu, *, group: int | None = None) -> QuantizedActivations:
+    """Return x [T, K] quantized to int8 per token or group of K, rounding half to even.
 
     Source  arXiv:2402.17764, section 2
     """
     _check_row_op(x, None, x.shape[-1])
     num_tokens, num_features = x.shape
-    out = _empty_quantized(num_tokens, num_features, x.device)
+    out = _empty_quantized(num_tokens, num_features, x.device, group)
     block, num_warps = row_block(num_features)
     if num_tokens:
         quantize_kernel[(num_tokens,)](
@@ -188,6 +211,7 @@ def quantize(x: Tensor, gpu: Gpu) -> QuantizedActivations:
             out.scales,
             out.sums,
             num_features,
+            GROUP=group or block,
             BLOCK=block,
             PDL=gpu.pdl,
             **gpu.launch_options(num_warps),
@@ -196,7 +220,14 @@ def quantize(x: Tensor, gpu: Gpu) -> QuantizedActivations:
 
 
 def _launch_rms_norm(
-    x: Tensor, weight: Tensor, eps: float, y: Tensor, scales: Tensor, sums: Tensor, gpu: Gpu
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    y: Tensor,
+    scales: Tensor,
+    sums: Tensor,
+    gpu: Gpu,
+    group: int | None = None,
 ) -> None:
     num_tokens, num_features = x.shape
     block, num_warps = row_block(num_features)
@@ -210,6 +241,7 @@ def _launch_rms_norm(
             num_features,
             eps,
             QUANTIZE=y.dtype == torch.int8,
+            GROUP=group or block,
             BLOCK=block,
             PDL=gpu.pdl,
             **gpu.launch_options(num_warps),
@@ -227,11 +259,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, gpu: Gpu) -> Tensor:
     return y
 
 
-def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float, gpu: Gpu) -> QuantizedActivations:
+def rms_norm_quantize(
+    x: Tensor, weight: Tensor, eps: float, gpu: Gpu, *, group: int | None = None
+) -> QuantizedActivations:
     """Return quantize(rms_norm(x)) with no rounding in between."""
     _check_row_op(x, weight, x.shape[-1])
-    out = _empty_quantized(x.shape[0], x.shape[1], x.device)
-    _launch_rms_norm(x, weight, eps, out.codes, out.scales, out.sums, gpu)
+    out = _empty_quantized(x.shape[0], x.shape[1], x.device, group)
+    _launch_rms_norm(x, weight, eps, out.codes, out.scales, out.sums, gpu, group)
     return out
 
 
@@ -244,6 +278,7 @@ def _launch_gated(
     scales: Tensor,
     sums: Tensor,
     gpu: Gpu,
+    group: int | None = None,
 ) -> None:
     num_tokens, num_features = y.shape
     block, num_warps = row_block(num_features)
@@ -259,6 +294,7 @@ def _launch_gated(
             SILU=activation == "silu",
             NORM=weight is not None,
             QUANTIZE=y.dtype == torch.int8,
+            GROUP=group or block,
             BLOCK=block,
             PDL=gpu.pdl,
             **gpu.launch_options(num_warps),
@@ -275,11 +311,17 @@ def gated_activation(gate_up: Tensor, activation: Activation, gpu: Gpu) -> Tenso
 
 
 def gated_activation_quantize(
-    gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float, gpu: Gpu
+    gate_up: Tensor,
+    activation: Activation,
+    weight: Tensor | None,
+    eps: float,
+    gpu: Gpu,
+    *,
+    group: int | None = None,
 ) -> QuantizedActivations:
-    """Return f(gate) · up, RMS-normed by weight [F] unless None, quantized per token."""
+    """Return f(gate) · up, RMS-normed by weight [F] unless None, quantized."""
     num_tokens, num_features = gate_up.shape[0], gate_up.shape[-1] // 2
     _check_row_op(gate_up, weight, num_features)
-    out = _empty_quantized(num_tokens, num_features, gate_up.device)
-    _launch_gated(gate_up, activation, weight, eps, out.codes, out.scales, out.sums, gpu)
+    out = _empty_quantized(num_tokens, num_features, gate_up.device, group)
+    _launch_gated(gate_up, activation, weight, eps, out.codes, out.scales, out.sums, gpu, group)
     return out

@@ -23,7 +23,7 @@ from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.tiles import tile_indices
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 
-__all__ = ["ternary_linear", "ternary_linear_kernel"]
+__all__ = ["check_layout", "ternary_linear", "ternary_linear_kernel", "unpack_in_place"]
 
 # Programs a launch aims at for each multiprocessor when num_splits is left open.
 PROGRAMS_PER_MULTIPROCESSOR = 2
@@ -33,7 +33,7 @@ PREFETCH_BYTES = tl.constexpr(1024)
 
 
 @triton.jit
-def _unpack_in_place(packed, INLINE_ASM: tl.constexpr):
+def unpack_in_place(packed, INLINE_ASM: tl.constexpr):
     """Return planes 0 to 3 as int8: codes of 0 and 2, four times the codes of 1 and 3."""
     if INLINE_ASM:
         planes = tl.inline_asm_elementwise(
@@ -183,7 +183,7 @@ def ternary_linear_kernel(
             x2 = tl.load(x_ptrs + 2 * row_bytes)
             x3 = tl.load(x_ptrs + 3 * row_bytes)
         if SPLIT_PLANES:
-            w0, w1, w2, w3 = _unpack_in_place(packed, INLINE_ASM)
+            w0, w1, w2, w3 = unpack_in_place(packed, INLINE_ASM)
             acc = tl.dot(w0, x0, acc, out_dtype=tl.int32)
             quadrupled = tl.dot(w1, x1, quadrupled, out_dtype=tl.int32)
             acc = tl.dot(w2, x2, acc, out_dtype=tl.int32)
@@ -228,27 +228,28 @@ def ternary_linear_kernel(
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def _check(
-    x: QuantizedActivations, weight: TernaryWeight, residual: Tensor | None, dtype: torch.dtype
+def check_layout(
+    x: QuantizedActivations,
+    weight_codes: Tensor,
+    out_features: int,
+    residual: Tensor | None,
+    dtype: torch.dtype,
 ) -> None:
+    """Raise ShapeError or DtypeError where a kernel can't read them as they lie in memory."""
     num_tokens, in_features = x.codes.shape
-    if in_features != weight.in_features:
-        raise ShapeError(
-            f"activations have {in_features} features; the weight takes {weight.in_features}"
-        )
     if in_features % IN_FEATURES_MULTIPLE:
         raise ShapeError(
             f"in_features is {in_features}; it must be a multiple of {IN_FEATURES_MULTIPLE}"
         )
-    if not (x.codes.is_contiguous() and weight.codes.is_contiguous()):
+    if not (x.codes.is_contiguous() and weight_codes.is_contiguous()):
         raise ShapeError("activation and weight codes must be contiguous")
     if residual is not None:
         if residual.dtype != dtype:
             raise DtypeError(f"residual is {residual.dtype}; the output is {dtype}")
-        if residual.shape != (num_tokens, weight.out_features) or not residual.is_contiguous():
+        if residual.shape != (num_tokens, out_features) or not residual.is_contiguous():
             raise ShapeError(
                 f"residual has shape {list(residual.shape)} and strides {residual.stride()}; "
-                f"expected contiguous [{num_tokens}, {weight.out_features}]"
+                f"expected contiguous [{num_tokens}, {out_features}]"
             )
 
 
@@ -279,9 +280,10 @@ def ternary_linear(
     Raises   ShapeError or DtypeError if the arguments don't fit together
     Source   arXiv:2402.17764, section 2
     """
-    _check(x, weight, residual, dtype)
+    x.check_fit(weight.in_features, weight.group)
     num_tokens, in_features = x.codes.shape
     out_features, row_bytes = weight.codes.shape
+    check_layout(x, weight.codes, out_features, residual, dtype)
     y = torch.empty(num_tokens, out_features, dtype=dtype, device=x.codes.device)
     if y.numel() == 0:
         return y

@@ -14,6 +14,7 @@ from bitwatt_kernels.gpu import head as _head
 from bitwatt_kernels.gpu import linear as _linear
 from bitwatt_kernels.gpu import rope as _rope
 from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.grouped_linear import GroupedWeight, grouped_linear
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight
@@ -44,7 +45,9 @@ class TritonBackend(LayersByOperations):
         self.device = device
         self.batch_invariant = batch_invariant
 
-    def prepare_ternary(self, weight: TernaryWeight) -> TernaryWeight:
+    def prepare_ternary(self, weight: TernaryWeight) -> TernaryWeight | GroupedWeight:
+        if weight.group is not None:
+            return GroupedWeight.of(weight, self.device)
         bias = None if weight.bias is None else weight.bias.to(self.device)
         codes = weight.codes.to(self.device).contiguous()
         return TernaryWeight(codes, weight.scales.to(self.device), bias)
@@ -61,6 +64,8 @@ class TritonBackend(LayersByOperations):
             case TernaryWeight():
                 tensors = [prepared.codes, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
+            case GroupedWeight():
+                return prepared.nbytes
             case _head.Int8Head():
                 return int(prepared.codes.nbytes + prepared.scales.nbytes)
             case Tensor():
@@ -72,26 +77,38 @@ class TritonBackend(LayersByOperations):
         assert isinstance(embedding, Tensor | _head.Int8Head)
         return _head.embed(token_ids, embedding)
 
-    def quantize(self, x: Tensor) -> QuantizedActivations:
-        return _elementwise.quantize(x, self.gpu)
+    def quantize(self, x: Tensor, *, group: int | None = None) -> QuantizedActivations:
+        return _elementwise.quantize(x, self.gpu, group=group)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return _elementwise.rms_norm(x, weight, eps, self.gpu)
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
-        return _elementwise.rms_norm_quantize(x, weight, eps, self.gpu)
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, *, group: int | None = None
+    ) -> QuantizedActivations:
+        return _elementwise.rms_norm_quantize(x, weight, eps, self.gpu, group=group)
 
     def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
         return _elementwise.gated_activation(gate_up, activation, self.gpu)
 
     def gated_activation_quantize(
-        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+        self,
+        gate_up: Tensor,
+        activation: Activation,
+        weight: Tensor | None,
+        eps: float,
+        *,
+        group: int | None = None,
     ) -> QuantizedActivations:
-        return _elementwise.gated_activation_quantize(gate_up, activation, weight, eps, self.gpu)
+        return _elementwise.gated_activation_quantize(
+            gate_up, activation, weight, eps, self.gpu, group=group
+        )
 
     def ternary_linear(
         self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
+        if isinstance(weight, GroupedWeight):
+            return grouped_linear(x, weight, residual, dtype, self.gpu)
         assert isinstance(weight, TernaryWeight)
         return _linear.ternary_linear(x, weight, residual, dtype, self.gpu)
 

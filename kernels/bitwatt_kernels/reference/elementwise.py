@@ -41,9 +41,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _rms_norm_float32(x, weight, eps).to(x.dtype)
 
 
-def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
+def rms_norm_quantize(
+    x: Tensor, weight: Tensor, eps: float, *, group: int | None = None
+) -> QuantizedActivations:
     """Return quantize(rms_norm(x)) with no rounding in between."""
-    return quantize(_rms_norm_float32(x, weight, eps))
+    return quantize(_rms_norm_float32(x, weight, eps), group=group)
 
 
 def gated_activation(gate_up: Tensor, activation: Activation) -> Tensor:
@@ -52,8 +54,13 @@ def gated_activation(gate_up: Tensor, activation: Activation) -> Tensor:
 
 
 def gated_activation_quantize(
-    gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+    gate_up: Tensor,
+    activation: Activation,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    group: int | None = None,
 ) -> QuantizedActivations:
-    """Return f(gate) · up, RMS-normed by weight [F] unless None, quantized per token."""
+    """Return f(gate) · up, RMS-normed by weight [F] unless None, quantized."""
     y = _gated_activation_float32(gate_up, activation)
-    return quantize(y if weight is None else _rms_norm_float32(y, weight, eps))
+    return quantize(y if weight is None else _rms_norm_float32(y, weight, eps), group=group)

@@ -27,19 +27,27 @@ class TorchOperations(LayersByOperations):
         assert isinstance(embedding, Tensor | Int8Head)
         return embed(token_ids, embedding)
 
-    def quantize(self, x: Tensor) -> QuantizedActivations:
-        return _linear.quantize(x)
+    def quantize(self, x: Tensor, *, group: int | None = None) -> QuantizedActivations:
+        return _linear.quantize(x, group=group)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return _elementwise.rms_norm(x, weight, eps)
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> QuantizedActivations:
-        return _elementwise.rms_norm_quantize(x, weight, eps)
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, *, group: int | None = None
+    ) -> QuantizedActivations:
+        return _elementwise.rms_norm_quantize(x, weight, eps, group=group)
 
     def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
         return _elementwise.gated_activation(gate_up, activation)
 
     def gated_activation_quantize(
-        self, gate_up: Tensor, activation: Activation, weight: Tensor | None, eps: float
+        self,
+        gate_up: Tensor,
+        activation: Activation,
+        weight: Tensor | None,
+        eps: float,
+        *,
+        group: int | None = None,
     ) -> QuantizedActivations:
-        return _elementwise.gated_activation_quantize(gate_up, activation, weight, eps)
+        return _elementwise.gated_activation_quantize(gate_up, activation, weight, eps, group=group)

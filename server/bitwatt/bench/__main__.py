@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from bitwatt.bench.cpu import bench_cpu
+from bitwatt.bench.cpu import bench_cpu, bench_groups
 from bitwatt.bench.engine import bench_batching, bench_exactness
 from bitwatt.bench.grammars import bench_grammars
 from bitwatt.bench.hostile import bench_hostile
@@ -25,6 +25,7 @@ _BENCHES: dict[str, Callable[..., object]] = {
     "telemetry": bench_telemetry,
     "mirrors": bench_mirrors,
     "cpu": bench_cpu,
+    "groups": bench_groups,
 }
 
 
@@ -32,11 +33,12 @@ def main() -> None:
     """Run the named benchmarks, or all."""
     parser = argparse.ArgumentParser(prog="python -m bitwatt.bench", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *_BENCHES], metavar="NAME")
-    parser.add_argument("--num-threads", type=int, help="CPU threads of a model of cpu")
-    parser.add_argument("--cpu-isa", help="instruction set of the kernels of cpu")
+    parser.add_argument("--num-threads", type=int, help="CPU threads of a model of cpu or groups")
+    parser.add_argument("--cpu-isa", help="instruction set of the kernels of cpu and groups")
     options = parser.parse_args()
     names = options.names or list(_BENCHES)
-    knobs = {"cpu": {"num_threads": options.num_threads, "cpu_isa": options.cpu_isa}}
+    of_kernels = {"num_threads": options.num_threads, "cpu_isa": options.cpu_isa}
+    knobs = {"cpu": of_kernels, "groups": of_kernels}
     results: dict[str, object] = {"machine": describe_machine()}
     for name in names:
         print(f"{name} …", file=sys.stderr)

@@ -18,7 +18,7 @@ from bitwatt.bench.measure import Spread, spread_of
 from bitwatt.engine.environment import engine_environment
 from bitwatt.model.presets import PRESETS
 
-__all__ = ["ModelProcess", "bench_cpu"]
+__all__ = ["ModelProcess", "bench_cpu", "bench_groups"]
 
 _WORK = {"decode_1": ("decode", 1), "decode_8": ("decode", 8), "prefill": ("prefill", 512)}
 
@@ -35,6 +35,7 @@ def bench_cpu(
     num_threads: int | None = None,
     cpu_isa: str | None = None,
     read_bytes: int = 1 << 28,
+    group: int | None = None,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
     """Return each model's decode, prefill and memory, and the ternary ones' ratios to the twin.
@@ -44,10 +45,13 @@ def bench_cpu(
     num_threads  CPU threads of each model; None takes all the process may use
     cpu_isa      instruction set of the kernels; None takes the fastest that runs
     read_bytes   what the rate of memory is measured on; far more than the caches hold
+    group        ternary weights that share a scale; None for all of a row
     report       takes a line as each figure is known
     """
     num_layers = num_layers or PRESETS[preset].num_layers
-    ternary = ChildConfig(preset, num_layers, "ternary", 16, num_threads, cpu_isa, read_bytes)
+    ternary = ChildConfig(
+        preset, num_layers, "ternary", 16, num_threads, cpu_isa, read_bytes, group=group
+    )
     twin = ModelProcess(replace(ternary, weights="dense"))
     models = {
         "ternary": ModelProcess(ternary),
@@ -72,12 +76,29 @@ def bench_cpu(
         report(f"{name} to 16-bit: {', '.join(parts)}, resident {ratios.get('rss_anon_bytes')}")
     return {
         "preset": preset,
+        "group": group,
         "num_layers": num_layers,
         "instruction_set": twin.model.instruction_set,
         "num_threads": twin.model.num_threads,
         "models": figures,
         "to_16_bit": to_twin,
     }
+
+
+def bench_groups(
+    *, num_threads: int | None = None, cpu_isa: str | None = None, repeats: int = 5
+) -> list[dict[str, Any]]:
+    """Return bench_cpu of Bonsai's shapes, with a scale to each group of 128 weights and to a row.
+
+    What the groups' scales cost is the difference of the two.
+    """
+    return [
+        bench_cpu(
+            preset=preset, group=group, num_threads=num_threads, cpu_isa=cpu_isa, repeats=repeats
+        )
+        for preset in ("Bonsai 1.7B", "Bonsai 4B")
+        for group in (128, None)
+    ]
 
 
 class ModelProcess:

@@ -49,6 +49,7 @@ class ChildConfig:
     read_bytes   what the rate of memory is measured on; far more than the caches hold
     max_batch    sequences at once, for which there is a KV cache
     context_tokens  of each sequence of a decode step
+    group        ternary weights that share a scale; None for all of a row
     """
 
     preset: str
@@ -60,6 +61,7 @@ class ChildConfig:
     read_bytes: int = 1 << 28
     max_batch: int = 8
     context_tokens: int = 128
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class _Child:
             dtype=_DTYPE,
             seed=_SEED,
             head_bits=options.head_bits,
+            group=options.group,
         )
         made_s = time.perf_counter() - started
         self.config = config

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 from bitwatt_kernels.backend import Backend
-from bitwatt_kernels.packing import TernaryWeight, unpack
+from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -119,7 +119,7 @@ class _Copying:
         values = unpack(weight.codes)[:, :in_features]
         if not self._is_packed:
             scales = weight.scales.bfloat16()
-            self._shards.add(f"{name}.weight", values.bfloat16().mul_(scales[:, None]))
+            self._shards.add(f"{name}.weight", times_scales(values.bfloat16(), scales))
         else:
             lowest, highest = weight.scales.aminmax()
             if lowest != highest:

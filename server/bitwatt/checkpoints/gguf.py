@@ -1,4 +1,4 @@
-"""GGUF files: dense LLaMA, and BitNet and LLaMA with a ternary scale to each row or tensor."""
+"""GGUF files: dense LLaMA, and BitNet and LLaMA with ternary linears."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from bitwatt.checkpoints.gguf_blocks import (
     TERNARY_FORMATS,
-    decode_first_row,
     decode_floats,
     decode_groups,
 )
 from bitwatt.checkpoints.gguf_config import architecture_of, read_config
 from bitwatt.checkpoints.gguf_file import GgufTensor, is_gguf, open_gguf
-from bitwatt.checkpoints.groups import pack_groups, why_not_by_row
+from bitwatt.checkpoints.groups import largest_sums, pack_groups
 from bitwatt.errors import CheckpointError, shorten
 from bitwatt.model.config import RopeDivisors
 
@@ -52,8 +51,7 @@ _LINEARS = [name for name in _NAMES if name.endswith("_proj")]
 class GgufCheckpoint:
     """A GGUF file, or the first of several that one was split into; see TensorSource.
 
-    Linears are ternary where all of them are stored as such and each row has one scale. Of a file
-    with a scale to each group of a row, what dense() gives is exact.
+    Linears are ternary where all of them are stored as such, with scales to rows or to groups.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,7 +111,7 @@ class GgufCheckpoint:
             weight = pack_groups(parts, out_features, in_features)
         except ValueError as error:
             raise self._error(tensor, str(error)) from error
-        self._check_range(tensor, *(weight.scales * in_features).aminmax(), fits)
+        self._check_range(tensor, *largest_sums(weight, in_features).aminmax(), fits)
         zeros = weight.codes == _ZEROS
         self._notice_if_zero(tensor, is_zero=bool(zeros.all()))
         return TernaryWeight(
@@ -146,10 +144,6 @@ class GgufCheckpoint:
             if len(dense) < len(linears):
                 are = f"tensor {shorten(dense[0].name)} is {dense[0].layout.name}"
             return f"{self._gguf.path}: {are}, not ternary: serve them as dense (--weights dense)"
-        for tensor in linears:
-            [first] = self._decoded(tensor, decode_first_row)
-            if first.by_row() is None:
-                return str(self._error(tensor, why_not_by_row(tensor.layout.weights)))
         return None
 
     def _take(self, name: str, shape: tuple[int, ...]) -> GgufTensor:

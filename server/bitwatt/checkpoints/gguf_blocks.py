@@ -5,7 +5,6 @@ Source  github.com/ggml-org/ggml, src/ggml-quants.c and src/ggml-common.h; for I
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from bitwatt.checkpoints.gguf_file import GgufTensor
 from bitwatt.checkpoints.groups import Groups
 
-__all__ = ["TERNARY_FORMATS", "decode_first_row", "decode_floats", "decode_groups"]
+__all__ = ["TERNARY_FORMATS", "decode_floats", "decode_groups"]
 
 # Weights decoded at once, 4 MB of float32: what decoding takes besides its result stays small.
 _CHUNK_WEIGHTS = 1 << 20
@@ -32,16 +31,6 @@ def decode_groups(tensor: GgufTensor, data: memoryview) -> Iterator[Groups]:
         codes, scales = _TERNARY[fmt](blocks)
         groups_by_row = tensor.shape[-1] // tensor.layout.weights
         yield Groups.checked(codes.view(-1, tensor.shape[-1]), scales.view(-1, groups_by_row))
-
-
-def decode_first_row(tensor: GgufTensor, data: memoryview) -> Iterator[Groups]:
-    """Yield a ternary tensor's first row, as decode_groups() does."""
-    row = replace(tensor, shape=(1, tensor.shape[-1]))
-    num_bytes = row.layout.num_bytes(row.shape)
-    assert num_bytes is not None
-    body = num_bytes - row.layout.tail_bytes
-    tail = len(data) - row.layout.tail_bytes
-    yield from decode_groups(row, memoryview(bytearray(data[:body]) + data[tail:]))
 
 
 def decode_floats(tensor: GgufTensor, data: memoryview) -> Iterator[Tensor]:

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import gcd
 from typing import Self
 
 import torch
 import torch.nn.functional as F
-from bitwatt_kernels.packing import TernaryWeight, pack
+from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight, pack
 from torch import Tensor
 
 from bitwatt.model.padding import padded
 
-__all__ = ["Groups", "pack_groups", "why_not_by_row"]
+__all__ = ["Groups", "largest_sums", "pack_groups", "why_not_by_group"]
+
+_LARGEST_GROUP = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +60,53 @@ class Groups:
         return codes.view(rows, -1), scales[:, 0]
 
 
-def why_not_by_row(group: int) -> str:
-    """Return what refuses a row of several scales."""
+def why_not_by_group(group: int) -> str | None:
+    """Return what refuses a scale to every group weights of a row; None where nothing does."""
+    if group % IN_FEATURES_MULTIPLE == 0:
+        return None
     return (
-        f"has a scale to each group of {group} weights, and a row several: kernels for these are "
-        "not there yet; dense weights of the same values are served (--weights dense)"
+        f"has a scale to each group of {group} weights, and a row several: the kernels take groups "
+        f"of multiples of {IN_FEATURES_MULTIPLE}; dense weights of the same values are served "
+        "(--weights dense)"
     )
 
 
 def pack_groups(parts: Iterable[Groups], rows: int, columns: int) -> TernaryWeight:
     """Return a matrix of parts, some rows after others, in_features filled to a multiple of 64.
 
-    Raises  ValueError where a row has several scales
+    Each row has one scale where that says all; else each group has, and one of more than 128
+    weights counts as several: activations have the same groups, and smaller ones round less.
+
+    Raises  ValueError where there must be groups, and they are no multiple of 64
     """
     width = padded(columns)
-    codes, scales = torch.empty(rows, width // 4, dtype=torch.uint8), torch.empty(rows)
-    done = 0
+    codes, by_row = torch.empty(rows, width // 4, dtype=torch.uint8), torch.empty(rows)
+    by_group: list[Tensor] = []
+    is_by_row, done = True, 0
     for part in parts:
-        by_row = part.by_row()
-        if by_row is None:
-            raise ValueError(why_not_by_row(columns // part.scales.shape[1]))
-        values, row_scales = by_row
-        place = slice(done, done + len(values))
+        place = slice(done, done + len(part.codes))
+        one_each = part.by_row()
+        if one_each is None:
+            is_by_row, values = False, part.codes
+        else:
+            values, by_row[place] = one_each
+        by_group.append(part.scales)
         codes[place] = pack(F.pad(values, (0, width - columns)))
-        scales[place] = row_scales
-        done += len(values)
-    # A row of zeros may say 0: what the others have leaves a matrix of one scale that.
-    scales[scales == 0] = scales.abs().max() or 1.0
-    return TernaryWeight(codes, scales)
+        done = place.stop
+    if is_by_row:
+        # A row of zeros may say 0: what the others have leaves a matrix of one scale that.
+        by_row[by_row == 0] = by_row.abs().max() or 1.0
+        return TernaryWeight(codes, by_row)
+    scales = torch.cat(by_group)
+    group = columns // scales.shape[1]
+    if reason := why_not_by_group(group):
+        raise ValueError(reason)
+    smaller = gcd(group, _LARGEST_GROUP)
+    return TernaryWeight(codes, scales.repeat_interleave(group // smaller, dim=1))
+
+
+def largest_sums(weight: TernaryWeight, in_features: int) -> Tensor:
+    """Return what the magnitudes of each row add up to at most, [rows]; signed as an only scale."""
+    if weight.group is None:
+        return weight.scales * in_features
+    return weight.scales.abs().sum(dim=1) * weight.group

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitwatt.checkpoints.bitnet_packing import unpack_bitnet
 from bitwatt.checkpoints.files import is_there, read_json
-from bitwatt.checkpoints.groups import pack_groups, why_not_by_row
+from bitwatt.checkpoints.groups import largest_sums, pack_groups, why_not_by_group
 from bitwatt.checkpoints.mlx import MlxTensors, check_quantization
 from bitwatt.checkpoints.safetensors import SafetensorsFolder
 from bitwatt.errors import CheckpointError, shorten
@@ -141,7 +141,7 @@ class HuggingFaceCheckpoint:
             values = unpack(weight_name, weight)
             scale_name = f"{name}.weight_scale"
             scale = self._scale(scale_name, is_inverse=quantization.is_inverse)
-        self._check_sums(scale_name, scale, in_features, fits)
+        self._check_sums(scale_name, scale, scale * in_features, fits)
         self._notice_if_zero(weight_name, is_zero=not bool(values.any()))
         try:
             codes = pack(F.pad(values, (0, -in_features % IN_FEATURES_MULTIPLE)))
@@ -161,11 +161,12 @@ class HuggingFaceCheckpoint:
         for name in linears:
             if not tensors.is_grouped(name):
                 return str(self._error(name, "is not ternary: serve it as dense (--weights dense)"))
+        if (reason := why_not_by_group(tensors.group)) is None:
+            return None
         for name in linears:
             [first] = tensors.groups(name, num_rows=1)
             if first.by_row() is None:
-                group = first.codes.shape[1] // first.scales.shape[1]
-                return str(self._error(name, why_not_by_row(group)))
+                return str(self._error(name, reason))
         return None
 
     def _packed_groups(
@@ -180,11 +181,12 @@ class HuggingFaceCheckpoint:
             weight = pack_groups(tensors.groups(stored), rows, columns)
         except ValueError as error:
             raise self._error(name, str(error)) from error
-        self._check_sums(name, weight.scales.abs().max(), columns, fits)
+        largest = largest_sums(weight, columns).abs().max()
+        self._check_sums(name, weight.scales.abs().max(), largest, fits)
         return weight
 
-    def _check_sums(self, name: str, scale: Tensor, in_features: int, fits: torch.dtype) -> None:
-        if not bool((scale * in_features).to(fits).isfinite()):
+    def _check_sums(self, name: str, scale: Tensor, largest: Tensor, fits: torch.dtype) -> None:
+        if not bool(largest.to(fits).isfinite()):
             raise self._error(
                 name, f"makes weights of {float(scale):.3g}, whose sums are too large for {fits}"
             )

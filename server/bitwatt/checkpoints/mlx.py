@@ -54,18 +54,20 @@ class MlxTensors:
 
     A quantized one is there as the matrix of its weights, in the dtype of its scales, which has
     them exactly; its scales and biases are not there.
+
+    group  how many weights share a scale
     """
 
     def __init__(self, folder: Path, group: int) -> None:
         self._stored = SafetensorsFolder(folder)
-        self._group = group
+        self.group = group
         self.notices = self._stored.notices
-        self._grouped = {
+        self.grouped = {
             name
             for name in self._stored
             if name.endswith(".weight") and _beside(name, "scales") in self._stored
         }
-        hidden = {_beside(name, part) for name in self._grouped for part in ("scales", "biases")}
+        hidden = {_beside(name, part) for name in self.grouped for part in ("scales", "biases")}
         self._names = [name for name in self._stored if name not in hidden]
 
     def __iter__(self) -> Iterator[str]:
@@ -84,18 +86,18 @@ class MlxTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the tensor's shape."""
         shape = self._stored.shape(name)
-        return (*shape[:-1], shape[-1] * _CODES_A_WORD) if name in self._grouped else shape
+        return (*shape[:-1], shape[-1] * _CODES_A_WORD) if name in self.grouped else shape
 
     def read(self, name: str) -> Tensor:
         """Return the tensor, which may be a view of the mapped file."""
-        if name not in self._grouped:
+        if name not in self.grouped:
             return self._stored.read(name)
         dtype = self._stored.read(_beside(name, "scales")).dtype
         return torch.cat([part.dequantized().to(dtype) for part in self.groups(name)])
 
     def is_grouped(self, name: str) -> bool:
         """Return whether the tensor is stored as groups."""
-        return name in self._grouped
+        return name in self.grouped
 
     def groups(self, name: str, num_rows: int | None = None) -> Iterator[Groups]:
         """Yield the rows of a tensor that is stored as groups, or the first ones, some at a time.
@@ -107,12 +109,12 @@ class MlxTensors:
             for part in (name, *(_beside(name, x) for x in ("scales", "biases")))
         )
         rows, columns = words.shape[0], words.shape[-1] * _CODES_A_WORD
-        expected = (rows, columns // self._group)
-        if words.dtype != torch.uint32 or words.dim() != 2 or columns % self._group:
+        expected = (rows, columns // self.group)
+        if words.dtype != torch.uint32 or words.dim() != 2 or columns % self.group:
             raise self._error(
                 name,
                 f"is {words.dtype} {list(words.shape)}; expected uint32 words "
-                f"of rows of groups of {self._group}",
+                f"of rows of groups of {self.group}",
             )
         for part in (scales, biases):
             if part.shape != expected or not part.is_floating_point():

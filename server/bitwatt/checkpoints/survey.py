@@ -22,7 +22,7 @@ class Matrix:
 
     minus, zero, plus  shares of -1, 0 and +1
     lowest, highest    scale
-    scales             how many weights share one: tensor, row, or a number along a row
+    scales             what share one: a tensor's weights, a row's, or a number of neighbours in it
     """
 
     name: str
@@ -119,5 +119,9 @@ def _matrix(name: str, weight: TernaryWeight, in_features: int) -> Matrix:
         plus=plus,
         lowest=lowest,
         highest=highest,
-        scales="tensor" if lowest == highest else "row",
+        scales=f"{weight.group} weights"
+        if weight.group
+        else "tensor"
+        if lowest == highest
+        else "row",
     )

@@ -9,7 +9,7 @@ from typing import TypeVar, get_args
 
 import torch
 from bitwatt_kernels.backend import Backend, LayerWeights
-from bitwatt_kernels.packing import TernaryWeight, unpack
+from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 from torch import Tensor
 
 from bitwatt.errors import CheckpointError, ConfigurationError
@@ -238,7 +238,7 @@ class _Builder:
             packed, device = self.packed(parts), self.backend.device
             scales = packed.scales.to(device, self.dtype)
             values = unpack(packed.codes.to(device))[:, : parts[0][2]]
-            weight = values.to(self.dtype).mul_(scales[:, None])
+            weight = times_scales(values.to(self.dtype), scales)
         else:
             weight = torch.cat([self.matrix(f"{name}.weight", *shape) for name, *shape in parts])
             self.num_parameters += weight.numel()

@@ -54,5 +54,6 @@ class PaddedSource:
         zeros = pack(torch.zeros(num_rows, weight.in_features, dtype=torch.int8))
         scales = weight.scales * (self._growth if is_up else 1.0)
         return TernaryWeight(
-            torch.cat([weight.codes, zeros.to(weight.codes.device)]), F.pad(scales, (0, num_rows))
+            torch.cat([weight.codes, zeros.to(weight.codes.device)]),
+            torch.cat([scales, scales.new_zeros(num_rows, *scales.shape[1:])]),
         )

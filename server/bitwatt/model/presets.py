@@ -1,5 +1,7 @@
 """Shapes of published models, for benchmarks on random weights."""
 
+from dataclasses import replace
+
 from bitwatt.model.config import ModelConfig
 
 __all__ = ["PRESETS"]
@@ -25,6 +27,21 @@ def _llama(
         has_sub_norms=False,
         is_tied=False,
         eos_token_ids=(2,),
+    )
+
+
+def _bonsai(
+    hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int
+) -> ModelConfig:
+    """Return the shape of a Ternary-Bonsai of PrismML's, without Qwen3's norms of heads."""
+    return replace(
+        _llama(hidden_size, intermediate_size, num_layers, num_heads, 8),
+        vocab_size=151669,
+        head_dim=128,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        is_tied=True,
+        eos_token_ids=(151645,),
     )
 
 
@@ -54,4 +71,6 @@ PRESETS = {
     "7B": _llama(4096, 11008, 32, 32, 32),
     "13B": _llama(5120, 13824, 40, 40, 40),
     "70B": _llama(8192, 28672, 80, 64, 8),
+    "Bonsai 1.7B": _bonsai(2048, 6144, 28, 16),
+    "Bonsai 4B": _bonsai(2560, 9728, 36, 32),
 }

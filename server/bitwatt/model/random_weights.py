@@ -24,8 +24,11 @@ class _RandomSource:
 
     is_ternary = True
 
-    def __init__(self, config: ModelConfig, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, config: ModelConfig, device: torch.device, seed: int, group: int | None
+    ) -> None:
         self.config = config
+        self._group = group
         self.notices: list[str] = []
         self._device = device
         self._starts = Random(seed)  # noqa: S311
@@ -50,7 +53,9 @@ class _RandomSource:
         fits: torch.dtype,  # noqa: ARG002
     ) -> TernaryWeight:
         codes = self._fill(self._bytes, out_features, padded(in_features) // 4)
-        scales = torch.full((out_features,), (1.5 / in_features) ** 0.5, device=self._device)
+        by_group = () if self._group is None else (in_features // self._group,)
+        size = (1.5 / in_features) ** 0.5
+        scales = torch.full((out_features, *by_group), size, device=self._device)
         return TernaryWeight(codes, scales)
 
     def _fill(self, pool: Tensor, rows: int, columns: int) -> Tensor:
@@ -67,12 +72,15 @@ def random_model(
     dtype: torch.dtype,
     seed: int,
     head_bits: HeadBits = 16,
+    group: int | None = None,
 ) -> Transformer:
     """Return a model of the config's shape with uniformly random ternary linears.
 
     The same seed gives the same weights in both forms, on one kind of device.
+
+    group  weights that share a scale, or None for all of a row
     """
-    source = _RandomSource(config, backend.device, seed)
+    source = _RandomSource(config, backend.device, seed, group)
     return build_transformer(
         source, weights=weights, backend=backend, dtype=dtype, head_bits=head_bits
     )

@@ -16,9 +16,9 @@ void bw_destroy(void*);
 int bw_repack(void*, const uint8_t*, uint8_t*, int, int);
 int bw_block_rows(void*, const char*, char*, int, int, int, int);
 int bw_linear(void*, int8_t*, float*, int32_t*, int, const uint8_t*, const float*, const float*,
-              const void*, void*, int, int, int, int);
+              const void*, void*, int, int, int, int, int);
 int bw_elementwise(void*, const void*, int, int, const void*, int, float, void*, int8_t*, float*,
-                   int32_t*, int, int);
+                   int32_t*, int, int, int);
 int bw_attention(void*, const void*, int, const void*, int, int64_t, const int32_t*,
                  const int32_t*, const int32_t*, int, void*, int, int, int, int, int, float);
 int bw_head(void*, const void*, int, const void*, int, float*, int, int, int);
@@ -69,11 +69,11 @@ Results check(const std::string& name) {
         std::vector<int8_t> codes(T * K);
         std::vector<int32_t> sums(T);
         bw_elementwise(context, x.data(), 0, -1, nullptr, 0, 0, nullptr, codes.data(),
-                       x_scales.data(), sums.data(), T, K);
+                       x_scales.data(), sums.data(), T, K, K);
         results.codes.insert(results.codes.end(), codes.begin(), codes.end());
         std::vector<float> normed(T * K);
         bw_elementwise(context, x.data(), 0, -1, weight.data(), 0, 1e-5f, normed.data(), nullptr,
-                       nullptr, nullptr, T, K);
+                       nullptr, nullptr, T, K, K);
         results.normed.insert(results.normed.end(), normed.begin(), normed.end());
 
         std::vector<uint8_t> packed(N * K / 4), blocks(64 * K / 4);
@@ -87,7 +87,7 @@ Results check(const std::string& name) {
         bw_repack(context, packed.data(), blocks.data(), N, K);
         std::vector<float> y(T * N), expected(T * N);
         bw_linear(context, codes.data(), x_scales.data(), sums.data(), 2, blocks.data(),
-                  scales.data(), nullptr, nullptr, y.data(), 0, T, N, K);
+                  scales.data(), nullptr, nullptr, y.data(), 0, T, N, K, K);
         for (int t = 0; t < T; ++t)
             for (int n = 0; n < N; ++n) {
                 int32_t sum = 0;
@@ -95,6 +95,34 @@ Results check(const std::string& name) {
                 expected[t * N + n] = static_cast<float>(sum) / x_scales[t] * 0.5f;
             }
         expect_equal(y, expected, "ternary_linear");
+
+        // The same codes by three scale groups, of 32 rows' scales each.
+        const int group = 64, groups = K / group;
+        std::vector<int8_t> group_codes(T * K);
+        std::vector<float> group_x_scales(T * groups), group_scales(64 * groups);
+        std::vector<int32_t> group_sums(T * groups);
+        for (float& value : group_scales) value = uniform();
+        bw_elementwise(context, x.data(), 0, -1, nullptr, 0, 0, nullptr, group_codes.data(),
+                       group_x_scales.data(), group_sums.data(), T, K, group);
+        results.codes.insert(results.codes.end(), group_codes.begin(), group_codes.end());
+        bw_linear(context, group_codes.data(), group_x_scales.data(), group_sums.data(), 2,
+                  blocks.data(), group_scales.data(), nullptr, nullptr, y.data(), 0, T, N, K,
+                  group);
+        for (int t = 0; t < T; ++t)
+            for (int n = 0; n < N; ++n) {
+                volatile float total = 0;  // of products that are rounded each
+                for (int g = 0; g < groups; ++g) {
+                    int32_t sum = 0;
+                    for (int k = g * group; k < (g + 1) * group; ++k)
+                        sum += group_codes[t * K + k] * trits[n * K + k];
+                    volatile float part = 1.0f / group_x_scales[t * groups + g];
+                    part = static_cast<float>(sum) * part;
+                    part = part * group_scales[(n / 32 * groups + g) * 32 + n % 32];
+                    total = total + part;
+                }
+                expected[t * N + n] = total;
+            }
+        expect_equal(y, expected, "ternary_linear by groups");
 
         std::vector<float> head(V * K), head_blocks(64 * K), logits(T * V), exact(T * V);
         for (float& value : head) value = uniform();
@@ -116,7 +144,7 @@ Results check(const std::string& name) {
         }
         bw_block_rows(context, bytes(offset_codes), bytes(code_blocks), V, K, 1, 4);
         bw_linear(context, codes.data(), x_scales.data(), sums.data(), 8, code_blocks.data(),
-                  ones.data(), nullptr, nullptr, logits.data(), 0, T, V, K);
+                  ones.data(), nullptr, nullptr, logits.data(), 0, T, V, K, K);
         for (int t = 0; t < T; ++t)
             for (int v = 0; v < V; ++v) {
                 int32_t sum = 0;

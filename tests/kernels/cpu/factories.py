@@ -21,11 +21,19 @@ def make_generator(seed: int) -> torch.Generator:
 
 
 def make_ternary(
-    out_features: int, in_features: int, *, bias: bool = False, seed: int = 0
+    out_features: int,
+    in_features: int,
+    *,
+    bias: bool = False,
+    seed: int = 0,
+    group: int | None = None,
 ) -> TernaryWeight:
     g = make_generator(seed)
     weight = torch.randint(-1, 2, (out_features, in_features), dtype=torch.int8, generator=g)
-    scales = torch.rand(out_features, generator=g) + 0.1
+    shape = (out_features,) if group is None else (out_features, in_features // group)
+    scales = torch.rand(shape, generator=g) + 0.1
+    if group is not None:  # as files have them: zeros, and codes that are the other way round
+        scales *= torch.randint(-1, 2, shape, generator=g)
     return TernaryWeight(
         pack(weight), scales, torch.randn(out_features, generator=g) if bias else None
     )
@@ -39,11 +47,16 @@ def make_activations(num_tokens: int, in_features: int, *, seed: int = 0) -> Ten
     )
 
 
-def make_extreme_codes(num_tokens: int, in_features: int) -> QuantizedActivations:
+def make_extreme_codes(
+    num_tokens: int, in_features: int, *, group: int | None = None
+) -> QuantizedActivations:
     """Return activations whose codes are -128 and 127 alone: what could overflow, would."""
     codes = torch.where(torch.arange(in_features) % 3 == 0, 127, -128).to(torch.int8)
     codes = codes.repeat(num_tokens, 1)
-    return QuantizedActivations(codes, torch.ones(num_tokens), codes.sum(dim=1, dtype=torch.int32))
+    sums = codes.unflatten(1, (-1, group or in_features)).sum(dim=2, dtype=torch.int32)
+    if group is None:
+        sums = sums[:, 0]
+    return QuantizedActivations(codes, torch.ones(sums.shape), sums)
 
 
 def make_layout(
@@ -78,16 +91,20 @@ def make_layer(
     num_kv_heads: int,
     head_dim: int,
     is_bitnet: bool = True,
+    group: int | None = None,
     seed: int = 0,
 ) -> LayerWeights[object]:
-    """Return a ternary layer as BitNet has it, or as LLaMA: no sub-norms, SiLU, and biases here."""
+    """Return a ternary layer as BitNet has it, or as LLaMA: no sub-norms, SiLU, and biases here.
+
+    group  of the scales, where a row has several
+    """
     attended = num_heads * head_dim
     g = make_generator(seed)
 
     def linear(out_features: int, in_features: int) -> object:
         nonlocal seed
         seed += 1
-        weight = make_ternary(out_features, in_features, bias=not is_bitnet, seed=seed)
+        weight = make_ternary(out_features, in_features, bias=not is_bitnet, group=group, seed=seed)
         return backend.prepare_ternary(weight)
 
     return LayerWeights(

@@ -22,6 +22,11 @@ def _ternary(backend: NativeBackend, x: Tensor) -> Tensor:
     return backend.ternary_linear(backend.quantize(x), weight, None, x.dtype)
 
 
+def _ternary_by_groups(backend: NativeBackend, x: Tensor) -> Tensor:
+    weight = backend.prepare_ternary(make_ternary(300, HIDDEN, group=64))
+    return backend.ternary_linear(backend.quantize(x, group=64), weight, None, x.dtype)
+
+
 def _head(backend: NativeBackend, x: Tensor) -> Tensor:
     g = torch.Generator().manual_seed(1)
     weight = torch.randn(203, HIDDEN, generator=g).to(torch.bfloat16)
@@ -43,6 +48,8 @@ OPERATIONS: dict[str, Operation] = {
         x, "silu", NORM[: HIDDEN // 2].clone(), 1e-5
     ),
     "ternary_linear": _ternary,
+    "quantize by groups": lambda b, x: b.quantize(x, group=64),
+    "ternary_linear by groups": _ternary_by_groups,
     "head": _head,
     "dense_linear": _dense,
 }
@@ -51,7 +58,9 @@ OPERATIONS: dict[str, Operation] = {
 def _rows(result: Tensor | QuantizedActivations) -> Tensor:
     if isinstance(result, Tensor):
         return result
-    return torch.cat([result.codes, result.scales[:, None], result.sums[:, None]], dim=1)
+    num_tokens = len(result.codes)
+    parts = (result.codes, result.scales, result.sums)
+    return torch.cat([part.view(num_tokens, -1) for part in parts], dim=1)
 
 
 def _inputs(dtype: torch.dtype) -> Tensor:

@@ -26,13 +26,14 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("group", [None, 64])
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("step", STEPS)
 def test_layers_are_their_operations_on_any_number_of_threads(
-    native: NativeBackend, step: str, num_threads: int
+    native: NativeBackend, step: str, num_threads: int, group: int | None
 ) -> None:
     backend = make_native(instruction_set=native.instruction_set, num_threads=num_threads)
-    weights = [make_layer(backend, **SIZES, seed=20 * i) for i in range(3)]
+    weights = [make_layer(backend, **SIZES, group=group, seed=20 * i) for i in range(3)]
     layers = backend.prepare_layers(weights)
     layout, num_blocks = make_layout(*STEPS[step])
     rope = rope_table(1024, 64, 5e5)

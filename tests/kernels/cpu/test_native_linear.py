@@ -16,6 +16,8 @@ from tests.kernels.cpu.factories import (
 
 # Sizes that fill no row block, one, several, and an odd number of them; both ends of in_features.
 SHAPES = [(1, 64), (5, 128), (16, 192), (40, 2560), (48, 6912), (100, 256)]
+# By scale groups: two of them and many, of both sizes that files have, and of one they don't.
+GROUPED = [(1, 128, 64), (5, 256, 128), (48, 960, 64), (40, 2560, 128), (100, 384, 192)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -27,6 +29,29 @@ def test_quantize_equals_the_reference(native, reference, in_features, num_token
     assert torch.equal(ours.codes, theirs.codes)
     assert torch.equal(ours.scales, theirs.scales)
     assert torch.equal(ours.sums, theirs.sums)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 3, 70])
+@pytest.mark.parametrize(("in_features", "group"), [(128, 64), (2560, 128), (384, 192)])
+def test_quantize_by_groups_equals_the_reference(
+    native, reference, in_features, group, num_tokens, dtype
+):
+    x = make_activations(num_tokens, in_features)
+    x[:, :group] *= 1e-6  # a group has a scale of its own, the smallest too
+    x = x.to(dtype)
+    ours, theirs = native.quantize(x, group=group), reference.quantize(x, group=group)
+    assert ours.scales.shape == (num_tokens, in_features // group)
+    assert torch.equal(ours.codes, theirs.codes)
+    assert torch.equal(ours.scales, theirs.scales)
+    assert torch.equal(ours.sums, theirs.sums)
+
+
+@pytest.mark.parametrize("group", [-64, 0, 32, 100, 128, 192])
+def test_features_that_make_no_groups_are_refused(native, reference, group):
+    for backend in (native, reference):
+        with pytest.raises(ShapeError, match=f"128 features .* groups of {group}"):
+            backend.quantize(torch.ones(1, 128), group=group)
 
 
 def test_quantize_of_a_zero_row_is_zero(native: NativeBackend) -> None:
@@ -55,20 +80,43 @@ def test_ternary_linear_equals_the_reference(native, reference, shape, num_token
     assert torch.equal(ours, reference.ternary_linear(x, weight, residual, dtype))
 
 
-def test_ternary_linear_equals_the_reference_at_1000_tokens(native, reference):
-    weight = make_ternary(80, 256)
-    x = reference.quantize(make_activations(1000, 256))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 12, 31])
+@pytest.mark.parametrize("shape", GROUPED, ids=lambda s: f"N{s[0]}-K{s[1]}-group{s[2]}")
+def test_scales_by_groups_equal_the_reference(native, reference, shape, num_tokens, dtype):
+    rows, columns, group = shape
+    weight = make_ternary(rows, columns, bias=rows % 2 == 1, group=group)
+    x = reference.quantize(make_activations(num_tokens, columns), group=group)
+    residual = torch.randn(num_tokens, rows).to(dtype) if num_tokens % 2 else None
+    ours = native.ternary_linear(x, native.prepare_ternary(weight), residual, dtype)
+    assert torch.equal(ours, reference.ternary_linear(x, weight, residual, dtype))
+
+
+def test_activations_of_other_groups_are_refused(native, reference):
+    x = reference.quantize(torch.ones(1, 256), group=64)
+    for group, expected in ((None, 256), (128, 128)):
+        weight = native.prepare_ternary(make_ternary(16, 256, group=group))
+        with pytest.raises(ShapeError, match=f"every 64 features; .* one to every {expected}"):
+            native.ternary_linear(x, weight, None, torch.float32)
+
+
+@pytest.mark.parametrize("group", [None, 64])
+def test_ternary_linear_equals_the_reference_at_1000_tokens(native, reference, group):
+    weight = make_ternary(80, 256, group=group)
+    x = reference.quantize(make_activations(1000, 256), group=group)
     ours = native.ternary_linear(x, native.prepare_ternary(weight), None, torch.float32)
     assert torch.equal(ours, reference.ternary_linear(x, weight, None, torch.float32))
 
 
+@pytest.mark.parametrize("group", [None, 4096])
 @pytest.mark.parametrize("num_tokens", [1, 4, 13])
-def test_the_largest_codes_do_not_overflow(native, reference, num_tokens):
+def test_the_largest_codes_do_not_overflow(native, reference, num_tokens, group):
     in_features = 8192
     weight = TernaryWeight(
-        torch.full((16, in_features // 4), 0b10101010, dtype=torch.uint8), torch.ones(16)
+        torch.full((16, in_features // 4), 0b10101010, dtype=torch.uint8),
+        torch.ones(16 if group is None else (16, in_features // group)),
     )
-    x = make_extreme_codes(num_tokens, in_features)
+    x = make_extreme_codes(num_tokens, in_features, group=group)
     ours = native.ternary_linear(x, native.prepare_ternary(weight), None, torch.float32)
     assert torch.equal(ours, reference.ternary_linear(x, weight, None, torch.float32))
 
@@ -76,6 +124,8 @@ def test_the_largest_codes_do_not_overflow(native, reference, num_tokens):
 def test_a_prepared_weight_takes_two_bits_a_weight(native: NativeBackend) -> None:
     prepared = native.prepare_ternary(make_ternary(256, 2560))
     assert native.nbytes(prepared) == 256 * 2560 // 4 + 256 * 4
+    grouped = native.prepare_ternary(make_ternary(256, 2560, group=128))
+    assert native.nbytes(grouped) == 256 * 2560 // 4 + 256 * 20 * 4
 
 
 def test_a_weight_of_other_width_is_refused(native, reference):

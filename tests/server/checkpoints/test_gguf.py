@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from bitwatt.checkpoints.gguf import GgufCheckpoint
+from bitwatt.checkpoints.survey import Survey
 from bitwatt.errors import CheckpointError
 from bitwatt_kernels.packing import unpack
 from numpy.typing import NDArray
 
 from tests.server.checkpoints.against_transformers import (
     DENSE_TOLERANCE,
+    assert_near_16_bit_model,
     assert_same_model,
+    assert_same_model_by_groups,
     assert_same_ternary_model,
     expected_logits,
     load,
@@ -306,18 +309,57 @@ def test_an_mlp_that_is_no_multiple_of_64_wide_is_filled_with_zeros(tmp_path: Pa
     assert_same_ternary_model(ours, theirs)
 
 
-@pytest.mark.parametrize("fmt", ["TQ2_0", "Q2_0 of 128", "PQ2_0", "PTQ1_0", "Q1_0"])
-def test_scales_to_groups_are_served_as_dense_weights_and_else_refused(
-    tmp_path: Path, fmt: str
-) -> None:
+@pytest.mark.parametrize(
+    "fmt", ["TQ2_0", "TQ1_0", "Q2_0", "Q2_0 of 128", "PQ2_0", "PTQ1_0", "Q1_0"]
+)
+def test_scales_to_groups_are_served_as_ternary_weights(tmp_path: Path, fmt: str) -> None:
     path = tmp_path / "x.gguf"
     theirs = write(path, "llama", as_ternary(fmt, scale_to="group"))
     assert_same_model(load(path, "dense"), theirs)
-    with pytest.raises(CheckpointError, match=r"to each group of (128|256) weights") as caught:
-        load(path, "ternary")
-    name = "ffn_down" if fmt == "TQ2_0" else "attn_q"  # whose rows of 256 are one group
-    assert str(caught.value).startswith(f"{path}: tensor 'blk.0.{name}.weight' has a scale")
-    assert "--weights dense" in str(caught.value)
+    ours = load(path, "ternary")
+    if fmt != "Q1_0":  # no zeros: sums twice as large, and a softmax that magnifies all
+        assert_near_16_bit_model(ours, theirs)
+
+    def group(in_features: int) -> int:
+        if fmt.startswith("TQ"):  # of 256: all of a row, or two of 128
+            return 256 if in_features == 256 else 128
+        return 64 if fmt == "Q2_0" else 128
+
+    assert_same_model_by_groups(ours, theirs, group)
+
+
+@pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if name != "reference"])
+def test_every_backend_serves_scales_to_groups(tmp_path: Path, backend: str) -> None:
+    path = tmp_path / "x.gguf"
+    theirs = write(path, "llama", as_ternary("PQ2_0", scale_to="group"))
+    ours = load(path, "ternary", backend)
+    assert_same_model_by_groups(ours, theirs, lambda _: 128)
+    parameters = sum(p.numel() for name, p in theirs.named_parameters() if "_proj" in name)
+    most = parameters // (1 if backend == "torch" else 4) * 1.2
+    assert parameters / 4 <= ours.memory().packed_weights_bytes <= most
+
+
+@pytest.mark.parametrize(
+    ("scale_to", "told"), [("matrix", "tensor"), ("row", "row"), ("group", "128 weights")]
+)
+def test_a_survey_says_what_shares_a_scale(
+    tmp_path: Path, scale_to: Literal["matrix", "row", "group"], told: str
+) -> None:
+    path = tmp_path / "x.gguf"
+    write(path, "llama", as_ternary("PQ2_0", scale_to=scale_to))
+    survey = Survey(GgufCheckpoint(path))
+    survey.ternary("model.layers.1.mlp.down_proj", 256, 512, fits=torch.float32)
+    assert [matrix.scales for matrix in survey.matrices] == [told]
+
+
+def test_one_matrix_of_scales_to_groups_leaves_the_others_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    by_matrix, by_group = (as_ternary("PQ2_0", scale_to=each) for each in ("matrix", "group"))
+    theirs = write(
+        path, "llama", lambda name, w: (by_group if "ffn_down" in name else by_matrix)(name, w)
+    )
+    ours = load(path, "ternary")
+    assert_same_model_by_groups(ours, theirs, lambda columns: 128 if columns == 512 else columns)
 
 
 def test_ternary_weights_are_served_as_dense_ones_too(tmp_path: Path) -> None:

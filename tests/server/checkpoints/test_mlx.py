@@ -6,18 +6,20 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from bitwatt.checkpoints.groups import Groups, pack_groups
+from bitwatt.checkpoints.groups import Groups, largest_sums, pack_groups
 from bitwatt.checkpoints.registry import load_model, open_checkpoint
 from bitwatt.errors import CheckpointError
 from bitwatt.model.config import Weights
 from bitwatt.model.transformer import Transformer
-from bitwatt_kernels.packing import unpack
+from bitwatt_kernels.packing import times_scales, unpack
 from bitwatt_kernels.registry import choose_backend
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.server.checkpoints.against_transformers import (
+    assert_near_16_bit_model,
     assert_same_model,
+    assert_same_model_by_groups,
     assert_same_ternary_model,
 )
 from tests.server.checkpoints.writers import (
@@ -84,10 +86,18 @@ def load(path: Path, weights: Weights) -> Transformer:
 
 
 @pytest.mark.parametrize("group", [64, 128])
-def test_groups_are_served_as_dense_weights_and_else_refused(tmp_path: Path, group: int) -> None:
+def test_groups_are_served_as_ternary_weights(tmp_path: Path, group: int) -> None:
     theirs = write_mlx(tmp_path, group=group)
     assert_same_model(load(tmp_path, "dense"), theirs)
-    with pytest.raises(CheckpointError, match=f"a scale to each group of {group} weights"):
+    ours = load(tmp_path, "ternary")
+    assert_near_16_bit_model(ours, theirs)
+    assert_same_model_by_groups(ours, theirs, lambda _: group)
+
+
+def test_groups_of_32_are_served_as_dense_weights_and_else_refused(tmp_path: Path) -> None:
+    theirs = write_mlx(tmp_path, group=32)
+    assert_same_model(load(tmp_path, "dense"), theirs)
+    with pytest.raises(CheckpointError, match=r"group of 32 weights.*multiples of 64.*s dense"):
         load(tmp_path, "ternary")
 
 
@@ -161,6 +171,19 @@ def test_a_folder_that_is_not_ternary_is_refused_by_tensor_or_field(
         load(tmp_path, "dense")
     assert str(caught.value).startswith(str(tmp_path))
     assert reason in str(caught.value)
+
+
+def test_groups_of_256_are_packed_as_two_of_128() -> None:
+    codes = torch.randint(-1, 2, (2, 512), dtype=torch.int8)
+    scales = torch.tensor([[0.5, 0.0], [-0.25, 2.0]])
+    first, second = (Groups(codes[i : i + 1], scales[i : i + 1]) for i in (0, 1))
+    packed = pack_groups([first, second], 2, 512)
+    assert packed.group == 128
+    assert packed.scales.tolist() == [[0.5, 0.5, 0, 0], [-0.25, -0.25, 2, 2]]
+    values = times_scales(unpack(packed.codes).float(), packed.scales)
+    expected = torch.cat([first.dequantized(), second.dequantized()])
+    assert torch.equal(values, expected)
+    assert torch.equal(largest_sums(packed, 512), torch.tensor([128.0, 576.0]))
 
 
 def test_a_row_of_zeros_takes_the_scale_of_the_others() -> None:

@@ -92,9 +92,10 @@ BW_API int bw_embed(Context* context, const int64_t* ids, const char* blocks, ch
 // bits: 2 for blocks of bw_repack, 8 for those that bw_block_rows made of weights plus 128.
 BW_API int bw_linear(Context* context, int8_t* codes, float* x_scales, int32_t* x_sums, int bits,
                      const uint8_t* blocks, const float* scales, const float* bias,
-                     const void* residual, void* out, int dtype, int T, int N, int K) {
+                     const void* residual, void* out, int dtype, int T, int N, int K,
+                     int scale_group) {
     const CodedLinearCall c{{codes, x_scales, x_sums}, bits, blocks, scales, bias, residual, out,
-                            dtype, T, N, K};
+                            dtype, T, N, K, scale_group};
     linear(*context, c).run(*context);
     return kOk;
 }
@@ -102,10 +103,11 @@ BW_API int bw_linear(Context* context, int8_t* codes, float* x_scales, int32_t* 
 // quantize, rms_norm_quantize and gated_activation_quantize (out null); rms_norm, gated_activation.
 BW_API int bw_elementwise(Context* context, const void* x, int dtype, int activation,
                           const void* weight, int weight_dtype, float eps, void* out,
-                          int8_t* codes, float* scales, int32_t* sums, int T, int K) {
+                          int8_t* codes, float* scales, int32_t* sums, int T, int K,
+                          int scale_group) {
     const bool gated = activation >= 0;
     const ElementwiseCall c{x,   dtype, gated, activation, weight, weight_dtype,
-                            eps, out,   {codes, scales, sums}, T, K};
+                            eps, out,   {codes, scales, sums}, T, K, scale_group};
     elementwise(*context, c).run(*context);
     return kOk;
 }

@@ -39,24 +39,27 @@ static_assert(kSplitTokens % kKvBlockTokens == 0, "a split has whole KV blocks")
 
 inline int row_blocks_of(int rows) { return (rows + kRowBlockRows - 1) / kRowBlockRows; }
 
-// codes [T, K] int8, scales [T] float32, sums [T] int32
+// codes [T, K] int8, scales float32 and sums int32 [T], or [T, K / scale_group] where a token's
+// features have scales by groups
 struct Quantized {
     int8_t* codes;
     float* scales;
     int32_t* sums;
 };
 
-// out = (x · codes' weights) / x scales · scales (+ bias) (+ residual)
+// out = (x · codes' weights) / x scales · scales (+ bias) (+ residual); by scale groups the sum of
+// those of each, in their order
 struct CodedLinearCall {
     Quantized x;
     int bits;               // 2: ternary weights; 8: weights in [-127, 127]
     const uint8_t* blocks;  // row blocks: [ceil(N / 32)][K / (32 / bits)][2][64]
-    const float* scales;    // [ceil(N / 32) * 32]
+    const float* scales;    // [ceil(N / 32)][K / scale_group][32]
     const float* bias;      // [ceil(N / 32) * 32] or null
     const void* residual;   // [T, N] or null
     void* out;              // [T, N]
     int dtype;
     int T, N, K;
+    int scale_group;  // columns that share a row's scale, a multiple of 64 where bits is 2; or K
 };
 
 // Covers quantize, rms_norm and gated_activation with or without quantization: x is widened, gated
@@ -72,6 +75,7 @@ struct ElementwiseCall {
     void* out;          // [T, K] dtype, or null: quantize
     Quantized quantized;
     int T, K;
+    int scale_group;  // of quantized: features that share a scale, a multiple of 64; or K
 };
 
 struct RopeCall {

@@ -8,6 +8,9 @@
 // sixteen rows at once: an operand of vpdpbusd, of vpmaddubsw, of NEON's sdot, and one row of an AMX
 // tile. Codes are unsigned, the weight plus 1 or plus 128: what that adds is undone once an output,
 // sum of a * (code - zero) = sum of a * code - zero * sum of a.
+//
+// Where a row has scales by groups of its columns, a group's int32 sums are scaled as soon as they
+// are complete, and added in float32 to those of the groups before: the order is the row's own.
 
 #pragma once
 
@@ -49,8 +52,8 @@ BW_INLINE int32_t four(const int8_t* p) {
     return word;
 }
 
-// sums[m][r] = the 16 outputs of row group r for token m, over K columns. M tokens of K
-// activations; R groups, from the one whose lines start at lines.
+// sums[m][r] = the 16 outputs of row group r for token m, over K columns. M tokens' activations,
+// x_stride from one's to the next's; R groups, from the one whose lines start at lines.
 #if defined(BW_VNNI)
 
 #if defined(__AVX512VNNI__)
@@ -68,7 +71,8 @@ constexpr int kMostPlaneSums = 8;  // half the registers
 #endif
 
 template <int bits, int M, int R>
-static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          int32_t* sums) {
     constexpr int V = R * kGroupLineBytes / sizeof(Words), kRows = sizeof(Words) / 4;
     const int num_lines = K / columns_of(bits);
     const auto load_lines = [&](int i, Words (&line)[V]) __attribute__((always_inline)) {
@@ -80,7 +84,7 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t*
             __builtin_memcpy(&line[v], p + v * sizeof(Words), sizeof(Words));
     };
     const auto activations = [&](int m, int column) __attribute__((always_inline)) {
-        return Words{} + four(x + static_cast<size_t>(m) * K + column);
+        return Words{} + four(x + static_cast<size_t>(m) * x_stride + column);
     };
     if constexpr (bits == 2 && 4 * M * V <= kMostPlaneSums) {
         // Few tokens leave registers for one sum a plane j, and then no line need be shifted: where
@@ -135,7 +139,8 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t*
 #elif defined(__AVX2__)
 
 template <int bits, int M, int R>
-static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          int32_t* sums) {
     // Of 2-bit codes a pair of products is at most 2 * 2 * 128 in size, so int16 holds the 32
     // pairs of 8 lines; of 8-bit ones at most 2 * 127 * 128, so it holds one.
     constexpr int kLinesInInt16 = bits == 2 ? 8 : 1;
@@ -170,7 +175,7 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t*
 #pragma GCC unroll 4
                 for (int m = 0; m < M; ++m) {
                     const __m256i a = _mm256_set1_epi32(
-                        four(x + static_cast<size_t>(m) * K + i * columns_of(bits) + j * 4));
+                        four(x + static_cast<size_t>(m) * x_stride + i * columns_of(bits) + j * 4));
                     for (int h = 0; h < H; ++h)
                         // |a| times the weight with a's sign, where the codes take eight bits.
                         pairs[m][h] = _mm256_add_epi16(
@@ -196,7 +201,8 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t*
 #elif defined(__ARM_FEATURE_DOTPROD)
 
 template <int bits, int M, int R>
-static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          int32_t* sums) {
     const int num_lines = K / columns_of(bits);
     const uint8x16_t mask = vdupq_n_u8(3), zero_code = vdupq_n_u8(0x80);
     int32x4_t s[M][4 * R];
@@ -207,7 +213,7 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t*
         __builtin_prefetch(p + kPrefetchBytes);
         int8x16_t a[M];
         for (int m = 0; m < M; ++m) {
-            const int8_t* from = x + static_cast<size_t>(m) * K + i * columns_of(bits);
+            const int8_t* from = x + static_cast<size_t>(m) * x_stride + i * columns_of(bits);
             a[m] = bits == 2 ? vld1q_s8(from) : vreinterpretq_s8_s32(vdupq_n_s32(four(from)));
         }
         for (int q = 0; q < 4 * R; ++q) {
@@ -236,7 +242,8 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t*
 #else
 
 template <int bits, int M, int R>
-static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t* sums) {
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          int32_t* sums) {
     constexpr int kCodes = R * kGroupLineBytes, kMask = bits == 2 ? 3 : 255;
     for (int m = 0; m < M; ++m)
         for (int row = 0; row < R * kGroupRows; ++row) sums[m * kRowBlockRows + row] = 0;
@@ -246,7 +253,8 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int K, int32_t*
             for (int b = 0; b < kCodes; ++b)
                 code[b] = static_cast<int16_t>(lines[i * kLineStride + b] >> 2 * j & kMask);
             for (int m = 0; m < M; ++m) {
-                const int8_t* a = x + static_cast<size_t>(m) * K + i * columns_of(bits) + j * 4;
+                const int8_t* a =
+                    x + static_cast<size_t>(m) * x_stride + i * columns_of(bits) + j * 4;
                 for (int row = 0; row < R * kGroupRows; ++row)
                     sums[m * kRowBlockRows + row] +=
                         code[4 * row] * a[0] + code[4 * row + 1] * a[1] + code[4 * row + 2] * a[2] +
@@ -270,33 +278,55 @@ constexpr int zero_of(int bits) {
 
 // Sums of both groups of a block.
 template <int bits, int M>
-static void row_block_tile(const uint8_t* block, const int8_t* x, int K, int32_t* sums) {
+static void row_block_tile(const uint8_t* block, const int8_t* x, int x_stride, int K,
+                           int32_t* sums) {
     constexpr int R = register_tile_groups(M);
     for (int r = 0; r < 2; r += R)
-        register_tile<bits, M, R>(block + r * kGroupLineBytes, x, K, sums + r * kGroupRows);
+        register_tile<bits, M, R>(block + r * kGroupLineBytes, x, x_stride, K,
+                                  sums + r * kGroupRows);
 }
 
 template <int bits, int M = kRegisterTileTokens>
-static void row_block_tile_of(int num_tokens, const uint8_t* block, const int8_t* x, int K,
-                          int32_t* sums) {
-    if (num_tokens == M) return row_block_tile<bits, M>(block, x, K, sums);
-    if constexpr (M > 1) row_block_tile_of<bits, M - 1>(num_tokens, block, x, K, sums);
+static void row_block_tile_of(int num_tokens, const uint8_t* block, const int8_t* x, int x_stride,
+                              int K, int32_t* sums) {
+    if (num_tokens == M) return row_block_tile<bits, M>(block, x, x_stride, K, sums);
+    if constexpr (M > 1)
+        row_block_tile_of<bits, M - 1>(num_tokens, block, x, x_stride, K, sums);
+}
+
+// Round a token's outputs of 16 rows.
+BW_INLINE void finish(const CodedLinearCall& c, F32 y, int token, int row) {
+    const int rows = min_int(kGroupRows, c.N - row);
+    const size_t first = static_cast<size_t>(token) * c.N + row;
+    if (c.bias) y = y + load(c.bias + row);
+    if (c.residual) y = y + load_some(offset(c.residual, c.dtype, first), c.dtype, 0, rows);
+    store_some(offset(c.out, c.dtype, first), c.dtype, 0, rows, y);
 }
 
 // Round M tokens' int32 sums of 16 rows to their outputs, as reference/linear.py's rescale.
-BW_INLINE void finish(const CodedLinearCall& c, int zero, const int32_t* sums, int stride,
-                      int token, int M, int row) {
-    const int rows = min_int(kGroupRows, c.N - row);
-    if (rows <= 0) return;
+BW_INLINE void finish_sums(const CodedLinearCall& c, int zero, const int32_t* sums, int stride,
+                           int token, int M, int row) {
+    if (row >= c.N) return;
     const F32 scales = load(c.scales + row);
     for (int m = 0; m < M; ++m) {
         const int t = token + m;
-        const size_t first = static_cast<size_t>(t) * c.N + row;
-        F32 y = to_float(load(sums + m * stride) - splat(zero * c.x.sums[t]));
-        y = y / splat(c.x.scales[t]) * scales;
-        if (c.bias) y = y + load(c.bias + row);
-        if (c.residual) y = y + load_some(offset(c.residual, c.dtype, first), c.dtype, 0, rows);
-        store_some(offset(c.out, c.dtype, first), c.dtype, 0, rows, y);
+        const F32 y = to_float(load(sums + m * stride) - splat(zero * c.x.sums[t]));
+        finish(c, y / splat(c.x.scales[t]) * scales, t, row);
+    }
+}
+
+// Add M tokens' int32 sums of a scale group to their outputs y, as reference/linear.py's
+// sum_groups, for the 16 rows r of a block; the first group's begin them.
+BW_INLINE void add_group(const CodedLinearCall& c, int zero, const int32_t* sums, int sum_stride,
+                         int token, int M, int block, int r, int group, float* y, int y_stride) {
+    const int num_groups = c.K / c.scale_group;
+    const size_t its_scales = static_cast<size_t>(block) * num_groups + group;
+    const F32 scales = load(c.scales + its_scales * kRowBlockRows + r * kGroupRows);
+    for (int m = 0; m < M; ++m) {
+        const size_t i = static_cast<size_t>(token + m) * num_groups + group;
+        const F32 sum = to_float(load(sums + m * sum_stride) - splat(zero * c.x.sums[i]));
+        const F32 before = group ? load(y + m * y_stride) : splat(0.0f);
+        store(y + m * y_stride, before + sum * splat(1.0f / c.x.scales[i]) * scales);
     }
 }
 
@@ -325,6 +355,9 @@ static void coded_linear_amx(const CodedLinearCall& c, int first_block, int last
         __builtin_memset(tail + used, 0, tail_bytes - used);
     }
     alignas(64) int32_t sums[4][16 * 16];
+    alignas(64) float outputs[4][16 * 16];
+    const bool has_groups = c.scale_group != c.K;
+    const int group_chunks = c.scale_group / kAmxRowBytes;
     configure_tiles();
     for (int block = first_block; block < last_block; ++block) {
         const uint8_t* codes = c.blocks + block * block_bytes;
@@ -341,8 +374,17 @@ static void coded_linear_amx(const CodedLinearCall& c, int first_block, int last
             const bool is_tail = t + 2 * kAmxRows > c.T;
             const int8_t* x = is_tail ? tail : c.x.codes + static_cast<size_t>(t) * c.K;
             const bool has_second = c.T - t > kAmxRows;
-            zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+            const auto take_sums = [&](const auto& take) __attribute__((always_inline)) {
+                store_tile<0>(sums[0]), store_tile<1>(sums[1]);
+                store_tile<2>(sums[2]), store_tile<3>(sums[3]);
+                for (int half = 0; half < 2; ++half) {
+                    const int first = t + half * kAmxRows, M = min_int(kAmxRows, c.T - first);
+                    for (int r = 0; r < 2 && M > 0; ++r) take(2 * half + r, first, M, r);
+                }
+            };
             for (int k = 0; k < chunks; ++k) {
+                if (k % group_chunks == 0)
+                    zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
                 // The first tokens' products alone read a block from memory; later ones find it in
                 // the caches. During the first the next block is fetched too: memory would idle.
                 if (t == 0)
@@ -354,19 +396,24 @@ static void coded_linear_amx(const CodedLinearCall& c, int first_block, int last
                 multiply_tiles<0, 4, 6>();
                 load_tile<7>(w + kGroupLineBytes, kLineStride);
                 multiply_tiles<1, 4, 7>();
-                if (!has_second) continue;
-                load_tile<5>(x + static_cast<size_t>(kAmxRows) * c.K + k * kAmxRowBytes, c.K);
-                multiply_tiles<2, 5, 6>();
-                multiply_tiles<3, 5, 7>();
+                if (has_second) {
+                    load_tile<5>(x + static_cast<size_t>(kAmxRows) * c.K + k * kAmxRowBytes, c.K);
+                    multiply_tiles<2, 5, 6>();
+                    multiply_tiles<3, 5, 7>();
+                }
+                if (has_groups && (k + 1) % group_chunks == 0)
+                    take_sums([&](int tile, int first, int M, int r) __attribute__((always_inline)) {
+                        add_group(c, zero_of(bits), sums[tile], 16, first, M, block, r,
+                                  k / group_chunks, outputs[tile], 16);
+                    });
             }
-            store_tile<0>(sums[0]), store_tile<1>(sums[1]);
-            store_tile<2>(sums[2]), store_tile<3>(sums[3]);
-            for (int half = 0; half < 2; ++half) {
-                const int first = t + half * kAmxRows, M = min_int(kAmxRows, c.T - first);
-                for (int r = 0; r < 2 && M > 0; ++r)
-                    finish(c, zero_of(bits), sums[2 * half + r], 16, first, M,
-                           block * kRowBlockRows + r * kGroupRows);
-            }
+            take_sums([&](int tile, int first, int M, int r) __attribute__((always_inline)) {
+                const int row = block * kRowBlockRows + r * kGroupRows;
+                if (!has_groups)
+                    return finish_sums(c, zero_of(bits), sums[tile], 16, first, M, row);
+                for (int m = 0; m < M && row < c.N; ++m)
+                    finish(c, load(outputs[tile] + m * 16), first + m, row);
+            });
         }
     }
     release_tiles();
@@ -381,7 +428,10 @@ static void coded_linear(const CodedLinearCall& c, int first_block, int last_blo
         return coded_linear_amx<bits>(c, first_block, last_block);
 #endif
     const size_t block_bytes = static_cast<size_t>(c.K) / columns_of(bits) * kLineStride;
+    const size_t group_bytes = static_cast<size_t>(c.scale_group) / columns_of(bits) * kLineStride;
+    const int num_groups = c.K / c.scale_group;
     int32_t sums[kRegisterTileTokens * kRowBlockRows];
+    float outputs[kRegisterTileTokens * kRowBlockRows];
     const int num_tiles = (c.T + kRegisterTileTokens - 1) / kRegisterTileTokens;
     for (int block = first_block; block < last_block; ++block) {
         const uint8_t* codes = c.blocks + block * block_bytes;
@@ -389,10 +439,21 @@ static void coded_linear(const CodedLinearCall& c, int first_block, int last_blo
             // Tiles of even sizes: a small last one would unpack the codes for few tokens.
             const int t = static_cast<int>(static_cast<int64_t>(c.T) * i / num_tiles);
             const int M = static_cast<int>(static_cast<int64_t>(c.T) * (i + 1) / num_tiles) - t;
-            row_block_tile_of<bits>(M, codes, c.x.codes + static_cast<size_t>(t) * c.K, c.K, sums);
-            for (int r = 0; r < 2; ++r)
-                finish(c, zero_of(bits), sums + r * kGroupRows, kRowBlockRows, t, M,
-                       block * kRowBlockRows + r * kGroupRows);
+            const int8_t* x = c.x.codes + static_cast<size_t>(t) * c.K;
+            for (int g = 0; g < num_groups; ++g) {
+                row_block_tile_of<bits>(M, codes + g * group_bytes, x + g * c.scale_group, c.K,
+                                        c.scale_group, sums);
+                for (int r = 0; r < 2; ++r)
+                    if (num_groups == 1)
+                        finish_sums(c, zero_of(bits), sums + r * kGroupRows, kRowBlockRows, t, M,
+                                    block * kRowBlockRows + r * kGroupRows);
+                    else
+                        add_group(c, zero_of(bits), sums + r * kGroupRows, kRowBlockRows, t, M,
+                                  block, r, g, outputs + r * kGroupRows, kRowBlockRows);
+            }
+            for (int r = 0; r < 2 && num_groups > 1; ++r)
+                for (int m = 0, row = block * kRowBlockRows + r * kGroupRows; m < M && row < c.N; ++m)
+                    finish(c, load(outputs + m * kRowBlockRows + r * kGroupRows), t + m, row);
         }
     }
 }

@@ -39,13 +39,14 @@ static void norm_row(const ElementwiseCall& c, float* y) {
         store(y + i, load(y + i) * inverse * load_some(c.weight, c.weight_dtype, i, c.K - i));
 }
 
-static void quantize_row(const float* y, int K, const Quantized& q, int token) {
+// K floats, and zeros up to a multiple of 16, to the codes of one scale.
+static void quantize_group(const float* y, int K, int8_t* codes, float& its_scale,
+                           int32_t& its_sum) {
     I32 most = splat(int32_t{0});
     for (int i = 0; i < K; i += kLanes) most = max(most, magnitude(load(y + i)));
     float peak = bits<float>(largest(most));
     if (peak < kQuantizationEps) peak = kQuantizationEps;
     const float scale = 1.0f / peak * 127.0f;  // as torch divides a number by a tensor
-    int8_t* codes = q.codes + static_cast<size_t>(token) * K;
     I32 sum = splat(int32_t{0});
     for (int i = 0; i < K; i += kLanes) {
         I32 code = round_to_int(load(y + i) * splat(scale));
@@ -59,8 +60,16 @@ static void quantize_row(const float* y, int K, const Quantized& q, int token) {
             __builtin_memcpy(codes + i, lanes, K - i);
         }
     }
-    q.scales[token] = scale;
-    q.sums[token] = total(sum);
+    its_scale = scale;
+    its_sum = total(sum);
+}
+
+static void quantize_row(const float* y, const ElementwiseCall& c, int token) {
+    const Quantized& q = c.quantized;
+    int8_t* codes = q.codes + static_cast<size_t>(token) * c.K;
+    size_t i = static_cast<size_t>(token) * (c.K / c.scale_group);
+    for (int k = 0; k < c.K; k += c.scale_group, ++i)
+        quantize_group(y + k, c.scale_group, codes + k, q.scales[i], q.sums[i]);
 }
 
 static void elementwise(const ElementwiseCall& c, int first_token, int last_token) {
@@ -75,7 +84,7 @@ static void elementwise(const ElementwiseCall& c, int first_token, int last_toke
         if (c.out)
             narrow_row(y, c.K, offset(c.out, c.dtype, static_cast<size_t>(t) * c.K), c.dtype);
         else
-            quantize_row(y, c.K, c.quantized, t);
+            quantize_row(y, c, t);
     }
 }
 

@@ -1,5 +1,6 @@
 #include "layer.h"
 
+#include <algorithm>
 #include <iterator>
 
 namespace bitwatt {
@@ -12,11 +13,15 @@ public:
     Workspace(const Layer& layer, int T, int dtype) {
         const size_t tokens = T, item = item_size(dtype);
         const size_t attended = static_cast<size_t>(layer.H) * layer.D;
-        const int widest = layer.down.K > layer.o.K ? layer.down.K : layer.o.K;
+        size_t widest = 0, most_groups = 0;  // of what a linear reads
+        for (const Matrix& m : {layer.qkv, layer.o, layer.gate_up, layer.down}) {
+            widest = std::max(widest, static_cast<size_t>(m.K));
+            most_groups = std::max(most_groups, static_cast<size_t>(m.K / m.scale_group));
+        }
         const size_t sizes[] = {
-            tokens * (widest > layer.qkv.K ? widest : layer.qkv.K),
-            tokens * sizeof(float),
-            tokens * sizeof(int32_t),
+            tokens * widest,
+            tokens * most_groups * sizeof(float),
+            tokens * most_groups * sizeof(int32_t),
             tokens * layer.qkv.N * item,
             tokens * attended * item,
             tokens * attended * item,
@@ -46,16 +51,16 @@ int run_layer(Context& context, const Layer& layer, const StepCall& step, const 
               const RopeTable& rope, const void* h, void* out, int dtype) {
     const int T = step.T, H = layer.H, G = layer.G, D = layer.D;
     const Workspace w(layer, T, dtype);
-    const auto norm_quantize = [&](const void* in, const float* weight, int K) {
+    const auto norm_quantize = [&](const void* in, const float* weight, const Matrix& reader) {
         return elementwise(context, {in, dtype, false, 0, weight, kFloat32, layer.eps, nullptr,
-                                     w.x, T, K});
+                                     w.x, T, reader.K, reader.scale_group});
     };
     const auto multiply = [&](const Matrix& m, const void* residual, void* y) {
         return linear(context, {w.x, 2, m.blocks, m.scales, m.bias, residual, y, dtype, T, m.N,
-                                m.K});
+                                m.K, m.scale_group});
     };
 
-    const auto input = norm_quantize(h, layer.input_norm, layer.qkv.K);
+    const auto input = norm_quantize(h, layer.input_norm, layer.qkv);
     const auto qkv = multiply(layer.qkv, nullptr, w.qkv);
     const RopeCall rope_call{w.qkv, rope.rows,   cache.data, step.positions, step.slots, w.queries,
                              dtype, cache.dtype, T,          H,              G,          D,
@@ -71,14 +76,14 @@ int run_layer(Context& context, const Layer& layer, const StepCall& step, const 
     attention.clear_padding();
     const auto tiles = attention.tiles();
     const auto merges = attention.merges();
-    const auto attended = norm_quantize(w.attention, layer.attention_sub_norm, H * D);
+    const auto attended = norm_quantize(w.attention, layer.attention_sub_norm, layer.o);
     const auto o = multiply(layer.o, h, w.h);
 
-    const auto mlp_input = norm_quantize(w.h, layer.mlp_norm, layer.gate_up.K);
+    const auto mlp_input = norm_quantize(w.h, layer.mlp_norm, layer.gate_up);
     const auto gate_up = multiply(layer.gate_up, nullptr, w.gate_up);
     const auto gated = elementwise(context, {w.gate_up, dtype, true, layer.activation,
                                              layer.mlp_sub_norm, kFloat32, layer.eps, nullptr, w.x,
-                                             T, layer.down.K});
+                                             T, layer.down.K, layer.down.scale_group});
     const auto down = multiply(layer.down, w.h, out);
 
     const Phase phases[] = {

@@ -11,7 +11,7 @@ struct Matrix {
     const uint8_t* blocks;
     const float* scales;
     const float* bias;  // or null
-    int N, K;
+    int N, K, scale_group;
 };
 
 struct Layer {

@@ -1,0 +1,78 @@
+"""What the compiler makes of grouped_linear, read from the machine code: no GPU needed."""
+
+import pytest
+from bitwatt_kernels.gpu.grouped_linear import TILES, GroupedTile, grouped_linear_kernel
+
+from tests.extent import TEST_ALL
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
+
+pytestmark = pytest.mark.slow
+
+ARGUMENTS = {
+    "x_ptr": "int8",
+    "x_scales_ptr": "float32",
+    "x_sums_ptr": "int32",
+    "w_ptr": "uint8",
+    "w_scales_ptr": "float32",
+    "bias_ptr": "float32",
+    "residual_ptr": "bfloat16",
+    "y_ptr": "bfloat16",
+    "num_tokens": "i32",
+    "out_features": "i32",
+    "row_bytes": "i32",
+    "num_groups": "i32",
+}
+# Instructions a weight, with groups of 128: a division and four operations a group's sum.
+MOST_INSTRUCTIONS_PER_WEIGHT = {8: 2.0, 16: 3.1, 32: 5.2}
+# Compiling takes seconds each: the others with BITWATT_TEST_ALL=1.
+TARGETS = [(90, 128), (80, 128), (90, 64), (100, 128)][: 4 if TEST_ALL else 1]
+
+
+def compile_grouped(
+    tile: GroupedTile, group: int, capability: int, *, has_tail: bool = False, has_all: bool = False
+) -> MachineCode:
+    constants = {
+        "BLOCK_OUT": tile.block_out,
+        "BLOCK_TOKENS": tile.block_tokens,
+        "GROUP": group,
+        "GROUP_TOKENS": 8,
+        "HAS_TAIL": has_tail,
+        "HAS_BIAS": has_all,
+        "HAS_RESIDUAL": has_all,
+        "INLINE_ASM": True,
+        "PDL": False,
+    }
+    return compile_for(
+        capability,
+        grouped_linear_kernel,
+        ARGUMENTS,
+        constants,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        unaligned=frozenset({"num_tokens", "num_groups"}),
+    )
+
+
+def name(value: object) -> str:
+    return f"tokens-{value.block_tokens}" if isinstance(value, GroupedTile) else str(value)
+
+
+@pytest.mark.parametrize(("capability", "group"), TARGETS)
+@pytest.mark.parametrize("tile", TILES, ids=name)
+def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
+    tile: GroupedTile, group: int, capability: int
+) -> None:
+    code = compile_grouped(tile, group, capability)
+    weights_per_thread = tile.block_out * group * 4 / (32 * tile.num_warps)
+    per_weight = len(code.main_loop("MMA")) / weights_per_thread
+    print(f"sm_{capability}, {name(tile)}, groups of {group}: {per_weight:.2f} a weight")
+    assert per_weight <= MOST_INSTRUCTIONS_PER_WEIGHT[tile.block_tokens] * 128 / group
+    assert code.spills == 0
+    assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
+    hopper = capability == 90 and tile.block_tokens >= 16
+    assert code.count(r"\bIGMMA\b" if hopper else r"\bIMMA\b")
+    assert code.count(r"\bLDGSTS\.E.*\.128\b")
+
+
+def test_every_epilogue_and_a_tail_of_groups_compile() -> None:
+    assert compile_grouped(TILES[-1], 128, 90, has_tail=True, has_all=True).spills == 0
