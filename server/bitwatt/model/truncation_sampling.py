@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bitwatt.model.streams import upload
 from bitwatt.scheduling.request import ResolvedSampling
 
 __all__ = ["NO_TOKEN", "draw"]
@@ -41,7 +42,7 @@ def draw(logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor) 
     tokens = torch.empty(len(sampling), dtype=torch.int64, device=logits.device)
     for kind in (True, False):
         chosen = [i for i, ranked in enumerate(is_ranked) if ranked == kind]
-        rows = torch.tensor(chosen, device=logits.device)
+        rows = upload(chosen, torch.int64, logits.device)
         tokens[rows] = draw(logits[rows], [sampling[i] for i in chosen], uniform[rows])
     return tokens
 
@@ -71,8 +72,8 @@ def _draw_by_rank(
         values, order = scaled.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
         tokens = tokens.gather(1, order)
     rank = torch.arange(num_candidates, device=logits.device)
-    top_k = torch.tensor(
-        [min(s.top_k or vocab_size, vocab_size) for s in sampling], device=logits.device
+    top_k = upload(
+        [min(s.top_k or vocab_size, vocab_size) for s in sampling], torch.int64, logits.device
     )[:, None]
     ordered = weights.gather(1, tokens).masked_fill(rank >= top_k, 0.0)
     cumulative = ordered.double().cumsum(dim=-1)
@@ -106,7 +107,7 @@ def _num_candidates(logits: Tensor, sampling: Sequence[ResolvedSampling]) -> int
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+    return upload(values, torch.float32, like.device)[:, None]
 
 
 def _pick(cumulative: Tensor, uniform: Tensor) -> Tensor:
