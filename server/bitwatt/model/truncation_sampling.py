@@ -19,10 +19,13 @@ from torch import Tensor
 from bitwatt.model.streams import upload
 from bitwatt.scheduling.request import ResolvedSampling
 
-__all__ = ["NO_TOKEN", "draw"]
+__all__ = ["MAX_DRAWN_ROWS", "NO_TOKEN", "draw"]
 
 NO_TOKEN = -1
 """Stands for the token of a row whose weights aren't finite, or are all 0."""
+
+MAX_DRAWN_ROWS = 32
+"""Rows drawn at once on a GPU, which takes some 100 bytes a token of each."""
 
 _NUM_CANDIDATES = 1024  # sorted at first
 
@@ -34,6 +37,10 @@ def draw(logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor) 
     sampling  temperatures above 0
     uniform   [R] float64 in [0, 1): the same number draws the same token of the same row
     """
+    if logits.device.type != "cpu" and len(sampling) > MAX_DRAWN_ROWS:
+        starts = range(0, len(sampling), MAX_DRAWN_ROWS)
+        slices = [slice(i, i + MAX_DRAWN_ROWS) for i in starts]
+        return torch.cat([draw(logits[s], sampling[s], uniform[s]) for s in slices])
     is_ranked = [bool(s.top_k) or s.top_p < 1 for s in sampling]
     if not any(is_ranked):
         return _draw_by_id(logits, sampling, uniform)
