@@ -19,7 +19,7 @@ from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
 from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError, shorten
 from bitwatt.model.config import Dtype
 from bitwatt.model.fake_runner import FakeRunner
-from bitwatt.model.gpu_memory import working_bytes
+from bitwatt.model.gpu_memory import kv_cache_budget, working_bytes
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
@@ -217,7 +217,14 @@ def _kv_cache_bytes(config: EngineConfig, model: Transformer) -> int:
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=model.config.max_model_len,
     )
-    return max(0, int(total * config.gpu_memory_utilization) - (total - free) - working)
+    return kv_cache_budget(
+        total=total,
+        free=free,
+        own=torch.cuda.memory_reserved(model.backend.device),
+        working=working,
+        utilization=config.gpu_memory_utilization,
+        num_engines=config.num_engines_per_gpu,
+    )
 
 
 def _describe(

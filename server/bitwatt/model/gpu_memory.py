@@ -6,7 +6,10 @@ The KV cache gets what is left, once and before anything else runs, so this is a
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.truncation_sampling import MAX_DRAWN_ROWS
 
-__all__ = ["working_bytes"]
+__all__ = ["CONTEXT_BYTES", "kv_cache_budget", "working_bytes"]
+
+CONTEXT_BYTES = 768 << 20
+"""Set aside for a process's CUDA context, libraries and loaded kernels."""
 
 _SPLIT_TOKENS = 128  # of the launch configurations' attention, none of which has a smaller one
 _DRAWING_BYTES = 100  # a token of a row that is sorted: values, ids, ranks, float64 sums
@@ -34,3 +37,20 @@ def working_bytes(
     num_drawn = min(max_num_seqs, MAX_DRAWN_ROWS)
     rows = _BATCH_BYTES * max_num_seqs + _DRAWING_BYTES * num_drawn
     return activations + partials + config.vocab_size * rows
+
+
+def kv_cache_budget(
+    *, total: int, free: int, own: int, working: int, utilization: float, num_engines: int
+) -> int:
+    """Return the bytes an engine's KV cache may take; 0 where nothing is left.
+
+    Alone, an engine takes what others on the GPU leave of the utilization. Engines that share it
+    get like parts: what the others have taken by now depends on which of them is ahead.
+
+    own      bytes that this process has of the GPU, its context aside
+    working  of this engine's steps and graphs
+    """
+    if num_engines == 1:
+        return max(0, int(total * utilization) - (total - free) - working)
+    part = int(total * utilization / num_engines) - own - CONTEXT_BYTES - working
+    return max(0, min(part, free - working))

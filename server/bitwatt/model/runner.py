@@ -28,7 +28,7 @@ from bitwatt.model.truncation_sampling import NO_TOKEN
 from bitwatt.scheduling.request import Request
 from bitwatt.scheduling.scheduler import Chunk, Plan
 
-__all__ = ["ModelRunner"]
+__all__ = ["ModelRunner", "warm_up_sizes"]
 
 _NOT_FINITE = "the logits of its next token are not finite, so none can be drawn"
 
@@ -143,6 +143,9 @@ class ModelRunner:
                 max_num_seqs=max_num_seqs,
                 max_model_len=max_model_len,
             )
+            for num_tokens in warm_up_sizes(max_num_batched_tokens):
+                self._warm_up(num_tokens, max_model_len)
+            torch.cuda.synchronize(self._device)
 
     def launch(self, plan: Plan) -> StepResultHandle:
         step = self._stage(plan)
@@ -151,6 +154,26 @@ class ModelRunner:
         assert self._stream is not None
         collect = self._execute(step)
         return _DeviceHandle(collect, self._stream.record())
+
+    @torch.inference_mode()
+    def _warm_up(self, num_tokens: int, max_model_len: int) -> None:
+        """Run a step of prompts that leaves no trace, to compile what steps of its size need."""
+        num_seqs = -(-num_tokens // max_model_len)
+        starts = torch.tensor([min(i * max_model_len, num_tokens) for i in range(num_seqs + 1)])
+        context_lens = starts.diff()
+        layout = StepLayout(
+            positions=(torch.arange(num_tokens) % max_model_len).to(self._device),
+            slots=torch.full((num_tokens,), -1, device=self._device),
+            query_starts=starts.int().to(self._device),
+            context_lens=context_lens.int().to(self._device),
+            block_tables=torch.zeros(
+                num_seqs, self._tables.shape[1], dtype=torch.int32, device=self._device
+            ),
+            max_query_len=int(context_lens.max()),
+            max_context_len=int(context_lens.max()),
+        )
+        token_ids = torch.zeros(num_tokens, dtype=torch.int64, device=self._device)
+        self._model.forward(token_ids, layout, self._kv_cache, starts[1:].to(self._device) - 1)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -379,6 +402,15 @@ class ModelRunner:
     def _advance(self, constraints: list[Constraint], drawn: list[int]) -> None:
         pairs = zip(constraints, drawn, strict=True)
         self._masks.ask([(constraint, [token]) for constraint, token in pairs if token >= 0])
+
+
+def warm_up_sizes(max_num_batched_tokens: int) -> list[int]:
+    """Return numbers of a step's tokens for which one at least meets every compiled variant.
+
+    Which tile a kernel has, and whether its sum is split, changes with the number of tokens.
+    """
+    sizes = [2, 9, 17, 33, 65, 129, 257, 385, 513, 769, 1025, 1537, 2049, 4097, 8193]
+    return [size for size in sizes if size < max_num_batched_tokens] + [max_num_batched_tokens]
 
 
 def _with_scores(result: StepResult, scores: Sequence[Scores]) -> StepResult:

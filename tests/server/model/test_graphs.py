@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -98,6 +99,6 @@ def test_buckets_hold_every_batch_and_sum_to_a_few_times_the_largest(max_num_seq
     sizes = bucket_sizes(max_num_seqs)
     assert sizes == sorted(set(sizes))
     assert sizes[-1] == max_num_seqs
-    for low, high in zip(sizes, sizes[1:], strict=False):
+    for low, high in pairwise(sizes):
         assert high <= 2 * low
     assert sum(sizes) <= 8 * max_num_seqs
