@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from bitwatt import LLM, builtin
 from bitwatt.engine import build
 from bitwatt.engine.build import build_engine
@@ -171,7 +172,7 @@ def test_a_context_that_the_default_kv_cache_cannot_hold_is_shortened_and_said(
 
 
 def test_a_gpu_that_no_backend_can_use_gives_way_to_the_cpu_with_a_notice(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
