@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import math
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,6 @@ from pathlib import Path
 import torch
 from triton.runtime.errors import OutOfResources
 
-from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.gpu.configs import LinearConfig, TunedConfigs, gpu_slug
 from bitwatt_kernels.gpu.device import Gpu
@@ -195,7 +195,7 @@ def tune_this_gpu(
     """
     try:
         gpu = Gpu(torch.device("cuda"))
-        precompile(shapes, jobs or min(MAX_JOBS, available_threads()))
+        precompile(shapes, jobs or min(MAX_JOBS, len(os.sched_getaffinity(0))))
         tuned = tune(gpu, shapes, CudaTimer(), report=_say)
     except BackendError as error:
         _say(f"cannot tune here: {error}")
