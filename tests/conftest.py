@@ -4,15 +4,20 @@ import os
 import shutil
 
 import pytest
-from hypothesis import settings
 
 from tests.extent import TEST_ALL
 
-# How long an example takes is the machine's affair.
-settings.register_profile("bitwatt", deadline=None)
-settings.load_profile("bitwatt")
+try:
+    from hypothesis import settings
+except ImportError:  # a GPU image has none, and the kernels' tests need none
+    pass
+else:
+    # How long an example takes is the machine's affair.
+    settings.register_profile("bitwatt", deadline=None)
+    settings.load_profile("bitwatt")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return three workers for two cores: many a test waits for a restart, a time limit or a page.
 

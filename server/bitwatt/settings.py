@@ -505,6 +505,7 @@ class ServeSettings(Settings):
             max_num_batched_tokens=self.max_num_batched_tokens,
             kv_cache_bytes=self.kv_cache_bytes,
             gpu_memory_utilization=self.gpu_memory_utilization,
+            num_engines_per_gpu=2 if self.serves_pair else 1,
             prefix_caching=self.prefix_caching,
             head_bits=self.head_bits,
         )

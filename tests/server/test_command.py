@@ -358,10 +358,18 @@ def test_every_engine_setting_reaches_the_engine(tmp_path):
     config = make_settings(**unlike_the_defaults).engine_config(tmp_path, "dense")
     assert config.model_path == str(tmp_path)
     assert config.weights == "dense"
-    assert set(config.__struct_fields__) - {"model_path", "weights"} == unlike_the_defaults.keys()
+    not_settings = {"model_path", "weights", "num_engines_per_gpu"}
+    assert set(config.__struct_fields__) - not_settings == unlike_the_defaults.keys()
     for name, value in unlike_the_defaults.items():
         assert getattr(config, name) == value
         assert getattr(EngineConfig(model_path=""), name) != value, "give it another value here"
+
+
+@pytest.mark.parametrize(("is_pair", "num_engines"), [(True, 2), (False, 1)])
+def test_the_engines_of_a_pair_know_that_they_share_a_gpu(tmp_path, is_pair, num_engines):
+    (tmp_path / "config.json").touch()
+    settings = make_settings(path=tmp_path, compare=is_pair)
+    assert settings.engine_config(tmp_path, "ternary").num_engines_per_gpu == num_engines
 
 
 def test_the_api_process_loads_no_torch():

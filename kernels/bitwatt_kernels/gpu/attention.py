@@ -97,7 +97,7 @@ def _store(out_ptrs, total, weighted, mask):
     tl.store(out_ptrs, y.to(out_ptrs.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["max_splits"])
+@triton.jit(do_not_specialize=["max_splits", "table_stride"])
 def decode_attention_kernel(
     queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
     keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]
@@ -235,7 +235,7 @@ def decode_attention_kernel(
     _store(out_ptr + base + in_tile, total, weighted, inside)
 
 
-@triton.jit(do_not_specialize=["num_sequences"])
+@triton.jit(do_not_specialize=["num_sequences", "table_stride"])
 def prefill_attention_kernel(
     queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
     keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]

@@ -1,6 +1,12 @@
 """The GPU that kernels are launched on: what it can do, and the scratch they share."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from bitwatt_kernels.errors import BackendError
@@ -14,6 +20,11 @@ PDL_CAPABILITY = (9, 0)
 MAX_SPLIT_TILES = 16384
 
 
+@triton.jit
+def _zero_kernel(counters_ptr):
+    tl.store(counters_ptr, 0)
+
+
 class Gpu:
     """One device with its launch configurations. Use it from one CUDA stream at a time.
 
@@ -21,8 +32,10 @@ class Gpu:
     """
 
     def __init__(self, device: torch.device, configs: TunedConfigs | None = None) -> None:
-        """Raises BackendError if Triton's kernels can't run on device."""
-        self.device = device
+        """Makes the device torch's current one, on which Triton launches.
+
+        Raises  BackendError if Triton's kernels can't run on device
+        """
         if INTERPRETED:
             if device.type != "cpu":
                 raise BackendError(f"Triton's interpreter runs on cpu, not on {device}")
@@ -35,6 +48,8 @@ class Gpu:
                 )
             if not torch.cuda.is_available() or torch.version.cuda is None:
                 raise BackendError("torch sees no NVIDIA GPU")
+            device = torch.device("cuda", device.index or 0)
+            torch.cuda.set_device(device)
             properties = torch.cuda.get_device_properties(device)
             self.name = properties.name
             self.num_multiprocessors = properties.multi_processor_count
@@ -44,8 +59,27 @@ class Gpu:
                     f"{self.name} has compute capability {properties.major}.{properties.minor}; "
                     "these kernels need 8.0 (Ampere) or later"
                 )
+        self.device = device
         self.configs = load(self.name, self.capability) if configs is None else configs
         self.counters: Tensor = torch.zeros(MAX_SPLIT_TILES, dtype=torch.int32, device=device)
+        self._launch_something()
+
+    def _launch_something(self) -> None:
+        """Show that a kernel compiles and runs; else raise BackendError, which says what may lack.
+
+        A first kernel takes a C compiler, the driver's library and a folder to write to.
+        """
+        if not INTERPRETED:
+            _choose_cache_folder()
+        try:
+            _zero_kernel[(1,)](self.counters)
+        except Exception as error:  # Triton raises whatever its compilers and its cache raise
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise BackendError(
+                f"Triton can't run a kernel on {self.name}: {type(error).__name__}: {reason}. It "
+                "needs a C compiler (CC), the driver's libcuda.so.1, and a cache folder it can "
+                "write and load libraries from (TRITON_CACHE_DIR)"
+            ) from error
 
     @property
     def pdl(self) -> bool:
@@ -62,3 +96,15 @@ class Gpu:
         if self.pdl:
             options["launch_pdl"] = True
         return options
+
+
+def _choose_cache_folder() -> None:
+    """Have Triton keep its kernels in a temporary folder where it can't write to its own."""
+    folder = Path(triton.knobs.cache.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        triton.knobs.cache.dir = tempfile.mkdtemp(prefix="bitwatt-triton-")

@@ -43,6 +43,7 @@ REGIMES: tuple[tuple[int | None, int], ...] = (
 )
 BITNET_2B4T = ((3840, 2560), (2560, 2560), (13824, 2560), (2560, 6912))
 ROTATED_BYTES = 256 << 20  # several times any L2
+MAX_JOBS = 16  # each has a CUDA context of half a gigabyte on the GPU
 WORTH_AN_OVERRIDE = 0.97  # of the time with the entry that serves every shape
 
 
@@ -190,11 +191,11 @@ def tune_this_gpu(
     """Tune for (out, in) shapes, write the JSON and return the exit status.
 
     output  None for the package's own tuned folder
-    jobs    processes that compile; None for one a core
+    jobs    processes that compile; None for one a core, at most MAX_JOBS
     """
     try:
         gpu = Gpu(torch.device("cuda"))
-        precompile(shapes, jobs or os.cpu_count() or 1)
+        precompile(shapes, jobs or min(MAX_JOBS, len(os.sched_getaffinity(0))))
         tuned = tune(gpu, shapes, CudaTimer(), report=_say)
     except BackendError as error:
         _say(f"cannot tune here: {error}")

@@ -190,7 +190,9 @@ def _make_core(model: Transformer, config: ModelConfig, options: ChildConfig) ->
         "max_num_batched_tokens": _MAX_PROMPT_TOKENS,
         "max_model_len": _MAX_PROMPT_TOKENS + BLOCK_SIZE,
     }
-    return EngineCore(Scheduler(blocks, **limits), ModelRunner(model, kv_cache, **limits))
+    return EngineCore(
+        Scheduler(blocks, **limits), ModelRunner(model, kv_cache, stream=None, **limits)
+    )
 
 
 def _say(answer: Model | Measurement) -> None:

@@ -1,6 +1,10 @@
 """Everything that wants a GPU, in one go: tests, kernels, whole models; one JSON and a table.
 
-    make gpu ARGS="--output results.json"
+    make gpu ARGS="--output DIR"
+
+and, where there is no make,
+
+    PYTHONPATH=server:kernels:clients/python python3 -m bitwatt.bench.gpu --output DIR
 
 Runs in a checkout, with kernels/ on the path for its package bench. Needs torch, triton, numpy,
 nvidia-ml-py and pytest, and no more than a GPU image carries. With TRITON_INTERPRET=1 and
@@ -14,11 +18,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from bench.layer_ops import bench_layer_ops
@@ -39,7 +45,7 @@ __all__ = ["main"]
 REPOSITORY = Path(__file__).resolve().parents[3]
 RESULTS = REPOSITORY / "kernels/bench/results"
 OPS = REPOSITORY / "tests/kernels/gpu/ops"
-TEST_TIMEOUT_S = 240  # of all modules at once: a kernel that hangs must not take the bench along
+TEST_TIMEOUT_S = 120  # of all modules at once: a kernel that hangs must not take the bench along
 NUM_TOKENS = [1, 8, 32, 128, 1024, 4096]
 REHEARSAL = ModelConfig(
     architecture="rehearsal",
@@ -79,7 +85,8 @@ class Bench:
         }
         name = gpu_slug(self.gpu.name)
         day = time.strftime("%Y-%m-%d", time.gmtime())
-        self.output: Path = arguments.output or RESULTS / f"{name}-{day}.json"
+        output: Path = arguments.output or RESULTS
+        self.output = output if output.suffix == ".json" else output / f"{name}-{day}.json"
 
     def run(self, stages: list[tuple[str, Callable[[], None]]]) -> None:
         """Run the stages in order until the time is up; what is left out is named."""
@@ -108,18 +115,22 @@ class Bench:
         # The project's own settings ask for plugins that a GPU image lacks.
         options = ["-q", "-c", os.devnull, "--rootdir", str(REPOSITORY), "-p", "no:cacheprovider"]
         modules = sorted(OPS.glob("test_*.py"))[: 1 if self.is_rehearsal else None]
-        runs = [
-            subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "pytest", *options, *marked, str(module)],
-                cwd=REPOSITORY,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for module in modules
-        ]
-        deadline = time.monotonic() + TEST_TIMEOUT_S
-        outputs = [_output(run, deadline) for run in runs]
+        # Files, not pipes: one that nobody reads stops a process that has much to say.
+        with ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in modules]
+            runs = [
+                subprocess.Popen(  # noqa: S603
+                    [sys.executable, "-m", "pytest", *options, *marked, str(module)],
+                    cwd=REPOSITORY,
+                    env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+                for module, file in zip(modules, files, strict=True)
+            ]
+            deadline = time.monotonic() + TEST_TIMEOUT_S
+            outputs = [_output(*run, deadline) for run in zip(runs, files, strict=True)]
         passed = sum(int(n) for out in outputs for n in re.findall(r"(\d+) passed", out))
         failed = [line for out in outputs for line in out.splitlines() if "FAILED" in line]
         are_good = all(run.returncode == 0 for run in runs) and passed > 0
@@ -151,6 +162,7 @@ class Bench:
             self.results["machine"].get("l2_bytes", 0),
         ):
             rows.append(row)
+            self.save()
             if time.monotonic() > self.deadline:
                 self.results["skipped"]["matmuls"] = f"out of time after {row['model']}"
                 break
@@ -195,13 +207,17 @@ class Bench:
         self.results["speedups"] = speedups(rows)
 
 
-def _output(run: subprocess.Popen[str], deadline: float) -> str:
+def _output(run: subprocess.Popen[str], file: IO[str], deadline: float) -> str:
     """Return what a process printed; one that doesn't end by the deadline is killed."""
+    told = ""
     try:
-        return run.communicate(timeout=max(deadline - time.monotonic(), 1))[0]
+        run.wait(timeout=max(deadline - time.monotonic(), 1))
     except subprocess.TimeoutExpired:
         run.kill()
-        return run.communicate()[0] + f"\nFAILED: killed after {TEST_TIMEOUT_S} s\n"
+        run.wait()
+        told = f"\nFAILED: killed after {TEST_TIMEOUT_S} s\n"
+    file.seek(0)
+    return file.read() + told
 
 
 def _config(model: str) -> ModelConfig:
@@ -248,7 +264,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--output", type=Path, help="the JSON's path; default kernels/bench/results/"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where the JSON goes, or its path; default kernels/bench/results/",
     )
     parser.add_argument("--budget-s", type=float, default=540.0, help="start no stage after this")
     parser.add_argument("--skip-tests", action="store_true", help="benchmarks alone")

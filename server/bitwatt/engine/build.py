@@ -2,11 +2,12 @@
 
 import platform
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE
-from bitwatt_kernels.errors import KernelError
+from bitwatt_kernels.errors import BackendError, KernelError
 from bitwatt_kernels.registry import BACKENDS, BackendChoice, choose_backend
 
 from bitwatt.checkpoints.files import read_json
@@ -16,8 +17,9 @@ from bitwatt.checkpoints.registry import load_model
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
 from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError, shorten
-from bitwatt.model.config import Dtype, ModelConfig
+from bitwatt.model.config import Dtype
 from bitwatt.model.fake_runner import FakeRunner
+from bitwatt.model.gpu_memory import kv_cache_budget, working_bytes
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
@@ -53,14 +55,7 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
             f"backend is {shorten(config.backend)}; it is one of {', '.join(BACKENDS)}, fake "
             "(--backend)"
         )
-    device = _device(config.device)
-    choice = choose_backend(
-        device,
-        config.backend,
-        batch_invariant=config.batch_invariant or config.weights == "ternary",
-        num_threads=config.num_threads,
-        instruction_set=config.cpu_isa,
-    )
+    choice = _choose_backend(config)
     model = load_model(
         Path(config.model_path),
         weights=config.weights,
@@ -80,6 +75,30 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     )
     info = _describe(config, choice, model, kv_cache, max_model_len, time.monotonic() - started)
     return EngineCore(scheduler, runner, eos_token_ids=info.eos_token_ids), info
+
+
+def _choose_backend(config: EngineConfig) -> BackendChoice:
+    """Return what runs; of a device left open, a GPU that no backend can use gives way to the CPU.
+
+    A GPU becomes torch's current one, on which streams, graphs and pinned memory are made.
+    """
+    device = _device(config.device)
+    choose = partial(
+        choose_backend,
+        name=config.backend,
+        batch_invariant=config.batch_invariant or config.weights == "ternary",
+        num_threads=config.num_threads,
+        instruction_set=config.cpu_isa,
+    )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        return choose(device)
+    except BackendError as error:
+        if device.type != "cuda" or config.device != "auto" or config.backend is not None:
+            raise
+        choice = choose(torch.device("cpu"))
+        return BackendChoice(choice.backend, {"cuda": str(error)} | choice.passed_over)
 
 
 def _build_fake(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
@@ -145,7 +164,7 @@ def _device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
         raise EngineStartError(f"device is {name!r}; torch sees {num_gpus} NVIDIA GPUs (--device)")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def _make_kv_cache(config: EngineConfig, model: Transformer) -> tuple[KVCache, int]:
@@ -190,17 +209,22 @@ def _kv_cache_bytes(config: EngineConfig, model: Transformer) -> int:
         return config.kv_cache_bytes
     if model.backend.device.type != "cuda":
         return DEFAULT_CPU_KV_CACHE_BYTES
+    torch.cuda.empty_cache()  # what loading has freed counts as used until then
     free, total = torch.cuda.mem_get_info(model.backend.device)
-    workspace = _workspace_bytes(model.config, config.max_num_batched_tokens)
-    return max(0, int(total * config.gpu_memory_utilization) - (total - free) - workspace)
-
-
-def _workspace_bytes(config: ModelConfig, num_tokens: int) -> int:
-    """Return an upper bound of what a step's activations take: float32, none reused."""
-    widest = max(
-        2 * config.intermediate_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    working = working_bytes(
+        model.config,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=model.config.max_model_len,
     )
-    return 4 * (num_tokens * (4 * config.hidden_size + 3 * widest) + 4 * 256 * config.vocab_size)
+    return kv_cache_budget(
+        total=total,
+        free=free,
+        own=torch.cuda.memory_reserved(model.backend.device),
+        working=working,
+        utilization=config.gpu_memory_utilization,
+        num_engines=config.num_engines_per_gpu,
+    )
 
 
 def _describe(

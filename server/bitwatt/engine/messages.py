@@ -62,6 +62,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     kv_cache_bytes  memory of the KV cache, of which no more is taken than max_num_seqs requests
                 can fill; None takes what gpu_memory_utilization leaves, and on a CPU 1 GiB
     gpu_memory_utilization  share of a GPU's memory to use, above 0, at most 1
+    num_engines_per_gpu  that share the GPU, each a like part of gpu_memory_utilization
     prefix_caching  whether prompts share the KV cache of equal beginnings
     head_bits   of the output head's weights, and of a tied embedding's: 16, which stands for
                 dtype, or 8
@@ -81,6 +82,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     max_num_batched_tokens: int = 512
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
+    num_engines_per_gpu: int = 1
     prefix_caching: bool = True
     head_bits: HeadBits = 16
 
@@ -143,6 +145,7 @@ _ACCEPTED: dict[str, _Accepted] = {
             isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
         ),
     ),
+    "num_engines_per_gpu": _count(1, 16),
     "prefix_caching": ("True or False", lambda value: isinstance(value, bool)),
     "head_bits": ("8 or 16", lambda value: type(value) is int and value in get_args(HeadBits)),
 }

@@ -1,10 +1,15 @@
-"""CUDA graphs of decode steps: one replay instead of some 150 kernel launches.
+"""CUDA graphs of decode steps: one replay instead of some 300 kernel launches.
 
 A decode step of S sequences is padded to the next bucket and replayed from the graph captured
 for it. Padding sequences attend to nothing and write nothing (context_lens 0, slots -1).
+
+A graph holds addresses and keeps nothing alive. So every tensor that one reads and doesn't make
+belongs to DecodeGraphs or to the step's buffers, and all graphs read the same ones.
 """
 
-from dataclasses import dataclass
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,82 +17,105 @@ from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from torch import Tensor
 
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.step_buffers import DeviceStep
 from bitwatt.model.transformer import Transformer
 
 __all__ = ["DecodeGraphs", "bucket_sizes"]
 
 
 def bucket_sizes(max_num_seqs: int) -> list[int]:
-    """Return the batch sizes captured: 1, 2, 4, then every 8th up to and with max_num_seqs."""
-    sizes = [1, 2, 4, *range(8, max_num_seqs, 8)]
+    """Return the batch sizes captured, the last max_num_seqs.
+
+    1, 2, 4, then every 8th up to 64, then two for each doubling: padding costs a step of many
+    sequences at most a third more, and a graph takes memory for the sequences it has.
+    """
+    sizes = [1, 2, 4, *range(8, 65, 8)]
+    while sizes[-1] < max_num_seqs:
+        sizes += [sizes[-1] * 3 // 2, sizes[-1] * 2]
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
-
-
-@dataclass(frozen=True, slots=True)
-class _Bucket:
-    graph: torch.cuda.CUDAGraph
-    token_ids: Tensor
-    layout: StepLayout
-    logits: Tensor  # overwritten by the next replay
 
 
 class DecodeGraphs:
     """The captured graphs of one model, sharing one memory pool. For CUDA devices."""
 
     def __init__(
-        self, model: Transformer, kv_cache: KVCache, *, max_num_seqs: int, max_model_len: int
+        self,
+        model: Transformer,
+        kv_cache: KVCache,
+        step: DeviceStep,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
     ) -> None:
-        """Capture every bucket, largest first so that the others fit into its memory."""
+        """Capture every bucket, largest first so that the others fit into its memory.
+
+        step  holds the token ids, positions, slots and context lengths of what is replayed
+        """
         self._model = model
         self._kv_cache = kv_cache
+        self._step = step
         self._sizes = bucket_sizes(max_num_seqs)
-        self._max_blocks = -(-max_model_len // BLOCK_SIZE)
         self._max_model_len = max_model_len
+        device = model.backend.device
+        max_blocks = -(-max_model_len // BLOCK_SIZE)
+        self._block_tables = torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32, device=device)
+        self._query_starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
+        # Of all graphs: a result that each kept for itself would add up to the square of the batch.
+        self._logits = torch.zeros(
+            max_num_seqs, model.config.vocab_size, dtype=torch.float32, device=device
+        )
+        step.fields.slots[:max_num_seqs].fill_(-1)
+        step.fields.context_lens.zero_()
         pool = torch.cuda.graph_pool_handle()
-        self._buckets = {size: self._capture(size, pool) for size in reversed(self._sizes)}
+        self._graphs = {size: self._capture(size, pool) for size in reversed(self._sizes)}
 
-    def forward(self, token_ids: Tensor, layout: StepLayout) -> Tensor:
+    def padded(self, num_seqs: int) -> int:
+        """Return how many sequences the graph has that runs a step of num_seqs."""
+        return next(size for size in self._sizes if size >= num_seqs)
+
+    def forward(self, num_seqs: int, block_tables: Tensor) -> Tensor:
         """Return logits [S, vocab_size] of a step in which every sequence brings one token.
 
-        The result is valid until the next call.
+        The step's buffers hold its numbers, and padding up to padded(num_seqs). The result is
+        valid until the next call.
+
+        block_tables  [S, blocks of the longest context] int32, on the device
         """
-        num_seqs = token_ids.shape[0]
-        bucket = self._buckets[next(size for size in self._sizes if size >= num_seqs)]
-        static = bucket.layout
-        bucket.token_ids[:num_seqs].copy_(token_ids)
-        static.positions[:num_seqs].copy_(layout.positions)
-        static.slots[:num_seqs].copy_(layout.slots)
-        static.slots[num_seqs:].fill_(-1)
-        static.context_lens[:num_seqs].copy_(layout.context_lens)
-        static.context_lens[num_seqs:].zero_()
-        static.block_tables[:num_seqs, : layout.block_tables.shape[1]].copy_(layout.block_tables)
-        bucket.graph.replay()
-        return bucket.logits[:num_seqs]
+        self._block_tables[:num_seqs, : block_tables.shape[1]].copy_(block_tables)
+        self._graphs[self.padded(num_seqs)].replay()
+        return self._logits[:num_seqs]
 
-    def _capture(self, size: int, pool: Any) -> _Bucket:
-        device = self._model.backend.device
-
-        def integers(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        token_ids = integers(size, dtype=torch.int64)
+    def _capture(self, size: int, pool: Any) -> torch.cuda.CUDAGraph:
+        fields = self._step.fields
         layout = StepLayout(
-            positions=integers(size, dtype=torch.int64),
-            slots=integers(size, dtype=torch.int64) - 1,
-            query_starts=torch.arange(size + 1, dtype=torch.int32, device=device),
-            context_lens=integers(size, dtype=torch.int32),
-            block_tables=integers(size, self._max_blocks, dtype=torch.int32),
+            positions=fields.positions[:size],
+            slots=fields.slots[:size],
+            query_starts=self._query_starts[: size + 1],
+            context_lens=fields.context_lens[:size],
+            block_tables=self._block_tables[:size],
             max_query_len=1,
             max_context_len=self._max_model_len,
         )
-        logit_tokens = torch.arange(size, device=device)
 
-        def step() -> Tensor:
-            return self._model.forward(token_ids, layout, self._kv_cache, logit_tokens)
+        def step() -> None:
+            logits = self._model.forward(fields.token_ids[:size], layout, self._kv_cache, None)
+            self._logits[:size].copy_(logits)
 
         step()  # compiles kernels and sizes workspaces, which a capture must not do
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(self._model.backend.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            logits = step()
-        return _Bucket(graph, token_ids, layout, logits)
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=pool):
+            step()
+        return graph
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the collector from freeing CUDA objects, which a capture forbids."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

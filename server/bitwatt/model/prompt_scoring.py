@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bitwatt.model.runner_protocol import PromptLogprobs
+from bitwatt.model.streams import upload
 from bitwatt.model.transformer import Transformer
 
 __all__ = ["ScoredRows", "Scores", "score"]
@@ -35,7 +36,7 @@ class ScoredRows:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of some spans, row after row, still on the device."""
+    """Scores of some spans, row after row."""
 
     spans: Sequence[ScoredRows]
     values: Tensor  # [S] float32
@@ -44,10 +45,10 @@ class Scores:
     top_token_ids: Tensor  # [S, num_top] int32
 
     def collect(self) -> list[PromptLogprobs | None]:
-        """Return each span's, in order; None where one isn't finite."""
+        """Return each span's, in order; None where one isn't finite. Reads tensors on the host."""
         sizes = [len(span.targets) for span in self.spans]
         tensors = self.values, self.ranks, self.top_values, self.top_token_ids
-        parts = zip(*(torch.split(tensor.cpu(), sizes) for tensor in tensors), strict=True)
+        parts = zip(*(torch.split(tensor, sizes) for tensor in tensors), strict=True)
         return [
             PromptLogprobs(top_values.shape[1], *map(_packed, (values, ranks, top_values, top_ids)))
             if values.isfinite().all()
@@ -70,8 +71,9 @@ def _score(
     model: Transformer, hidden_states: Tensor, spans: Sequence[ScoredRows], num_top: int
 ) -> Scores:
     device = hidden_states.device
-    rows = torch.cat([torch.arange(s.first, s.first + len(s.targets)) for s in spans]).to(device)
-    targets = torch.tensor([target for s in spans for target in s.targets], device=device)
+    rows = torch.cat([torch.arange(s.first, s.first + len(s.targets)) for s in spans])
+    rows = upload(rows, torch.int64, device)
+    targets = upload([target for s in spans for target in s.targets], torch.int64, device)
     size = max(1, _SLICE_BYTES // (4 * model.config.vocab_size))
     slices = [
         _score_slice(model.logits(hidden_states, some_rows), some_targets, num_top)

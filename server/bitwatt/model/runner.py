@@ -19,33 +19,18 @@ from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
-from bitwatt.model.sampler import Sampled, Sampler, SamplingRow, TokenMasks
+from bitwatt.model.sampler import LogprobsBatch, Sampled, Sampler, SamplingRow, TokenMasks
+from bitwatt.model.step_buffers import DeviceStep, HostStep, StepFields
 from bitwatt.model.step_thread import StepThread
+from bitwatt.model.streams import CudaStream, Event, Stream, upload
 from bitwatt.model.transformer import Transformer
 from bitwatt.model.truncation_sampling import NO_TOKEN
 from bitwatt.scheduling.request import Request
 from bitwatt.scheduling.scheduler import Chunk, Plan
 
-__all__ = ["ModelRunner"]
+__all__ = ["ModelRunner", "warm_up_sizes"]
 
 _NOT_FINITE = "the logits of its next token are not finite, so none can be drawn"
-
-
-class _Staging:
-    """Host buffers of one step, reused every other step: the device may still read the last."""
-
-    def __init__(
-        self, max_num_seqs: int, max_num_tokens: int, max_blocks: int, *, is_pinned: bool
-    ) -> None:
-        def integers(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, pin_memory=is_pinned)
-
-        self.token_ids = integers(max_num_tokens, dtype=torch.int64)
-        self.positions = integers(max_num_tokens, dtype=torch.int64)
-        self.slots = integers(max_num_tokens, dtype=torch.int64)
-        self.query_starts = integers(max_num_seqs + 1, dtype=torch.int32)
-        self.context_lens = integers(max_num_seqs, dtype=torch.int32)
-        self.block_tables = integers(max_num_seqs, max_blocks, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +49,15 @@ class _Penalized:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One staged step, host tensors until the device takes them."""
+    """One staged step: its numbers, and how many there are of each."""
 
-    token_ids: Tensor
-    layout: StepLayout
-    logit_tokens: Tensor  # [R] int64, index of each sampling chunk's last token
-    pending_tokens: Tensor  # [P] int64, index of each token the device must fill in
-    pending_rows: Tensor  # [P] int64
+    host: HostStep
+    num_tokens: int
+    num_seqs: int
+    num_pending: int
+    num_blocks: int  # of a row of the tables
+    max_query_len: int
+    max_context_len: int
     sampling_rows: list[SamplingRow]
     constrained: dict[int, Constraint]  # by index among sampling_rows
     penalized: list[_Penalized]
@@ -82,8 +69,9 @@ class _DrawnTokens:
     """Tokens that a GPU's step draws of constrained requests, and when they have come."""
 
     constraints: list[Constraint]
-    token_ids: Tensor  # [M] int64, pinned
-    has_come: torch.cuda.Event
+    tokens: Tensor  # [R] int64, on the host
+    indices: list[int]  # of theirs among the tokens
+    has_come: Event
 
 
 class _Handle:
@@ -95,10 +83,13 @@ class _Handle:
 
 
 class _DeviceHandle:
-    def __init__(self, collect: Callable[[], StepResult]) -> None:
+    def __init__(self, collect: Callable[[], StepResult], is_done: Event) -> None:
         self._collect = collect
+        self._is_done = is_done
 
     def wait(self) -> StepResult:
+        # Even where there is nothing to collect: the step's time, and its buffers, end with it.
+        self._is_done.synchronize()
         return self._collect()
 
 
@@ -117,18 +108,24 @@ class ModelRunner:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        stream: Stream | None = None,
     ) -> None:
+        """Begin with what captures and compiles.
+
+        stream  of the model's device; None for the current one of a GPU, and for none on a CPU
+        """
         self._model = model
         self._kv_cache = kv_cache
         self._device = model.backend.device
         self.vocab_size = model.config.vocab_size
         max_blocks = -(-max_model_len // BLOCK_SIZE)
         self._tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)  # by row
-        is_cuda = self._device.type == "cuda"
-        self._staging = [
-            _Staging(max_num_seqs, max_num_batched_tokens, max_blocks, is_pinned=is_cuda)
-            for _ in range(2)
-        ]
+        if stream is None and self._device.type != "cpu":
+            stream = CudaStream()
+        self._stream = stream
+        limits = (max_num_seqs, max_num_batched_tokens, max_blocks)
+        self._host_steps = [HostStep(*limits, stream) for _ in range(2)]
+        self._device_step = None if stream is None else DeviceStep(*limits, self._device)
         self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._masks = MaskThread()
@@ -136,18 +133,47 @@ class ModelRunner:
         self._drawn: _DrawnTokens | None = None  # by the step before, on a GPU
         self._graphs: DecodeGraphs | None = None
         self._thread: StepThread | None = None
-        if is_cuda:
-            self._graphs = DecodeGraphs(
-                model, kv_cache, max_num_seqs=max_num_seqs, max_model_len=max_model_len
-            )
-        else:
+        if self._device_step is None:
             self._thread = StepThread()
+        elif self._device.type == "cuda":
+            self._graphs = DecodeGraphs(
+                model,
+                kv_cache,
+                self._device_step,
+                max_num_seqs=max_num_seqs,
+                max_model_len=max_model_len,
+            )
+            for num_tokens in warm_up_sizes(max_num_batched_tokens):
+                self._warm_up(num_tokens, max_model_len)
+            torch.cuda.synchronize(self._device)
 
     def launch(self, plan: Plan) -> StepResultHandle:
         step = self._stage(plan)
         if self._thread is not None:
             return _Handle(self._thread.submit(lambda then: self._execute(step, then)()))
-        return _DeviceHandle(self._execute(step))
+        assert self._stream is not None
+        collect = self._execute(step)
+        return _DeviceHandle(collect, self._stream.record())
+
+    @torch.inference_mode()
+    def _warm_up(self, num_tokens: int, max_model_len: int) -> None:
+        """Run a step of prompts that leaves no trace, to compile what steps of its size need."""
+        num_seqs = -(-num_tokens // max_model_len)
+        starts = torch.tensor([min(i * max_model_len, num_tokens) for i in range(num_seqs + 1)])
+        context_lens = starts.diff()
+        layout = StepLayout(
+            positions=(torch.arange(num_tokens) % max_model_len).to(self._device),
+            slots=torch.full((num_tokens,), -1, device=self._device),
+            query_starts=starts.int().to(self._device),
+            context_lens=context_lens.int().to(self._device),
+            block_tables=torch.zeros(
+                num_seqs, self._tables.shape[1], dtype=torch.int32, device=self._device
+            ),
+            max_query_len=int(context_lens.max()),
+            max_context_len=int(context_lens.max()),
+        )
+        token_ids = torch.zeros(num_tokens, dtype=torch.int64, device=self._device)
+        self._model.forward(token_ids, layout, self._kv_cache, starts[1:].to(self._device) - 1)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -155,11 +181,14 @@ class ModelRunner:
         self._masks.close()
 
     def _stage(self, plan: Plan) -> _Step:
-        self._staging.reverse()
-        staging = self._staging[0]
+        self._host_steps.reverse()
+        host = self._host_steps[0]
+        host.wait_until_copied()
+        staging = host.fields
         token_ids, positions = staging.token_ids.numpy(), staging.positions.numpy()
         slots, context_lens = staging.slots.numpy(), staging.context_lens.numpy()
         query_starts = staging.query_starts.numpy()
+        query_starts[0] = 0
         chunks = plan.chunks
         sampling_rows: list[SamplingRow] = []
         constrained: dict[int, Constraint] = {}
@@ -203,22 +232,27 @@ class ModelRunner:
         max_context_len = int(context_lens[:num_seqs].max())
         max_blocks = -(-max_context_len // BLOCK_SIZE)
         rows = [chunk.row for chunk in chunks]
-        staging.block_tables.numpy()[:num_seqs, :max_blocks] = self._tables[rows, :max_blocks]
-        layout = StepLayout(
-            positions=staging.positions[:t],
-            slots=staging.slots[:t],
-            query_starts=staging.query_starts[: num_seqs + 1],
-            context_lens=staging.context_lens[:num_seqs],
-            block_tables=staging.block_tables[:num_seqs, :max_blocks].contiguous(),
-            max_query_len=max(chunk.num_tokens for chunk in chunks),
-            max_context_len=max_context_len,
-        )
+        tables = staging.tables.numpy()[: num_seqs * max_blocks].reshape(num_seqs, max_blocks)
+        tables[:] = self._tables[rows, :max_blocks]
+        for field, values in (
+            (staging.logit_tokens, logit_tokens),
+            (staging.sampling_rows, [row.row for row in sampling_rows]),
+            (staging.pending_tokens, pending_tokens),
+            (staging.pending_rows, pending_rows),
+        ):
+            field.numpy()[: len(values)] = values
+        if self._graphs is not None and t == num_seqs:
+            padding = slice(num_seqs, self._graphs.padded(num_seqs))
+            slots[padding] = -1
+            context_lens[padding] = 0
         return _Step(
-            staging.token_ids[:t],
-            layout,
-            torch.tensor(logit_tokens, dtype=torch.int64),
-            torch.tensor(pending_tokens, dtype=torch.int64),
-            torch.tensor(pending_rows, dtype=torch.int64),
+            host,
+            t,
+            num_seqs,
+            len(pending_tokens),
+            max_blocks,
+            max(chunk.num_tokens for chunk in chunks),
+            max_context_len,
             sampling_rows,
             constrained,
             [
@@ -243,7 +277,7 @@ class ModelRunner:
         self._masks.ask([(constraint, request.tokens[len(request.prompt_token_ids) :])])
 
     def _stage_scores(self, plan: Plan) -> list[ScoredRows]:
-        starts = self._staging[0].query_starts.tolist()
+        starts = self._host_steps[0].fields.query_starts.tolist()
         first_rows = dict(zip(plan.chunks, starts, strict=False))
         return [
             ScoredRows(
@@ -252,31 +286,30 @@ class ModelRunner:
             for span in plan.scored
         ]
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
-
     @torch.inference_mode()
     def _execute(
         self, step: _Step, before_layers: Callable[[], None] | None = None
     ) -> Callable[[], StepResult]:
-        """Queue the step on the device; the returned call waits for it and fetches the result."""
-        layout = step.layout
-        num_seqs = len(layout.context_lens)
-        layout = replace(
-            layout,
-            positions=self._to_device(layout.positions),
-            slots=self._to_device(layout.slots),
-            query_starts=self._to_device(layout.query_starts),
-            context_lens=self._to_device(layout.context_lens),
-            block_tables=self._to_device(layout.block_tables),
+        """Queue the step on the device; the returned call makes the result of what has come."""
+        fields = self._fields_of(step)
+        t, num_seqs = step.num_tokens, step.num_seqs
+        num_drawn = len(step.sampling_rows)
+        layout = StepLayout(
+            positions=fields.positions[:t],
+            slots=fields.slots[:t],
+            query_starts=fields.query_starts[: num_seqs + 1],
+            context_lens=fields.context_lens[:num_seqs],
+            block_tables=fields.tables[: num_seqs * step.num_blocks].view(num_seqs, -1),
+            max_query_len=step.max_query_len,
+            max_context_len=step.max_context_len,
         )
-        token_ids = self._to_device(step.token_ids)
-        if len(step.pending_rows):
-            rows = self._to_device(step.pending_rows)
-            token_ids[self._to_device(step.pending_tokens)] = self._last_tokens[rows]
+        token_ids = fields.token_ids[:t]
+        if step.num_pending:
+            rows = fields.pending_rows[: step.num_pending]
+            token_ids[fields.pending_tokens[: step.num_pending]] = self._last_tokens[rows]
         for begin in step.penalized:
             self._sampler.begin(begin.row, begin.prompt, begin.outputs)
-        logit_tokens = self._to_device(step.logit_tokens)
+        logit_tokens = fields.logit_tokens[:num_drawn]
         scores: list[Scores] = []
         if step.scored:
             h = self._model.hidden_states(
@@ -284,24 +317,58 @@ class ModelRunner:
             )
             logits = self._model.logits(h, logit_tokens)
             scores = score(self._model, h, step.scored)
-        elif self._graphs is not None and len(logit_tokens) == len(token_ids) == num_seqs:
-            logits = self._graphs.forward(token_ids, layout)
+        elif self._graphs is not None and num_drawn == t == num_seqs:
+            logits = self._graphs.forward(num_seqs, layout.block_tables)
         else:
             logits = self._model.forward(
                 token_ids, layout, self._kv_cache, logit_tokens, before_layers=before_layers
             )
-        rows_drawn = [row.row for row in step.sampling_rows]
-        if not rows_drawn:
+        scores = [self._fetch_scores(some) for some in scores]
+        if not num_drawn:
             return lambda: _with_scores(StepResult([], []), scores)
         masks = self._masks_of(step.constrained) if step.constrained else None
         sampled = self._sampler.sample(logits, step.sampling_rows, masks)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
         # request that has ended by then.
-        indices = torch.tensor(rows_drawn, device=self._device)
-        self._last_tokens[indices] = sampled.tokens.clamp(min=0)
+        self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)
+        sampled = self._fetch_sampled(sampled)
         if step.constrained:
             self._take_drawn(step.constrained, sampled.tokens)
         return lambda: _with_scores(_collect(sampled, step.sampling_rows), scores)
+
+    def _fields_of(self, step: _Step) -> StepFields:
+        """Return the step's numbers where the device reads them."""
+        if self._stream is None or self._device_step is None:
+            return step.host.fields
+        self._device_step.take(step.host, step.num_seqs * step.num_blocks, self._stream)
+        return self._device_step.fields
+
+    def _fetch(self, tensor: Tensor) -> Tensor:
+        """Return the tensor on the host, to be read when the step is done."""
+        if self._stream is None:
+            return tensor
+        host = self._stream.pinned(tensor.shape, tensor.dtype)
+        self._stream.copy(host, tensor)
+        return host
+
+    def _fetch_sampled(self, sampled: Sampled) -> Sampled:
+        batch = sampled.logprobs
+        if batch is not None:
+            batch = LogprobsBatch(
+                self._fetch(batch.sampled),
+                self._fetch(batch.top_values),
+                self._fetch(batch.top_tokens),
+            )
+        return replace(sampled, tokens=self._fetch(sampled.tokens), logprobs=batch)
+
+    def _fetch_scores(self, scores: Scores) -> Scores:
+        return replace(
+            scores,
+            values=self._fetch(scores.values),
+            ranks=self._fetch(scores.ranks),
+            top_values=self._fetch(scores.top_values),
+            top_token_ids=self._fetch(scores.top_token_ids),
+        )
 
     def _masks_of(self, constrained: dict[int, Constraint]) -> TokenMasks:
         """Return the masks, once the thread has them: they were asked for before the layers ran.
@@ -312,32 +379,38 @@ class ModelRunner:
         drawn, self._drawn = self._drawn, None
         if drawn is not None:
             drawn.has_come.synchronize()
-            self._advance(drawn.constraints, drawn.token_ids.tolist())
+            tokens = drawn.tokens.tolist()
+            self._advance(drawn.constraints, [tokens[i] for i in drawn.indices])
         self._masks.settle()
         packed = b"".join([constraint.mask for constraint in constrained.values()])
         bits = torch.frombuffer(bytearray(packed), dtype=torch.int32).view(len(constrained), -1)
         failures = {i: c.failure for i, c in constrained.items() if c.failure is not None}
-        if self._device.type == "cuda":
-            bits = self._to_device(bits.pin_memory())
+        bits = upload(bits, torch.int32, self._device)
         return TokenMasks(list(constrained), bits, failures)
 
     def _take_drawn(self, constrained: dict[int, Constraint], tokens: Tensor) -> None:
         """Have the next masks computed, now or, where the tokens are on their way, later."""
         constraints = list(constrained.values())
-        if self._device.type == "cpu":
+        if self._stream is None:
             drawn = tokens.tolist()
             self._advance(constraints, [drawn[i] for i in constrained])
-            return
-        indices = torch.tensor(list(constrained), device=self._device)
-        token_ids = torch.empty(len(constrained), dtype=torch.int64, pin_memory=True)
-        token_ids.copy_(tokens[indices], non_blocking=True)
-        has_come = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        has_come.record()
-        self._drawn = _DrawnTokens(constraints, token_ids, has_come)
+        else:
+            self._drawn = _DrawnTokens(
+                constraints, tokens, list(constrained), self._stream.record()
+            )
 
     def _advance(self, constraints: list[Constraint], drawn: list[int]) -> None:
         pairs = zip(constraints, drawn, strict=True)
         self._masks.ask([(constraint, [token]) for constraint, token in pairs if token >= 0])
+
+
+def warm_up_sizes(max_num_batched_tokens: int) -> list[int]:
+    """Return numbers of a step's tokens for which one at least meets every compiled variant.
+
+    Which tile a kernel has, and whether its sum is split, changes with the number of tokens.
+    """
+    sizes = [2, 9, 17, 33, 65, 129, 257, 385, 513, 769, 1025, 1537, 2049, 4097, 8193]
+    return [size for size in sizes if size < max_num_batched_tokens] + [max_num_batched_tokens]
 
 
 def _with_scores(result: StepResult, scores: Sequence[Scores]) -> StepResult:

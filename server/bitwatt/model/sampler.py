@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitwatt.model.streams import upload
 from bitwatt.model.truncation_sampling import NO_TOKEN, draw
 from bitwatt.scheduling.request import ResolvedSampling
 
@@ -129,9 +130,13 @@ class Sampler:
             self._counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
             self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
         self._in_prompt[row] = False
-        self._in_prompt[row, torch.tensor(prompt, device=self._device)] = True
-        drawn = torch.tensor(outputs, dtype=torch.int64, device=self._device)
-        self._counts[row] = torch.bincount(drawn, minlength=self._vocab_size).int()
+        self._in_prompt[row, self._upload(prompt)] = True
+        drawn = self._upload(outputs)
+        counts = self._counts[row].zero_()
+        counts.index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
+
+    def _upload(self, values: Sequence[float], dtype: torch.dtype = torch.int64) -> Tensor:
+        return upload(values, dtype, self._device)
 
     def sample(
         self, logits: Tensor, rows: Sequence[SamplingRow], masks: TokenMasks | None = None
@@ -156,7 +161,7 @@ class Sampler:
         tokens = _argmax(logits)
 
         def draw_some(index: list[int]) -> None:
-            where = torch.tensor(index, device=self._device)
+            where = self._upload(index)
             chosen = [rows[i] for i in index]
             uniform = counter_uniform(
                 [r.sampling.seed for r in chosen], [r.position for r in chosen]
@@ -164,14 +169,14 @@ class Sampler:
             tokens[where] = draw(
                 logits[where],
                 [r.sampling for r in chosen],
-                torch.from_numpy(uniform).to(self._device),
+                upload(torch.from_numpy(uniform), torch.float64, self._device),
             )
 
         failures |= _isolated(
             [i for i, r in enumerate(rows) if r.sampling.temperature > 0], draw_some
         )
         if failures:
-            tokens[list(failures)] = NO_TOKEN
+            tokens.index_fill_(0, self._upload(list(failures)), NO_TOKEN)
         if self._counts is not None:
             self._count(tokens.clamp(min=0), rows)
         logprobs = None
@@ -191,24 +196,24 @@ class Sampler:
                 # What the model has no row for is never drawn anyway.
                 stops = [t for t in r.sampling.stop_token_ids if 0 <= t < self._vocab_size]
                 if stops:
-                    logits[i, torch.tensor(stops, device=self._device)] = -torch.inf
+                    logits[i].index_fill_(0, self._upload(stops), -torch.inf)
         return failures
 
     def _bias(self, logits: Tensor, i: int, rows: Sequence[SamplingRow]) -> None:
         biases = rows[i].sampling.logit_bias
-        tokens = torch.tensor(list(biases), device=self._device)
-        logits[i, tokens] += torch.tensor(list(biases.values()), device=self._device)
+        tokens = self._upload(list(biases))
+        logits[i].index_add_(0, tokens, self._upload(list(biases.values()), torch.float32))
 
     def _penalize(self, logits: Tensor, index: list[int], rows: Sequence[SamplingRow]) -> None:
         assert self._counts is not None
         assert self._in_prompt is not None
-        state = torch.tensor([rows[i].row for i in index], device=self._device)
+        state = self._upload([rows[i].row for i in index])
         counts, in_prompt = self._counts[state], self._in_prompt[state]
         repetition, frequency, presence = (
-            torch.tensor([getattr(rows[i].sampling, name) for i in index], device=self._device)
+            self._upload([getattr(rows[i].sampling, name) for i in index], torch.float32)
             for name in ("repetition_penalty", "frequency_penalty", "presence_penalty")
         )
-        where = torch.tensor(index, device=self._device)
+        where = self._upload(index)
         x = logits[where]
         factor = torch.where(x > 0, 1 / repetition[:, None], repetition[:, None])
         x = torch.where((counts > 0) | in_prompt, x * factor, x)
@@ -218,7 +223,7 @@ class Sampler:
     def _count(self, tokens: Tensor, rows: Sequence[SamplingRow]) -> None:
         if self._counts is None:
             return
-        state = torch.tensor([r.row for r in rows], device=self._device)
+        state = self._upload([r.row for r in rows])
         self._counts[state, tokens] += 1
 
 
@@ -256,7 +261,7 @@ def _mask(logits: Tensor, masks: TokenMasks) -> None:
     if len(masks.rows) == len(logits):
         logits.masked_fill_(~allowed, -torch.inf)
     else:
-        where = torch.tensor(masks.rows, device=logits.device)
+        where = upload(masks.rows, torch.int64, logits.device)
         logits[where] = logits[where].masked_fill(~allowed, -torch.inf)
 
 

@@ -72,7 +72,7 @@ class Transformer:
         token_ids: Tensor,
         layout: StepLayout,
         kv_cache: KVCache,
-        logit_tokens: Tensor,
+        logit_tokens: Tensor | None,
         *,
         before_layers: Callable[[], None] | None = None,
     ) -> Tensor:
@@ -80,7 +80,7 @@ class Transformer:
 
         token_ids     [T] int64, as layout lays them out
         kv_cache      takes the tokens' keys and values at layout.slots
-        logit_tokens  [R] int64, indexes into the step's tokens
+        logit_tokens  [R] int64, indexes into the step's tokens; None for all of them
         before_layers  called once, before the longest part
         """
         h = self.hidden_states(token_ids, layout, kv_cache, before_layers=before_layers)
@@ -102,12 +102,12 @@ class Transformer:
         return self._run_layers(h, self._rope, kv_cache.layers, layout)
 
     @torch.inference_mode()
-    def logits(self, hidden_states: Tensor, logit_tokens: Tensor) -> Tensor:
+    def logits(self, hidden_states: Tensor, logit_tokens: Tensor | None) -> Tensor:
         """Return the logits of the chosen tokens, [R, vocab_size] float32; see forward."""
-        if not len(logit_tokens):
+        x = hidden_states if logit_tokens is None else hidden_states[logit_tokens]
+        if not len(x):
             shape = (0, self.config.vocab_size)
             return hidden_states.new_empty(shape, dtype=torch.float32)
-        x = hidden_states[logit_tokens]
         x = self.backend.rms_norm(x, self._norm, self.config.rms_norm_eps)
         return self.backend.head(x, self._head)
 

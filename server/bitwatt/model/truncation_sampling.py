@@ -16,12 +16,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bitwatt.model.streams import upload
 from bitwatt.scheduling.request import ResolvedSampling
 
-__all__ = ["NO_TOKEN", "draw"]
+__all__ = ["MAX_DRAWN_ROWS", "NO_TOKEN", "draw"]
 
 NO_TOKEN = -1
 """Stands for the token of a row whose weights aren't finite, or are all 0."""
+
+MAX_DRAWN_ROWS = 32
+"""Rows drawn at once on a GPU, which takes some 100 bytes a token of each."""
 
 _NUM_CANDIDATES = 1024  # sorted at first
 
@@ -33,6 +37,10 @@ def draw(logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor) 
     sampling  temperatures above 0
     uniform   [R] float64 in [0, 1): the same number draws the same token of the same row
     """
+    if logits.device.type != "cpu" and len(sampling) > MAX_DRAWN_ROWS:
+        starts = range(0, len(sampling), MAX_DRAWN_ROWS)
+        slices = [slice(i, i + MAX_DRAWN_ROWS) for i in starts]
+        return torch.cat([draw(logits[s], sampling[s], uniform[s]) for s in slices])
     is_ranked = [bool(s.top_k) or s.top_p < 1 for s in sampling]
     if not any(is_ranked):
         return _draw_by_id(logits, sampling, uniform)
@@ -41,7 +49,7 @@ def draw(logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor) 
     tokens = torch.empty(len(sampling), dtype=torch.int64, device=logits.device)
     for kind in (True, False):
         chosen = [i for i, ranked in enumerate(is_ranked) if ranked == kind]
-        rows = torch.tensor(chosen, device=logits.device)
+        rows = upload(chosen, torch.int64, logits.device)
         tokens[rows] = draw(logits[rows], [sampling[i] for i in chosen], uniform[rows])
     return tokens
 
@@ -71,8 +79,8 @@ def _draw_by_rank(
         values, order = scaled.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
         tokens = tokens.gather(1, order)
     rank = torch.arange(num_candidates, device=logits.device)
-    top_k = torch.tensor(
-        [min(s.top_k or vocab_size, vocab_size) for s in sampling], device=logits.device
+    top_k = upload(
+        [min(s.top_k or vocab_size, vocab_size) for s in sampling], torch.int64, logits.device
     )[:, None]
     ordered = weights.gather(1, tokens).masked_fill(rank >= top_k, 0.0)
     cumulative = ordered.double().cumsum(dim=-1)
@@ -106,7 +114,7 @@ def _num_candidates(logits: Tensor, sampling: Sequence[ResolvedSampling]) -> int
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+    return upload(values, torch.float32, like.device)[:, None]
 
 
 def _pick(cumulative: Tensor, uniform: Tensor) -> Tensor:

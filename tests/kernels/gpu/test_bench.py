@@ -63,3 +63,26 @@ def test_every_stage_rehearses_with_the_packages_of_a_gpu_image(tmp_path: Path) 
     assert {row["phase"] for row in results["speedups"]} == {"decode", "prefill"}
     assert "a rehearsal, whose figures mean nothing" in run.stdout
     assert json.loads(run.stdout.splitlines()[-1])["machine"]["packages"]["torch"]
+
+
+def test_the_kernels_tests_are_collected_with_the_packages_of_a_gpu_image() -> None:
+    """Neither hypothesis nor pytest's plugins are there; one hook of xdist's once ended the run."""
+    script = f"""
+import sys, pytest
+sys.modules |= dict.fromkeys({("hypothesis", *ABSENT)!r})
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+    options = ["-q", "-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        [sys.executable, "-c", script, *options, "--collect-only", "tests/kernels/gpu/ops"],
+        cwd=REPOSITORY,
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(("server", "kernels", "clients/python")),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "TRITON_INTERPRET": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import torch
 from bitwatt import LLM, builtin
 from bitwatt.engine import build
 from bitwatt.engine.build import build_engine
@@ -13,6 +15,7 @@ from bitwatt.engine.messages import _ACCEPTED, EngineConfig, decode_to_engine, e
 from bitwatt.errors import BitwattError, ConfigurationError, EngineStartError
 from bitwatt_kernels.cpu import native_backend
 from bitwatt_kernels.errors import BackendError
+from bitwatt_kernels.registry import BackendChoice
 
 
 def test_weights_of_a_misspelt_name_are_refused_and_not_served_dense() -> None:
@@ -166,3 +169,29 @@ def test_a_context_that_the_default_kv_cache_cannot_hold_is_shortened_and_said(
     monkeypatch.setattr(build, "DEFAULT_CPU_KV_CACHE_BYTES", 1024 * bytes_per_token)
     with pytest.raises(EngineStartError, match="the KV cache holds 1024 tokens"):
         build_engine(config)
+
+
+def test_a_gpu_that_no_backend_can_use_gives_way_to_the_cpu_with_a_notice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    choose = build.choose_backend
+
+    def choose_without_gpu(device: torch.device, **options: Any) -> BackendChoice:
+        if device.type == "cuda":
+            raise BackendError("Tesla T4 has compute capability 7.5")
+        return choose(device, **options)
+
+    monkeypatch.setattr(build, "choose_backend", choose_without_gpu)
+    core, info = build.build_engine(EngineConfig(model_path=str(builtin.TERNARY)))
+    core.close()
+    assert info.device == "cpu"
+    assert info.fallback is not None
+    assert "cuda: Tesla T4 has compute capability 7.5" in info.fallback
+    assert current == [torch.device("cuda", 0)]
+    with pytest.raises(EngineStartError, match="Tesla T4"):
+        build.build_engine(EngineConfig(model_path=str(builtin.TERNARY), device="cuda:1"))
+    assert current[-1] == torch.device("cuda", 1)

@@ -1,0 +1,186 @@
+"""A runner whose device lags: what it stages, launches and hands over."""
+
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.random_weights import random_model
+from bitwatt.model.runner import ModelRunner
+from bitwatt.model.runner_protocol import StepResult, StepResultHandle
+from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.request import Request, ResolvedSampling
+from bitwatt.scheduling.scheduler import Plan, Scheduler
+from bitwatt_kernels.registry import choose_backend
+from torch.overrides import TorchFunctionMode
+
+from tests.factories import make_model_config
+from tests.server.model.lagging import LaggingStream
+
+LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 256}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 1.0, "logprobs": 2},
+    "filtered": {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.01},
+    "penalized": {
+        "temperature": 0.0,
+        "presence_penalty": 0.5,
+        "repetition_penalty": 1.2,
+        "logit_bias": {5: 1.0},
+        "min_tokens": 100,
+        "stop_token_ids": (3,),
+    },
+    "scored": {"temperature": 0.0, "prompt_logprobs": 1},
+}
+
+
+def make_scheduler(**sampling: Any) -> Scheduler:
+    scheduler = Scheduler(BlockAllocator(64, 16, prefix_caching=False), **LIMITS)
+    for i, length in enumerate((90, 40, 33)):
+        prompt = [(7 * i + j) % 300 for j in range(length)]
+        request_sampling = ResolvedSampling(max_tokens=6, seed=i, **sampling)
+        scheduler.add(
+            Request(request_id=str(i), prompt_token_ids=prompt, sampling=request_sampling)
+        )
+    return scheduler
+
+
+def make_runner(stream: LaggingStream | None) -> ModelRunner:
+    model = random_model(
+        make_model_config(num_layers=1),
+        weights="ternary",
+        backend=choose_backend(torch.device("cpu"), "torch").backend,
+        dtype=torch.float32,
+        seed=0,
+    )
+    kv_cache = KVCache(model.config, 64, torch.float32, torch.device("cpu"))
+    kv_cache.layers.zero_()
+    return ModelRunner(model, kv_cache, stream=stream, **LIMITS)
+
+
+def drive(
+    scheduler: Scheduler,
+    launch: Callable[[Plan], StepResultHandle],
+    look: Callable[[int], None] = lambda num_sampling: None,
+) -> list[StepResult]:
+    """Run to the end as the engine does: a step is launched before the last is waited for."""
+    results: list[StepResult] = []
+    flight: tuple[Plan, StepResultHandle] | None = None
+    while scheduler.has_work or flight:
+        plan = scheduler.plan()
+        launched = (plan, launch(plan)) if plan.chunks else None
+        done, flight = flight, launched
+        if done:
+            results.append(done[1].wait())
+            look(len(results))
+            scheduler.commit(done[0], results[-1].tokens)
+    return results
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_device_that_lags_reads_what_was_staged_and_gives_the_same_results(name: str) -> None:
+    stream = LaggingStream()
+    late = make_runner(stream)
+    prompt = make_runner(None)
+    try:
+        results = drive(make_scheduler(**SETTINGS[name]), late.launch)
+        assert results == drive(make_scheduler(**SETTINGS[name]), prompt.launch)
+        assert sum(not result.tokens for result in results) >= 2, "steps that draw nothing"
+        assert stream.num_overwritten == 0
+    finally:
+        late.close()
+        prompt.close()
+
+
+def test_buffers_of_a_step_whose_launch_raised_are_not_written_before_they_are_copied() -> None:
+    stream = LaggingStream()
+    runner = make_runner(stream)
+    scheduler = make_scheduler(temperature=0.0)
+    plan = scheduler.plan()
+    hidden_states = runner._model.forward
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    runner._model.forward = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.launch(plan)
+    runner._model.forward = hidden_states  # type: ignore[method-assign]
+    for _ in range(4):
+        drive(make_scheduler(temperature=0.0), runner.launch)
+    assert stream.num_overwritten == 0
+    runner.close()
+
+
+WAITS = ("tolist", "item", "nonzero", "__bool__", "bincount", "cpu", "numpy", "unique")
+
+
+class Waits(TorchFunctionMode):
+    """Names the calls that would wait for a device of which "meta" stands in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func is torch.tensor and str(kwargs.get("device")) == "meta":
+            self.found["torch.tensor(device=)"] += 1
+        if name == "pin_memory":
+            return args[0]
+        if name in ("to", "copy_"):
+            devices = {torch.device("meta"), torch.device("cpu")}
+            other = args[1] if isinstance(args[1], torch.device) else getattr(args[1], "device", 0)
+            if {args[0].device, other} == devices and not kwargs.get("non_blocking"):
+                self.found[f"{name} without non_blocking"] += 1
+        if name in WAITS and args[0].device.type == "meta":
+            self.found[name] += 1
+        return func(*args, **kwargs)
+
+
+class MetaStream:
+    """Copies nothing."""
+
+    def pinned(self, shape: Any, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(tuple(shape), dtype=dtype)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        pass
+
+    def record(self) -> Any:
+        return SimpleNamespace(synchronize=lambda: None)
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "scored"])
+def test_no_call_in_launch_waits_for_the_device(name: str) -> None:
+    meta = torch.device("meta")
+    vocab_size = 320
+
+    def forward(
+        token_ids: Any, layout: Any, kv_cache: Any, logit_tokens: torch.Tensor, **_: Any
+    ) -> torch.Tensor:
+        return torch.zeros(len(logit_tokens), vocab_size, device=meta)
+
+    model: Any = SimpleNamespace(
+        backend=SimpleNamespace(device=meta),
+        config=SimpleNamespace(vocab_size=vocab_size),
+        forward=forward,
+    )
+    runner = ModelRunner(model, None, stream=MetaStream(), **LIMITS)  # type: ignore[arg-type]
+    waits = Waits()
+
+    def launch(plan: Plan) -> StepResultHandle:
+        with waits:
+            runner.launch(plan)
+        tokens = [5 for chunk in plan.chunks if chunk.samples]
+        return SimpleNamespace(wait=lambda: StepResult(tokens, [None] * len(tokens)))
+
+    drive(make_scheduler(**SETTINGS[name]), launch)
+    assert waits.found == {}
+    runner.close()
