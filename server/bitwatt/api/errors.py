@@ -22,6 +22,7 @@ from bitwatt.errors import (
 
 __all__ = [
     "CLIENT_CLOSED_REQUEST",
+    "RETRY_AFTER_S",
     "STOPPING",
     "ApiError",
     "ClientDisconnectedError",
@@ -89,7 +90,10 @@ def _error(
     param: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> ApiError:
-    kind = "invalid_request_error" if status < 500 else "server_error"
+    if status == 429:
+        kind = "rate_limit_error"
+    else:
+        kind = "invalid_request_error" if status < 500 else "server_error"
     detail = ErrorDetail(message[:MAX_MESSAGE_CHARS], kind, param, code)
     return ApiError(status, ErrorBody(detail), headers or {})
 
