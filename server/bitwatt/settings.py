@@ -300,6 +300,21 @@ class ServeSettings(Settings):
         le=1_000_000,
         description="Requests with a body that are read or answered at once; further ones get 503",
     )
+    max_open_requests_per_key: Annotated[int | None, Shown("REQUESTS", "no limit")] = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Those of one key; its further ones get 429",
+    )
+    tokens_per_minute_per_key: Annotated[
+        int | None, BeforeValidator(read_count), Shown("TOKENS", "no limit")
+    ] = Field(
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="Tokens of prompts and answers that one key has a minute; when they are used "
+        "up, what runs goes on and further requests get 429",
+    )
     request_timeout: Annotated[float, Shown("SECONDS")] = Field(
         600.0, gt=0, le=86_400, description="Seconds that an answer may take in all; then 504"
     )
@@ -417,6 +432,11 @@ class ServeSettings(Settings):
         description="What measures joules: the GPU's counter (nvml), the CPU's (rapl), the one of "
         "the engine's device (auto), or nothing",
     )
+    energy_fields: bool = Field(
+        False,
+        description="Give every answer its energy and cost in other servers' forms, too, unless "
+        "X-Bitwatt-Energy says otherwise",
+    )
     usd_per_hour: Annotated[float | None, Shown("USD", "unknown, and so is the cost")] = Field(
         None,
         ge=0,
@@ -451,6 +471,12 @@ class ServeSettings(Settings):
             raise ValueError("--compare serves both weights; drop --weights dense")
         if self.compare and self.twin_url:
             raise ValueError("--compare and --twin-url give two twins; drop one")
+        limits_keys = self.max_open_requests_per_key or self.tokens_per_minute_per_key
+        if limits_keys and not self.key_digests:
+            raise ValueError(
+                "--max-open-requests-per-key and --tokens-per-minute-per-key need keys; add "
+                "--api-key-file"
+            )
         if self.twin_key_file and not self.twin_url:
             raise ValueError("--twin-key-file needs --twin-url")
         if self.shadow_percent and not (self.serves_pair or self.twin_url):

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Protocol, TypedDict
 
 import msgspec
@@ -12,13 +13,16 @@ from msgspec import UNSET, UnsetType
 
 from bitwatt.api.client_link import tied_to_client
 from bitwatt.api.dependencies import (
+    ChargeOf,
     KeySalt,
     MirrorWish,
     Models,
     SettingsOf,
     ShadowOf,
+    WantsEnergy,
     name_ignored_fields,
 )
+from bitwatt.api.energy_forms import EnergyForms
 from bitwatt.api.json_route import json_response
 from bitwatt.api.schemas.common import SamplingBody, StreamOptions
 from bitwatt.api.sse import DONE, EventStream, error_event, event, padded_event
@@ -101,6 +105,8 @@ class _Answering:
     shadow: ShadowOf
     mirror_wish: MirrorWish
     key_salt: KeySalt
+    charge: ChargeOf
+    wants_energy: WantsEnergy
 
     async def __call__(
         self,
@@ -135,31 +141,45 @@ class _Answering:
             head = ResponseHead(id=asked.request_id, created=int(time.time()), model=model.name)
             writer = await new_writer(generation, head, Chunks(options, generation))
             if not body.stream:
-                choices = await generation.collect()
+                with self.charge(generation):
+                    choices = await generation.collect()
                 if generation.wants_prompt_logprobs:
                     for choice in choices:
                         await writer.take_prompt(choice.index)
-                return json_response(writer.whole(choices), headers=headers)
+                whole = writer.whole(choices)
+                if not self.wants_energy:
+                    return json_response(whole, headers=headers)
+                forms = EnergyForms(generation, self.settings.prices)
+                return json_response(forms.within(whole), headers=headers | forms.headers())
         return EventStream(
-            _events(generation, writer),
+            self._events(generation, writer),
             keep_alive_s=self.settings.keep_alive,
             timeout_s=timeout_s,
             headers=headers,
-            ending=writer.ending,
+            ending=partial(self._ending, generation, writer),
             failure=writer.failure,
         )
+
+    async def _events(
+        self, generation: Generation, writer: ResponseWriter
+    ) -> AsyncGenerator[bytes, None]:
+        is_scored = generation.wants_prompt_logprobs
+        with self.charge(generation):
+            async with aclosing(generation.stream()) as deltas:
+                async for delta in deltas:
+                    if is_scored:
+                        await writer.take_prompt(delta.index)
+                    yield writer.events(delta)
+
+    def _ending(self, generation: Generation, writer: ResponseWriter) -> bytes:
+        """Return what ends a stream, with the energy's comments before `[DONE]` where it has one."""
+        ending = writer.ending()
+        if not self.wants_energy:
+            return ending
+        comments = EnergyForms(generation, self.settings.prices).comments()
+        done = DONE if ending.endswith(DONE) else b""
+        return ending.removesuffix(DONE) + comments + done
 
 
 Answering = Annotated[_Answering, Depends(_Answering)]
 """Answers the request at hand: await answering(body, asked, new_writer)."""
-
-
-async def _events(
-    generation: Generation, writer: ResponseWriter
-) -> AsyncGenerator[bytes, None]:
-    is_scored = generation.wants_prompt_logprobs
-    async with aclosing(generation.stream()) as deltas:
-        async for delta in deltas:
-            if is_scored:
-                await writer.take_prompt(delta.index)
-            yield writer.events(delta)

@@ -11,8 +11,10 @@ from starlette.middleware.cors import CORSMiddleware
 from bitwatt import __version__
 from bitwatt.api import page
 from bitwatt.api.dependencies import IGNORED_FIELDS_HEADER
+from bitwatt.api.energy_forms import JOULES_HEADER, METHOD_HEADER
 from bitwatt.api.errors import install_error_handlers
 from bitwatt.api.json_route import LargeBodyTurns
+from bitwatt.api.key_limits import KeyLimits, LimitKeys
 from bitwatt.api.middleware import (
     CheckHost,
     Gateway,
@@ -91,6 +93,10 @@ def create_app(
         if tracing is not None:
             tracing.close()
 
+    key_limits = KeyLimits(
+        max_requests=settings.max_open_requests_per_key,
+        tokens_per_minute=settings.tokens_per_minute_per_key,
+    )
     open_paths = (*OPEN_PATHS, "/metrics") if settings.metrics_public else OPEN_PATHS
     app = FastAPI(
         title="bitwatt",
@@ -107,6 +113,7 @@ def create_app(
             Middleware(
                 LimitBody, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout
             ),
+            Middleware(LimitKeys, limits=key_limits),
             Middleware(LimitOpen, max_open=settings.max_open_requests),
             Middleware(HeadAsGet),
         ],
@@ -117,6 +124,7 @@ def create_app(
     app.state.metrics = metrics
     app.state.history = history
     app.state.shadow = shadow
+    app.state.key_limits = key_limits
     app.state.twin = remote
     install_error_handlers(app)
     answering = (completions, chat, responses, messages)
@@ -149,7 +157,13 @@ def _host_and_origin(settings: ServeSettings) -> list[Middleware]:
                 allow_origins=settings.cors_origins,
                 allow_methods=("GET", "POST"),
                 allow_headers=("*",),
-                expose_headers=("Retry-After", "X-Request-Id", IGNORED_FIELDS_HEADER),
+                expose_headers=(
+                    "Retry-After",
+                    "X-Request-Id",
+                    IGNORED_FIELDS_HEADER,
+                    JOULES_HEADER,
+                    METHOD_HEADER,
+                ),
             )
         )
     return chosen

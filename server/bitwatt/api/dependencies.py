@@ -3,14 +3,20 @@
 And what they ask of a body: which of its fields nothing is made of.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import Depends, Request
 
+from bitwatt.api.energy_forms import ENERGY_FIELD
+from bitwatt.api.key_limits import KeyLimits
 from bitwatt.api.middleware import KEY_DIGEST
 from bitwatt.api.schemas.common import Body
 from bitwatt.errors import InvalidRequestError, shorten
+from bitwatt.serving.generation import Generation
 from bitwatt.serving.models import Catalog
 from bitwatt.serving.remote_twin import RemoteTwin
 from bitwatt.serving.shadow import FIELD, Shadow
@@ -20,17 +26,20 @@ from bitwatt.telemetry.metrics import Metrics
 
 __all__ = [
     "IGNORED_FIELDS_HEADER",
+    "ChargeOf",
     "KeySalt",
     "MirrorWish",
     "Models",
     "SettingsOf",
     "ShadowOf",
     "TwinOf",
+    "WantsEnergy",
     "name_ignored_fields",
 ]
 
 IGNORED_FIELDS_HEADER = "X-Bitwatt-Ignored-Fields"
 _MAX_NAMED = 16
+Charge = Callable[[Generation], AbstractContextManager[None]]
 _MAX_NAME_CHARS = 64
 
 
@@ -75,15 +84,37 @@ TwinOf = Annotated[RemoteTwin | None, Depends(_twin)]
 """The twin that another server has; None where the settings name none."""
 
 
-def _mirror_wish(request: Request) -> bool | None:
-    """Return what the caller's X-Bitwatt-Shadow says; None for not a word."""
-    word = request.headers.get(FIELD)
+def _yes_or_no(request: Request, field: str) -> bool | None:
+    """Return what a header of the caller's says; None for not a word."""
+    word = request.headers.get(field)
     if word not in (None, "0", "1"):
-        raise InvalidRequestError(f"{FIELD} is 0 or 1, not {shorten(word)}", param=FIELD)
+        raise InvalidRequestError(f"{field} is 0 or 1, not {shorten(word)}", param=field)
     return None if word is None else word == "1"
 
 
+def _mirror_wish(request: Request) -> bool | None:
+    return _yes_or_no(request, FIELD)
+
+
 MirrorWish = Annotated[bool | None, Depends(_mirror_wish)]
+
+
+def _wants_energy(request: Request, settings: SettingsOf) -> bool:
+    wish = _yes_or_no(request, ENERGY_FIELD)
+    return settings.energy_fields if wish is None else wish
+
+
+WantsEnergy = Annotated[bool, Depends(_wants_energy)]
+"""Whether the answer is to have energy and cost in the forms of energy_forms, too."""
+
+
+def _charge(request: Request) -> Charge:
+    limits: KeyLimits = request.app.state.key_limits
+    return partial(limits.charging, request.scope.get(KEY_DIGEST))
+
+
+ChargeOf = Annotated[Charge, Depends(_charge)]
+"""Has the caller's key pay for what a generation uses while the block runs."""
 
 
 def name_ignored_fields(request: Request, body: Body) -> dict[str, str]:

@@ -26,6 +26,7 @@ from bitwatt.errors import (
 
 __all__ = [
     "CLIENT_CLOSED_REQUEST",
+    "RETRY_AFTER_S",
     "STOPPING",
     "AnthropicErrorBody",
     "ApiError",
@@ -152,7 +153,10 @@ def _error(
     param: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> ApiError:
-    kind = "invalid_request_error" if status < 500 else "server_error"
+    if status == 429:
+        kind = "rate_limit_error"
+    else:
+        kind = "invalid_request_error" if status < 500 else "server_error"
     detail = ErrorDetail(message[:MAX_MESSAGE_CHARS], kind, param, code)
     return ApiError(status, ErrorBody(detail), headers or {})
 

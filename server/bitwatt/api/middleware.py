@@ -1,7 +1,7 @@
 """What every request passes on its way in.
 
 TraceRequests, where traces are sent somewhere, then Gateway, CheckHost and CORS
-where they are asked for, RequireKey, LimitBody, LimitOpen and HeadAsGet.
+where they are asked for, RequireKey, LimitBody, key_limits.LimitKeys, LimitOpen and HeadAsGet.
 
 All are plain ASGI: they hand `receive` and `send` through, so a client's going away is seen at
 once by whoever serves it.

@@ -53,12 +53,13 @@ _ERRORS = {
     413: "The body has too many bytes.",
     415: "The body is not JSON, or is compressed.",
     421: "The Host header names another server.",
+    429: "The key has used what it may; Retry-After says when to come again.",
     500: "The request failed; the log tells more under the request id.",
     503: "The engine is away, or too many requests wait; Retry-After says when to come again.",
     504: "The answer took too long.",
 }
 _OF_MODELS = frozenset({404})
-_OF_BODIES = frozenset({408, 413, 415, 500, 503, 504})
+_OF_BODIES = frozenset({408, 413, 415, 429, 500, 503, 504})
 
 
 def describe_api(

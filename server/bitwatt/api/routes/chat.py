@@ -33,9 +33,7 @@ router = APIRouter(route_class=JsonRoute)
 async def create_chat_completion(body: ChatBody, answering: Answering) -> Response:
     """Continue the conversation."""
 
-    asked = chat_request(
-        body, request_id=f"chatcmpl-{token_hex(12)}", key_salt=answering.key_salt
-    )
+    asked = chat_request(body, request_id=f"chatcmpl-{token_hex(12)}", key_salt=answering.key_salt)
 
     async def new_writer(generation: Generation, head: ResponseHead, chunks: Chunks) -> _Writer:
         return _Writer(generation, head, chunks)
@@ -84,7 +82,9 @@ class _Writer:
         return opening_chunk + chunk
 
     def ending(self) -> bytes:
-        return self._chunks.ending(ChatChunk(**self._head, choices=[], usage=self._generation.usage))
+        return self._chunks.ending(
+            ChatChunk(**self._head, choices=[], usage=self._generation.usage)
+        )
 
     def failure(self, error: BaseException) -> bytes:
         return self._chunks.failure(error)

@@ -128,7 +128,9 @@ class _Writer:
         return self._chunks.event(Completion(**self._head, choices=[choice], usage=usage))
 
     def ending(self) -> bytes:
-        return self._chunks.ending(Completion(**self._head, choices=[], usage=self._generation.usage))
+        return self._chunks.ending(
+            Completion(**self._head, choices=[], usage=self._generation.usage)
+        )
 
     def failure(self, error: BaseException) -> bytes:
         return self._chunks.failure(error)

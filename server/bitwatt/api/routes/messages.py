@@ -121,9 +121,7 @@ class _Writer:
         _, body = describe(error).for_anthropic(current_request_id.get() or "")
         return named_event(body, "error")
 
-    def _message(
-        self, content: list[TextBlock], end: MessageEnd, usage: Usage
-    ) -> AnthropicMessage:
+    def _message(self, content: list[TextBlock], end: MessageEnd, usage: Usage) -> AnthropicMessage:
         return AnthropicMessage(
             id=self._head["id"],
             model=self._head["model"],

@@ -133,9 +133,7 @@ class _Writer:
             )
         if delta.text:
             self._text += delta.text
-            yield TextDelta(
-                **self._next("response.output_text.delta"), **part, delta=delta.text
-            )
+            yield TextDelta(**self._next("response.output_text.delta"), **part, delta=delta.text)
         if delta.finish_reason is None:
             return
         self._ended = self._end(delta)

@@ -134,4 +134,6 @@ class MessageStop(msgspec.Struct, frozen=True, tag="message_stop"):
     """The stream has come to its end."""
 
 
-MessageEvent = MessageStart | Ping | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
+MessageEvent = (
+    MessageStart | Ping | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
+)

@@ -176,4 +176,3 @@ class TextDone(_PartEvent, frozen=True, kw_only=True):
 
 
 AnyResponseEvent = ResponseEvent | ItemEvent | ContentPartEvent | TextDelta | TextDone
-

@@ -132,7 +132,7 @@ class ResponsesBody(SamplingBody):
                 "input": "What does textwrap.dedent do?",
                 "max_output_tokens": 24,
                 "temperature": 0,
-            }
+            },
         }
     )
     parameters: ClassVar = RESPONSES
@@ -270,13 +270,9 @@ def _text(parts: Any, at: str, unknown: list[str]) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         name = {**_PARTS, "reasoning_text": "text", "summary_text": "text"}.get(str(kind))
         if name is None:
-            raise refuse(
-                f"{at}: parts of type {shorten(kind)} are not supported; only text is", at
-            )
+            raise refuse(f"{at}: parts of type {shorten(kind)} are not supported; only text is", at)
         if not isinstance(part.get(name), str):
             raise refuse(f"{at}: a part of type {kind} has a string {name}", at)
         unknown += [f"input[].content[].{field}" for field in part if field not in _PART_FIELDS]
         lines.append(part[name])
     return "\n".join(lines)
-
-

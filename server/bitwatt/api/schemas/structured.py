@@ -14,7 +14,13 @@ from bitwatt.constraints.structured_outputs import (
 )
 from bitwatt.errors import InvalidRequestError, shorten
 
-__all__ = ["ResponseFormat", "StructuredOutputs", "check_schema", "structured_outputs_of", "unknown_in"]
+__all__ = [
+    "ResponseFormat",
+    "StructuredOutputs",
+    "check_schema",
+    "structured_outputs_of",
+    "unknown_in",
+]
 
 _FORMAT_FIELDS = {"type", "json_schema", "structures", "triggers"}
 _SCHEMA_FIELDS = {"name", "description", "schema", "strict"}
