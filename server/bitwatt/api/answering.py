@@ -172,7 +172,7 @@ class _Answering:
                     yield writer.events(delta)
 
     def _ending(self, generation: Generation, writer: ResponseWriter) -> bytes:
-        """Return what ends a stream, with the energy's comments before `[DONE]` where it has one."""
+        """Return what ends a stream, with energy's comments before `[DONE]` where it has one."""
         ending = writer.ending()
         if not self.wants_energy:
             return ending

@@ -67,10 +67,12 @@ async def test_the_client_reads_a_whole_response():
 
 
 async def test_the_clients_stream_gathers_the_same_response():
-    async with openai_client(FakeEngine()) as client:
-        async with client.responses.stream(model="tiny", input="hi") as stream:
-            texts = [e.delta async for e in stream if isinstance(e, ResponseTextDeltaEvent)]
-            gathered = await stream.get_final_response()
+    async with (
+        openai_client(FakeEngine()) as client,
+        client.responses.stream(model="tiny", input="hi") as stream,
+    ):
+        texts = [e.delta async for e in stream if isinstance(e, ResponseTextDeltaEvent)]
+        gathered = await stream.get_final_response()
     assert "".join(texts) == gathered.output_text == "the quick brown fox"
     assert len(texts) > 1
 

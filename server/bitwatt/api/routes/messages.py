@@ -2,7 +2,6 @@
 
 from secrets import token_hex
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 
 from bitwatt.api.answering import Answering, Chunks, ResponseHead

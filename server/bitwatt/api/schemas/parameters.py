@@ -1,8 +1,8 @@
 """Every parameter that a caller may send, and what becomes of it: the one table.
 
 OpenAI's completions, chat and responses APIs and Anthropic's messages are here in full, and what
-vLLM, SGLang and llama.cpp add to them. A parameter that no API here defines is passed over and named to the caller. The tables of
-docs/parameters.md are made from this.
+vLLM, SGLang and llama.cpp add to them. A parameter that no API here defines is passed over and
+named to the caller. The tables of docs/parameters.md are made from this.
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ __all__ = [
     "REASONING",
     "RESPONSES",
     "RESPONSES_STREAM_OPTIONS",
+    "STREAM_OPTIONS",
     "TEXT",
     "THINKING",
-    "STREAM_OPTIONS",
     "TOKENIZE",
     "Parameter",
     "Parameters",
