@@ -8,7 +8,18 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BitNetConfig,
+    BitNetForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.utils.quantization_config import BitNetQuantConfig
 
 with warnings.catch_warnings():
@@ -28,11 +39,14 @@ __all__ = [
     "write_packed",
 ]
 
-Family = Literal["bitnet", "llama"]
+Family = Literal["bitnet", "llama", "mistral", "qwen2", "qwen3"]
 
 _CLASSES = {
     "bitnet": (BitNetConfig, BitNetForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 
 
