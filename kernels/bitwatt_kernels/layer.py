@@ -4,9 +4,9 @@
     h += down(sub_norm(f(gate(norm(h))) · up(norm(h))))
 
 The sub-norms are BitNet's; LLaMA has none. Qwen3's attention norms each head's query and key. Where
-linears norm their own inputs (NormedParts), what comes before such a norm is rounded to the stream's
-dtype. The stream is rounded to it at each addition. A ternary linear reads its input in int8,
-quantized with no rounding in between; a dense one reads it in the stream's dtype.
+linears norm their own inputs (NormedParts), what comes before such a norm is rounded to the
+stream's dtype. The stream is rounded to it at each addition. A ternary linear reads its input in
+int8, quantized with no rounding in between; a dense one reads it in the stream's dtype.
 """
 
 from collections.abc import Sequence
@@ -76,9 +76,7 @@ def _run(
 
     for layer, kv_cache in zip(layers, kv_caches, strict=True):
         qkv = project(h, layer.input_norm, layer.eps, layer.qkv, None)
-        q = backend.rope_and_cache(
-            qkv, rope, kv_cache, layout, layer.num_heads, layer.head_norms
-        )
+        q = backend.rope_and_cache(qkv, rope, kv_cache, layout, layer.num_heads, layer.head_norms)
         attended = backend.attention(q, kv_cache, layout, layer.attention_scale)
         h = project(attended, layer.attention_sub_norm, layer.eps, layer.o, h)
 
@@ -146,7 +144,6 @@ class LayersByOperations:
     ) -> Tensor:
         backend = cast(Backend, self)
         return _run(_Dense(backend), backend, h, layers, rope, kv_caches, layout)
-
 
     def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> object:
         return tuple(layers)

@@ -114,9 +114,7 @@ class TritonBackend(LayersByOperations):
         num_heads: int,
         head_norms: HeadNorms | None = None,
     ) -> Tensor:
-        return _rope.rope_and_cache(
-            qkv, rope, kv_cache, layout, num_heads, self.gpu, head_norms
-        )
+        return _rope.rope_and_cache(qkv, rope, kv_cache, layout, num_heads, self.gpu, head_norms)
 
     def attention(
         self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float

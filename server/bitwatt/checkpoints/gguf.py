@@ -138,7 +138,9 @@ class GgufCheckpoint:
 
     def _find_biases(self) -> None:
         """Add to the config which linears have a bias: a file says it by having them."""
-        first = {name for name in _LINEARS if _stored(f"model.layers.0.{name}.bias") in self._unread}
+        first = {
+            name for name in _LINEARS if _stored(f"model.layers.0.{name}.bias") in self._unread
+        }
         self.config = replace(
             self.config,
             has_qkv_bias=self.config.has_qkv_bias or "self_attn.q_proj" in first,

@@ -36,7 +36,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 # What files of known models are refused for.
 _LACKING: Mapping[str, str] = {
-    "qwen35": "its layers of gated delta net, and the rotated basis of its weights, are missing here",
+    "qwen35": "its gated delta net, and the rotated basis of its weights, are missing here",
     "qwen35moe": "its layers of gated delta net and its experts are missing here",
     "maple": "its layers are a mixture of experts, whose routing is missing here",
 }
@@ -119,6 +119,8 @@ def read_config(gguf: Gguf, *, vocab_size: int, is_tied: bool) -> ModelConfig:
         config[field] = read(prefix + key, kind)
     _refuse_unsupported(gguf, prefix, config)
     config["rope_scaling"] = _rope_scaling(gguf, prefix)
+    if config["head_dim"] is None and config["num_attention_heads"] > 0:
+        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
     eos = _end_token_ids(gguf)
     config["bos_token_id"] = gguf.get("tokenizer.ggml.bos_token_id", int)
     try:
@@ -163,7 +165,9 @@ def _rope_scaling(gguf: Gguf, prefix: str) -> dict[str, Any] | None:
             "beta_slow": given["yarn_beta_slow"],
         }
     if kind not in ("none", "linear"):
-        raise gguf.error(f"{prefix}rope.scaling.type", f"is {shorten(kind)}, which is not supported")
+        raise gguf.error(
+            f"{prefix}rope.scaling.type", f"is {shorten(kind)}, which is not supported"
+        )
     if times != 1:
         raise gguf.error(f"{prefix}rope.scaling.attn_factor", f"is {times}, which is not supported")
     if kind == "none" or factor == 1:

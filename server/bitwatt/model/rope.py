@@ -64,7 +64,7 @@ def _kept_by_yarn(count: int, scaling: YarnRopeScaling, theta: float) -> Tensor:
 
     It falls along the frequencies' indexes, from the one of beta_fast turns within the first
     context to the one of beta_slow.
-    Source  arXiv:2309.00071, section 3.2, and its published code, whose rounding and bounds these are
+    Source  arXiv:2309.00071, section 3.2, and its published code for rounding and bounds
     """
     head_dim = 2 * count
 

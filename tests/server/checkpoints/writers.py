@@ -138,6 +138,9 @@ def with_ternary_linears(model: Any, folder: Path) -> Any:
         scale = tensors[name].abs().max()
         tensors[name] = (tensors[name] / scale).round()
         tensors[f"{name}_scale"] = scale.reshape(1)
+        bias = name.replace(".weight", ".bias")
+        if bias in tensors:  # which AutoBitLinear multiplies by the scale
+            tensors[bias] = tensors[bias] / scale
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _set_quantization(folder, linear_class="autobitlinear", quantization_mode="offline")
     return _with_bit_linears(model, folder)
