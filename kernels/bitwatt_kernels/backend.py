@@ -19,7 +19,10 @@ __all__ = [
     "BLOCK_SIZE",
     "Activation",
     "Backend",
+    "DenseLinear",
+    "HeadNorms",
     "LayerWeights",
+    "NormedParts",
     "QuantizedActivations",
     "StepLayout",
 ]
@@ -87,13 +90,50 @@ class StepLayout:
     max_context_len: int
 
 
+@dataclass(frozen=True, slots=True)
+class DenseLinear:
+    """A linear of 16-bit weights.
+
+    weight  what prepare_dense returned
+    bias    [out_features] in its dtype, or None
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMSNorm of each head's query and key before they are rotated, as in Qwen3.
+
+    queries, keys  [D] float32
+    """
+
+    queries: Tensor
+    keys: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class NormedParts(Generic[W]):
+    """Linears side by side, each of which norms its input by a weight of its own.
+
+    norms    [in_features] float32 each
+    weights  what prepare_ternary returned, or a DenseLinear each
+    """
+
+    norms: tuple[Tensor, ...]
+    weights: tuple[W, ...]
+    eps: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights(Generic[W]):
     """A transformer layer; layer.py says what it computes.
 
-    Norms are [width] float32, and a sub-norm None where the model has none; qkv, o, gate_up and
-    down are what prepare_ternary or prepare_dense returned, queries ‖ keys ‖ values and gate ‖ up
-    as one matrix.
+    Norms are [width] float32, and a sub-norm None where the model has none, as head_norms is; qkv,
+    o, gate_up and down are what prepare_ternary returned or a DenseLinear, queries ‖ keys ‖ values
+    and gate ‖ up as one matrix, or their parts where each norms its own input.
     """
 
     num_heads: int
@@ -101,13 +141,14 @@ class LayerWeights(Generic[W]):
     activation: Activation
     eps: float
     input_norm: Tensor
-    qkv: W
+    qkv: W | NormedParts[W]
+    head_norms: HeadNorms | None = None
     attention_sub_norm: Tensor | None
-    o: W
+    o: W | NormedParts[W]
     mlp_norm: Tensor
-    gate_up: W
+    gate_up: W | NormedParts[W]
     mlp_sub_norm: Tensor | None
-    down: W
+    down: W | NormedParts[W]
 
 
 class Backend(Protocol):
@@ -222,14 +263,14 @@ class Backend(Protocol):
     def dense_layers(
         self,
         h: Tensor,
-        layers: Sequence[LayerWeights[Tensor]],
+        layers: Sequence[LayerWeights[DenseLinear]],
         rope: Tensor,
         kv_caches: Tensor,
         layout: StepLayout,
     ) -> Tensor:
         """Return the residual stream after layers of dense linears, as h; see ternary_layers.
 
-        layers  with matrices as prepare_dense returned them, in h's dtype
+        layers  of matrices in h's dtype
         """
         ...
 
@@ -251,8 +292,11 @@ class Backend(Protocol):
         kv_cache: Tensor,
         layout: StepLayout,
         num_heads: int,
+        head_norms: HeadNorms | None = None,
     ) -> Tensor:
         """Rotate queries and keys, write keys and values to the cache, return the queries.
+
+        Queries and keys are normed before where there are head_norms, with no rounding between.
 
         qkv       [T, (H + 2 · G) · D], queries ‖ keys ‖ values
         rope      [max_model_len, D] float32, cos ‖ sin of the D/2 frequencies; half-split pairs

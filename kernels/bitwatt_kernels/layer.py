@@ -3,9 +3,11 @@
     h += o(sub_norm(attention(norm(h))))
     h += down(sub_norm(f(gate(norm(h))) · up(norm(h))))
 
-The sub-norms are BitNet's; LLaMA has none. The stream is rounded to its dtype at each addition.
-A ternary linear reads its input in int8, quantized with no rounding in between, by the groups of
-its scales where a row has several; a dense one reads it in the stream's dtype.
+The sub-norms are BitNet's; LLaMA has none. Qwen3's attention norms each head's query and key. Where
+linears norm their own inputs (NormedParts), what comes before such a norm is rounded to the
+stream's dtype. The stream is rounded to it at each addition. A ternary linear reads its input in
+int8, quantized with no rounding in between, by the groups of its scales where a row has several; a
+dense one reads it in the stream's dtype.
 """
 
 from collections.abc import Sequence
@@ -18,12 +20,14 @@ from torch import Tensor
 from bitwatt_kernels.backend import (
     Activation,
     Backend,
+    DenseLinear,
     LayerWeights,
+    NormedParts,
     QuantizedActivations,
     StepLayout,
 )
 
-__all__ = ["DenseLayersByOperations", "LayersByOperations"]
+__all__ = ["LayersByOperations", "has_normed_parts"]
 
 W = TypeVar("W", contravariant=True)  # a linear's prepared weight
 X = TypeVar("X")  # what a linear reads
@@ -54,20 +58,38 @@ def _run(
     kv_caches: Tensor,
     layout: StepLayout,
 ) -> Tensor:
-    for layer, kv_cache in zip(layers, kv_caches, strict=True):
-        x = linear.norm(h, layer.input_norm, layer.eps, layer.qkv)
-        qkv = linear.linear(x, layer.qkv, None)
-        q = backend.rope_and_cache(qkv, rope, kv_cache, layout, layer.num_heads)
-        attended = backend.attention(q, kv_cache, layout, layer.attention_scale)
-        x = linear.norm(attended, layer.attention_sub_norm, layer.eps, layer.o)
-        h = linear.linear(x, layer.o, h)
+    def project(
+        x: Tensor,
+        norm: Tensor | None,
+        eps: float,
+        weight: W | NormedParts[W],
+        residual: Tensor | None,
+    ) -> Tensor:
+        if not isinstance(weight, NormedParts):
+            return linear.linear(linear.norm(x, norm, eps, weight), weight, residual)
+        if norm is not None:
+            x = backend.rms_norm(x, norm, eps)
+        parts = [
+            linear.linear(linear.norm(x, own_norm, weight.eps, part), part, residual)
+            for own_norm, part in zip(weight.norms, weight.weights, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
 
-        x = linear.norm(h, layer.mlp_norm, layer.eps, layer.gate_up)
-        gate_up = linear.linear(x, layer.gate_up, None)
-        x = linear.gated_activation(
-            gate_up, layer.activation, layer.mlp_sub_norm, layer.eps, layer.down
-        )
-        h = linear.linear(x, layer.down, h)
+    for layer, kv_cache in zip(layers, kv_caches, strict=True):
+        qkv = project(h, layer.input_norm, layer.eps, layer.qkv, None)
+        q = backend.rope_and_cache(qkv, rope, kv_cache, layout, layer.num_heads, layer.head_norms)
+        attended = backend.attention(q, kv_cache, layout, layer.attention_scale)
+        h = project(attended, layer.attention_sub_norm, layer.eps, layer.o, h)
+
+        gate_up = project(h, layer.mlp_norm, layer.eps, layer.gate_up, None)
+        if isinstance(layer.down, NormedParts):
+            gated = backend.gated_activation(gate_up, layer.activation)
+            h = project(gated, layer.mlp_sub_norm, layer.eps, layer.down, h)
+        else:
+            x = linear.gated_activation(
+                gate_up, layer.activation, layer.mlp_sub_norm, layer.eps, layer.down
+            )
+            h = linear.linear(x, layer.down, h)
     return h
 
 
@@ -125,17 +147,23 @@ class _Dense:
     ) -> Tensor:
         return self.norm(self.backend.gated_activation(gate_up, activation), weight, eps, reader)
 
-    def linear(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
-        return self.backend.dense_linear(x, weight, None, residual)
+    def linear(self, x: Tensor, weight: DenseLinear, residual: Tensor | None) -> Tensor:
+        return self.backend.dense_linear(x, weight.weight, weight.bias, residual)
 
 
-class DenseLayersByOperations:
-    """A backend's layers of dense linears as calls of its own operations."""
+def has_normed_parts(layer: LayerWeights[object]) -> bool:
+    """Return whether a linear of the layer is NormedParts."""
+    linears = (layer.qkv, layer.o, layer.gate_up, layer.down)
+    return any(isinstance(linear, NormedParts) for linear in linears)
+
+
+class LayersByOperations:
+    """A backend's layers, ternary and dense, as calls of its own operations."""
 
     def dense_layers(
         self,
         h: Tensor,
-        layers: Sequence[LayerWeights[Tensor]],
+        layers: Sequence[LayerWeights[DenseLinear]],
         rope: Tensor,
         kv_caches: Tensor,
         layout: StepLayout,
@@ -143,13 +171,7 @@ class DenseLayersByOperations:
         backend = cast(Backend, self)
         return _run(_Dense(backend), backend, h, layers, rope, kv_caches, layout)
 
-
-class LayersByOperations(DenseLayersByOperations):
-    """A backend's layers, ternary and dense, as calls of its own operations."""
-
-    def prepare_layers(
-        self, layers: Sequence[LayerWeights[object]]
-    ) -> tuple[LayerWeights[object], ...]:
+    def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> object:
         return tuple(layers)
 
     def ternary_layers(

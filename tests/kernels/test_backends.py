@@ -1,11 +1,12 @@
 """What every backend promises, asked of each registered one that runs on this machine's CPU."""
 
 import itertools
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
-from bitwatt_kernels.backend import BLOCK_SIZE, Backend, StepLayout
+from bitwatt_kernels.backend import BLOCK_SIZE, Backend, HeadNorms, NormedParts, StepLayout
 from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight
@@ -277,17 +278,21 @@ def test_a_tied_embedding_is_read_from_the_head(
 @each_backend
 @each_dtype
 @pytest.mark.parametrize("head_dim", [32, 100, 128])
+@pytest.mark.parametrize("is_normed", [False, True], ids=["plain", "head-norms"])
 def test_rope_and_cache_writes_its_slots_alone(
-    backend: Backend, dtype: torch.dtype, head_dim: int
+    backend: Backend, dtype: torch.dtype, head_dim: int, is_normed: bool
 ) -> None:
     """Two padding tokens and a padding sequence write nothing."""
     layout, num_blocks = make_layout([40, 1, 0, 17], [3, 1, 1, 17], extra_tokens=2)
     num_tokens = len(layout.positions)
     qkv = randn(num_tokens, (4 + 2 * 2) * head_dim, seed=9).to(dtype)
+    norms = HeadNorms(randn(head_dim, seed=16), randn(head_dim, seed=17), EPS)
     caches = []
     for b in (backend, REFERENCE):
         cache = torch.full((2, num_blocks, 2, BLOCK_SIZE, head_dim), torch.nan, dtype=dtype)
-        q = b.rope_and_cache(qkv, rope_table(64, head_dim, 5e5), cache, layout, num_heads=4)
+        q = b.rope_and_cache(
+            qkv, rope_table(64, head_dim, 5e5), cache, layout, 4, norms if is_normed else None
+        )
         assert q.shape == (num_tokens, 4, head_dim)
         caches.append((q[layout.slots >= 0], cache))
     (q, cache), (expected_q, expected_cache) = caches
@@ -338,7 +343,7 @@ def test_attention_reads_no_more_than_was_written(
 
 @each_backend
 @each_dtype
-@pytest.mark.parametrize("is_bitnet", [True, False], ids=["bitnet", "llama"])
+@pytest.mark.parametrize("kind", ["bitnet", "llama", "qwen3", "normed-parts"])
 @pytest.mark.parametrize(
     ("context_lens", "query_lens"),
     [([1], [1]), ([300, 33, 40], [1, 1, 17]), ([40, 0, 600], [1, 1, 1])],
@@ -347,14 +352,24 @@ def test_attention_reads_no_more_than_was_written(
 def test_layers_are_their_operations(
     backend: Backend,
     dtype: torch.dtype,
-    is_bitnet: bool,
+    kind: str,
     context_lens: list[int],
     query_lens: list[int],
 ) -> None:
     """Bit for bit, the cache they write too, however much of them the backend fuses."""
     sizes = {"hidden_size": 256, "intermediate_size": 320, "num_heads": 4}
     sizes |= {"num_kv_heads": 2, "head_dim": 32}
-    weights = [make_layer(backend, **sizes, is_bitnet=is_bitnet, seed=20 * i) for i in (1, 2)]
+    weights = [
+        make_layer(backend, **sizes, is_bitnet=kind == "bitnet", seed=20 * i) for i in (1, 2)
+    ]
+    if kind == "qwen3":
+        norms = HeadNorms(randn(32, seed=18), randn(32, seed=19), 1e-6)
+        weights = [replace(layer, head_norms=norms) for layer in weights]
+    elif kind == "normed-parts":
+        weights = [
+            replace(layer, down=NormedParts((randn(320, seed=18),), (layer.down,), 1e-6))
+            for layer in weights
+        ]
     layout, num_blocks = make_layout(context_lens, query_lens)
     h = randn(len(layout.positions), 256, seed=28).to(dtype)
     rope = rope_table(1024, 32, 5e5)

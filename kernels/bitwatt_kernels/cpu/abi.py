@@ -71,6 +71,9 @@ class Layer(ctypes.Structure):
         ("activation", c_int),
         ("eps", c_float),
         ("attention_scale", c_float),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("head_eps", c_float),
     ]
 
 

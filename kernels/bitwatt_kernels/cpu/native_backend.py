@@ -16,19 +16,20 @@ from torch import Tensor
 from bitwatt_kernels.backend import (
     BLOCK_SIZE,
     Activation,
+    HeadNorms,
     LayerWeights,
     QuantizedActivations,
     StepLayout,
 )
 from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, RopeTable
 from bitwatt_kernels.cpu.library import check, dtype_of, instruction_sets, load_library
-from bitwatt_kernels.cpu.native_layer import NativeLayers, step_call
+from bitwatt_kernels.cpu.native_layer import NativeLayers, head_norm_pointers, step_call
 from bitwatt_kernels.cpu.prepared import PreparedHead, PreparedInt8Head, PreparedTernary
 from bitwatt_kernels.cpu.row_blocks import RowBlocks
 from bitwatt_kernels.cpu.threads import count_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, ShapeError
-from bitwatt_kernels.layer import DenseLayersByOperations
+from bitwatt_kernels.layer import LayersByOperations, has_normed_parts
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference.linear import check_group
 
@@ -37,7 +38,7 @@ __all__ = ["NativeBackend"]
 _NO_ACTIVATION = -1
 
 
-class NativeBackend(DenseLayersByOperations):
+class NativeBackend(LayersByOperations):
     """Every operation of the Backend protocol in C++, chosen by instruction set at run time.
 
     A token's result depends neither on the other tokens of its step, nor on the number of threads,
@@ -92,7 +93,10 @@ class NativeBackend(DenseLayersByOperations):
     ) -> PreparedHead | PreparedInt8Head:
         return self._blocks.head(weight, bits=bits)
 
-    def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> NativeLayers:
+    def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> object:
+        """Return them for one call a step; layers of NormedParts for a call an operation."""
+        if any(has_normed_parts(layer) for layer in layers):
+            return super().prepare_layers(layers)
         return NativeLayers.of(layers)
 
     def prepare_dense(self, weight: Tensor) -> Tensor:
@@ -189,7 +193,8 @@ class NativeBackend(DenseLayersByOperations):
     def ternary_layers(
         self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
     ) -> Tensor:
-        assert isinstance(layers, NativeLayers)
+        if not isinstance(layers, NativeLayers):
+            return super().ternary_layers(h, layers, rope, kv_caches, layout)
         num_layers = kv_caches.shape[0]
         _, num_blocks, num_groups, _, head_dim = _cache_shape(kv_caches[0])
         _require_contiguous(
@@ -238,6 +243,7 @@ class NativeBackend(DenseLayersByOperations):
         kv_cache: Tensor,
         layout: StepLayout,
         num_heads: int,
+        head_norms: HeadNorms | None = None,
     ) -> Tensor:
         _, num_blocks, num_groups, _, head_dim = _cache_shape(kv_cache)
         num_tokens = qkv.shape[0]
@@ -247,6 +253,7 @@ class NativeBackend(DenseLayersByOperations):
                 f"qkv is {list(qkv.shape)} and rope {list(rope.shape)} for {num_heads} query "
                 f"heads, {num_groups} key-value heads and head_dim {head_dim}"
             )
+        norms = head_norm_pointers(head_norms, head_dim)
         queries = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype)
         check(
             self._library.bw_rope_and_cache(
@@ -261,6 +268,8 @@ class NativeBackend(DenseLayersByOperations):
                 layout.positions.data_ptr(),
                 layout.slots.data_ptr(),
                 queries.data_ptr(),
+                *norms,
+                0.0 if head_norms is None else head_norms.eps,
                 num_tokens,
                 num_heads,
                 num_groups,

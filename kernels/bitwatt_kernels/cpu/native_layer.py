@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import LayerWeights, StepLayout
+from bitwatt_kernels.backend import HeadNorms, LayerWeights, StepLayout
 from bitwatt_kernels.cpu.abi import ACTIVATIONS, Layer, Matrix, StepCall
 from bitwatt_kernels.cpu.prepared import PreparedTernary
 from bitwatt_kernels.errors import DtypeError, ShapeError
 
-__all__ = ["NativeLayers", "step_call"]
+__all__ = ["NativeLayers", "head_norm_pointers", "step_call"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,16 @@ def _layer(weights: LayerWeights[object]) -> Layer:
         ACTIVATIONS[weights.activation],
         weights.eps,
         weights.attention_scale,
+        *head_norm_pointers(weights.head_norms, head_dim),
+        0.0 if weights.head_norms is None else weights.head_norms.eps,
     )
+
+
+def head_norm_pointers(norms: HeadNorms | None, head_dim: int) -> tuple[int | None, int | None]:
+    """Return where the weights of queries and keys lie; raises as NativeLayers.of does."""
+    if norms is None:
+        return None, None
+    return _norm(norms.queries, head_dim), _norm(norms.keys, head_dim)
 
 
 def _matrix(weight: object) -> Matrix:

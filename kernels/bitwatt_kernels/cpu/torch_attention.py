@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.backend import BLOCK_SIZE, HeadNorms, StepLayout
+from bitwatt_kernels.reference.elementwise import rms_norm_float32
 
 __all__ = ["AttentionPlan"]
 
@@ -46,13 +47,24 @@ class AttentionPlan:
         self._batches = [self._batch(*members) for members in _batches(layout, num_kv_heads)]
         self._rotation: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def rope_and_cache(self, qkv: Tensor, rope: Tensor, kv_cache: Tensor, num_heads: int) -> Tensor:
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        rope: Tensor,
+        kv_cache: Tensor,
+        num_heads: int,
+        head_norms: HeadNorms | None,
+    ) -> Tensor:
         """Do what Backend.rope_and_cache does, to the reference's bits."""
         num_tokens, head_dim = qkv.shape[0], kv_cache.shape[4]
         heads = qkv.view(num_tokens, -1, head_dim)
         num_rotated = num_heads + self.num_kv_heads
         cos, sin = self._cos_sin(rope)
         x = heads[:, :num_rotated].float()
+        if head_norms is not None:
+            by_head = [head_norms.queries.expand(num_heads, -1)]
+            by_head.append(head_norms.keys.expand(self.num_kv_heads, -1))
+            x = rms_norm_float32(x, torch.cat(by_head), head_norms.eps)
         rotated = (x * cos + x.roll(head_dim // 2, -1) * sin).to(qkv.dtype)
         keys, values = rotated[:, num_heads:], heads[:, num_rotated:]
         for cache, new in zip(kv_cache.view(2, -1, head_dim), (keys, values), strict=True):

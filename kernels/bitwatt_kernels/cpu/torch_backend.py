@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import QuantizedActivations, StepLayout
+from bitwatt_kernels.backend import HeadNorms, QuantizedActivations, StepLayout
 from bitwatt_kernels.cpu.dense import has_blocked_kernels, linear, tiled_linear
 from bitwatt_kernels.cpu.torch_attention import AttentionPlan
 from bitwatt_kernels.errors import BackendError
@@ -123,8 +123,11 @@ class TorchBackend(TorchOperations):
         kv_cache: Tensor,
         layout: StepLayout,
         num_heads: int,
+        head_norms: HeadNorms | None = None,
     ) -> Tensor:
-        return self._plan(layout, kv_cache).rope_and_cache(qkv, rope, kv_cache, num_heads)
+        return self._plan(layout, kv_cache).rope_and_cache(
+            qkv, rope, kv_cache, num_heads, head_norms
+        )
 
     def attention(
         self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float

@@ -1,11 +1,14 @@
-"""rope_and_cache in Triton: rotate queries and keys, write keys and values, one program a token."""
+"""rope_and_cache in Triton: norm and rotate queries and keys, write keys and values.
+
+One program a token. Norms sum squares in float64, so that the order of the sum doesn't show.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.backend import BLOCK_SIZE, HeadNorms, StepLayout
 from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.gpu.device import Gpu
 
@@ -18,6 +21,19 @@ def _rotate(first, second, cos, sin):
 
 
 @triton.jit
+def _norm(first, second, weight_ptr, i, eps, HALF: tl.constexpr):
+    """Return the halves of heads, each head normed by the weight."""
+    wide_first, wide_second = first.to(tl.float64), second.to(tl.float64)
+    squares = tl.sum(wide_first * wide_first + wide_second * wide_second, axis=1)
+    mean_square = (squares / (2 * HALF)).to(tl.float32)
+    inverse = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))[:, None]
+    in_half = i < HALF
+    weight = tl.load(weight_ptr + i, mask=in_half, other=0)[None, :]
+    second_weight = tl.load(weight_ptr + HALF + i, mask=in_half, other=0)[None, :]
+    return first * inverse * weight, second * inverse * second_weight
+
+
+@triton.jit
 def rope_and_cache_kernel(
     qkv_ptr,  # [tokens, (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM]
     rope_ptr,  # [max_model_len, HEAD_DIM] float32, cos ‖ sin
@@ -26,7 +42,10 @@ def rope_and_cache_kernel(
     queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
     keys_ptr,  # [num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM]
     values_ptr,  # likewise
+    query_norm_ptr,  # [HEAD_DIM] float32, read if NORM
+    key_norm_ptr,  # likewise
     block_stride,
+    eps,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -34,6 +53,7 @@ def rope_and_cache_kernel(
     HEADS_BLOCK: tl.constexpr,
     KV_HEADS_BLOCK: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
+    NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """(a, b) ← (a · cos − b · sin, b · cos + a · sin) for the halves a, b of each head.
@@ -57,6 +77,8 @@ def rope_and_cache_kernel(
     inside = (heads < NUM_HEADS)[:, None] & in_half[None, :]
     first = tl.load(start + offsets, mask=inside, other=0).to(tl.float32)
     second = tl.load(start + offsets + HALF, mask=inside, other=0).to(tl.float32)
+    if NORM:
+        first, second = _norm(first, second, query_norm_ptr, i, eps, HALF)
     first, second = _rotate(first, second, cos, sin)
     out = queries_ptr + token * (NUM_HEADS * HEAD_DIM) + offsets
     tl.store(out, first.to(queries_ptr.dtype.element_ty), mask=inside)
@@ -69,6 +91,8 @@ def rope_and_cache_kernel(
     keys = start + NUM_HEADS * HEAD_DIM + offsets
     first = tl.load(keys, mask=inside, other=0).to(tl.float32)
     second = tl.load(keys + HALF, mask=inside, other=0).to(tl.float32)
+    if NORM:
+        first, second = _norm(first, second, key_norm_ptr, i, eps, HALF)
     first, second = _rotate(first, second, cos, sin)
     place = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM
     cached = place + kv_heads[:, None] * (BLOCK_SIZE * HEAD_DIM) + i[None, :]
@@ -98,7 +122,13 @@ def check_cache(kv_cache: Tensor) -> None:
 
 
 def rope_and_cache(
-    qkv: Tensor, rope: Tensor, kv_cache: Tensor, layout: StepLayout, num_heads: int, gpu: Gpu
+    qkv: Tensor,
+    rope: Tensor,
+    kv_cache: Tensor,
+    layout: StepLayout,
+    num_heads: int,
+    gpu: Gpu,
+    head_norms: HeadNorms | None = None,
 ) -> Tensor:
     """Rotate queries and keys, write keys and values to the cache, return queries [T, H, D].
 
@@ -124,7 +154,10 @@ def rope_and_cache(
             queries,
             kv_cache[0],
             kv_cache[1],
+            rope if head_norms is None else head_norms.queries,
+            rope if head_norms is None else head_norms.keys,
             kv_cache.stride(1),
+            0.0 if head_norms is None else head_norms.eps,
             NUM_HEADS=num_heads,
             NUM_KV_HEADS=num_kv_heads,
             HEAD_DIM=head_dim,
@@ -132,6 +165,7 @@ def rope_and_cache(
             HEADS_BLOCK=triton.next_power_of_2(num_heads),
             KV_HEADS_BLOCK=triton.next_power_of_2(num_kv_heads),
             HALF_BLOCK=triton.next_power_of_2(head_dim // 2),
+            NORM=head_norms is not None,
             PDL=gpu.pdl,
             **gpu.launch_options(4),
         )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitwatt_kernels.backend import Activation, QuantizedActivations, StepLayout
+from bitwatt_kernels.backend import Activation, HeadNorms, QuantizedActivations, StepLayout
 from bitwatt_kernels.gpu import attention as _attention
 from bitwatt_kernels.gpu import dense as _dense
 from bitwatt_kernels.gpu import elementwise as _elementwise
@@ -129,8 +129,9 @@ class TritonBackend(LayersByOperations):
         kv_cache: Tensor,
         layout: StepLayout,
         num_heads: int,
+        head_norms: HeadNorms | None = None,
     ) -> Tensor:
-        return _rope.rope_and_cache(qkv, rope, kv_cache, layout, num_heads, self.gpu)
+        return _rope.rope_and_cache(qkv, rope, kv_cache, layout, num_heads, self.gpu, head_norms)
 
     def attention(
         self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float

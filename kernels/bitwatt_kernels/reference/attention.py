@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.backend import BLOCK_SIZE, HeadNorms, StepLayout
+from bitwatt_kernels.reference.elementwise import rms_norm_float32
 
 __all__ = ["attention", "gather_keys_values", "rope_and_cache", "rope_table"]
 
@@ -31,7 +32,12 @@ def rope_table(
 
 
 def rope_and_cache(
-    qkv: Tensor, rope: Tensor, kv_cache: Tensor, layout: StepLayout, num_heads: int
+    qkv: Tensor,
+    rope: Tensor,
+    kv_cache: Tensor,
+    layout: StepLayout,
+    num_heads: int,
+    head_norms: HeadNorms | None = None,
 ) -> Tensor:
     """Rotate queries and keys, write keys and values to the cache, return queries [T, H, D].
 
@@ -42,6 +48,9 @@ def rope_and_cache(
     q = heads[:, :num_heads]
     k, v = heads[:, num_heads:].chunk(2, dim=1)
     cos, sin = rope[layout.positions][:, None].chunk(2, dim=-1)  # [T, 1, D / 2]
+    if head_norms is not None:
+        q = rms_norm_float32(q, head_norms.queries, head_norms.eps)
+        k = rms_norm_float32(k, head_norms.keys, head_norms.eps)
 
     def rotate(x: Tensor) -> Tensor:
         a, b = x.float().chunk(2, dim=-1)

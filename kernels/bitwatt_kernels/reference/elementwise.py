@@ -11,11 +11,13 @@ __all__ = [
     "gated_activation",
     "gated_activation_quantize",
     "rms_norm",
+    "rms_norm_float32",
     "rms_norm_quantize",
 ]
 
 
-def _rms_norm_float32(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm_float32(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return rms_norm(x) before it is rounded to x's dtype."""
     x = x.float()
     # Rounded once from float64, so that the order of the sum doesn't show.
     mean_square = x.double().square().mean(dim=-1, keepdim=True).float()
@@ -38,14 +40,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     weight  [K]
     Source  arXiv:1910.07467
     """
-    return _rms_norm_float32(x, weight, eps).to(x.dtype)
+    return rms_norm_float32(x, weight, eps).to(x.dtype)
 
 
 def rms_norm_quantize(
     x: Tensor, weight: Tensor, eps: float, *, group: int | None = None
 ) -> QuantizedActivations:
     """Return quantize(rms_norm(x)) with no rounding in between."""
-    return quantize(_rms_norm_float32(x, weight, eps), group=group)
+    return quantize(rms_norm_float32(x, weight, eps), group=group)
 
 
 def gated_activation(gate_up: Tensor, activation: Activation) -> Tensor:
@@ -63,4 +65,4 @@ def gated_activation_quantize(
 ) -> QuantizedActivations:
     """Return f(gate) · up, RMS-normed by weight [F] unless None, quantized."""
     y = _gated_activation_float32(gate_up, activation)
-    return quantize(y if weight is None else _rms_norm_float32(y, weight, eps), group=group)
+    return quantize(y if weight is None else rms_norm_float32(y, weight, eps), group=group)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import QuantizedActivations, StepLayout
+from bitwatt_kernels.backend import HeadNorms, QuantizedActivations, StepLayout
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference import attention as _attention
 from bitwatt_kernels.reference import linear as _linear
@@ -65,8 +65,9 @@ class ReferenceBackend(TorchOperations):
         kv_cache: Tensor,
         layout: StepLayout,
         num_heads: int,
+        head_norms: HeadNorms | None = None,
     ) -> Tensor:
-        return _attention.rope_and_cache(qkv, rope, kv_cache, layout, num_heads)
+        return _attention.rope_and_cache(qkv, rope, kv_cache, layout, num_heads, head_norms)
 
     def attention(
         self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float

@@ -17,7 +17,13 @@ from bitwatt.checkpoints.bitnet_packing import pack_bitnet
 from bitwatt.checkpoints.registry import Checkpoint, open_checkpoint
 from bitwatt.errors import CheckpointError
 from bitwatt.model.build import build_transformer
-from bitwatt.model.config import ModelConfig, RopeDivisors
+from bitwatt.model.config import (
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    ModelConfig,
+    RopeDivisors,
+    YarnRopeScaling,
+)
 from bitwatt.model.padding import padded
 from bitwatt.model.sizes_only import SizesOnly
 
@@ -182,14 +188,19 @@ class _Shards:
 
 
 def _config(config: ModelConfig) -> dict[str, Any]:
-    """Return config.json of the model, as BitNet where it has sub-norms and as LLaMA else."""
-    name, model_type = (
-        ("BitNetForCausalLM", "bitnet") if config.has_sub_norms else ("LlamaForCausalLM", "llama")
-    )
+    """Return config.json of the model: BitNet with sub-norms, Qwen with what it has, else LLaMA."""
+    if config.has_sub_norms:
+        name, model_type = "BitNetForCausalLM", "bitnet"
+    elif config.has_head_norms:
+        name, model_type = "Qwen3ForCausalLM", "qwen3"
+    elif config.has_qkv_bias and not config.has_o_bias:
+        name, model_type = "Qwen2ForCausalLM", "qwen2"
+    else:
+        name, model_type = "LlamaForCausalLM", "llama"
     eos = config.eos_token_ids
     written: dict[str, Any] = {
         "architectures": [name],
-        "attention_bias": False,
+        "attention_bias": config.has_o_bias,
         "bos_token_id": config.bos_token_id,
         "dtype": "bfloat16",
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
@@ -198,6 +209,7 @@ def _config(config: ModelConfig) -> dict[str, Any]:
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "max_position_embeddings": config.max_model_len,
+        "mlp_bias": config.has_mlp_bias,
         "model_type": model_type,
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
@@ -208,18 +220,32 @@ def _config(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
     }
     scaling = config.rope_scaling
-    if isinstance(scaling, RopeDivisors):
-        raise CheckpointError(
-            "rotary frequencies are divided each by a number of its own, which no config.json says"
-        )
-    if scaling is not None:
-        written["rope_scaling"] = {
-            "factor": scaling.factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_model_len,
-            "rope_type": "llama3",
-        }
+    match scaling:
+        case RopeDivisors():
+            raise CheckpointError(
+                "rotary frequencies are divided each by a number of its own, "
+                "which no config.json says"
+            )
+        case LinearRopeScaling():
+            written["rope_scaling"] = {"factor": scaling.factor, "rope_type": "linear"}
+        case Llama3RopeScaling():
+            written["rope_scaling"] = {
+                "factor": scaling.factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_model_len,
+                "rope_type": "llama3",
+            }
+        case YarnRopeScaling():
+            written["rope_scaling"] = {
+                "attention_factor": scaling.attention_factor,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "factor": scaling.factor,
+                "original_max_position_embeddings": scaling.original_max_model_len,
+                "rope_type": "yarn",
+                "truncate": scaling.truncates,
+            }
     return written
 
 

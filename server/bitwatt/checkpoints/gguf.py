@@ -38,6 +38,8 @@ _NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.attn_sub_norm": "attn_sub_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
@@ -68,7 +70,12 @@ class GgufCheckpoint:
                 f"{path}: block_count is {self.config.num_layers}; "
                 f"the file holds {len(gguf.tensors)} tensors"
             )
+        self._find_biases()
         if _ROPE_DIVISORS in gguf.tensors:
+            if self.config.rope_scaling is not None:
+                raise CheckpointError(
+                    f"{path}: not supported: {_ROPE_DIVISORS!r} beside rope.scaling.type"
+                )
             divisors = self.dense(_ROPE_DIVISORS, self.config.head_dim // 2, fits=torch.float32)
             scaling = RopeDivisors(tuple(divisors.tolist()))
             self.config = replace(self.config, rope_scaling=scaling)
@@ -127,6 +134,18 @@ class GgufCheckpoint:
                 f"has no place in this model (and {len(extra) - 1} others)",
             )
 
+    def _find_biases(self) -> None:
+        """Add to the config which linears have a bias: a file says it by having them."""
+        first = {
+            name for name in _LINEARS if _stored(f"model.layers.0.{name}.bias") in self._unread
+        }
+        self.config = replace(
+            self.config,
+            has_qkv_bias=self.config.has_qkv_bias or "self_attn.q_proj" in first,
+            has_o_bias="self_attn.o_proj" in first,
+            has_mlp_bias="mlp.up_proj" in first,
+        )
+
     def _linears(self) -> list[GgufTensor]:
         names = (
             _stored(f"model.layers.{layer}.{linear}.weight")
@@ -167,8 +186,9 @@ class GgufCheckpoint:
 
     def _in_order(self, name: str, rows: Tensor) -> Tensor:
         """Return the rows of a matrix as Hugging Face's rotation of halves wants them."""
-        is_query = name.endswith(".q_proj.weight")
-        if not self._is_paired or not (is_query or name.endswith(".k_proj.weight")):
+        module = name.rpartition(".")[0]
+        is_query = module.endswith(".q_proj")
+        if not self._is_paired or not (is_query or module.endswith(".k_proj")):
             return rows
         num_heads = self.config.num_heads if is_query else self.config.num_kv_heads
         by_pair = rows.view(num_heads, self.config.head_dim // 2, 2, *rows.shape[1:])
@@ -196,6 +216,6 @@ class GgufCheckpoint:
 def _stored(name: str) -> str:
     """Return GGUF's name of a tensor."""
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-    module = (layer[2] if layer else name).removesuffix(".weight")
-    stored = f"{_NAMES.get(module, module)}.weight"
+    module, dot, kind = (layer[2] if layer else name).rpartition(".")
+    stored = f"{_NAMES.get(module, module)}{dot}{kind}"
     return f"blk.{layer[1]}.{stored}" if layer else stored

@@ -7,7 +7,7 @@ from typing import Any
 from bitwatt.checkpoints.gguf_file import Gguf
 from bitwatt.errors import CheckpointError, shorten
 from bitwatt.model.config import ModelConfig
-from bitwatt.model.families import FAMILIES
+from bitwatt.model.families import FAMILIES, yarn_attention_factor
 
 __all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "read_config"]
 
@@ -30,6 +30,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "bitnet": Architecture("BitnetForCausalLM"),
     "bitnet-25": Architecture("BitNetForCausalLM"),
     "bitnet-b1.58": Architecture("BitNetForCausalLM"),
+    "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen3": Architecture("Qwen3ForCausalLM"),
+}
+
+# What files of known models are refused for.
+_LACKING: Mapping[str, str] = {
+    "qwen35": "its gated delta net, and the rotated basis of its weights, are missing here",
+    "qwen35moe": "its layers of gated delta net and its experts are missing here",
+    "maple": "its layers are a mixture of experts, whose routing is missing here",
 }
 
 # Keys below the architecture's own name, and the field of a config.json that each is.
@@ -49,9 +58,8 @@ _OPTIONAL = {"attention.head_count_kv", "attention.key_length", "rope.freq_base"
 # Keys that change nothing, and such that change nothing with these values.
 _TOLD = {"vocab_size", "tensor_data_layout"}
 _OFF: Mapping[str, tuple[object, ...]] = {
-    "rope.scaling.type": ("none",),
-    "rope.scaling.factor": (1.0, 0.0),
-    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scale_linear": (1.0,),
     "attention.causal": (True,),
     "attention.sliding_window": (0,),
@@ -62,6 +70,14 @@ _OFF: Mapping[str, tuple[object, ...]] = {
     "use_parallel_residual": (False,),
 }
 _SPECIAL = {"rope.dimension_count", "attention.value_length", "rope.scaling.finetuned"}
+_SCALING: Mapping[str, type] = {
+    "type": str,
+    "factor": float,
+    "attn_factor": float,
+    "original_context_length": int,
+    "yarn_beta_fast": float,
+    "yarn_beta_slow": float,
+}
 
 # Control tokens that end a turn wherever they are, whichever the file names: files written before
 # there was a key for them name one.
@@ -77,6 +93,10 @@ def architecture_of(gguf: Gguf) -> Architecture:
     rotated = next((key for key in gguf.metadata if key.startswith("prism.")), None)
     if rotated is not None:
         raise gguf.error(rotated, "is not supported: the weights are in a rotated basis")
+    if name in _LACKING:
+        raise CheckpointError(
+            f"{gguf.path}: architecture {name!r} is not supported: {_LACKING[name]}"
+        )
     if name not in ARCHITECTURES:
         raise CheckpointError(
             f"{gguf.path}: architecture {shorten(name)} is not supported; "
@@ -98,6 +118,9 @@ def read_config(gguf: Gguf, *, vocab_size: int, is_tied: bool) -> ModelConfig:
         read = gguf.get if key in _OPTIONAL else gguf.require
         config[field] = read(prefix + key, kind)
     _refuse_unsupported(gguf, prefix, config)
+    config["rope_scaling"] = _rope_scaling(gguf, prefix)
+    if config["head_dim"] is None and config["num_attention_heads"] > 0:
+        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
     eos = _end_token_ids(gguf)
     config["bos_token_id"] = gguf.get("tokenizer.ggml.bos_token_id", int)
     try:
@@ -108,18 +131,13 @@ def read_config(gguf: Gguf, *, vocab_size: int, is_tied: bool) -> ModelConfig:
 
 
 def _refuse_unsupported(gguf: Gguf, prefix: str, config: Mapping[str, Any]) -> None:
-    known = {*_FIELDS, *_TOLD, *_OFF, *_SPECIAL}
+    known = {*_FIELDS, *_TOLD, *_OFF, *_SPECIAL, *(f"rope.scaling.{key}" for key in _SCALING)}
     for key, value in gguf.metadata.items():
         name = key.removeprefix(prefix)
         if name == key:
             continue
         off = _OFF.get(name)
-        is_linear_by_1 = (
-            name == "rope.scaling.type"
-            and value == "linear"
-            and gguf.get(f"{prefix}rope.scaling.factor", float, 1.0) == 1
-        )
-        if name not in known or not (off is None or value in off or is_linear_by_1):
+        if name not in known or not (off is None or value in off):
             raise gguf.error(key, f"is {shorten(value)}, which is not supported")
     num_heads = config["num_attention_heads"]
     if num_heads < 1:
@@ -129,6 +147,32 @@ def _refuse_unsupported(gguf: Gguf, prefix: str, config: Mapping[str, Any]) -> N
         size = gguf.get(prefix + name, int, head_dim)
         if size != head_dim:
             raise gguf.error(prefix + name, f"is {size}; heads of {head_dim} want it the same")
+
+
+def _rope_scaling(gguf: Gguf, prefix: str) -> dict[str, Any] | None:
+    """Return rope_scaling of a config.json; None where the frequencies stay as they are."""
+    given = {key: gguf.get(f"{prefix}rope.scaling.{key}", kind) for key, kind in _SCALING.items()}
+    factor = given["factor"] or 1.0  # llama.cpp's, too, takes 0 for none
+    times = 1.0 if given["attn_factor"] is None else given["attn_factor"]
+    kind = given["type"] or ("none" if factor == 1 else "linear")
+    if kind == "yarn":
+        return {
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": given["original_context_length"],
+            "attention_factor": times * yarn_attention_factor(factor),
+            "beta_fast": given["yarn_beta_fast"],
+            "beta_slow": given["yarn_beta_slow"],
+        }
+    if kind not in ("none", "linear"):
+        raise gguf.error(
+            f"{prefix}rope.scaling.type", f"is {shorten(kind)}, which is not supported"
+        )
+    if times != 1:
+        raise gguf.error(f"{prefix}rope.scaling.attn_factor", f"is {times}, which is not supported")
+    if kind == "none" or factor == 1:
+        return None
+    return {"rope_type": "linear", "factor": factor}
 
 
 def _end_token_ids(gguf: Gguf) -> tuple[int, ...]:

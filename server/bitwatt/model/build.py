@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar, get_args
 
 import torch
-from bitwatt_kernels.backend import Backend, LayerWeights
+from bitwatt_kernels.backend import Backend, DenseLinear, HeadNorms, LayerWeights
 from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 from torch import Tensor
 
@@ -122,7 +122,7 @@ class _Builder:
         self.other_bytes = 0
         self.num_parameters = 0
         num_added = config.intermediate_size - source.config.intermediate_size
-        by_layer = 3 * config.hidden_size + config.has_sub_norms
+        by_layer = 3 * config.hidden_size + config.has_sub_norms + 2 * config.has_mlp_bias
         self.num_padded = config.num_layers * num_added * by_layer  # zeros that are no parameters
 
     def build(self, *, head_bits: HeadBits) -> Transformer:
@@ -169,7 +169,7 @@ class _Builder:
             h, dense, rope, kv_caches, layout
         )
 
-    def layer(self, name: str, linear: Callable[[_Parts], W]) -> LayerWeights[W]:
+    def layer(self, name: str, linear: Callable[[_Parts, bool], W]) -> LayerWeights[W]:
         """Return a layer whose matrices linear() has prepared."""
         config = self.config
         hidden, inner = config.hidden_size, config.intermediate_size
@@ -188,18 +188,21 @@ class _Builder:
                     (f"{attention}.q_proj", queries, hidden),
                     (f"{attention}.k_proj", keys, hidden),
                     (f"{attention}.v_proj", keys, hidden),
-                ]
+                ],
+                config.has_qkv_bias,
             ),
+            head_norms=self.head_norms(attention) if config.has_head_norms else None,
             attention_sub_norm=(
                 self.norm(f"{attention}.attn_sub_norm", queries) if has_sub_norms else None
             ),
-            o=linear([(f"{attention}.o_proj", hidden, queries)]),
+            o=linear([(f"{attention}.o_proj", hidden, queries)], config.has_o_bias),
             mlp_norm=self.norm(f"{name}.post_attention_layernorm", hidden),
             gate_up=linear(
-                [(f"{mlp}.gate_proj", inner, hidden), (f"{mlp}.up_proj", inner, hidden)]
+                [(f"{mlp}.gate_proj", inner, hidden), (f"{mlp}.up_proj", inner, hidden)],
+                config.has_mlp_bias,
             ),
             mlp_sub_norm=self.norm(f"{mlp}.ffn_sub_norm", inner) if has_sub_norms else None,
-            down=linear([(f"{mlp}.down_proj", hidden, inner)]),
+            down=linear([(f"{mlp}.down_proj", hidden, inner)], config.has_mlp_bias),
         )
 
     def to_device(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -221,6 +224,18 @@ class _Builder:
         self.other_bytes += weight.nbytes
         return weight
 
+    def head_norms(self, attention: str) -> HeadNorms:
+        queries, keys = (
+            self.norm(f"{attention}.{name}", self.config.head_dim) for name in ("q_norm", "k_norm")
+        )
+        return HeadNorms(queries, keys, self.config.rms_norm_eps)
+
+    def bias(self, parts: _Parts, *, fits: torch.dtype) -> Tensor:
+        """Return the biases of the parts, one after the other, as the source has them."""
+        biases = [self.source.dense(f"{name}.bias", rows, fits=fits) for name, rows, _ in parts]
+        self.num_parameters += sum(map(len, biases))
+        return torch.cat(biases)
+
     def packed(self, parts: _Parts) -> TernaryWeight:
         weight = TernaryWeight.concatenate(
             [self.source.ternary(*part, fits=self.dtype) for part in parts]
@@ -228,12 +243,15 @@ class _Builder:
         self.num_parameters += sum(rows * columns for _, rows, columns in parts)
         return weight
 
-    def ternary(self, parts: _Parts) -> object:
-        prepared = self.backend.prepare_ternary(self.packed(parts))
+    def ternary(self, parts: _Parts, has_bias: bool) -> object:
+        weight = self.packed(parts)
+        if has_bias:
+            weight = replace(weight, bias=self.bias(parts, fits=torch.float32).float())
+        prepared = self.backend.prepare_ternary(weight)
         self.packed_bytes += self.backend.nbytes(prepared)
         return prepared
 
-    def dense(self, parts: _Parts) -> Tensor:
+    def dense(self, parts: _Parts, has_bias: bool) -> DenseLinear:
         if self.source.is_ternary:
             packed, device = self.packed(parts), self.backend.device
             scales = packed.scales.to(device, self.dtype)
@@ -244,4 +262,8 @@ class _Builder:
             self.num_parameters += weight.numel()
         prepared = self.backend.prepare_dense(weight)
         self.other_bytes += self.backend.nbytes(prepared)
-        return prepared
+        if not has_bias:
+            return DenseLinear(prepared)
+        bias = self.to_device(self.bias(parts, fits=self.dtype), self.dtype)
+        self.other_bytes += bias.nbytes
+        return DenseLinear(prepared, bias)

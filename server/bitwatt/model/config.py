@@ -9,11 +9,14 @@ __all__ = [
     "Activation",
     "Dtype",
     "HeadBits",
+    "LinearRopeScaling",
     "Llama3RopeScaling",
     "ModelConfig",
     "RopeDivisors",
+    "RopeScaling",
     "Weights",
     "WeightsName",
+    "YarnRopeScaling",
     "weights_named",
 ]
 
@@ -94,12 +97,68 @@ class RopeDivisors:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class LinearRopeScaling:
+    """Every rotary frequency is divided by the factor."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check_factor(self.factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YarnRopeScaling:
+    """How YaRN stretches rotary frequencies, arXiv:2309.00071.
+
+    attention_factor      multiplies cos and sin
+    beta_fast, beta_slow  turns within the first context: frequencies of more than the first are
+                          kept, those of less than the second divided by the factor
+    truncates             to whole frequencies, where the blend between begins and ends
+    """
+
+    factor: float
+    original_max_model_len: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncates: bool = True
+
+    def __post_init__(self) -> None:
+        _check_factor(self.factor)
+        if not 1 <= self.original_max_model_len <= _MAX_SIZE:
+            raise CheckpointError(
+                "rope scaling has original_max_position_embeddings "
+                f"{shorten(self.original_max_model_len)}; it must be 1 to {_MAX_SIZE}"
+            )
+        if not (
+            _MIN_FLOAT <= self.attention_factor <= _MAX_FLOAT
+            and _MIN_FLOAT <= self.beta_slow <= self.beta_fast <= _MAX_FLOAT
+        ):
+            raise CheckpointError(
+                f"rope scaling has attention_factor {self.attention_factor}, beta_slow "
+                f"{self.beta_slow} and beta_fast {self.beta_fast}; they must be above 0 and "
+                "finite, the last at least the second"
+            )
+
+
+def _check_factor(factor: float) -> None:
+    if not 1 <= factor <= _MAX_FLOAT:
+        raise CheckpointError(f"rope scaling has factor {factor}; it must be at least 1")
+
+
+RopeScaling = Llama3RopeScaling | LinearRopeScaling | YarnRopeScaling | RopeDivisors
+"""How rotary frequencies are changed for a longer context."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Sizes and switches of a decoder-only transformer.
 
     architecture     the checkpoint's own name for it
     has_sub_norms    RMSNorm also before the output and down projections, as in BitNet b1.58
+    has_head_norms   RMSNorm of each head's query and key before they are rotated, as in Qwen3
+    has_qkv_bias, has_o_bias, has_mlp_bias  which linears add a bias
     is_tied          the head is the embedding
     bos_token_id     None where the model has none
     eos_token_ids    any of them ends a sequence; generation_config.json's besides config.json's
@@ -119,7 +178,11 @@ class ModelConfig:
     activation: Activation
     has_sub_norms: bool
     is_tied: bool
-    rope_scaling: Llama3RopeScaling | RopeDivisors | None = None
+    has_head_norms: bool = False
+    has_qkv_bias: bool = False
+    has_o_bias: bool = False
+    has_mlp_bias: bool = False
+    rope_scaling: RopeScaling | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -145,6 +208,8 @@ class ModelConfig:
             raise CheckpointError(
                 f"{self.num_heads} heads can't share {self.num_kv_heads} key-value heads evenly"
             )
+        if isinstance(self.rope_scaling, YarnRopeScaling) and self.rope_theta <= 1:
+            raise CheckpointError(f"rope_theta is {self.rope_theta}; YaRN wants it above 1")
         if self.head_dim % 2:
             raise CheckpointError(f"head_dim is {self.head_dim}; rotary embedding wants it even")
         if not (

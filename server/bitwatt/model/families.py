@@ -4,12 +4,20 @@ A family whose layers compute what kernels/bitwatt_kernels/layer.py already does
 FAMILIES and nothing else. No torch.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
 from bitwatt.errors import CheckpointError, shorten
-from bitwatt.model.config import Activation, Llama3RopeScaling, ModelConfig
+from bitwatt.model.config import (
+    Activation,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    ModelConfig,
+    RopeScaling,
+    YarnRopeScaling,
+)
 
 __all__ = ["FAMILIES", "Family", "family_of", "notices_of", "with_generation_config"]
 
@@ -18,10 +26,7 @@ T = TypeVar("T", int, float, bool, str)
 # Fields of a config.json that change the result and are not supported, with the values that
 # switch each off.
 _OFF: Mapping[str, tuple[object, ...]] = {
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
     "partial_rotary_factor": (1, 1.0),
-    "sliding_window": (),
     "input_bits": (8,),
     "weight_bits": (1,),
 }
@@ -41,6 +46,11 @@ class Family:
     has_sub_norms           its layers have the two norms of BitNet
     has_ternary_masters     its float linears are masters of ternary ones even where config.json
                             has no quantization_config
+    has_head_norms          its attention norms each head's query and key
+    has_qkv_bias            its queries, keys and values have a bias; None where attention_bias of
+                            config.json says so, for the output projection too
+    head_dim, sliding_window  what holds where config.json leaves them out
+    can_drop_window         config.json has use_sliding_window, without which there is no window
     aliases  parts of tensor names, TensorSource's to its own; either is read
     off      fields of config.json that are refused, with the values that switch each off
     """
@@ -50,6 +60,11 @@ class Family:
     has_sub_norms: bool
     rope_theta: float = 10000.0
     has_ternary_masters: bool = False
+    has_head_norms: bool = False
+    has_qkv_bias: bool | None = None
+    head_dim: int | None = None
+    sliding_window: int | None = None
+    can_drop_window: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
     off: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: _OFF)
 
@@ -62,7 +77,10 @@ class Family:
         hidden_size = _get(config, "hidden_size", int)
         activation = self._activation(config)
         self._refuse_unsupported(config)
-        theta, scaling = _rope(config, self.rope_theta)
+        max_model_len = _get(config, "max_position_embeddings", int)
+        self._refuse_window(config, max_model_len)
+        theta, scaling = _rope(config, self.rope_theta, max_model_len)
+        attention_bias = _get(config, "attention_bias", bool, False)
         bos = _token_ids(config, "bos_token_id")
         if num_heads < 1:
             raise CheckpointError(
@@ -76,12 +94,16 @@ class Family:
             num_layers=_get(config, "num_hidden_layers", int),
             num_heads=num_heads,
             num_kv_heads=_get(config, "num_key_value_heads", int, num_heads),
-            head_dim=_get(config, "head_dim", int, hidden_size // num_heads),
-            max_model_len=_get(config, "max_position_embeddings", int),
+            head_dim=_get(config, "head_dim", int, self.head_dim or hidden_size // num_heads),
+            max_model_len=max_model_len,
             rope_theta=theta,
             rms_norm_eps=_get(config, "rms_norm_eps", float),
             activation=activation,
             has_sub_norms=self.has_sub_norms,
+            has_head_norms=self.has_head_norms,
+            has_qkv_bias=attention_bias if self.has_qkv_bias is None else self.has_qkv_bias,
+            has_o_bias=attention_bias and self.has_qkv_bias is None,
+            has_mlp_bias=_get(config, "mlp_bias", bool, False),
             is_tied=_get(config, "tie_word_embeddings", bool, False),
             rope_scaling=scaling,
             bos_token_id=bos[0] if bos else None,
@@ -97,6 +119,24 @@ class Family:
         raise CheckpointError(
             f"hidden_act {shorten(name)} is not supported; {' and '.join(known)} are"
         )
+
+    def _refuse_window(self, config: Mapping[str, Any], max_model_len: int) -> None:
+        """Raise CheckpointError where some layers see but the last tokens of the context."""
+        window = config.get("sliding_window", self.sliding_window)
+        if self.can_drop_window and not _get(config, "use_sliding_window", bool, False):
+            window = None
+        if window is not None and not (type(window) is int and window >= max_model_len):
+            raise CheckpointError(
+                f"not supported: sliding_window={shorten(window)}, for a context of "
+                f"{max_model_len} tokens; attention sees all of them here"
+            )
+        layers = config.get("layer_types") or []
+        if window is None and not (
+            isinstance(layers, list) and all(kind == "full_attention" for kind in layers)
+        ):
+            raise CheckpointError(
+                f"not supported: layer_types={shorten(layers)}; full_attention alone is"
+            )
 
     def _refuse_unsupported(self, config: Mapping[str, Any]) -> None:
         found = [
@@ -126,6 +166,28 @@ FAMILIES = {
             aliases=_BITNET_ALIASES,
         ),
         Family(architecture="LlamaForCausalLM", activation="silu", has_sub_norms=False),
+        Family(
+            architecture="MistralForCausalLM",
+            activation="silu",
+            has_sub_norms=False,
+            has_qkv_bias=False,
+            sliding_window=4096,
+        ),
+        Family(
+            architecture="Qwen2ForCausalLM",
+            activation="silu",
+            has_sub_norms=False,
+            has_qkv_bias=True,
+            can_drop_window=True,
+        ),
+        Family(
+            architecture="Qwen3ForCausalLM",
+            activation="silu",
+            has_sub_norms=False,
+            has_head_norms=True,
+            head_dim=128,
+            can_drop_window=True,
+        ),
     )
 }
 
@@ -164,7 +226,9 @@ def notices_of(config: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _rope(config: Mapping[str, Any], default: float) -> tuple[float, Llama3RopeScaling | None]:
+def _rope(
+    config: Mapping[str, Any], default: float, max_model_len: int
+) -> tuple[float, RopeScaling | None]:
     """Return theta and the scaling, from rope_scaling or the newer rope_parameters.
 
     Where both are there the older goes before, as in transformers' PreTrainedConfig.
@@ -188,10 +252,45 @@ def _rope(config: Mapping[str, Any], default: float) -> tuple[float, Llama3RopeS
                 high_freq_factor=_get(scaling, "high_freq_factor", float),
                 original_max_model_len=_get(scaling, "original_max_position_embeddings", int),
             )
+        case "linear":
+            return theta, LinearRopeScaling(_get(scaling, "factor", float))
+        case "yarn":
+            return theta, _yarn(scaling, config, max_model_len)
         case _:
             raise CheckpointError(
-                f"rope type {shorten(kind)} is not supported; default and llama3 are"
+                f"rope type {shorten(kind)} is not supported; default, linear, llama3 and yarn are"
             )
+
+
+def _yarn(
+    scaling: Mapping[str, Any], config: Mapping[str, Any], max_model_len: int
+) -> YarnRopeScaling:
+    """Return the scaling, with what transformers takes where a field is missing."""
+    # Standing beside rope_scaling it goes before, and where it stands nowhere it is the context.
+    original = _get(
+        config,
+        "original_max_position_embeddings",
+        int,
+        _get(scaling, "original_max_position_embeddings", int, max_model_len),
+    )
+    factor = _get(scaling, "factor", float)
+    mscale, of_all = (_get(scaling, name, float, 0.0) for name in ("mscale", "mscale_all_dim"))
+    by_factor = yarn_attention_factor(factor)
+    if mscale and of_all:
+        by_factor = yarn_attention_factor(factor, mscale) / yarn_attention_factor(factor, of_all)
+    return YarnRopeScaling(
+        factor=factor,
+        original_max_model_len=original,
+        attention_factor=_get(scaling, "attention_factor", float, by_factor),
+        beta_fast=_get(scaling, "beta_fast", float, 32.0),
+        beta_slow=_get(scaling, "beta_slow", float, 1.0),
+        truncates=_get(scaling, "truncate", bool, True),
+    )
+
+
+def yarn_attention_factor(factor: float, scale: float = 1.0) -> float:
+    """Return what YaRN multiplies cos and sin by, arXiv:2309.00071, section 3.4."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def _get(config: Mapping[str, Any], name: str, kind: type[T], default: T | None = None) -> T:

@@ -36,10 +36,16 @@ class PaddedSource:
         self._growth = (self._width / self._inner) ** 0.5 if self.config.has_sub_norms else 1.0
 
     def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
-        if not name.endswith(".ffn_sub_norm.weight"):
+        scales = {
+            ".ffn_sub_norm.weight": 1 / self._growth,
+            ".gate_proj.bias": 1.0,
+            ".up_proj.bias": self._growth,
+        }
+        scale = next((scales[end] for end in scales if name.endswith(end)), None)
+        if scale is None:
             return self._source.dense(name, *shape, fits=fits)
-        weight = self._source.dense(name, self._inner, fits=fits)
-        return F.pad(weight.float() / self._growth, (0, self._width - self._inner))
+        vector = self._source.dense(name, self._inner, fits=fits)
+        return F.pad(vector.float() * scale, (0, self._width - self._inner))
 
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype

@@ -33,7 +33,8 @@ class SizesOnly:
     def prepare_ternary(self, weight: TernaryWeight) -> int:
         num_codes = self._rows(weight.out_features) * weight.in_features
         scale_bytes = weight.scales.nbytes // weight.out_features * self._rows(weight.out_features)
-        return (num_codes if self.name == "torch" else num_codes // 4) + scale_bytes
+        bias_bytes = 0 if weight.bias is None else 4 * self._rows(weight.out_features)
+        return (num_codes if self.name == "torch" else num_codes // 4) + scale_bytes + bias_bytes
 
     def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> int:
         rows, columns = self._rows(weight.shape[0]), weight.shape[1]

@@ -18,6 +18,8 @@ ARGUMENTS = {
     "queries_ptr": "bfloat16",
     "keys_ptr": "bfloat16",
     "values_ptr": "bfloat16",
+    "query_norm_ptr": "float32",
+    "key_norm_ptr": "float32",
     "query_starts_ptr": "int32",
     "context_lens_ptr": "int32",
     "tables_ptr": "int32",
@@ -29,6 +31,7 @@ ARGUMENTS = {
     "block_stride": "i32",
     "table_stride": "i32",
     "scale": "fp32",
+    "eps": "fp32",
     "num_sequences": "i32",
     "max_splits": "i32",
 }
@@ -40,6 +43,7 @@ ROPE = {
     "HEADS_BLOCK": 32,
     "KV_HEADS_BLOCK": 8,
     "HALF_BLOCK": 64,
+    "NORM": False,
 }
 
 

@@ -51,6 +51,8 @@ NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.attn_sub_norm": "attn_sub_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -92,7 +94,7 @@ def metadata_of(model: Any, architecture: str, **changes: Any) -> dict[str, Any]
 
 def in_pairs(weight: NDArray[Any], num_heads: int) -> NDArray[Any]:
     """Return rows of q or k in the order of llama.cpp's rotation of neighbours."""
-    halves = weight.reshape(num_heads, 2, -1, weight.shape[-1])
+    halves = weight.reshape(num_heads, 2, -1, *weight.shape[1:])
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
@@ -112,13 +114,13 @@ def tensors_of(model: Any, stored: Store, *, is_paired: bool) -> dict[str, Store
         tensors[theirs] = tensor
         values = tensor.values
         if num_heads:
-            values = values.reshape(num_heads, -1, 2, weight.shape[-1]).swapaxes(1, 2)
+            values = values.reshape(num_heads, -1, 2, *weight.shape[1:]).swapaxes(1, 2)
         parameter.data = torch.from_numpy(values.reshape(weight.shape).copy())
     return tensors
 
 
 def is_linear(name: str) -> bool:
-    return name.startswith("blk.") and "norm" not in name
+    return name.startswith("blk.") and "norm" not in name and not name.endswith(".bias")
 
 
 def as_floats(fmt: str) -> Store:
@@ -252,7 +254,42 @@ def test_a_tied_head_and_heads_of_their_own_width_are_read(
     assert_same_model(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "metadata"),
+    [
+        (
+            "qwen3",
+            {"head_dim": 64, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+        ),
+        ("qwen2", {}, {}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}, {}),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+            {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+        ),
+    ],
+    ids=["qwen3-yarn", "qwen2", "llama-biases", "linear"],
+)
+def test_other_families_compute_what_transformers_does(
+    tmp_path: Path, family: Family, changes: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    """104 positions, of which the stretched models first knew 24."""
+    path = tmp_path / "x.gguf"
+    if "rope_parameters" in changes:
+        rope = {"rope_theta": 10000.0, "original_max_position_embeddings": 24}
+        changes = changes | {"rope_parameters": changes["rope_parameters"] | rope}
+        metadata = metadata | {"rope.scaling.original_context_length": 24}
+    theirs = write(
+        path, family, as_floats("F32"), architecture=family, metadata=metadata, **changes
+    )
+    assert_same_model(load(path, "dense"), theirs)
+
+
 TERNARY = [
+    ("qwen3", "qwen3", {"head_dim": 64}, "TQ2_0"),
+    ("qwen2", "qwen2", {}, "Q2_0"),
     ("bitnet", "bitnet-b1.58", {}, "TQ2_0"),
     ("bitnet", "bitnet-b1.58", {}, "I2_S"),
     ("bitnet", "bitnet-25", {}, "TQ1_0"),
@@ -420,7 +457,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no architecture": (with_metadata(general__architecture=None), "key 'general.architecture' is"),
     "another architecture": (
         with_metadata(general__architecture="qwen35"),
-        "architecture 'qwen35' is not supported; llama, bitnet, bitnet-25, bitnet-b1.58 are",
+        "architecture 'qwen35' is not supported: its gated delta net, and the rotated basis",
     ),
     "a rotated basis": (
         with_metadata(prism__hadamard__version=1),
@@ -444,12 +481,12 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
         "key 'llama.attention.sliding_window' is 4096, which is not supported",
     ),
     "a rope scaled": (
-        with_metadata(llama__rope__scaling__type="yarn"),
-        "key 'llama.rope.scaling.type' is 'yarn', which is not supported",
+        with_metadata(llama__rope__scaling__type="longrope"),
+        "key 'llama.rope.scaling.type' is 'longrope', which is not supported",
     ),
     "a rope scaled by a factor": (
-        with_metadata(llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0),
-        "key 'llama.rope.scaling.type' is 'linear', which is not supported",
+        with_metadata(llama__rope__scaling__type="linear", llama__rope__scaling__attn_factor=2.0),
+        "key 'llama.rope.scaling.attn_factor' is 2.0, which is not supported",
     ),
     "a rope in part": (
         with_metadata(llama__rope__dimension_count=32),

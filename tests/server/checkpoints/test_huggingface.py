@@ -65,6 +65,75 @@ def test_dense_llama_computes_what_transformers_does(
     assert_same_model(ours, theirs)
 
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen3", {"head_dim": 48}),
+        ("qwen3", {"tie_word_embeddings": True, "attention_bias": True, "rope_parameters": YARN}),
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("mistral", {"sliding_window": None}),
+        ("llama", {"attention_bias": True, "mlp_bias": True, "rope_theta": 100000.0}),
+        ("llama", {"rope_parameters": YARN | {"rope_type": "linear"}}),
+        ("llama", {"rope_parameters": YARN | {"beta_fast": 8.0, "truncate": False}}),
+        ("llama", {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}}),
+    ],
+    ids=["qwen3", "qwen3-yarn", "qwen2", "mistral", "biases", "linear", "yarn", "yarn-mscale"],
+)
+def test_dense_families_compute_what_transformers_does(
+    tmp_path: Path, family: Family, changes: dict[str, Any], backend: str
+) -> None:
+    """104 positions, of which the stretched models first knew 24."""
+    theirs = write_dense(tmp_path, family, **(changes | {"head_dim": changes.get("head_dim", 32)}))
+    assert_same_model(load(tmp_path, "dense", backend), theirs)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen3", {"rope_parameters": YARN, "head_dim": 32}),
+        ("qwen2", {}),
+        ("mistral", {"sliding_window": None}),
+        ("llama", {"attention_bias": True, "mlp_bias": True, "intermediate_size": 180}),
+    ],
+    ids=["qwen3", "qwen2", "mistral", "biases"],
+)
+def test_ternary_families_compute_what_transformers_does(
+    tmp_path: Path, family: Family, changes: dict[str, Any], backend: str
+) -> None:
+    theirs = write_online(tmp_path, family, **changes)
+    ours = load(tmp_path, "ternary", backend)
+    assert_same_ternary_model(ours, theirs)
+    assert ours.memory().num_parameters == load(tmp_path, "dense").memory().num_parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "reason"),
+    [
+        ("mistral", {}, "sliding_window=4096, for a context of 8192 tokens"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 64}, "sliding_window=64, for"),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "layer_types="),
+    ],
+)
+def test_a_sliding_window_is_refused_by_its_name(
+    tmp_path: Path, family: Family, changes: dict[str, Any], reason: str
+) -> None:
+    write_dense(tmp_path, family, max_position_embeddings=8192, sliding_window=None)
+    edit_config(tmp_path, sliding_window=None, layer_types=None)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=reason):
+        load(tmp_path, "dense")
+
+
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("family", ["bitnet", "llama"])
 def test_float_masters_are_ternarized_as_transformers_does(

@@ -8,7 +8,18 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BitNetConfig,
+    BitNetForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.utils.quantization_config import BitNetQuantConfig
 
 with warnings.catch_warnings():
@@ -28,11 +39,14 @@ __all__ = [
     "write_packed",
 ]
 
-Family = Literal["bitnet", "llama"]
+Family = Literal["bitnet", "llama", "mistral", "qwen2", "qwen3"]
 
 _CLASSES = {
     "bitnet": (BitNetConfig, BitNetForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 
 
@@ -124,6 +138,9 @@ def with_ternary_linears(model: Any, folder: Path) -> Any:
         scale = tensors[name].abs().max()
         tensors[name] = (tensors[name] / scale).round()
         tensors[f"{name}_scale"] = scale.reshape(1)
+        bias = name.replace(".weight", ".bias")
+        if bias in tensors:  # which AutoBitLinear multiplies by the scale
+            tensors[bias] = tensors[bias] / scale
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _set_quantization(folder, linear_class="autobitlinear", quantization_mode="offline")
     return _with_bit_linears(model, folder)

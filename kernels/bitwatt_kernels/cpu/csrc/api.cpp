@@ -114,9 +114,10 @@ BW_API int bw_elementwise(Context* context, const void* x, int dtype, int activa
 
 BW_API int bw_rope_and_cache(Context* context, const void* qkv, int dtype, const float* rope,
                              int64_t rope_rows, void* cache, int cache_dtype, int64_t num_blocks,
-                             const int64_t* positions, const int64_t* slots, void* queries, int T,
+                             const int64_t* positions, const int64_t* slots, void* queries,
+                             const float* query_norm, const float* key_norm, float eps, int T,
                              int H, int G, int D) {
-    const RopeCall c{qkv,   rope,        cache, positions, slots, queries,
+    const RopeCall c{qkv,   rope,        cache, positions, slots, queries, query_norm, key_norm, eps,
                      dtype, cache_dtype, T,     H,         G,     D,       num_blocks};
     if (const int status = check(c, rope_rows)) return status;
     rope_and_cache(*context, c).run(*context);

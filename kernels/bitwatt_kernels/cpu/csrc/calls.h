@@ -85,6 +85,9 @@ struct RopeCall {
     const int64_t* positions;  // [T]
     const int64_t* slots;      // [T]
     void* queries;             // [T, H, D]
+    const float* query_norm;   // [D] or null, with key_norm: no norm before the rotation
+    const float* key_norm;     // [D]
+    float eps;
     int dtype, cache_dtype;
     int T, H, G, D;
     int64_t num_blocks;

@@ -30,13 +30,13 @@ static void gate_row(const ElementwiseCall& c, const void* gate, float* y) {
 }
 
 // y holds K floats and zeros up to a multiple of 16; so it does after.
-static void norm_row(const ElementwiseCall& c, float* y) {
+static void norm_row(float* y, int K, const void* weight, int weight_dtype, float eps) {
     F64 squares = zero_f64();
-    for (int i = 0; i < c.K; i += kLanes) squares = add_squares(squares, load(y + i));
-    const float mean = static_cast<float>(total(squares) / c.K);
-    const F32 inverse = splat(1.0f / __builtin_sqrtf(mean + c.eps));
-    for (int i = 0; i < c.K; i += kLanes)
-        store(y + i, load(y + i) * inverse * load_some(c.weight, c.weight_dtype, i, c.K - i));
+    for (int i = 0; i < K; i += kLanes) squares = add_squares(squares, load(y + i));
+    const float mean = static_cast<float>(total(squares) / K);
+    const F32 inverse = splat(1.0f / __builtin_sqrtf(mean + eps));
+    for (int i = 0; i < K; i += kLanes)
+        store(y + i, load(y + i) * inverse * load_some(weight, weight_dtype, i, K - i));
 }
 
 // K floats, and zeros up to a multiple of 16, to the codes of one scale.
@@ -80,7 +80,7 @@ static void elementwise(const ElementwiseCall& c, int first_token, int last_toke
             gate_row(c, x, y);
         else
             widen_row(x, c.dtype, c.K, y);
-        if (c.weight) norm_row(c, y);
+        if (c.weight) norm_row(y, c.K, c.weight, c.weight_dtype, c.eps);
         if (c.out)
             narrow_row(y, c.K, offset(c.out, c.dtype, static_cast<size_t>(t) * c.K), c.dtype);
         else
@@ -88,9 +88,17 @@ static void elementwise(const ElementwiseCall& c, int first_token, int last_toke
     }
 }
 
-// Pairs (i, i + D / 2): a * cos - b * sin and b * cos + a * sin.
-static void rotate(const void* in, int dtype, const float* cos, int D, void* out, int out_dtype) {
+// Pairs (i, i + D / 2): a * cos - b * sin and b * cos + a * sin; normed before by norm, if any.
+static void rotate(const void* in, int dtype, const float* norm, float eps, const float* cos,
+                   int D, void* out, int out_dtype) {
     const int half = D / 2;
+    if (norm) {
+        float* y = scratch(kRowScratch, padded_width(D));
+        widen_row(in, dtype, D, y);
+        norm_row(y, D, norm, kFloat32, eps);
+        in = y;
+        dtype = kFloat32;
+    }
     const float* sin = cos + half;
     const void* second = offset(in, dtype, half);
     void* out_second = offset(out, out_dtype, half);
@@ -110,7 +118,8 @@ static void rope_and_cache(const RopeCall& c, int first_token, int last_token) {
         const void* row = offset(c.qkv, c.dtype, t * width);
         const float* cos = c.rope + c.positions[t] * c.D;
         for (int h = 0; h < c.H; ++h)
-            rotate(offset(row, c.dtype, static_cast<size_t>(h) * c.D), c.dtype, cos, c.D,
+            rotate(offset(row, c.dtype, static_cast<size_t>(h) * c.D), c.dtype, c.query_norm, c.eps,
+                   cos, c.D,
                    offset(c.queries, c.dtype, (static_cast<size_t>(t) * c.H + h) * c.D), c.dtype);
         if (c.slots[t] < 0) continue;
         const size_t block = c.slots[t] / kKvBlockTokens, place = c.slots[t] % kKvBlockTokens;
@@ -118,7 +127,8 @@ static void rope_and_cache(const RopeCall& c, int first_token, int last_token) {
             const size_t at = ((block * c.G + g) * kKvBlockTokens + place) * c.D;
             const void* key = offset(row, c.dtype, static_cast<size_t>(c.H + g) * c.D);
             const void* value = offset(key, c.dtype, static_cast<size_t>(c.G) * c.D);
-            rotate(key, c.dtype, cos, c.D, offset(c.cache, c.cache_dtype, at), c.cache_dtype);
+            rotate(key, c.dtype, c.key_norm, c.eps, cos, c.D, offset(c.cache, c.cache_dtype, at),
+                   c.cache_dtype);
             void* to = offset(c.cache, c.cache_dtype, value_plane + at);
             for (int i = 0; i < c.D; i += kLanes)
                 store_some(to, c.cache_dtype, i, c.D - i, load_some(value, c.dtype, i, c.D - i));

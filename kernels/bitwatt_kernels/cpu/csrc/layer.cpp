@@ -63,6 +63,7 @@ int run_layer(Context& context, const Layer& layer, const StepCall& step, const 
     const auto input = norm_quantize(h, layer.input_norm, layer.qkv);
     const auto qkv = multiply(layer.qkv, nullptr, w.qkv);
     const RopeCall rope_call{w.qkv, rope.rows,   cache.data, step.positions, step.slots, w.queries,
+                             layer.query_norm, layer.key_norm, layer.head_eps,
                              dtype, cache.dtype, T,          H,              G,          D,
                              cache.num_blocks};
     if (const int status = check(rope_call, rope.num_rows)) return status;

@@ -22,6 +22,9 @@ struct Layer {
     const float* mlp_sub_norm;        // [down.K] or null
     int H, G, D, activation;
     float eps, attention_scale;
+    const float* query_norm;  // [D] or null, with key_norm
+    const float* key_norm;    // [D]
+    float head_eps;
 };
 
 // A StepLayout's tensors, as in backend.py.
