@@ -134,7 +134,13 @@ class _Ternary:
 class _Dense:
     backend: Backend
 
-    def norm(self, x: Tensor, weight: Tensor | None, eps: float, reader: Tensor) -> Tensor:  # noqa: ARG002
+    def norm(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        eps: float,
+        reader: DenseLinear,  # noqa: ARG002
+    ) -> Tensor:
         return x if weight is None else self.backend.rms_norm(x, weight, eps)
 
     def gated_activation(
@@ -143,7 +149,7 @@ class _Dense:
         activation: Activation,
         weight: Tensor | None,
         eps: float,
-        reader: Tensor,
+        reader: DenseLinear,
     ) -> Tensor:
         return self.norm(self.backend.gated_activation(gate_up, activation), weight, eps, reader)
 
