@@ -39,6 +39,7 @@ from bitwatt.model.card import quality_told
 from bitwatt.model.config import Weights
 from bitwatt.model_files import ConvertSettings, InspectSettings, run_convert, run_inspect
 from bitwatt.settings import ServeSettings
+from bitwatt.sizing import PlanSettings, run_plan
 from bitwatt.studies import (
     EvalSettings,
     PaperSettings,
@@ -60,6 +61,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "paper": PaperSettings,
     "inspect": InspectSettings,
     "convert": ConvertSettings,
+    "plan": PlanSettings,
 }
 """The settings of each command, by its name."""
 
@@ -112,6 +114,9 @@ class Bitwatt(BaseSettings):
     convert: CliSubCommand[ConvertSettings] = Field(
         description="Write a model as a Hugging Face folder, ternary or in 16 bits"
     )
+    plan: CliSubCommand[PlanSettings] = Field(
+        description="Say how many machines a traffic takes, ternary and in 16 bits, and their cost"
+    )
 
     def cli_cmd(self) -> None:
         """Run what was asked for."""
@@ -137,6 +142,8 @@ class Bitwatt(BaseSettings):
             sys.exit(_with_warnings(run_inspect, self.inspect))
         elif self.convert is not None:
             sys.exit(_with_warnings(run_convert, self.convert))
+        elif self.plan is not None:
+            sys.exit(_with_warnings(run_plan, self.plan))
         else:
             sys.exit("bitwatt: a command is needed; see bitwatt --help")
 

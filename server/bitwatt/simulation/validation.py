@@ -1,0 +1,140 @@
+"""How far a simulation is from the server it simulates: the same requests, replayed to it."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+from bitwatt_client.server import Server
+
+from bitwatt.simulation.callers import Stream, prompt_of, stream
+from bitwatt.simulation.capacity import percentile
+from bitwatt.simulation.replica import Engine, Replica
+from bitwatt.simulation.step_times import StepTimes
+from bitwatt.simulation.traffic import Arrival, Traffic
+
+__all__ = ["Comparison", "Figures", "compare_with_server"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What callers saw: times in seconds, tokens from the first request to the last token."""
+
+    ttft_p50_s: float
+    ttft_p95_s: float
+    tpot_p95_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One replayed load.
+
+    utilization  share of the time in which the simulated machine stepped
+    """
+
+    requests_per_s: float
+    utilization: float
+    num_requests: int
+    predicted: Figures
+    measured: Figures
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """What was predicted over what was measured, minus one, by figure."""
+        measured = asdict(self.measured)
+        return {name: p / measured[name] - 1 for name, p in asdict(self.predicted).items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything."""
+        return asdict(self) | {"errors": self.errors}
+
+
+async def compare_with_server(
+    http: httpx.AsyncClient,
+    server: Server,
+    engine: Engine,
+    step_times: StepTimes,
+    traffic: Traffic,
+    rates: Sequence[float],
+    *,
+    seconds: float,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda _line: None,
+) -> list[Comparison]:
+    """Return what was predicted and what the server did at each rate, in requests a second.
+
+    seconds  that requests arrive, at each
+    Raises   ClientError, httpx.HTTPError
+    """
+    comparisons = []
+    for rate in rates:
+        arrivals = traffic.arrivals(rate, max(20, round(rate * seconds)), seed)
+        predicted, utilization = _predict(engine, step_times, arrivals)
+        measured = await _replay(http, server, arrivals, seed)
+        one = Comparison(
+            requests_per_s=rate,
+            utilization=utilization,
+            num_requests=len(arrivals),
+            predicted=predicted,
+            measured=measured,
+        )
+        comparisons.append(one)
+        told = ", ".join(f"{name} {100 * error:+.0f}%" for name, error in one.errors.items())
+        report(f"{rate:.3g} requests/s, utilization {utilization:.0%}: {told}")
+    return comparisons
+
+
+def _predict(
+    engine: Engine, step_times: StepTimes, arrivals: Sequence[Arrival]
+) -> tuple[Figures, float]:
+    replica = Replica(engine, step_times)
+    served = []
+    for arrival in arrivals:
+        replica.run_until(arrival.time_s)
+        served.append(replica.submit(arrival))
+    share = min(1.0, replica.busy_s / arrivals[-1].time_s)
+    replica.run_to_end()
+    whole = [one for one in served if one.error is None]
+    span = max(one.ended_s or 0.0 for one in whole) - arrivals[0].time_s
+    return (
+        _figures(
+            [one.ttft_s for one in whole],
+            [t for one in whole if (t := one.tpot_s) is not None],
+            sum(one.num_tokens for one in whole) / span,
+        ),
+        share,
+    )
+
+
+async def _replay(
+    http: httpx.AsyncClient, server: Server, arrivals: Sequence[Arrival], seed: int
+) -> Figures:
+    started = time.perf_counter()
+
+    async def call(number: int, arrival: Arrival) -> Stream:
+        await asyncio.sleep(max(0.0, started + arrival.time_s - time.perf_counter()))
+        prompt = prompt_of(arrival.num_prompt_tokens, number)
+        salt = f"replay {seed} {started} {number}"
+        return await stream(http, server, prompt, arrival.num_tokens, salt)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(call(i, arrival)) for i, arrival in enumerate(arrivals)]
+    streams = [task.result() for task in tasks]
+    span = max(s.times_s[-1] for s in streams) - min(s.started_s for s in streams)
+    return _figures(
+        [s.ttft_s for s in streams],
+        [t for s in streams if (t := s.tpot_s) is not None],
+        sum(s.num_tokens for s in streams) / span,
+    )
+
+
+def _figures(ttft_s: Sequence[float], tpot_s: Sequence[float], tokens_per_s: float) -> Figures:
+    return Figures(
+        ttft_p50_s=percentile(ttft_s, 50) or 0.0,
+        ttft_p95_s=percentile(ttft_s, 95) or 0.0,
+        tpot_p95_s=percentile(tpot_s, 95) or 0.0,
+        tokens_per_s=tokens_per_s,
+    )

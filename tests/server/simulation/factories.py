@@ -1,0 +1,33 @@
+"""Steps of known cost, and engines to simulate."""
+
+from bitwatt.simulation.replica import Engine
+from bitwatt.simulation.step_times import StepPoint, StepTimes, StepWork
+
+__all__ = ["make_engine", "make_step_times", "step_seconds"]
+
+
+def step_seconds(work: StepWork, factor: float = 1.0) -> float:
+    """A step of a millisecond, 20 µs a token, 100 µs a sample, 10 ns a key."""
+    return factor * (
+        1e-3 + 2e-5 * work.num_tokens + 1e-4 * work.num_samples + 1e-8 * work.num_attended
+    )
+
+
+def make_step_times(factor: float = 1.0, overhead_s: float = 0.0) -> StepTimes:
+    """Return times fitted to such steps, measured without error."""
+    points = []
+    for context in (16, 600):
+        for batch in (1, 2, 4, 8, 16, 32, 64):
+            work = StepWork(batch, batch, batch * context)
+            points.append(StepPoint(work, step_seconds(work, factor)))
+    for prompt in (16, 64, 256, 512):
+        work = StepWork(prompt, 1, prompt * (prompt + 1) // 2)
+        points.append(
+            StepPoint(work, step_seconds(work, factor) + overhead_s, is_whole_request=True)
+        )
+    return StepTimes.fit(points)
+
+
+def make_engine(**changes) -> Engine:
+    """Return an engine of 64 rows and a context of 1024."""
+    return Engine(**({"max_model_len": 1024, "num_blocks": 4096} | changes))
