@@ -84,7 +84,7 @@ def test_what_make_bench_prints_gives_both_models(tmp_path):
 def test_a_file_of_something_else_is_refused_by_its_name(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(StepTimesError, match="other.json has no step times"):
+    with pytest.raises(StepTimesError, match=r"other\.json has no step times"):
         read_measured(path)
     with pytest.raises(StepTimesError, match="No such file"):
         read_measured(tmp_path / "none.json")

@@ -3,6 +3,7 @@
 import json
 import random
 import statistics
+from itertools import pairwise
 
 import pytest
 from bitwatt.simulation.traffic import (
@@ -33,7 +34,7 @@ def test_poisson_traffic_comes_at_its_rate_and_is_the_same_for_a_seed():
     arrivals = traffic.arrivals(50.0, 20_000, seed=3)
     assert arrivals == traffic.arrivals(50.0, 20_000, seed=3)
     assert arrivals[-1].time_s == pytest.approx(400, rel=0.05)
-    gaps = [b.time_s - a.time_s for a, b in zip(arrivals, arrivals[1:], strict=False)]
+    gaps = [b.time_s - a.time_s for a, b in pairwise(arrivals)]
     assert statistics.stdev(gaps) == pytest.approx(1 / 50, rel=0.05)
 
 
