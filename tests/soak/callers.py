@@ -90,6 +90,9 @@ async def _send(port: int, body: dict[str, Any]) -> tuple[_Reply, asyncio.Stream
     )
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    except ConnectionResetError as error:
+        # A listener that closes resets what the kernel took and nobody accepted yet.
+        raise ConnectionRefusedError("reset before an answer began") from error
     except BaseException:
         writer.transport.abort()
         raise
