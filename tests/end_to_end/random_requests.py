@@ -12,6 +12,8 @@ from typing import Any
 from bitwatt.api.schemas.chat import ChatBody, Message
 from bitwatt.api.schemas.common import Body
 from bitwatt.api.schemas.completions import CompletionBody
+from bitwatt.api.schemas.messages import CountTokensBody, MessagesBody
+from bitwatt.api.schemas.responses import ResponsesBody
 from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
 from bitwatt.serving.sampling_params import BOUNDS
 from hypothesis import strategies as st
@@ -21,6 +23,9 @@ __all__ = ["RandomRequest", "random_requests"]
 _BODIES: dict[str, type[Body]] = {
     "/v1/completions": CompletionBody,
     "/v1/chat/completions": ChatBody,
+    "/v1/responses": ResponsesBody,
+    "/v1/messages": MessagesBody,
+    "/v1/messages/count_tokens": CountTokensBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }
@@ -125,6 +130,7 @@ _LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "cache_salt": st.text(max_size=300),
 }
 _NEEDED = {
+    "input": _TEXT | st.lists(_MESSAGE, max_size=4),
     "model": st.sampled_from(_MODELS),
     "prompt": _TEXT | _TOKEN_IDS,
     "messages": st.lists(
@@ -180,7 +186,8 @@ def _bodies_of(body: type[Body]) -> st.SearchStrategy[bytes]:
         for name, likely in _NEEDED.items()
         if name in body.model_fields and (name != "messages" or "prompt" not in body.model_fields)
     }
-    limited = {"max_tokens": st.integers(1, 12)} if "max_tokens" in body.model_fields else {}
+    limits = {"max_tokens", "max_output_tokens"} & body.model_fields.keys()
+    limited = {name: st.integers(1, 12) for name in limits}
     objects = st.tuples(
         st.fixed_dictionaries({**needed, **limited}), _fields_of(body), _CHANCE
     ).map(lambda parts: parts[0] | parts[1] | ({"stream": True} if parts[2] and limited else {}))
