@@ -9,8 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -21,7 +20,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from bitwatt import __version__, builtin
+from bitwatt import __version__
+from bitwatt.application import new_application
 from bitwatt.commands import (
     ChatSettings,
     CompareSettings,
@@ -32,11 +32,8 @@ from bitwatt.commands import (
 )
 from bitwatt.completion import Shell, completion_script
 from bitwatt.gpus import why_no_gpu
-from bitwatt.hub import HubModel, fetch, named
 from bitwatt.knobs import Settings, knobs_of, new_cli_source
 from bitwatt.mistakes import did_you_mean, unknown_variables
-from bitwatt.model.card import quality_told
-from bitwatt.model.config import Weights
 from bitwatt.model_files import ConvertSettings, InspectSettings, run_convert, run_inspect
 from bitwatt.settings import ServeSettings
 from bitwatt.sizing import PlanSettings, run_plan
@@ -148,38 +145,6 @@ class Bitwatt(BaseSettings):
             sys.exit("bitwatt: a command is needed; see bitwatt --help")
 
 
-class ModelSpec(NamedTuple):
-    """A model to serve."""
-
-    name: str
-    path: Path
-    weights: Weights
-
-
-def models_to_serve(settings: ServeSettings) -> list[ModelSpec]:
-    """Return what the settings ask for; the embedded pair where they name no model.
-
-    Raises  HubError where a model of the hub can't be had
-    """
-    if settings.path is None:
-        ternary = ModelSpec("builtin", builtin.TERNARY, "ternary")
-        twin = ModelSpec("builtin-twin", builtin.FP16, "dense")
-        if not builtin.FP16.is_dir():  # as in a wheel
-            twin = ModelSpec("builtin-fp16", builtin.TERNARY, "dense")
-        return [ternary, twin] if settings.serves_pair else [ternary]
-    path = fetch(settings.path)
-    path = path.resolve() if path.is_dir() else path.absolute()  # a file's link has its name
-    source = named(settings.path)
-    name = settings.served_model_name
-    if name is None:
-        name = path.name.removesuffix(".gguf")
-        name = source.repository if isinstance(source, HubModel) else name
-    models = [ModelSpec(name, path, settings.weights or "ternary")]
-    if settings.compare:
-        models.append(ModelSpec(f"{name}-fp16", path, "dense"))
-    return models
-
-
 def serve(settings: ServeSettings) -> int:
     """Serve until a signal; return the exit status."""
     # Imported here and below, for `bitwatt --help` to answer at once.
@@ -238,15 +203,9 @@ def _unknown_variables() -> list[str]:
 
 
 def _serve_on(sockets: list[socket.socket], settings: ServeSettings) -> int:
-    from bitwatt.api.app import create_app
     from bitwatt.api.server import new_server
-    from bitwatt.engine.client import EngineClient
     from bitwatt.errors import BitwattError
-    from bitwatt.serving.models import ServedModel
-    from bitwatt.telemetry.metering import EnergyMeters, EngineObserver
-    from bitwatt.telemetry.metrics import Metrics
-    from bitwatt.telemetry.tracing import Tracing, TracingUnavailableError
-    from bitwatt.text.processor import TextProcessor
+    from bitwatt.telemetry.tracing import TracingUnavailableError
 
     if not settings.key_digests and not settings.is_loopback:
         logger.warning("anyone who reaches %s is served: no --api-key-file is set", settings.host)
@@ -255,42 +214,6 @@ def _serve_on(sockets: list[socket.socket], settings: ServeSettings) -> int:
             "everyone on this machine can read the key in the list of processes: "
             "use --api-key-file or BITWATT_API_KEY"
         )
-    metrics = Metrics()
-    meters = EnergyMeters(settings.energy_source, metrics)
-    served: dict[str, ServedModel] = {}
-    try:
-        for name, path, weights in models_to_serve(settings):
-            model_metrics = metrics.model(name)
-            model_metrics.set_prices(settings.prices)
-            energy = meters.model(name, model_metrics)
-            observer = EngineObserver(model_metrics, energy)
-            text = TextProcessor.from_folder(
-                path, allow_control_tokens=settings.allow_control_tokens
-            )
-            served[name] = ServedModel(
-                name=name,
-                engine=EngineClient(
-                    settings.engine_config(path, weights),
-                    name=name,
-                    max_queue=settings.max_queue,
-                    load_timeout_s=settings.load_timeout,
-                    step_timeout_s=settings.step_timeout,
-                    token_bytes=text.vocabulary.for_grammars,
-                    on_ready=observer.on_ready,
-                    on_step=observer.on_step,
-                    on_down=observer.on_down,
-                    on_restart=observer.on_restart,
-                ),
-                text=text,
-                metrics=model_metrics,
-                energy=energy,
-                quality=quality_told(path),
-            )
-        tracing = Tracing.to_endpoint(settings.otlp_endpoint) if settings.otlp_endpoint else None
-    except (BitwattError, TracingUnavailableError) as error:
-        logger.error("%s", error)
-        return 1
-
     failed: list[str] = []
 
     def give_up(name: str) -> None:
@@ -298,12 +221,14 @@ def _serve_on(sockets: list[socket.socket], settings: ServeSettings) -> int:
         server.should_exit = True
 
     async def announce() -> None:
-        await server.announce(served)
+        await server.announce(application.served)
 
-    app = create_app(
-        served, settings, metrics, on_ready=announce, on_start_failure=give_up, tracing=tracing
-    )
-    server = new_server(app, settings)
+    try:
+        application = new_application(settings, on_ready=announce, on_start_failure=give_up)
+    except (BitwattError, TracingUnavailableError) as error:
+        logger.error("%s", error)
+        return 1
+    server = new_server(application.app, settings)
     # The server drains on SIGTERM and then raises it again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     gc.collect()

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 from bitwatt.api.app import create_app
-from bitwatt.cli import models_to_serve
+from bitwatt.application import models_to_serve
 from bitwatt.engine.client import EngineClient
 from bitwatt.engine.messages import EngineStats
 from bitwatt.serving.models import ServedModel

@@ -11,7 +11,8 @@ from typing import get_args
 
 import pytest
 from bitwatt import __version__, builtin, cli, gpus
-from bitwatt.cli import COMMANDS, main, models_to_serve
+from bitwatt.application import models_to_serve
+from bitwatt.cli import COMMANDS, main
 from bitwatt.commands import CompareSettings, TuneSettings
 from bitwatt.engine.messages import EngineConfig
 from bitwatt.knobs import knobs_of

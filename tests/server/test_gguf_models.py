@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from bitwatt import LLM, SamplingParams, builtin
-from bitwatt.cli import main, models_to_serve
+from bitwatt.application import models_to_serve
+from bitwatt.cli import main
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import EngineConfig
 from bitwatt.errors import CheckpointError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from bitwatt import LLM, SamplingParams, builtin
-from bitwatt.cli import models_to_serve
+from bitwatt.application import models_to_serve
 from bitwatt.errors import HubError
 from bitwatt.hub import HubModel, fetch, named
 from huggingface_hub import constants

@@ -1,0 +1,121 @@
+"""The application that settings describe: its models, their engines, what is measured, and HTTP.
+
+`bitwatt serve` runs it under its own server; any other ASGI server may, as deploy/ray does.
+"""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bitwatt import builtin
+from bitwatt.hub import HubModel, fetch, named
+from bitwatt.model.card import quality_told
+from bitwatt.model.config import Weights
+from bitwatt.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from bitwatt.serving.models import ServedModel
+
+__all__ = ["Application", "ModelSpec", "models_to_serve", "new_application"]
+
+
+class ModelSpec(NamedTuple):
+    """A model to serve."""
+
+    name: str
+    path: Path
+    weights: Weights
+
+
+class Application(NamedTuple):
+    """The ASGI application and its models, by name. Its lifespan starts and stops their engines."""
+
+    app: "FastAPI"
+    served: "dict[str, ServedModel]"
+
+
+def models_to_serve(settings: ServeSettings) -> list[ModelSpec]:
+    """Return what the settings ask for; the embedded pair where they name no model.
+
+    Raises  HubError where a model of the hub can't be had
+    """
+    if settings.path is None:
+        ternary = ModelSpec("builtin", builtin.TERNARY, "ternary")
+        twin = ModelSpec("builtin-twin", builtin.FP16, "dense")
+        if not builtin.FP16.is_dir():  # as in a wheel
+            twin = ModelSpec("builtin-fp16", builtin.TERNARY, "dense")
+        return [ternary, twin] if settings.serves_pair else [ternary]
+    path = fetch(settings.path)
+    path = path.resolve() if path.is_dir() else path.absolute()  # a file's link has its name
+    source = named(settings.path)
+    name = settings.served_model_name
+    if name is None:
+        name = path.name.removesuffix(".gguf")
+        name = source.repository if isinstance(source, HubModel) else name
+    models = [ModelSpec(name, path, settings.weights or "ternary")]
+    if settings.compare:
+        models.append(ModelSpec(f"{name}-fp16", path, "dense"))
+    return models
+
+
+def new_application(
+    settings: ServeSettings,
+    *,
+    on_ready: Callable[[], Awaitable[None]] | None = None,
+    on_start_failure: Callable[[str], None] | None = None,
+) -> Application:
+    """Return the application of the settings; nothing runs before its lifespan is entered.
+
+    on_ready          awaited once every engine is ready for the first time
+    on_start_failure  told the name of each model whose engine can't start
+    Raises            BitwattError for a model that can't be had or read, TracingUnavailableError
+    """
+    # Imported here, for `bitwatt --help` to answer at once.
+    from bitwatt.api.app import create_app
+    from bitwatt.engine.client import EngineClient
+    from bitwatt.serving.models import ServedModel
+    from bitwatt.telemetry.metering import EnergyMeters, EngineObserver
+    from bitwatt.telemetry.metrics import Metrics
+    from bitwatt.telemetry.tracing import Tracing
+    from bitwatt.text.processor import TextProcessor
+
+    metrics = Metrics()
+    meters = EnergyMeters(settings.energy_source, metrics)
+    served: dict[str, ServedModel] = {}
+    for name, path, weights in models_to_serve(settings):
+        model_metrics = metrics.model(name)
+        model_metrics.set_prices(settings.prices)
+        energy = meters.model(name, model_metrics)
+        observer = EngineObserver(model_metrics, energy)
+        text = TextProcessor.from_folder(path, allow_control_tokens=settings.allow_control_tokens)
+        served[name] = ServedModel(
+            name=name,
+            engine=EngineClient(
+                settings.engine_config(path, weights),
+                name=name,
+                max_queue=settings.max_queue,
+                load_timeout_s=settings.load_timeout,
+                step_timeout_s=settings.step_timeout,
+                token_bytes=text.vocabulary.for_grammars,
+                on_ready=observer.on_ready,
+                on_step=observer.on_step,
+                on_down=observer.on_down,
+                on_restart=observer.on_restart,
+            ),
+            text=text,
+            metrics=model_metrics,
+            energy=energy,
+            quality=quality_told(path),
+        )
+    tracing = Tracing.to_endpoint(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    app = create_app(
+        served,
+        settings,
+        metrics,
+        on_ready=on_ready,
+        on_start_failure=on_start_failure,
+        tracing=tracing,
+    )
+    return Application(app, served)
