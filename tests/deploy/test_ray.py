@@ -131,7 +131,8 @@ async def how_it_ends(http: httpx.AsyncClient, url: str, max_tokens: int) -> str
         async with http.stream("POST", f"{url}/v1/completions", json=body(max_tokens)) as response:
             if response.status_code != 200:
                 await response.aread()
-                return str(response.status_code)
+                again = response.headers.get("retry-after")
+                return f"{response.status_code}, again in {again} s"
             text = "".join([part async for part in response.aiter_text()])
     except httpx.TransportError:
         return "broken"
@@ -187,9 +188,7 @@ def test_a_client_that_leaves_ends_its_request_in_the_engine(cluster):
 
 def test_more_than_may_wait_are_told_503_and_when_to_come_again(cluster):
     ends = asyncio.run(all_end(cluster.url, 128, 300))
-    assert set(ends) <= {"done", "503"}
-    assert "503" in ends
-    assert ends.count("done") >= 64
+    assert set(ends) == {"done", "503, again in 2 s"}
 
 
 def test_streams_end_in_answers_or_errors_when_a_replica_is_killed(cluster):
@@ -202,8 +201,8 @@ def test_streams_end_in_answers_or_errors_when_a_replica_is_killed(cluster):
     ends = asyncio.run(run())
     assert len(ends) == 64
     assert "done" in ends
-    others = {end for end in ends if not end.startswith("data: ")}
-    assert others <= {"done", "broken", "500", "503"}
+    for end in ends:
+        assert end in ("done", "broken") or end.startswith(("data: ", "500", "503")), end
     cluster.wait_for("killed")
     cluster.wait_running(2)
 
