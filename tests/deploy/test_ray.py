@@ -181,7 +181,8 @@ def test_each_replicas_metrics_have_an_address_and_a_label_of_their_own(cluster)
 def test_a_client_that_leaves_ends_its_request_in_the_engine(cluster):
     many = body(1000) | {"n": 32}
     with httpx.stream("POST", f"{cluster.url}/v1/completions", json=many) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: the response closes with it
+        next(lines)
         cluster.wait_open(is_any=True)
     cluster.wait_open(is_any=False)  # 32,000 tokens would take longer than the wait does
 
