@@ -52,9 +52,6 @@ def main() -> None:
             case ["scale", count]:
                 deploy(folder, int(count))
                 print("told", flush=True)
-            case ["running"]:
-                status = serve.status().applications["bitwatt"].deployments["bitwatt"]
-                print(status.replica_states.get("RUNNING", 0), flush=True)
     serve.shutdown()
     ray.shutdown()
 

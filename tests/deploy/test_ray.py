@@ -67,18 +67,12 @@ class Cluster:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def num_running(self) -> int:
-        self.tell("running")
-        for line in self.process.stdout:
-            if line.strip().isdigit():
-                return int(line)
-        raise AssertionError("the cluster ended")
-
-    def wait_running(self, count: int) -> None:
+    def wait_replicas(self, count: int) -> None:
+        """Wait until there are so many replicas, each of which tells its metrics."""
         deadline = time.monotonic() + ENDS_S
-        while self.num_running() != count:
-            assert time.monotonic() < deadline, f"{self.num_running()} replicas run"
-            time.sleep(0.5)
+        while not (len(self.targets()) == count and all(map(answers, self.targets().values()))):
+            assert time.monotonic() < deadline, self.targets()
+            time.sleep(0.2)
 
     def targets(self) -> dict[str, str]:
         """Return each replica's address for Prometheus, by its label."""
@@ -108,11 +102,27 @@ class Cluster:
         self._log.close()
 
 
+def answers(target: str) -> bool:
+    try:
+        return httpx.get(f"http://{target}/metrics").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("ray"))
     yield cluster
     cluster.close()
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Cluster:
+    """The cluster with two replicas, whatever the test before did to it."""
+    shared_cluster.tell("scale 2")
+    shared_cluster.wait_for("told")
+    shared_cluster.wait_replicas(2)
+    return shared_cluster
 
 
 def body(max_tokens: int) -> dict[str, object]:
@@ -205,7 +215,7 @@ def test_streams_end_in_answers_or_errors_when_a_replica_is_killed(cluster):
     for end in ends:
         assert end in ("done", "broken") or end.startswith(("data: ", "500", "503")), end
     cluster.wait_for("killed")
-    cluster.wait_running(2)
+    cluster.wait_replicas(2)  # Ray starts another, which takes the killed one's address away
 
 
 def test_a_replica_that_is_taken_away_ends_its_requests_first(cluster):
@@ -217,8 +227,4 @@ def test_a_replica_that_is_taken_away_ends_its_requests_first(cluster):
 
     assert asyncio.run(run()) == ["done"] * 8
     cluster.wait_for("told")
-    cluster.wait_running(1)
-    deadline = time.monotonic() + ENDS_S
-    while len(cluster.targets()) != 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    cluster.wait_replicas(1)
