@@ -88,9 +88,11 @@ class TextCodec:
             path = folder if is_file else folder / "tokenizer.json"
             raise CheckpointError(f"{path} can't be used: {error}") from error
 
-    def output(self, stops: Sequence[str] = (), *, min_tokens: int = 0) -> OutputText:
-        """Return a new choice's text; stop strings are looked for after min_tokens."""
-        return OutputText(self.vocabulary, stops, min_tokens=min_tokens)
+    def output(
+        self, stops: Sequence[str] = (), *, min_tokens: int = 0, spelled: Sequence[str] = ()
+    ) -> OutputText:
+        """Return a new choice's text; the arguments are OutputText's."""
+        return OutputText(self.vocabulary, stops, min_tokens=min_tokens, spelled=spelled)
 
     def encode(
         self,

@@ -42,9 +42,11 @@ class TextProcessor:
         """The bytes of every token."""
         return self.codec.vocabulary
 
-    def output(self, stops: Sequence[str] = (), *, min_tokens: int = 0) -> OutputText:
+    def output(
+        self, stops: Sequence[str] = (), *, min_tokens: int = 0, spelled: Sequence[str] = ()
+    ) -> OutputText:
         """Return a new choice's text."""
-        return self.codec.output(stops, min_tokens=min_tokens)
+        return self.codec.output(stops, min_tokens=min_tokens, spelled=spelled)
 
     async def encode(
         self,

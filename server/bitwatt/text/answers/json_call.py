@@ -45,10 +45,11 @@ class JsonCall:
         at = 0
         while at < len(text) and not self.is_over:
             if self._is_in_value:
-                end = self._end_of_value(text, at)
+                end, is_whole = self._end_of_value(text, at)
                 self._pending.append(text[at:end])
                 at = end
-                if not self._is_in_value:
+                if is_whole:
+                    self._place = "comma or end"
                     self._take_value(pieces)
             else:
                 self._step(text[at], pieces)
@@ -101,8 +102,8 @@ class JsonCall:
         else:
             self._end(pieces)
 
-    def _end_of_value(self, text: str, start: int) -> int:
-        """Return where in the text the value at hand ends, or else the text does."""
+    def _end_of_value(self, text: str, start: int) -> tuple[int, bool]:
+        """Return where in the text the value at hand ends; or where the text does, and False."""
         for at in range(start, len(text)):
             char = text[at]
             if self._in_string:
@@ -117,14 +118,12 @@ class JsonCall:
                 self._depth -= 1
                 is_end = not self._depth
             elif not self._depth and (char in _SPACE or char in ",}]"):
-                self._place = "comma or end"
-                return at
+                return at, True
             else:
                 continue
             if is_end:
-                self._place = "comma or end"
-                return at + 1
-        return len(text)
+                return at + 1, True
+        return len(text), False
 
     def _ends_string(self, char: str) -> bool:
         if self._is_escaped:
