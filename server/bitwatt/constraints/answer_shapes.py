@@ -45,8 +45,9 @@ class CallsShape(msgspec.Struct, frozen=True, kw_only=True):
     """Calls as a model's format writes them, around their JSON.
 
     begin, end  texts, and ids of special tokens
-    must_call   whether the answer is calls and nothing else; otherwise it may be anything else
-    is_parallel whether there may be several
+    must_call    whether the answer is calls and nothing else; otherwise it may be what else is
+                 asked, or any text: then begin is a token, or empty for JSON at the very beginning
+    is_parallel  whether there may be several, where they must be or an answer is asked
     """
 
     begin: Sequence[str | int]
@@ -121,7 +122,15 @@ class AnswerShape(msgspec.Struct, frozen=True, kw_only=True):
             return [f"body: {free}"]
         begin, end = _symbols(calls.begin), _symbols(calls.end)
         more = f" ({json.dumps(calls.between)} call)*" if calls.is_parallel else ""
-        rules = [f"body: calls{'' if calls.must_call else f' | {free}'}", f"calls: call{more}"]
+        if calls.must_call:
+            body = "calls"
+        elif self.answer is not None:
+            body = f"calls | {free}"
+        elif isinstance(calls.begin[0], int):
+            body = "(TEXT | call)*"
+        else:
+            body = "(calls | OTHER)?"
+        rules = [f"body: {body}", f"calls: call{more}", r"OTHER: /[^\s{](?s:.*)/"]
         for number, call in enumerate(calls.calls):
             opening = f'{{"name": {json.dumps(call.name)}, "{calls.arguments_key}": '
             schema = write_schema({"type": "object", **call.schema})

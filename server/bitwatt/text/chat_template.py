@@ -13,7 +13,7 @@ from bitwatt.text.template_sandbox import TemplateSandbox
 __all__ = ["ALLOWED_KWARGS", "ChatTemplate"]
 
 ALLOWED_KWARGS = frozenset({"enable_thinking", "thinking"})
-"""What a request may pass to a template."""
+"""What a request may pass to a template, true or false."""
 
 _MAX_SOURCE_CHARS = 4 * 1024 * 1024
 
@@ -23,7 +23,8 @@ class ChatTemplate:
 
     The template comes with the model: template_sandbox.py says what holds it.
 
-    literals  every piece of text that the template itself holds, joined by NUL
+    literals     every piece of text that the template itself holds, joined by NUL
+    takes_tools  whether it looks at the tools that it is given
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -38,6 +39,7 @@ class ChatTemplate:
             source.encode()
             tree = self._sandbox.parse(source)
             self.literals = "\0".join(_literals(tree))
+            self.takes_tools = any(name.name == "tools" for name in tree.find_all(nodes.Name))
             self._template = self._sandbox.from_string(tree)
         except Exception as error:  # a deep one exceeds Python's own limits, each of another type
             raise CheckpointError(

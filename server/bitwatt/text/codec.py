@@ -1,7 +1,7 @@
 """Everything a model needs of text, in the calling thread: encode, render, decode."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 
 from bitwatt.checkpoints.gguf_file import is_gguf
 from bitwatt.errors import CheckpointError, InvalidRequestError, shorten
+from bitwatt.text.answers.forms import forms_of
 from bitwatt.text.chat_template import ALLOWED_KWARGS, ChatTemplate
-from bitwatt.text.control_tokens import ControlTokens
+from bitwatt.text.control_tokens import ControlTokens, texts_within
 from bitwatt.text.detokenizer import Detokenizer
 from bitwatt.text.encoding import encode
 from bitwatt.text.gguf_tokenizer import read_gguf_text
@@ -27,6 +28,10 @@ logger = logging.getLogger(__name__)
 TEMPLATE_TIME_LIMIT_S = 2.0  # of processor time
 
 _PROBE = "a"
+_PRIVATE_USE = range(0xE000, 0xF8FF)
+
+Written = tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]
+"""What callers wrote: messages and tools."""
 
 
 class TextCodec:
@@ -40,6 +45,8 @@ class TextCodec:
         *,
         control_tokens: Sequence[str] | None = None,
         allow_control_tokens: bool = False,
+        call_format: str = "auto",
+        thinking_format: str = "auto",
     ) -> None:
         """Take the tokenizer and what was made of the model's templates.
 
@@ -48,6 +55,7 @@ class TextCodec:
         control_tokens           see TokenizerFiles
         allow_control_tokens     whether control tokens in messages are taken as such, so that
                                  whoever writes a message can write turns, too
+        call_format, thinking_format  see AnswerForms
         """
         tokenizer.no_truncation()  # a folder's own setting would cut prompts in silence
         tokenizer.no_padding()
@@ -59,12 +67,21 @@ class TextCodec:
             for template in (template, tool_template)
             if isinstance(template, ChatTemplate) and not allow_control_tokens
         }
-        self.vocabulary = Vocabulary(tokenizer)
+        usable = [t for t in (template, tool_template) if isinstance(t, ChatTemplate)]
+        self.forms = forms_of(
+            "\0".join(one.literals for one in usable),
+            takes_tools=any(one.takes_tools for one in usable),
+            call_format=call_format,
+            thinking_format=thinking_format,
+        )
+        self.vocabulary = Vocabulary(tokenizer, self.forms.marks)
         self._around = self._find_around()
 
     @classmethod
-    def from_folder(cls, folder: Path, *, allow_control_tokens: bool = False) -> "TextCodec":
+    def from_folder(cls, folder: Path, **options: Any) -> "TextCodec":
         """Return the text side of a Hugging Face folder, or of a GGUF file.
+
+        options  as TextCodec has them, but for control_tokens
 
         tokenizer_files.py and gguf_tokenizer.py say what is read.
 
@@ -82,7 +99,7 @@ class TextCodec:
                 default,
                 tool_use,
                 control_tokens=files.control_tokens,
-                allow_control_tokens=allow_control_tokens,
+                **options,
             )
         except InvalidRequestError as error:  # of the probe
             path = folder if is_file else folder / "tokenizer.json"
@@ -124,6 +141,7 @@ class TextCodec:
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         add_special_tokens: bool = False,
         max_tokens: int | None = None,
     ) -> list[int]:
@@ -133,6 +151,8 @@ class TextCodec:
         unless the codec was told to allow them.
 
         tools               as OpenAI has them
+        continue_final_message  ends the prompt with the last message's content, for the model to go
+                            on with; it excludes add_generation_prompt
         add_special_tokens  whether to put around them what the tokenizer puts around a text, though
                             the template has the like
         max_tokens          as encode has it
@@ -164,9 +184,14 @@ class TextCodec:
         render = partial(
             _render,
             template,
-            kwargs={"add_generation_prompt": add_generation_prompt, **kwargs},
+            kwargs={
+                "add_generation_prompt": add_generation_prompt and not continue_final_message,
+                **kwargs,
+            },
             now=datetime.now(),
         )
+        if continue_final_message:
+            render = partial(_render_open, render)
         written = [_as_template_input(message) for message in messages], tools
         guard = self._control_tokens.get(template)
         text = render(written)
@@ -225,7 +250,7 @@ def _compile(
 
 def _render(
     template: ChatTemplate,
-    written: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None],
+    written: Written,
     *,
     kwargs: Mapping[str, Any],
     now: datetime,
@@ -234,6 +259,24 @@ def _render(
     return template.render(
         messages, tools=tools, kwargs=kwargs, time_limit_s=TEMPLATE_TIME_LIMIT_S, now=now
     )
+
+
+def _render_open(
+    render: Callable[[Written], str],
+    written: Written,
+) -> str:
+    """Return the text up to the end of the last message's content, wherever it stands in it."""
+    [*before, last], tools = written
+    taken = "".join(texts_within(written))
+    end = next(char for char in map(chr, _PRIVATE_USE) if char not in taken)
+    text = render(([*before, {**last, "content": f"{last['content']}{end}"}], tools))
+    if text.count(end) != 1:
+        raise InvalidRequestError(
+            "the model's chat template doesn't put the last message as it is; it can't be "
+            "continued",
+            param="continue_final_message",
+        )
+    return text[: text.index(end)]
 
 
 def _as_template_input(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -56,6 +56,9 @@ WEATHER = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</to
 CLOCK = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 
 
+BARE = {"begin": ("",), "end": ("",), "arguments_key": "parameters"}
+
+
 def test_forced_calls_go_by_their_schemas_each_its_own():
     shape = AnswerShape(calls=calls())
     assert takes(shape, WEATHER)
@@ -113,6 +116,25 @@ def test_an_answer_without_thinking_may_have_the_marks_of_calls():
     shape = AnswerShape(thinking=thinking(is_open=True, max_tokens=3), marks=[CALL])
     assert takes(shape, CLOSE, "text ", CALL, " text")
     assert not takes(AnswerShape(thinking=thinking(is_open=True)), CLOSE, "text ", CALL)
+
+
+def test_calls_that_may_come_go_by_their_schemas_wherever_they_stand():
+    shape = AnswerShape(calls=calls(begin=(CALL, "\n"), must_call=False))
+    call = WEATHER.removeprefix("<tool_call>")
+    assert takes(shape, "I look. ", CALL, call, " and ", CALL, call)
+    assert takes(shape, "no call")
+    assert takes(shape, "")
+    assert not takes(shape, CALL, call.replace("Rome", "Constantinople"))
+
+
+def test_bare_calls_that_may_come_go_by_their_schemas_at_the_beginning():
+    shape = AnswerShape(calls=CallsShape(**{**_fields(calls(must_call=False)), **BARE}))
+    call = '{"name": "weather", "parameters": {"city": "Rome"}}'
+    assert takes(shape, call)
+    assert takes(shape, "Well, {")
+    assert takes(shape, "")
+    assert not takes(shape, '{"a": 1}')
+    assert not takes(shape, call.replace("Rome", "Constantinople"))
 
 
 def test_schemas_that_are_too_long_or_cannot_be_followed_are_refused_as_the_tools():

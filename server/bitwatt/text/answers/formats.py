@@ -88,6 +88,11 @@ class ThinkingFormat:
     opening: str
     closing: str
 
+    @property
+    def marks(self) -> tuple[str, str]:
+        """Both."""
+        return self.opening, self.closing
+
 
 THINKING_FORMATS: dict[str, ThinkingFormat] = {
     "think": ThinkingFormat(name="think", opening="<think>", closing="</think>")
