@@ -100,8 +100,10 @@ class AnswerPlan:
             return None
         return ThinkingTokens(self.thinking.opening_id, self.thinking.closing_id, self.part)
 
-    def new_parser(self) -> AnswerParser:
-        """Return a reader of one choice."""
+    def new_parser(self) -> AnswerParser | None:
+        """Return a reader of one choice; None where all of it is content."""
+        if self.calls is None and (self.part == "over" or self.forms.thinking is None):
+            return None
         return self.forms.new_parser(self.part, self.calls, self.schemas, max_calls=self.max_calls)
 
 

@@ -8,7 +8,7 @@ from bitwatt.engine.messages import Submit, TokenLogprobs, TokenOutput
 from bitwatt.errors import RequestFailedError
 from bitwatt.scheduling.request import FinishReason
 from bitwatt.text.answers.parser import AnswerParser
-from bitwatt.text.answers.pieces import AnswerPiece
+from bitwatt.text.answers.pieces import AnswerPiece, Content
 from bitwatt.text.answers.thinking import ThinkingPart
 from bitwatt.text.output import OutputText
 
@@ -26,7 +26,7 @@ class Delta:
     token_ids, logprobs  empty unless the request asked for log-probabilities
     finish_reason        with the choice's last delta
     stop_string          and the stop string that ended it, if one did
-    pieces               what the text says, where answers are read; the text is as it was drawn
+    pieces               what the text says, where it is read; None where all of it is content
     """
 
     index: int
@@ -35,7 +35,14 @@ class Delta:
     logprobs: Sequence[TokenLogprobs] = ()
     finish_reason: FinishReasonName | None = None
     stop_string: str | None = None
-    pieces: Sequence[AnswerPiece] = ()
+    pieces: Sequence[AnswerPiece] | None = None
+
+    @property
+    def told(self) -> Sequence[AnswerPiece]:
+        """What the text says, read or not."""
+        if self.pieces is None:
+            return [Content(self.text)] if self.text else []
+        return self.pieces
 
 
 class ThinkingTokens:
@@ -144,7 +151,7 @@ class ChoiceReader:
         if self._wants_logprobs:
             self._held_ids += token_ids
             self._held_logprobs += output.logprobs[: len(token_ids)]
-        pieces: Sequence[AnswerPiece] = ()
+        pieces: list[AnswerPiece] | None = None
         if self._parser is not None:
             pieces = self._parser.push(new)
             if finish is not None:

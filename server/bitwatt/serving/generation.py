@@ -94,7 +94,7 @@ class Generation:
                 [entry for delta in deltas_of_choice for entry in delta.logprobs],
                 deltas_of_choice[-1].finish_reason,
                 deltas_of_choice[-1].stop_string,
-                [piece for delta in deltas_of_choice for piece in delta.pieces],
+                [piece for delta in deltas_of_choice for piece in delta.told],
             )
             for index, deltas_of_choice in enumerate(parts)
         ]

@@ -7,13 +7,23 @@ from typing import Any
 
 from jinja2 import nodes
 
-from bitwatt.errors import CheckpointError, InvalidRequestError
+from bitwatt.errors import CheckpointError, InvalidRequestError, shorten
 from bitwatt.text.template_sandbox import TemplateSandbox
 
-__all__ = ["ALLOWED_KWARGS", "ChatTemplate"]
+__all__ = ["EFFORT", "SWITCHES", "ChatTemplate", "checked_kwargs", "effort_kwargs"]
 
-ALLOWED_KWARGS = frozenset({"enable_thinking", "thinking"})
-"""What a request may pass to a template, true or false."""
+SWITCHES = frozenset({"enable_thinking", "thinking"})
+"""What a request may tell a template, true or false."""
+
+EFFORT = "reasoning_effort"
+_LEVELS = {
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
 
 _MAX_SOURCE_CHARS = 4 * 1024 * 1024
 
@@ -72,6 +82,35 @@ class ChatTemplate:
         }
         with self._sandbox.rendering(time_limit_s, now or datetime.now()), _refusals():
             return self._sandbox.concat(self._template.generate(messages=messages, **context))
+
+
+def effort_kwargs(effort: str) -> dict[str, bool | str]:
+    """Return what templates are told of an effort: nothing of one that isn't known.
+
+    Templates that know efforts have three. "none" turns thinking off.
+    """
+    effort = effort.strip().lower()
+    if effort in ("none", "off"):
+        return dict.fromkeys(SWITCHES, False)
+    level = _LEVELS.get(effort)
+    return {} if level is None else {**dict.fromkeys(SWITCHES, True), EFFORT: level}
+
+
+def checked_kwargs(given: Mapping[str, Any]) -> dict[str, bool | str]:
+    """Return what a request tells a template, in its words; raises InvalidRequestError."""
+    told: dict[str, bool | str] = {}
+    for name, value in given.items():
+        if name == EFFORT and isinstance(value, str):
+            told |= {key: said for key, said in effort_kwargs(value).items() if key == EFFORT}
+        elif name in SWITCHES and isinstance(value, bool):
+            told[name] = value
+        else:
+            raise InvalidRequestError(
+                f"chat_template_kwargs has {shorten(name)}: {shorten(value)}; allowed are "
+                f"{', '.join(sorted(SWITCHES))}, true or false, and {EFFORT}, a string",
+                param="chat_template_kwargs",
+            )
+    return told
 
 
 def _literals(tree: nodes.Template) -> Iterator[str]:

@@ -10,9 +10,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bitwatt.checkpoints.gguf_file import is_gguf
-from bitwatt.errors import CheckpointError, InvalidRequestError, shorten
+from bitwatt.errors import CheckpointError, InvalidRequestError
 from bitwatt.text.answers.forms import forms_of
-from bitwatt.text.chat_template import ALLOWED_KWARGS, ChatTemplate
+from bitwatt.text.chat_template import ChatTemplate, checked_kwargs
 from bitwatt.text.control_tokens import ControlTokens, texts_within
 from bitwatt.text.detokenizer import Detokenizer
 from bitwatt.text.encoding import encode
@@ -173,20 +173,12 @@ class TextCodec:
                 "LLM.generate",
                 param="messages",
             )
-        kwargs = kwargs or {}
-        for name, value in kwargs.items():
-            if name not in ALLOWED_KWARGS or not isinstance(value, bool):
-                raise InvalidRequestError(
-                    f"chat_template_kwargs has {shorten(name)}: {shorten(value)}; allowed are "
-                    f"{', '.join(sorted(ALLOWED_KWARGS))}, true or false",
-                    param="chat_template_kwargs",
-                )
         render = partial(
             _render,
             template,
             kwargs={
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
-                **kwargs,
+                **checked_kwargs(kwargs or {}),
             },
             now=datetime.now(),
         )

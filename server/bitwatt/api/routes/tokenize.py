@@ -28,8 +28,10 @@ async def tokenize(
         else:
             token_ids = await model.text.encode_chat(
                 [message.as_template_input() for message in body.messages or []],
+                tools=body.template_tools(),
                 kwargs=body.chat_template_kwargs,
                 add_generation_prompt=body.add_generation_prompt is not False,
+                continue_final_message=bool(body.continue_final_message),
                 add_special_tokens=bool(body.add_special_tokens),
             )
     info = model.engine.info
