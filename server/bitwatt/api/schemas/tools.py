@@ -67,7 +67,8 @@ ToolChoice = Annotated[
 
 
 Tools = Annotated[
-    list[dict[str, Any]],  # tools_of checks them
+    list[dict[str, Any]],  # tool_use_of checks them
+    Field(max_length=MAX_TOOLS),
     WithJsonSchema(
         {
             "type": "array",
