@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from bitwatt.checkpoints.gguf_file import is_gguf
 from bitwatt.errors import CheckpointError, InvalidRequestError
+from bitwatt.text.answers.formats import ReasoningParser, ToolCallParser
 from bitwatt.text.answers.forms import forms_of
 from bitwatt.text.chat_template import ChatTemplate, checked_kwargs
 from bitwatt.text.control_tokens import ControlTokens, texts_within
@@ -45,8 +46,8 @@ class TextCodec:
         *,
         control_tokens: Sequence[str] | None = None,
         allow_control_tokens: bool = False,
-        call_format: str = "auto",
-        thinking_format: str = "auto",
+        call_format: ToolCallParser = "auto",
+        thinking_format: ReasoningParser = "auto",
     ) -> None:
         """Take the tokenizer and what was made of the model's templates.
 
@@ -55,7 +56,7 @@ class TextCodec:
         control_tokens           see TokenizerFiles
         allow_control_tokens     whether control tokens in messages are taken as such, so that
                                  whoever writes a message can write turns, too
-        call_format, thinking_format  see AnswerForms
+        call_format, thinking_format  see forms_of
         """
         tokenizer.no_truncation()  # a folder's own setting would cut prompts in silence
         tokenizer.no_padding()

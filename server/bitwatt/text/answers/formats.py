@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from bitwatt.text.answers.call_parsers import BareCalls, TaggedCalls
 from bitwatt.text.answers.pieces import CallParser
@@ -13,10 +13,16 @@ __all__ = [
     "GENERIC_CALLS",
     "THINKING_FORMATS",
     "CallFormat",
+    "ReasoningParser",
     "ThinkingFormat",
+    "ToolCallParser",
     "call_format_of",
     "thinking_format_of",
 ]
+
+
+ToolCallParser = Literal["auto", "none", "hermes", "llama3_json", "qwen3_coder"]
+ReasoningParser = Literal["auto", "none", "think"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

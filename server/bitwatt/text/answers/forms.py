@@ -8,7 +8,9 @@ from bitwatt.text.answers.formats import (
     CALL_FORMATS,
     THINKING_FORMATS,
     CallFormat,
+    ReasoningParser,
     ThinkingFormat,
+    ToolCallParser,
     call_format_of,
     thinking_format_of,
 )
@@ -79,8 +81,8 @@ def forms_of(
     literals: str,
     *,
     takes_tools: bool,
-    call_format: str = "auto",
-    thinking_format: str = "auto",
+    call_format: ToolCallParser = "auto",
+    thinking_format: ReasoningParser = "auto",
 ) -> AnswerForms:
     """Return the forms that the templates' own texts show.
 
