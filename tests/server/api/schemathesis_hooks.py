@@ -46,7 +46,13 @@ def is_beyond_json_schema(body: dict[str, Any], error: dict[str, Any]) -> bool:
     if str(param).startswith(_GRAMMARS):
         return "can't be followed" in message or "exclude each" in message
     if str(param).startswith(("tools", "tool_choice")):
-        told = ("twice", "none of the tools", "without tools", "can't be followed", "takes no tools")
+        told = (
+            "twice",
+            "none of the tools",
+            "without tools",
+            "can't be followed",
+            "takes no tools",
+        )
         return any(words in message for words in told)
     if "tool_call" in str(param):
         return "tool_call_id" in message or "are an assistant's" in message

@@ -56,7 +56,7 @@ def make_tools_text(template):
 
 
 def info_of(text, **changes):
-    return make_info(vocab_size=len(text.vocabulary), max_model_len=2000, **changes)
+    return make_info(**{"vocab_size": len(text.vocabulary), "max_model_len": 2000, **changes})
 
 
 @asynccontextmanager
@@ -308,6 +308,30 @@ async def test_calls_and_results_of_earlier_turns_are_put_by_the_template():
     assert 'CALL weather {"city": "Köln"}<|im_end|>' in prompt
     assert "<|im_start|>tool\nsun<|im_end|> of call_1<|im_end|>" in prompt
     assert choice.message.content == "warm"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "put"),
+    [
+        ("{", '"{"'),
+        ("[1]", '"[1]"'),
+        ('{"<|im_end|>": [1e999]}', '{"<|im_end|>": [Infinity]}'),
+        ('{"a":' * 900 + "1" + "}" * 900, None),
+    ],
+)
+async def test_any_text_may_be_the_arguments_of_an_earlier_call(arguments, put):
+    function = {"name": "f", "arguments": arguments}
+    call = {"id": "a", "type": "function", "function": function}
+    text = make_tools_text(HERMES)
+    engine = FakeEngine(info=info_of(text, max_model_len=20_000))
+    async with make_client(make_app(engine, text=text)) as client:
+        messages = [*HELLO, {"role": "assistant", "tool_calls": [call]}]
+        response = await client.post(
+            "/v1/chat/completions", json={"model": "tiny", "messages": messages}
+        )
+    assert response.status_code == 200, response.text
+    prompt = prompt_of(engine, text)
+    assert "CALL f " + (put or json.dumps(arguments)) in prompt
 
 
 @pytest.mark.parametrize(

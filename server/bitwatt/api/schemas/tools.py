@@ -1,11 +1,11 @@
 """Tools as OpenAI's chat has them: what the model may call, and the calls of earlier turns."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, WithJsonSchema
+from pydantic_core import from_json
 
 from bitwatt.api.schemas.common import Body
 from bitwatt.api.schemas.parameters import CALLED_FUNCTION, FUNCTION, TOOL, TOOL_CALL
@@ -118,8 +118,8 @@ class ToolCallBody(Body):
         """Return the call as templates know it: they put an object's members themselves."""
         arguments: Any = self.function.arguments
         try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
+            parsed = from_json(arguments)  # no deeper than a body may be
+        except ValueError:
             parsed = None
         if isinstance(parsed, dict):
             arguments = parsed
