@@ -12,6 +12,8 @@ from typing import Any
 from bitwatt.api.schemas.chat import ChatBody, Message
 from bitwatt.api.schemas.common import Body
 from bitwatt.api.schemas.completions import CompletionBody
+from bitwatt.api.schemas.messages import CountTokensBody, MessagesBody
+from bitwatt.api.schemas.responses import ResponsesBody
 from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
 from bitwatt.serving.sampling_params import BOUNDS
 from hypothesis import strategies as st
@@ -21,6 +23,9 @@ __all__ = ["RandomRequest", "random_requests"]
 _BODIES: dict[str, type[Body]] = {
     "/v1/completions": CompletionBody,
     "/v1/chat/completions": ChatBody,
+    "/v1/responses": ResponsesBody,
+    "/v1/messages": MessagesBody,
+    "/v1/messages/count_tokens": CountTokensBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }
@@ -86,6 +91,27 @@ _MESSAGE = st.tuples(
         st.sampled_from([*Message.model_fields, *Message.parameters, "weight"]), ABSURD, max_size=1
     ),
 ).map(lambda parts: parts[0] | parts[1])
+_TOOL = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(["function", "function", "custom"]),
+        "function": st.fixed_dictionaries(
+            {"name": st.sampled_from(["f", "g", "", "a b"])},
+            optional={
+                "description": _TEXT,
+                "strict": st.booleans(),
+                "parameters": st.sampled_from(
+                    [
+                        {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}}},
+                        {"properties": {"a": {"$ref": "#/$defs/none"}}},
+                        {"type": "colour"},
+                        {},
+                        [],
+                    ]
+                ),
+            },
+        ),
+    }
+)
 _CHANCE = st.booleans()
 
 
@@ -123,8 +149,15 @@ _LIKELY: dict[str, st.SearchStrategy[Any]] = {
     ),
     "stream_options": st.fixed_dictionaries({}, optional={"include_usage": _CHANCE}),
     "cache_salt": st.text(max_size=300),
+    "tools": st.lists(_TOOL, max_size=3),
+    "tool_choice": st.sampled_from(
+        ["none", "auto", "required", "sometimes", {"type": "function", "function": {"name": "f"}}]
+    ),
+    "reasoning_effort": st.sampled_from(["none", "low", "high", "colossal"]) | st.text(max_size=9),
+    "thinking_token_budget": st.sampled_from([-1, 0, 1, 2**31 - 1, 2**31, -2]),
 }
 _NEEDED = {
+    "input": _TEXT | st.lists(_MESSAGE, max_size=4),
     "model": st.sampled_from(_MODELS),
     "prompt": _TEXT | _TOKEN_IDS,
     "messages": st.lists(
@@ -180,7 +213,8 @@ def _bodies_of(body: type[Body]) -> st.SearchStrategy[bytes]:
         for name, likely in _NEEDED.items()
         if name in body.model_fields and (name != "messages" or "prompt" not in body.model_fields)
     }
-    limited = {"max_tokens": st.integers(1, 12)} if "max_tokens" in body.model_fields else {}
+    limits = {"max_tokens", "max_output_tokens"} & body.model_fields.keys()
+    limited = {name: st.integers(1, 12) for name in limits}
     objects = st.tuples(
         st.fixed_dictionaries({**needed, **limited}), _fields_of(body), _CHANCE
     ).map(lambda parts: parts[0] | parts[1] | ({"stream": True} if parts[2] and limited else {}))

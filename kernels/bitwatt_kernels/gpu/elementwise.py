@@ -36,18 +36,30 @@ def _store_quantized(y, row, k, num_features, codes_ptr, scales_ptr, sums_ptr, G
     Each of GROUP numbers in turn; all of them if GROUP is their block.
     """
     GROUPS: tl.constexpr = y.shape[0] // GROUP
-    y = tl.reshape(y, [GROUPS, GROUP])
-    k = tl.reshape(k, [GROUPS, GROUP])
-    scales = tl.div_rn(1.0, tl.maximum(tl.max(tl.abs(y), axis=1), 1e-5)) * 127.0
-    # Adding and taking away 1.5 · 2²³ rounds half to even.
-    rounded = (y * scales[:, None] + 12582912.0) - 12582912.0
-    codes = tl.minimum(tl.maximum(rounded, -128.0), 127.0).to(tl.int8)
-    tl.store(codes_ptr + row * num_features + k, codes, mask=k < num_features)
-    num_groups = tl.cdiv(num_features, GROUP)
-    g = tl.arange(0, GROUPS)
-    tl.store(scales_ptr + row * num_groups + g, scales, mask=g < num_groups)
-    sums = tl.sum(codes.to(tl.int32), axis=1)
-    tl.store(sums_ptr + row * num_groups + g, sums, mask=g < num_groups)
+    if GROUPS == 1:  # as a row of groups it would not stay in registers
+        scale = tl.div_rn(1.0, tl.maximum(tl.max(tl.abs(y)), 1e-5)) * 127.0
+        codes = _round_to_int8(y * scale)
+        tl.store(codes_ptr + row * num_features + k, codes, mask=k < num_features)
+        tl.store(scales_ptr + row, scale)
+        tl.store(sums_ptr + row, tl.sum(codes.to(tl.int32)))
+    else:
+        y = tl.reshape(y, [GROUPS, GROUP])
+        k = tl.reshape(k, [GROUPS, GROUP])
+        scales = tl.div_rn(1.0, tl.maximum(tl.max(tl.abs(y), axis=1), 1e-5)) * 127.0
+        codes = _round_to_int8(y * scales[:, None])
+        tl.store(codes_ptr + row * num_features + k, codes, mask=k < num_features)
+        num_groups = tl.cdiv(num_features, GROUP)
+        g = tl.arange(0, GROUPS)
+        tl.store(scales_ptr + row * num_groups + g, scales, mask=g < num_groups)
+        sums = tl.sum(codes.to(tl.int32), axis=1)
+        tl.store(sums_ptr + row * num_groups + g, sums, mask=g < num_groups)
+
+
+@triton.jit
+def _round_to_int8(y):
+    """Return y rounded half to even, which adding and taking away 1.5 · 2²³ does."""
+    rounded = (y + 12582912.0) - 12582912.0
+    return tl.minimum(tl.maximum(rounded, -128.0), 127.0).to(tl.int8)
 
 
 @triton.jit

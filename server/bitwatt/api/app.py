@@ -135,7 +135,7 @@ def create_app(
             describe_api,
             app,
             models=served,
-            needs_key=bool(settings.api_key),
+            needs_key=bool(settings.key_digests),
             open_paths=open_paths,
             allow_priority=settings.allow_priority,
         )

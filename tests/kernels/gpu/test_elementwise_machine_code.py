@@ -40,7 +40,7 @@ def test_a_row_is_read_sixteen_bytes_at_a_time_and_stays_in_registers(
         capability,
         kernel,
         ARGUMENTS,
-        {**constants, "BLOCK": block, "PDL": False},
+        {**constants, "BLOCK": block, "GROUP": block, "PDL": False},
         num_warps=num_warps,
     )
     assert code.spills == 0

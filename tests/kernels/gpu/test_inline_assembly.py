@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bitwatt_kernels.gpu.linear import _unpack, _unpack_in_place
+from bitwatt_kernels.gpu.linear import _unpack, unpack_in_place
 from bitwatt_kernels.packing import pack, unpack
 
 INSTRUCTIONS = {"shr.b32": np.right_shift, "and.b32": np.bitwise_and}
@@ -32,7 +32,7 @@ def run(function: Any, words: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("function", "factors"), [(_unpack, (1, 1, 1, 1)), (_unpack_in_place, (1, 4, 1, 4))]
+    ("function", "factors"), [(_unpack, (1, 1, 1, 1)), (unpack_in_place, (1, 4, 1, 4))]
 )
 def test_each_plane_holds_its_codes_times_its_factor(
     function: Any, factors: tuple[int, ...]

@@ -35,12 +35,18 @@ DENSE = CONFIGS.dense[0]
 @pytest.mark.parametrize(
     ("kernel", "arguments", "constants", "num_warps", "num_stages"),
     [
-        (quantize_kernel, elementwise.ARGUMENTS, {"BLOCK": 4096}, 8, 1),
-        (rms_norm_kernel, elementwise.ARGUMENTS, {"BLOCK": 4096, "QUANTIZE": True}, 8, 1),
+        (quantize_kernel, elementwise.ARGUMENTS, {"BLOCK": 4096, "GROUP": 4096}, 8, 1),
+        (
+            rms_norm_kernel,
+            elementwise.ARGUMENTS,
+            {"BLOCK": 4096, "GROUP": 4096, "QUANTIZE": True},
+            8,
+            1,
+        ),
         (
             gated_activation_kernel,
             elementwise.ARGUMENTS,
-            {"BLOCK": 8192, "SILU": False, "NORM": True, "QUANTIZE": True},
+            {"BLOCK": 8192, "GROUP": 8192, "SILU": False, "NORM": True, "QUANTIZE": True},
             16,
             1,
         ),

@@ -105,9 +105,16 @@ async def test_every_named_event_of_a_stream_is_as_it_is_described(path, body, e
         check(document, schema["contentSchema"], json.loads(line))
 
 
-@pytest.mark.parametrize(("key", "security"), [("k", [{"key": []}]), (None, [{}, {"key": []}])])
-async def test_the_document_says_which_models_there_are_and_whether_a_key_is_needed(key, security):
-    settings = {} if key is None else {"api_key": key}
+@pytest.mark.parametrize(
+    ("knob", "security"),
+    [("api_key", [{"key": []}]), ("api_key_file", [{"key": []}]), (None, [{}, {"key": []}])],
+)
+async def test_the_document_says_which_models_there_are_and_whether_a_key_is_needed(
+    knob, security, tmp_path
+):
+    (tmp_path / "keys").write_text("k\n")
+    values = {"api_key": "k", "api_key_file": str(tmp_path / "keys")}
+    settings = {} if knob is None else {knob: values[knob]}
     async with make_client(make_app(**settings), headers=KEY) as client:
         document = (await client.get("/openapi.json")).json()
     assert document["paths"]["/v1/completions"]["post"]["security"] == security
