@@ -85,26 +85,41 @@ class _Writer:
         )
 
     def events(self, delta: Delta) -> bytes:
-        deltas = [told for piece in delta.told if (told := self._delta(delta.index, piece))]
-        if not deltas and (delta.finish_reason is not None or delta.token_ids):
-            deltas = [ChatDelta()]
-        chunks = [
-            self._chunk(
-                ChatChunkChoice(
-                    index=delta.index,
-                    delta=told,
-                    logprobs=self._logprobs(delta) if delta.token_ids and not at else None,
-                    finish_reason=self._reason(delta) if at == len(deltas) - 1 else None,
-                )
+        index = delta.index
+        if delta.pieces is None:  # the usual way, which every token of every stream goes
+            new = ChatDelta(content=delta.text) if delta.text else ChatDelta()
+            events = self._event(delta, new, delta.finish_reason)
+        else:
+            told = [one for piece in delta.pieces if (one := self._delta(index, piece))]
+            if not told and (delta.finish_reason is not None or delta.token_ids):
+                told = [ChatDelta()]
+            reasons = [*[None] * (len(told) - 1), self._reason(delta)]
+            events = b"".join(
+                self._event(delta, one, reason, has_logprobs=not at)
+                for at, (one, reason) in enumerate(zip(told, reasons, strict=False))
             )
-            for at, told in enumerate(deltas)
-        ]
-        if delta.index not in self._opened:
-            self._opened.add(delta.index)
-            opening = ChatDelta(role="assistant", content="")
-            opened = ChatChunkChoice(index=delta.index, delta=opening)
-            chunks.insert(0, self._chunk(opened, is_opening=True))
-        return b"".join(chunks)
+        if index in self._opened:
+            return events
+        self._opened.add(index)
+        opened = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
+        return self._chunk(opened, is_opening=True) + events
+
+    def _event(
+        self,
+        delta: Delta,
+        new: ChatDelta,
+        reason: ChatFinishReason | None,
+        *,
+        has_logprobs: bool = True,
+    ) -> bytes:
+        return self._chunk(
+            ChatChunkChoice(
+                index=delta.index,
+                delta=new,
+                logprobs=self._logprobs(delta) if has_logprobs and delta.token_ids else None,
+                finish_reason=reason,
+            )
+        )
 
     def _delta(self, index: int, piece: AnswerPiece) -> ChatDelta | None:
         """Return a piece as a stream has it; None for what it doesn't tell."""
