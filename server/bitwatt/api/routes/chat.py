@@ -9,8 +9,8 @@ from bitwatt.api.answering import NO_OPTIONS, Answering, Chunks, ResponseHead
 from bitwatt.api.chat_requests import chat_request
 from bitwatt.api.json_route import JsonRoute
 from bitwatt.api.prompt_logprobs import PromptEntries, prompt_entries
-from bitwatt.api.schemas.chat import (
-    ChatBody,
+from bitwatt.api.schemas.chat import ChatBody
+from bitwatt.api.schemas.chat_events import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
