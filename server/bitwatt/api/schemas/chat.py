@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from bitwatt.api.schemas.common import (
     Body,
@@ -24,10 +31,10 @@ from bitwatt.api.schemas.tools import (
     tool_use_of,
     unknown_in_tools,
 )
-from bitwatt.errors import shorten
+from bitwatt.errors import InvalidRequestError, shorten
 from bitwatt.serving.answers import ToolUse
 from bitwatt.serving.sampling_params import BOUNDS, SamplingParams, check_max_tokens
-from bitwatt.text.chat_template import EFFORT, SWITCHES, effort_kwargs
+from bitwatt.text.chat_template import EFFORT, SWITCHES, checked_kwargs, effort_kwargs
 
 __all__ = [
     "ChatBody",
@@ -74,8 +81,19 @@ Content = Annotated[
         }
     ),
 ]
+
+
+def _check_kwargs(given: dict[str, Any]) -> dict[str, Any]:
+    try:
+        checked_kwargs(given)
+    except InvalidRequestError as error:
+        raise refuse(str(error)) from None
+    return given
+
+
 ChatTemplateKwargs = Annotated[
-    dict[str, Any],  # TextCodec checks it
+    dict[str, Any],
+    AfterValidator(_check_kwargs),
     WithJsonSchema(
         {
             "type": "object",
