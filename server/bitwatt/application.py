@@ -89,7 +89,12 @@ def new_application(
         model_metrics.set_prices(settings.prices)
         energy = meters.model(name, model_metrics)
         observer = EngineObserver(model_metrics, energy)
-        text = TextProcessor.from_folder(path, allow_control_tokens=settings.allow_control_tokens)
+        text = TextProcessor.from_folder(
+            path,
+            allow_control_tokens=settings.allow_control_tokens,
+            call_format=settings.tool_call_parser,
+            thinking_format=settings.reasoning_parser,
+        )
         served[name] = ServedModel(
             name=name,
             engine=EngineClient(
