@@ -257,7 +257,7 @@ def test_random_operations_keep_every_invariant_and_every_requests_tokens(
                 requests[name] = make_request(
                     name,
                     prompt,
-                    scale * max_tokens,
+                    max_tokens,
                     priority,
                     prompt_logprobs=0 if is_scored else None,
                 )
