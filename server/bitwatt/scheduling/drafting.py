@@ -29,14 +29,26 @@ MAX_DRAFT_TOKENS = 15
 _MATCH = 3  # tokens looked up together
 _MAX_RUN = 16  # trust that a match can earn
 _LEFT_BY_MISS = 4  # a wrong token leaves the match a quarter of its trust: it may be an edit
-_ROWS_A_TOKEN = 4  # drafted tokens that cost about as much as a token drawn alone
-_FIRST_BALANCE, _MAX_BALANCE = 3.0, 8.0  # tokens; what a request may lose before it is asked more
+_EDIT = 3  # tokens that an edit puts in, leaves out or replaces at most, for its match to be found
+_FIRST_BALANCE = 3.0  # tokens that a request may lose before it is asked for a longer match
+_MAX_BALANCE = 8.0
+_MIN_BALANCE = -6.0  # with which a match of 15 tokens is long enough
+_ROWS_ALONE = 3  # rows that take about as long as what a step takes however many it has
 
 
 class Drafter:
     """Follows one request's tokens; the list is the request's own and grows."""
 
-    __slots__ = ("_balance", "_behind", "_num_followed", "_run", "_source", "_tokens")
+    __slots__ = (
+        "_balance",
+        "_behind",
+        "_broken_at",
+        "_broken_behind",
+        "_num_followed",
+        "_run",
+        "_source",
+        "_tokens",
+    )
 
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
@@ -44,6 +56,8 @@ class Drafter:
         self._num_followed = 0
         self._source = 0  # where the guess of the next token lies, if anything matches
         self._run = 0  # tokens that have agreed
+        self._broken_at = -_EDIT - 1  # the token at which the last match broke off
+        self._broken_behind = 0  # and where the one stands that was guessed
         self._balance = _FIRST_BALANCE  # tokens gained, less what verifying them cost
 
     @property
@@ -68,10 +82,14 @@ class Drafter:
             draft.append(draft[-period])
         return draft
 
-    def book(self, num_drafted: int, num_accepted: int) -> None:
-        """Take in what a verification has brought."""
-        cost = 1 + num_drafted / _ROWS_A_TOKEN
-        self._balance = min(_MAX_BALANCE, self._balance + num_accepted - cost)
+    def book(self, num_drafted: int, num_accepted: int, *, num_running: int = 1) -> None:
+        """Take in what a verification has brought.
+
+        num_running  requests that ran meanwhile: the more, the more of a token's time a draft takes
+        """
+        row = num_running / (num_running + _ROWS_ALONE)
+        balance = self._balance + num_accepted - 1 - row * num_drafted
+        self._balance = min(_MAX_BALANCE, max(_MIN_BALANCE, balance))
 
     def _follow(self) -> None:
         """Take in the tokens that have come."""
@@ -85,13 +103,25 @@ class Drafter:
                 if tokens[self._source] == tokens[i]:
                     self._run = min(self._run + 1, _MAX_RUN)
                 else:
+                    if self._run >= _MATCH and i - self._broken_at > _EDIT:
+                        self._broken_at, self._broken_behind = i, self._source
                     self._run //= _LEFT_BY_MISS
                 self._source += 1
             last = tuple(tokens[i + 1 - _MATCH : i + 1])
             if self._run < _MATCH:
-                found = behind.get(last)
+                found = behind.get(last) or self._find_behind_edit(i)
                 if found is not None:
                     self._source, self._run = found, _MATCH
             if len(last) == _MATCH:
                 behind[last] = i + 1
         self._num_followed = len(tokens)
+
+    def _find_behind_edit(self, i: int) -> int | None:
+        """Return where a match goes on that broke off just before token i, by that token alone."""
+        if i == self._broken_at or i - self._broken_at > _EDIT:
+            return None
+        source, tokens = self._broken_behind, self._tokens
+        for j in range(source, min(source + _EDIT + 2, i)):
+            if tokens[j] == tokens[i]:
+                return j + 1
+        return None

@@ -420,7 +420,7 @@ class Scheduler:
         if request.row is not None:  # else it was preempted, and has nothing computed
             request.num_planned += num_accepted
         assert request.drafter is not None
-        request.drafter.book(len(drafts), num_accepted)
+        request.drafter.book(len(drafts), num_accepted, num_running=len(self._running))
         self.counters.num_drafts += 1
         self.counters.num_draft_tokens += len(drafts)
         self.counters.num_accepted_tokens += num_accepted
