@@ -258,7 +258,10 @@ def _serve_on(sockets: list[socket.socket], settings: ServeSettings) -> int:
             energy = meters.model(name, model_metrics)
             observer = EngineObserver(model_metrics, energy)
             text = TextProcessor.from_folder(
-                path, allow_control_tokens=settings.allow_control_tokens
+                path,
+                allow_control_tokens=settings.allow_control_tokens,
+                call_format=settings.tool_call_parser,
+                thinking_format=settings.reasoning_parser,
             )
             served[name] = ServedModel(
                 name=name,

@@ -30,6 +30,7 @@ from bitwatt.scheduling.drafting import Speculation
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
+from bitwatt.text.answers.formats import ReasoningParser, ToolCallParser
 
 __all__ = ["Backend", "ServeSettings", "check_source"]
 
@@ -276,6 +277,16 @@ class ServeSettings(Settings):
         False,
         description="Take control tokens in callers' messages as such, so that whoever writes a "
         "message can write turns of the model and the system, too",
+    )
+    tool_call_parser: ToolCallParser = Field(
+        "auto",
+        description="How the models write tool calls, by vLLM's names; auto reads it from their "
+        "chat templates",
+    )
+    reasoning_parser: ReasoningParser = Field(
+        "auto",
+        description="How the models write their thinking: think is between <think> and </think>; "
+        "auto reads it from their chat templates; none leaves it in the content",
     )
     strict_fields: bool = Field(
         False,

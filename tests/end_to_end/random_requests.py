@@ -91,6 +91,27 @@ _MESSAGE = st.tuples(
         st.sampled_from([*Message.model_fields, *Message.parameters, "weight"]), ABSURD, max_size=1
     ),
 ).map(lambda parts: parts[0] | parts[1])
+_TOOL = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(["function", "function", "custom"]),
+        "function": st.fixed_dictionaries(
+            {"name": st.sampled_from(["f", "g", "", "a b"])},
+            optional={
+                "description": _TEXT,
+                "strict": st.booleans(),
+                "parameters": st.sampled_from(
+                    [
+                        {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}}},
+                        {"properties": {"a": {"$ref": "#/$defs/none"}}},
+                        {"type": "colour"},
+                        {},
+                        [],
+                    ]
+                ),
+            },
+        ),
+    }
+)
 _CHANCE = st.booleans()
 
 
@@ -128,6 +149,12 @@ _LIKELY: dict[str, st.SearchStrategy[Any]] = {
     ),
     "stream_options": st.fixed_dictionaries({}, optional={"include_usage": _CHANCE}),
     "cache_salt": st.text(max_size=300),
+    "tools": st.lists(_TOOL, max_size=3),
+    "tool_choice": st.sampled_from(
+        ["none", "auto", "required", "sometimes", {"type": "function", "function": {"name": "f"}}]
+    ),
+    "reasoning_effort": st.sampled_from(["none", "low", "high", "colossal"]) | st.text(max_size=9),
+    "thinking_token_budget": st.sampled_from([-1, 0, 1, 2**31 - 1, 2**31, -2]),
 }
 _NEEDED = {
     "input": _TEXT | st.lists(_MESSAGE, max_size=4),

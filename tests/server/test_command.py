@@ -332,6 +332,23 @@ def test_a_setting_takes_control_tokens_in_messages_as_such(allowed, monkeypatch
         assert codec.encode_chat(forged).count(end) == (2 if allowed else 1)
 
 
+def test_settings_say_how_models_write_calls_and_thinking(monkeypatch):
+    def create_app(served, *_, **__):
+        raise _BuiltError(served)
+
+    monkeypatch.setattr("bitwatt.api.app.create_app", create_app)
+    for given, calls, thinking in (
+        ({}, None, None),
+        ({"tool_call_parser": "hermes", "reasoning_parser": "think"}, "hermes", "think"),
+    ):
+        with pytest.raises(_BuiltError) as built:
+            cli._serve_on([], make_settings(**given))
+        for model in built.value.args[0].values():
+            forms = model.text.forms
+            assert (forms.calls and forms.calls.name) == calls
+            assert (forms.thinking and forms.thinking.name) == thinking
+
+
 def test_fp16_is_another_name_of_dense_weights(tmp_path, monkeypatch):
     (tmp_path / "config.json").touch()
     assert make_settings(path=tmp_path, weights="fp16").weights == "dense"

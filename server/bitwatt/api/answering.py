@@ -85,7 +85,7 @@ class ResponseWriter(Protocol):
         """Return the response with these choices, each whole."""
 
     def events(self, delta: Delta) -> bytes:
-        """Return what is new, as one or more events of the stream."""
+        """Return what is new, as events of the stream; none where it tells nothing yet."""
 
     def ending(self) -> bytes:
         """Return what ends a stream that did not fail."""
@@ -169,7 +169,8 @@ class _Answering:
                 async for delta in deltas:
                     if is_scored:
                         await writer.take_prompt(delta.index)
-                    yield writer.events(delta)
+                    if events := writer.events(delta):
+                        yield events
 
     def _ending(self, generation: Generation, writer: ResponseWriter) -> bytes:
         """Return what ends a stream, with energy's comments before `[DONE]` where it has one."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from bitwatt.api.schemas.chat import ChatBody
 from bitwatt.engine.messages import EngineInfo
 from bitwatt.errors import InvalidRequestError
+from bitwatt.serving.answers import AnswerOptions
 from bitwatt.serving.planning import seed_of
 from bitwatt.serving.request import GenerationRequest
 from bitwatt.serving.twins import Posted
@@ -24,10 +25,17 @@ _PATH = "/v1/chat/completions"
 def chat_request(body: ChatBody, *, request_id: str, key_salt: str) -> GenerationRequest:
     """Return what the body asks. Raises InvalidRequestError beyond a limit."""
 
+    use = body.tool_use()
+    continued = body.messages[-1].content if body.continue_final_message else None
+    budget = body.thinking_token_budget
+
     async def encode(text: TextProcessor, info: EngineInfo) -> list[list[int]]:
         prompt = await text.encode_chat(
             [message.as_template_input() for message in body.messages],
-            kwargs=body.chat_template_kwargs,
+            tools=body.template_tools(use),
+            kwargs=body.told_to_template,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=continued is not None,
             add_special_tokens=bool(body.add_special_tokens),
             max_tokens=info.max_model_len,
         )
@@ -42,6 +50,11 @@ def chat_request(body: ChatBody, *, request_id: str, key_salt: str) -> Generatio
         key_salt=key_salt,
         prompt_param="messages",
         max_tokens_param=body.max_tokens_param,
+        answer=AnswerOptions(
+            tools=use,
+            thinking_budget=None if budget == -1 else budget,
+            continued=continued,
+        ),
     )
 
 
@@ -92,5 +105,6 @@ def as_chat(
         params=replace(asked.params, structured_outputs=outputs),
         prompt_param=names.get("messages", "messages"),
         max_tokens_param=names["max_completion_tokens"],
+        answer=None,  # these APIs' writers take the text as it is
     )
     return asked, Posted(_PATH, msgspec.json.encode(body.model_dump(exclude_none=True)))

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from bitwatt.api.errors import AnthropicErrorBody, ErrorBody, is_anthropic
 from bitwatt.api.routes.models import ModelCard, ModelList
-from bitwatt.api.schemas.chat import ChatChunk, ChatCompletion
+from bitwatt.api.schemas.chat_events import ChatChunk, ChatCompletion
 from bitwatt.api.schemas.completions import Completion
 from bitwatt.api.schemas.message_events import AnthropicMessage, MessageEvent, TokensCount
 from bitwatt.api.schemas.response_events import AnyResponseEvent, ResponseObject

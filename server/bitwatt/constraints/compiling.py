@@ -15,6 +15,7 @@ import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag
 from llguidance.gbnf_to_lark import any_to_lark as gbnf_to_lark
 
+from bitwatt.constraints.answer_shapes import ANSWER, AnswerShape
 from bitwatt.constraints.structured_outputs import GrammarSource
 from bitwatt.errors import InvalidRequestError
 
@@ -120,6 +121,15 @@ def _write(source: GrammarSource) -> str:
             return _lark(gbnf_to_lark(source.text) if is_gbnf else source.text)
         case "structural_tag":
             return _lark(_tags(source, json.loads(source.text)))
+        case "shape":
+            return _shape(source, msgspec.json.decode(source.text, type=AnswerShape))
+
+
+def _shape(source: GrammarSource, shape: AnswerShape) -> str:
+    grammars = [{"lark_grammar": _lark(shape.lark(lambda schema: _schema(source, schema)))}]
+    if shape.answer is not None:
+        grammars.append({"name": ANSWER, "lark_grammar": _write(shape.answer)})
+    return json.dumps({"grammars": grammars})
 
 
 def _lark(grammar: str) -> str:

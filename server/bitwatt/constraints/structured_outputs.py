@@ -22,7 +22,8 @@ MAX_REGEX_CHARS = 2048  # a mask of one of 60,000 takes 30 ms on a Zen 4 core
 MAX_GRAMMAR_CHARS = 16 * 1024
 MAX_CHOICES = 1000
 
-GrammarKind = Literal["json", "regex", "choice", "grammar", "structural_tag"]
+GrammarKind = Literal["json", "regex", "choice", "grammar", "structural_tag", "shape"]
+"""The last is answer_shapes.AnswerShape's: no caller writes one."""
 
 
 @dataclass(frozen=True, slots=True)

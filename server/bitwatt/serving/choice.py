@@ -7,9 +7,12 @@ from typing import Literal
 from bitwatt.engine.messages import Submit, TokenLogprobs, TokenOutput
 from bitwatt.errors import RequestFailedError
 from bitwatt.scheduling.request import FinishReason
+from bitwatt.text.answers.parser import AnswerParser
+from bitwatt.text.answers.pieces import AnswerPiece, Content
+from bitwatt.text.answers.thinking import ThinkingPart
 from bitwatt.text.output import OutputText
 
-__all__ = ["ChoiceReader", "Delta", "FinishReasonName"]
+__all__ = ["ChoiceReader", "Delta", "FinishReasonName", "ThinkingTokens"]
 
 FinishReasonName = Literal["stop", "length"]
 
@@ -23,6 +26,7 @@ class Delta:
     token_ids, logprobs  empty unless the request asked for log-probabilities
     finish_reason        with the choice's last delta
     stop_string          and the stop string that ended it, if one did
+    pieces               what the text says, where it is read; None where all of it is content
     """
 
     index: int
@@ -31,12 +35,43 @@ class Delta:
     logprobs: Sequence[TokenLogprobs] = ()
     finish_reason: FinishReasonName | None = None
     stop_string: str | None = None
+    pieces: Sequence[AnswerPiece] | None = None
+
+    @property
+    def told(self) -> Sequence[AnswerPiece]:
+        """What the text says, read or not."""
+        if self.pieces is None:
+            return [Content(self.text)] if self.text else []
+        return self.pieces
+
+
+class ThinkingTokens:
+    """Counts the tokens between two marks, and the marks.
+
+    count  so far
+    """
+
+    __slots__ = ("_closing_id", "_opening_id", "_part", "count")
+
+    def __init__(self, opening_id: int, closing_id: int, part: ThinkingPart) -> None:
+        """Begin with the part that the prompt leads into."""
+        self._opening_id, self._closing_id = opening_id, closing_id
+        self._part = part
+        self.count = 0
+
+    def push(self, token_ids: Sequence[int]) -> None:
+        """Count those of the next tokens."""
+        for token_id in token_ids if self._part != "over" else ():
+            if self._part == "may come" and token_id == self._opening_id:
+                self._part = "open"
+            self.count += self._part == "open"
+            if token_id == self._closing_id:
+                self._part = "over"
 
 
 class ChoiceReader:
     """Reads the outputs of one choice, in order. Once it has finished, no more are to be read.
 
-    lists_stop_token  whether the stop token that ends it is one of its deltas' tokens
     num_tokens  generated so far; a stop token counts, tokens behind a stop string don't
     """
 
@@ -45,15 +80,32 @@ class ChoiceReader:
         "_held_logprobs",
         "_index",
         "_lists_stop_token",
+        "_parser",
         "_stop_token_ids",
         "_text",
+        "_thinking",
         "_wants_logprobs",
         "num_tokens",
     )
 
     def __init__(
-        self, index: int, submit: Submit, text: OutputText, *, lists_stop_token: bool = False
+        self,
+        index: int,
+        submit: Submit,
+        text: OutputText,
+        *,
+        lists_stop_token: bool = False,
+        parser: AnswerParser | None = None,
+        thinking: ThinkingTokens | None = None,
     ) -> None:
+        """Begin.
+
+        lists_stop_token  whether the stop token that ends it is one of its deltas' tokens
+        parser    tells what the text says; the choice ends where it is complete
+        thinking  counts its tokens
+        """
+        self._parser = parser
+        self._thinking = thinking
         self._index = index
         self._text = text
         self._stop_token_ids = submit.sampling.stop_token_ids
@@ -62,6 +114,11 @@ class ChoiceReader:
         self._held_ids: list[int] = []  # with their logprobs: tokens whose text is held back
         self._held_logprobs: list[TokenLogprobs] = []
         self.num_tokens = 0
+
+    @property
+    def num_thinking_tokens(self) -> int:
+        """Tokens of thinking so far, its marks with them; 0 where nobody counts them."""
+        return 0 if self._thinking is None else self._thinking.count
 
     def read(self, output: TokenOutput) -> Delta | None:
         """Return what is new, or None while nothing is certain.
@@ -91,17 +148,25 @@ class ChoiceReader:
         elif reason is not None:
             finish = "stop" if reason is FinishReason.STOP else "length"
         self.num_tokens += num_tokens
-        if not self._wants_logprobs:
-            if not new and finish is None:
-                return None
-            return Delta(self._index, new, (), (), finish, finish and text.stop_string)
-        self._held_ids += token_ids
-        self._held_logprobs += output.logprobs[: len(token_ids)]
+        if self._wants_logprobs:
+            self._held_ids += token_ids
+            self._held_logprobs += output.logprobs[: len(token_ids)]
+        pieces: list[AnswerPiece] | None = None
+        if self._parser is not None:
+            pieces = self._parser.push(new)
+            if finish is not None:
+                pieces += self._parser.finish()
+            elif self._parser.is_complete:
+                finish = "stop"
+        if self._thinking is not None:
+            self._thinking.push(token_ids)
         if not new and finish is None:
             return None
         held = self._held_ids, self._held_logprobs
-        delta = Delta(self._index, new, *held, finish, finish and text.stop_string)
-        self._held_ids, self._held_logprobs = [], []
+        stop_string = finish and text.stop_string
+        delta = Delta(self._index, new, *held, finish, stop_string, pieces)
+        if self._wants_logprobs:
+            self._held_ids, self._held_logprobs = [], []
         return delta
 
     def _without_stop_token(self, token_ids: Sequence[int], reason: FinishReason) -> Sequence[int]:

@@ -6,13 +6,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict
 
 from bitwatt.engine.messages import PromptLogprobs, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
+from bitwatt.serving.answers import AnswerPlan
 from bitwatt.serving.choice import ChoiceReader, Delta
 from bitwatt.serving.models import ServedModel
-from bitwatt.serving.usage import FallbackUsage, PromptTokensDetails, Usage
+from bitwatt.serving.usage import CompletionTokensDetails, FallbackUsage, PromptTokensDetails, Usage
 from bitwatt.telemetry import declarations as declared
 from bitwatt.telemetry.energy.ledger import RequestEnergy, total_energy
 from bitwatt.telemetry.request_metrics import RequestMetrics
@@ -29,6 +31,7 @@ class Generation:
     submits      one a choice: num_choices to a prompt, prompt after prompt
     num_choices  choices to a prompt
     lists_stop_tokens  as ChoiceReader has it
+    answers      one to a prompt, by which its choices are read; None reads none
     tap          wraps the stream on its way to the reader, to see what passes; None lets it be
     """
 
@@ -37,6 +40,7 @@ class Generation:
     stops: tuple[str, ...]
     num_choices: int
     lists_stop_tokens: bool = False
+    answers: Sequence[AnswerPlan] | None = None
     tap: Callable[[Deltas], Deltas] | None = None
     _cached_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
     _num_tokens: dict[int, list[int]] = field(default_factory=dict)  # of ended choices, by prompt
@@ -49,16 +53,23 @@ class Generation:
     _readers: list[ChoiceReader] = field(init=False)
 
     def __post_init__(self) -> None:
-        output = self.model.text.output
-        self._readers = [
-            ChoiceReader(
-                index,
-                submit,
-                output(self.stops, min_tokens=submit.sampling.min_tokens),
-                lists_stop_token=self.lists_stop_tokens,
-            )
-            for index, submit in enumerate(self.submits)
-        ]
+        self._readers = [self._new_reader(*numbered) for numbered in enumerate(self.submits)]
+
+    def _new_reader(self, index: int, submit: Submit) -> ChoiceReader:
+        plan = None if self.answers is None else self.answers[index // self.num_choices]
+        text = self.model.text.output(
+            self.stops,
+            min_tokens=submit.sampling.min_tokens,
+            spelled=() if plan is None else plan.marks,
+        )
+        return ChoiceReader(
+            index,
+            submit,
+            text,
+            lists_stop_token=self.lists_stop_tokens,
+            parser=None if plan is None else plan.new_parser(),
+            thinking=None if plan is None else plan.new_counter(),
+        )
 
     def stream(self) -> Deltas:
         """Yield what is new, in order for each choice. Closing it aborts what still runs.
@@ -83,6 +94,7 @@ class Generation:
                 [entry for delta in deltas_of_choice for entry in delta.logprobs],
                 deltas_of_choice[-1].finish_reason,
                 deltas_of_choice[-1].stop_string,
+                [piece for delta in deltas_of_choice for piece in delta.told],
             )
             for index, deltas_of_choice in enumerate(parts)
         ]
@@ -108,6 +120,7 @@ class Generation:
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(sum(self._cached_tokens.values())),
+            completion_tokens_details=self._details(self._readers),
             bitwatt=self._told(total_energy(self._energy)),
         )
 
@@ -125,8 +138,14 @@ class Generation:
             prompt_tokens_details=PromptTokensDetails(
                 self._cached_tokens.get(index // self.num_choices, 0)
             ),
+            completion_tokens_details=self._details([] if is_opening else [self._readers[index]]),
             bitwatt=self._told(RequestEnergy(reason="the request runs")),
         )
+
+    def _details(self, readers: Sequence[ChoiceReader]) -> CompletionTokensDetails | UnsetType:
+        if self.answers is None:
+            return UNSET
+        return CompletionTokensDetails(sum(reader.num_thinking_tokens for reader in readers))
 
     def _told(self, energy: RequestEnergy) -> RequestEnergy:
         info = self.model.engine.info

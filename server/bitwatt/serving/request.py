@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bitwatt.engine.messages import EngineInfo
 from bitwatt.errors import InvalidRequestError
+from bitwatt.serving.answers import AnswerOptions, plan_answer
 from bitwatt.serving.generation import Generation
 from bitwatt.serving.models import ServedModel
 from bitwatt.serving.planning import plan_choices
@@ -22,6 +23,7 @@ class GenerationRequest:
     """What is asked. The twin that a request is mirrored to is asked the same, by the same seed.
 
     encode  makes the prompts, which differ with the model's vocabulary
+    answer  how each answer is read, and what it must be; None takes it as it is
     lists_stop_tokens  as Generation has it
     others  as planning.plan_choices has them
     """
@@ -35,6 +37,7 @@ class GenerationRequest:
     prompt_param: str = "prompt"
     max_tokens_param: str = "max_tokens"
     lists_stop_tokens: bool = False
+    answer: AnswerOptions | None = None
 
     async def for_model(self, model: ServedModel) -> Generation:
         """Return the choices that the model is to generate.
@@ -43,7 +46,8 @@ class GenerationRequest:
         """
         info = model.require_info()
         asked = self.params.structured_outputs
-        grammar = None if asked is None else await model.grammars.check(asked.source())
+        source = None if asked is None else asked.source()
+        grammar = None if source is None else await model.grammars.check(source)
         prompts = await self.encode(model.text, info)
         num_choices = len(prompts) * self.params.n
         if num_choices > model.engine.capacity:
@@ -52,6 +56,12 @@ class GenerationRequest:
                 f"{model.engine.capacity} may run and wait at once (--max-num-seqs, --max-queue)",
                 param=self.prompt_param if self.params.n == 1 else "n",
             )
+        answers = None
+        if self.answer is not None:
+            answers = [plan_answer(self.answer, model.text, prompt, source) for prompt in prompts]
+            # Prompts of one request begin their answers alike: a chat has one.
+            if answers[0].grammar is not None and answers[0].grammar is not source:
+                grammar = await model.grammars.check(answers[0].grammar)
         submits = plan_choices(
             self.params,
             info,
@@ -70,4 +80,5 @@ class GenerationRequest:
             stops=self.params.stop_strings,
             num_choices=self.params.n,
             lists_stop_tokens=self.lists_stop_tokens,
+            answers=answers,
         )

@@ -1,16 +1,23 @@
 """What a request used, as its answer says it."""
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from bitwatt.telemetry.energy.ledger import RequestEnergy
 
-__all__ = ["FallbackUsage", "PromptTokensDetails", "Usage"]
+__all__ = ["CompletionTokensDetails", "FallbackUsage", "PromptTokensDetails", "Usage"]
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
     """What the prompt's tokens were."""
 
     cached_tokens: int
+
+
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    """What the answer's tokens were."""
+
+    reasoning_tokens: int
 
 
 class FallbackUsage(RequestEnergy, frozen=True, kw_only=True):
@@ -29,4 +36,5 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
     bitwatt: RequestEnergy

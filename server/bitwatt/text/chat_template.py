@@ -7,13 +7,23 @@ from typing import Any
 
 from jinja2 import nodes
 
-from bitwatt.errors import CheckpointError, InvalidRequestError
+from bitwatt.errors import CheckpointError, InvalidRequestError, shorten
 from bitwatt.text.template_sandbox import TemplateSandbox
 
-__all__ = ["ALLOWED_KWARGS", "ChatTemplate"]
+__all__ = ["EFFORT", "SWITCHES", "ChatTemplate", "checked_kwargs", "effort_kwargs"]
 
-ALLOWED_KWARGS = frozenset({"enable_thinking", "thinking"})
-"""What a request may pass to a template."""
+SWITCHES = frozenset({"enable_thinking", "thinking"})
+"""What a request may tell a template, true or false."""
+
+EFFORT = "reasoning_effort"
+_LEVELS = {
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
 
 _MAX_SOURCE_CHARS = 4 * 1024 * 1024
 
@@ -23,7 +33,8 @@ class ChatTemplate:
 
     The template comes with the model: template_sandbox.py says what holds it.
 
-    literals  every piece of text that the template itself holds, joined by NUL
+    literals     every piece of text that the template itself holds, joined by NUL
+    takes_tools  whether it looks at the tools that it is given
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -38,6 +49,7 @@ class ChatTemplate:
             source.encode()
             tree = self._sandbox.parse(source)
             self.literals = "\0".join(_literals(tree))
+            self.takes_tools = any(name.name == "tools" for name in tree.find_all(nodes.Name))
             self._template = self._sandbox.from_string(tree)
         except Exception as error:  # a deep one exceeds Python's own limits, each of another type
             raise CheckpointError(
@@ -70,6 +82,35 @@ class ChatTemplate:
         }
         with self._sandbox.rendering(time_limit_s, now or datetime.now()), _refusals():
             return self._sandbox.concat(self._template.generate(messages=messages, **context))
+
+
+def effort_kwargs(effort: str) -> dict[str, bool | str]:
+    """Return what templates are told of an effort: nothing of one that isn't known.
+
+    Templates that know efforts have three. "none" turns thinking off.
+    """
+    effort = effort.strip().lower()
+    if effort in ("none", "off"):
+        return dict.fromkeys(SWITCHES, False)
+    level = _LEVELS.get(effort)
+    return {} if level is None else {**dict.fromkeys(SWITCHES, True), EFFORT: level}
+
+
+def checked_kwargs(given: Mapping[str, Any]) -> dict[str, bool | str]:
+    """Return what a request tells a template, in its words; raises InvalidRequestError."""
+    told: dict[str, bool | str] = {}
+    for name, value in given.items():
+        if name == EFFORT and isinstance(value, str):
+            told |= {key: said for key, said in effort_kwargs(value).items() if key == EFFORT}
+        elif name in SWITCHES and isinstance(value, bool):
+            told[name] = value
+        else:
+            raise InvalidRequestError(
+                f"chat_template_kwargs has {shorten(name)}: {shorten(value)}; allowed are "
+                f"{', '.join(sorted(SWITCHES))}, true or false, and {EFFORT}, a string",
+                param="chat_template_kwargs",
+            )
+    return told
 
 
 def _literals(tree: nodes.Template) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Everything a model needs of text, in the calling thread: encode, render, decode."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bitwatt.checkpoints.gguf_file import is_gguf
-from bitwatt.errors import CheckpointError, InvalidRequestError, shorten
-from bitwatt.text.chat_template import ALLOWED_KWARGS, ChatTemplate
-from bitwatt.text.control_tokens import ControlTokens
+from bitwatt.errors import CheckpointError, InvalidRequestError
+from bitwatt.text.answers.formats import ReasoningParser, ToolCallParser
+from bitwatt.text.answers.forms import forms_of
+from bitwatt.text.chat_template import ChatTemplate, checked_kwargs
+from bitwatt.text.control_tokens import ControlTokens, texts_within
 from bitwatt.text.detokenizer import Detokenizer
 from bitwatt.text.encoding import encode
 from bitwatt.text.gguf_tokenizer import read_gguf_text
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 TEMPLATE_TIME_LIMIT_S = 2.0  # of processor time
 
 _PROBE = "a"
+_PRIVATE_USE = range(0xE000, 0xF8FF)
+
+Written = tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]
+"""What callers wrote: messages and tools."""
 
 
 class TextCodec:
@@ -40,6 +46,8 @@ class TextCodec:
         *,
         control_tokens: Sequence[str] | None = None,
         allow_control_tokens: bool = False,
+        call_format: ToolCallParser = "auto",
+        thinking_format: ReasoningParser = "auto",
     ) -> None:
         """Take the tokenizer and what was made of the model's templates.
 
@@ -48,6 +56,7 @@ class TextCodec:
         control_tokens           see TokenizerFiles
         allow_control_tokens     whether control tokens in messages are taken as such, so that
                                  whoever writes a message can write turns, too
+        call_format, thinking_format  see forms_of
         """
         tokenizer.no_truncation()  # a folder's own setting would cut prompts in silence
         tokenizer.no_padding()
@@ -59,12 +68,21 @@ class TextCodec:
             for template in (template, tool_template)
             if isinstance(template, ChatTemplate) and not allow_control_tokens
         }
-        self.vocabulary = Vocabulary(tokenizer)
+        usable = [t for t in (template, tool_template) if isinstance(t, ChatTemplate)]
+        self.forms = forms_of(
+            "\0".join(one.literals for one in usable),
+            takes_tools=any(one.takes_tools for one in usable),
+            call_format=call_format,
+            thinking_format=thinking_format,
+        )
+        self.vocabulary = Vocabulary(tokenizer, self.forms.marks)
         self._around = self._find_around()
 
     @classmethod
-    def from_folder(cls, folder: Path, *, allow_control_tokens: bool = False) -> "TextCodec":
+    def from_folder(cls, folder: Path, **options: Any) -> "TextCodec":
         """Return the text side of a Hugging Face folder, or of a GGUF file.
+
+        options  as TextCodec has them, but for control_tokens
 
         tokenizer_files.py and gguf_tokenizer.py say what is read.
 
@@ -82,15 +100,17 @@ class TextCodec:
                 default,
                 tool_use,
                 control_tokens=files.control_tokens,
-                allow_control_tokens=allow_control_tokens,
+                **options,
             )
         except InvalidRequestError as error:  # of the probe
             path = folder if is_file else folder / "tokenizer.json"
             raise CheckpointError(f"{path} can't be used: {error}") from error
 
-    def output(self, stops: Sequence[str] = (), *, min_tokens: int = 0) -> OutputText:
-        """Return a new choice's text; stop strings are looked for after min_tokens."""
-        return OutputText(self.vocabulary, stops, min_tokens=min_tokens)
+    def output(
+        self, stops: Sequence[str] = (), *, min_tokens: int = 0, spelled: Sequence[str] = ()
+    ) -> OutputText:
+        """Return a new choice's text; the arguments are OutputText's."""
+        return OutputText(self.vocabulary, stops, min_tokens=min_tokens, spelled=spelled)
 
     def encode(
         self,
@@ -122,6 +142,7 @@ class TextCodec:
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         add_special_tokens: bool = False,
         max_tokens: int | None = None,
     ) -> list[int]:
@@ -131,6 +152,8 @@ class TextCodec:
         unless the codec was told to allow them.
 
         tools               as OpenAI has them
+        continue_final_message  ends the prompt with the last message's content, for the model to go
+                            on with; it excludes add_generation_prompt
         add_special_tokens  whether to put around them what the tokenizer puts around a text, though
                             the template has the like
         max_tokens          as encode has it
@@ -151,20 +174,17 @@ class TextCodec:
                 "LLM.generate",
                 param="messages",
             )
-        kwargs = kwargs or {}
-        for name, value in kwargs.items():
-            if name not in ALLOWED_KWARGS or not isinstance(value, bool):
-                raise InvalidRequestError(
-                    f"chat_template_kwargs has {shorten(name)}: {shorten(value)}; allowed are "
-                    f"{', '.join(sorted(ALLOWED_KWARGS))}, true or false",
-                    param="chat_template_kwargs",
-                )
         render = partial(
             _render,
             template,
-            kwargs={"add_generation_prompt": add_generation_prompt, **kwargs},
+            kwargs={
+                "add_generation_prompt": add_generation_prompt and not continue_final_message,
+                **checked_kwargs(kwargs or {}),
+            },
             now=datetime.now(),
         )
+        if continue_final_message:
+            render = partial(_render_open, render)
         written = [_as_template_input(message) for message in messages], tools
         guard = self._control_tokens.get(template)
         text = render(written)
@@ -223,7 +243,7 @@ def _compile(
 
 def _render(
     template: ChatTemplate,
-    written: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None],
+    written: Written,
     *,
     kwargs: Mapping[str, Any],
     now: datetime,
@@ -232,6 +252,24 @@ def _render(
     return template.render(
         messages, tools=tools, kwargs=kwargs, time_limit_s=TEMPLATE_TIME_LIMIT_S, now=now
     )
+
+
+def _render_open(
+    render: Callable[[Written], str],
+    written: Written,
+) -> str:
+    """Return the text up to the end of the last message's content, wherever it stands in it."""
+    [*before, last], tools = written
+    taken = "".join(texts_within(written))
+    end = next(char for char in map(chr, _PRIVATE_USE) if char not in taken)
+    text = render(([*before, {**last, "content": f"{last['content']}{end}"}], tools))
+    if text.count(end) != 1:
+        raise InvalidRequestError(
+            "the model's chat template doesn't put the last message as it is; it can't be "
+            "continued",
+            param="continue_final_message",
+        )
+    return text[: text.index(end)]
 
 
 def _as_template_input(message: Mapping[str, Any]) -> Mapping[str, Any]:

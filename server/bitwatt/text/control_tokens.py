@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from bitwatt.errors import InvalidRequestError, shorten
 from bitwatt.text.encoding import encode
 
-__all__ = ["ControlTokens", "Span"]
+__all__ = ["ControlTokens", "Span", "texts_within"]
 
 T = TypeVar("T")
 Span = tuple[int, int]
@@ -70,7 +70,7 @@ class ControlTokens:
         Raises  what render does; InvalidRequestError where the template looks so closely at a
                 control token in a message that who wrote it can't be told
         """
-        written = list(_texts(messages))
+        written = list(texts_within(messages))
         self._refuse_disguises(written)
         if not any(map(self._first.search, written)):
             return []
@@ -258,15 +258,16 @@ def _one_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_within(value: Any) -> Iterator[str]:
+    """Yield every text within mappings and sequences, keys too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from _texts(list(value))
-        yield from _texts(list(value.values()))
+        yield from texts_within(list(value))
+        yield from texts_within(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from texts_within(item)
 
 
 def _map_texts(value: Any, change: Callable[[str], str]) -> Any:

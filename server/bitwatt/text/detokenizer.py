@@ -19,9 +19,11 @@ class Detokenizer:
 
     __slots__ = ("_bytes", "_decode", "_strips_space")
 
-    def __init__(self, vocabulary: Vocabulary, *, literal: bool = False) -> None:
-        """Begin a text; literal spells special tokens out."""
-        self._bytes = vocabulary.literal_bytes if literal else vocabulary.token_bytes
+    def __init__(
+        self, vocabulary: Vocabulary, *, literal: bool = False, spelled: Iterable[str] = ()
+    ) -> None:
+        """Begin a text; literal spells special tokens out, spelled those among these texts."""
+        self._bytes = vocabulary.literal_bytes if literal else vocabulary.spelling(spelled)
         self._decode = _new_utf8_decoder("replace").decode
         self._strips_space = vocabulary.strips_space
 

@@ -25,15 +25,21 @@ class OutputText:
     )
 
     def __init__(
-        self, vocabulary: Vocabulary, stops: Sequence[str], *, min_tokens: int = 0
+        self,
+        vocabulary: Vocabulary,
+        stops: Sequence[str],
+        *,
+        min_tokens: int = 0,
+        spelled: Sequence[str] = (),
     ) -> None:
         """Begin a text.
 
         stops       strings that end the text, and aren't of it; one that is a special token's
                     ends it at that token, which has no text of its own
         min_tokens  none of which a stop string ends the text at
+        spelled     special tokens that are text here, for a parser to see
         """
-        self._detokenizer = Detokenizer(vocabulary)
+        self._detokenizer = Detokenizer(vocabulary, spelled=spelled)
         self._matcher = StopMatcher(stops) if stops else None
         self._vocabulary = vocabulary
         self._stop_token_ids = vocabulary.special_ids(stops)

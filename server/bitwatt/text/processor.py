@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bitwatt.text.answers.forms import AnswerForms
 from bitwatt.text.codec import TextCodec
 from bitwatt.text.lanes import Lane
 from bitwatt.text.output import OutputText
@@ -33,18 +34,25 @@ class TextProcessor:
         self._long_work = Lane("text-long", 2)
 
     @classmethod
-    def from_folder(cls, folder: Path, *, allow_control_tokens: bool = False) -> "TextProcessor":
+    def from_folder(cls, folder: Path, **options: Any) -> "TextProcessor":
         """Return the text side of a Hugging Face folder; see TextCodec."""
-        return cls(TextCodec.from_folder(folder, allow_control_tokens=allow_control_tokens))
+        return cls(TextCodec.from_folder(folder, **options))
+
+    @property
+    def forms(self) -> AnswerForms:
+        """How the model's answers are written."""
+        return self.codec.forms
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The bytes of every token."""
         return self.codec.vocabulary
 
-    def output(self, stops: Sequence[str] = (), *, min_tokens: int = 0) -> OutputText:
+    def output(
+        self, stops: Sequence[str] = (), *, min_tokens: int = 0, spelled: Sequence[str] = ()
+    ) -> OutputText:
         """Return a new choice's text."""
-        return self.codec.output(stops, min_tokens=min_tokens)
+        return self.codec.output(stops, min_tokens=min_tokens, spelled=spelled)
 
     async def encode(
         self,
@@ -73,6 +81,7 @@ class TextProcessor:
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         add_special_tokens: bool = False,
         max_tokens: int | None = None,
     ) -> list[int]:
@@ -83,6 +92,7 @@ class TextProcessor:
             tools=tools,
             kwargs=kwargs,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             add_special_tokens=add_special_tokens,
             max_tokens=max_tokens,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["StopMatcher"]
+__all__ = ["StopMatcher", "start_of_partial"]
 
 
 class StopMatcher:
@@ -43,7 +43,7 @@ class StopMatcher:
                 self.matched = text[start:end]
                 self._held = ""
                 return text[:start]
-        cut = min((_start_of_partial(text, stop) for stop in self._stops), default=len(text))
+        cut = min((start_of_partial(text, stop) for stop in self._stops), default=len(text))
         self._held = text[cut:]
         return text[:cut]
 
@@ -58,7 +58,7 @@ class StopMatcher:
         return held
 
 
-def _start_of_partial(text: str, stop: str) -> int:
+def start_of_partial(text: str, stop: str) -> int:
     """Return where the longest start of `stop` that ends the text begins, else the text's end."""
     at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while at >= 0:

@@ -1,7 +1,7 @@
 """What each token id stands for, in bytes."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -24,12 +24,17 @@ class Vocabulary:
     literal_bytes  the same, with special tokens spelled out
     strips_space   whether the first space of a text is the tokenizer's own and not the text's
     max_bytes      of the longest token
+    mark_ids       ids of the marks that are tokens
 
     Covers byte-level BPE and SentencePiece BPE with byte fallback, which is what the BitNet
     b1.58 checkpoints use. Raises CheckpointError for another kind of tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, marks: Collection[str] = ()) -> None:
+        """Read them; marks are texts whose tokens, where they have one each, end all else.
+
+        A grammar knows such a token by its id alone, as it does a special token.
+        """
         tokens = tokenizer.get_vocab(with_added_tokens=True)
         size = max(tokens.values(), default=-1) + 1
         if size > _MAX_SPARSENESS * len(tokens) + _MAX_GAP:
@@ -60,6 +65,10 @@ class Vocabulary:
             b"" if token_id in special else data for token_id, data in enumerate(self.literal_bytes)
         ]
         self._special_ids = {added[token_id].content: token_id for token_id in special}
+        self.mark_ids = {
+            token.content: token_id for token_id, token in added.items() if token.content in marks
+        }
+        self._spelled: dict[frozenset[int], list[bytes]] = {frozenset(): self.token_bytes}
         self.max_bytes = max(map(len, self.literal_bytes), default=1) or 1
 
     def __len__(self) -> int:
@@ -81,8 +90,19 @@ class Vocabulary:
 
     def for_grammars(self) -> TokenBytes:
         """Return the tokens as grammars know them: text by its bytes, special tokens by name."""
-        special = [i for i, data in enumerate(self.token_bytes) if not data]
+        marks = set(self.mark_ids.values())
+        special = [i for i, data in enumerate(self.token_bytes) if not data or i in marks]
         return TokenBytes(self.literal_bytes, special)
+
+    def spelling(self, texts: Iterable[str]) -> list[bytes]:
+        """Return token_bytes with the special tokens among the texts spelled out."""
+        ids = self.special_ids(texts)
+        if ids not in self._spelled:
+            self._spelled[ids] = [
+                self.literal_bytes[i] if i in ids else data
+                for i, data in enumerate(self.token_bytes)
+            ]
+        return self._spelled[ids]
 
     def literal(self, token_id: int) -> bytes:
         """Return the token's bytes, special tokens spelled out; empty for an id without token."""

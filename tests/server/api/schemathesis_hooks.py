@@ -45,6 +45,19 @@ def is_beyond_json_schema(body: dict[str, Any], error: dict[str, Any]) -> bool:
         return not -(2**63) <= body["seed"] < 2**63
     if str(param).startswith(_GRAMMARS):
         return "can't be followed" in message or "exclude each" in message
+    if str(param).startswith(("tools", "tool_choice")):
+        told = (
+            "twice",
+            "none of the tools",
+            "without tools",
+            "can't be followed",
+            "takes no tools",
+        )
+        return any(words in message for words in told)
+    if "tool_call" in str(param):
+        return "tool_call_id" in message or "are an assistant's" in message
+    if param == "continue_final_message":
+        return "last message" in message or "excludes" in message
     if param == "prompt":  # "" of a model whose texts begin with no token of their own
         return "" in (body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]])
     return False

@@ -14,11 +14,14 @@ from bitwatt.api.schemas.responses import (
     TextConfig,
 )
 from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
+from bitwatt.api.schemas.tools import CalledFunction, ToolCallBody
 from bitwatt_client.exposition import parse_samples
 from openai.types import completion_create_params
 from openai.types.chat import (
     chat_completion_assistant_message_param,
     chat_completion_content_part_text_param,
+    chat_completion_function_tool_param,
+    chat_completion_message_function_tool_call_param,
     chat_completion_stream_options_param,
     chat_completion_tool_message_param,
     chat_completion_user_message_param,
@@ -27,6 +30,7 @@ from openai.types.chat import (
     completion_create_params as chat_create_params,
 )
 from openai.types.responses import response_create_params
+from openai.types.shared_params import function_definition
 
 from tests.fakes import make_app, make_client
 
@@ -78,6 +82,13 @@ WORKING = {
     "response_format": {"type": "text"},
     "structured_outputs": None,
     "add_generation_prompt": False,
+    "continue_final_message": False,
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
+    "reasoning_effort": "high",
+    "thinking_token_budget": 9,
+    "include_reasoning": False,
     "return_token_strs": True,
     "instructions": "be brief",
     "max_output_tokens": 3,
@@ -144,6 +155,18 @@ def of_openai(*kinds):
             parameters.MESSAGES_COUNT,
             [message_count_tokens_params.MessageCountTokensParams],
         ),
+        (parameters.TOOL, [chat_completion_function_tool_param.ChatCompletionFunctionToolParam]),
+        (parameters.FUNCTION, [function_definition.FunctionDefinition]),
+        (
+            parameters.TOOL_CALL,
+            [
+                chat_completion_message_function_tool_call_param.ChatCompletionMessageFunctionToolCallParam
+            ],
+        ),
+        (
+            parameters.CALLED_FUNCTION,
+            [chat_completion_message_function_tool_call_param.Function],
+        ),
         (
             parameters.STREAM_OPTIONS,
             [chat_completion_stream_options_param.ChatCompletionStreamOptionsParam],
@@ -163,6 +186,8 @@ def test_every_parameter_that_the_apis_own_clients_send_is_in_the_table(table, k
         StreamOptions,
         TokenizeBody,
         DetokenizeBody,
+        ToolCallBody,
+        CalledFunction,
         ResponsesBody,
         ResponsesStreamOptions,
         TextConfig,
@@ -222,7 +247,9 @@ async def test_every_parameter_of_a_message_and_its_parts_passes_or_is_refused_b
 
         said = {"role": "assistant", "content": "a"}
         for name, parameter in parameters.MESSAGE.items():
-            response = await post(said | {name: said.get(name, "x" if parameter.works else ASKS)})
+            value = said.get(name, "x" if parameter.works else ASKS)
+            message = said | {name: [] if name == "tool_calls" else value}
+            response = await post(message | ({"role": "tool"} if name == "tool_call_id" else {}))
             passes = parameter.works or parameter.neutral is None
             assert response.status_code == (200 if passes else 400), (name, response.text)
             if not passes:
@@ -251,10 +278,21 @@ async def test_every_parameter_of_a_message_and_its_parts_passes_or_is_refused_b
                 "messages": [
                     {"role": "user", "content": [{"type": "text", "text": "a", "size": 1}]},
                     {"role": "assistant", "content": "b", "mood": 1},
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {"id": "a", "function": {"name": "f", "arguments": "{", "x": 1}}
+                        ],
+                    },
                     {"role": "user", "content": "c", "mood": 2},
                 ],
+                "tools": [{"type": "function", "size": 1, "function": {"name": "f", "x": 1}}],
+                "tool_choice": "none",
             },
-            "stream_options.colour, messages[].content[].size, messages[].mood",
+            (
+                "stream_options.colour, messages[].content[].size, messages[].mood, "
+                "messages[].tool_calls[].function.x, tools[].size, tools[].function.x"
+            ),
         ),
     ],
 )

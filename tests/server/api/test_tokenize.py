@@ -7,7 +7,7 @@ from bitwatt.text.processor import TextProcessor
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from tests.fakes import make_app, make_client, make_tokenizer
+from tests.fakes import make_app, make_client, make_text, make_tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,18 @@ async def test_a_text_and_a_conversation_are_encoded_as_asked(asked, text):
 
 async def test_what_would_be_another_prompt_is_refused():
     async with make_client(make_app()) as client:
-        for option in ({"continue_final_message": True}, {"chat_template": "x"}, {"tools": [{}]}):
+        for option in ({"continue_final_message": True}, {"chat_template": "x"}):
             response = await client.post("/tokenize", json={"model": "tiny", **CHAT, **option})
             assert response.status_code == 400
             assert response.json()["error"]["param"] == next(iter(option))
+
+
+async def test_tools_are_put_as_the_template_puts_them_and_checked_beside_a_text_too():
+    text = make_text(template="{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}")
+    tool = {"type": "function", "function": {"name": "abc"}}
+    async with make_client(make_app(text=text)) as client:
+        response = await client.post("/tokenize", json={"model": "tiny", **CHAT, "tools": [tool]})
+        assert response.json()["tokens"] == text.codec.encode("abc", add_special_tokens=False)
+        wrong = {"model": "tiny", "prompt": "a", "tools": [{"type": "function"}]}
+        response = await client.post("/tokenize", json=wrong)
+    assert response.json()["error"]["param"] == "tools[0].function"

@@ -5,6 +5,9 @@ import random
 import re
 
 import pytest
+from bitwatt.constraints.answer_shapes import AnswerShape, ThinkingShape
+from bitwatt.constraints.compiling import written_for_matcher
+from bitwatt.constraints.structured_outputs import StructuredOutputsParams
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import Submit
 from bitwatt.model.fake_runner import FakeRunner
@@ -207,3 +210,33 @@ def test_a_grammar_without_its_tokens_is_refused():
     assert refused is not None
     assert "was not told the tokens" in str(refused.error)
     core.close()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_thinking_ends_at_its_budget_and_the_answer_goes_by_its_grammar(core, is_open):
+    opening, closing = VOCABULARY.special_ids(["<|user|>"]), VOCABULARY.special_ids(["<|system|>"])
+    [opening_id], [closing_id] = opening, closing
+
+    def bound(budget):
+        shape = AnswerShape(
+            thinking=ThinkingShape(
+                opening_id=opening_id, closing_id=closing_id, is_open=is_open, max_tokens=budget
+            ),
+            answer=StructuredOutputsParams(choice=["yes", "no"]).source(),
+        )
+        return written_for_matcher(shape.source("thinking_token_budget"))
+
+    settings = {"temperature": 1.0, "logit_bias": {} if is_open else {opening_id: 50.0}}
+    requests = [
+        submit(f"{budget} {seed}", bound(budget), seed=seed, max_tokens=80, **settings)
+        for budget in (1, 4, 20)
+        for seed in range(3)
+    ]
+    for name, tokens in tokens_of(run_all(core, requests)).items():
+        budget = int(name.split()[0])
+        assert tokens[-1] == EOS
+        end = tokens.index(closing_id)
+        assert tokens[0] == opening_id or is_open
+        assert end - (not is_open) <= budget
+        answer = b"".join(VOCABULARY.token_bytes[token] for token in tokens[end:]).decode()
+        assert answer.lstrip("\n") in ("yes", "no")

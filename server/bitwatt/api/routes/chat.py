@@ -9,20 +9,31 @@ from bitwatt.api.answering import NO_OPTIONS, Answering, Chunks, ResponseHead
 from bitwatt.api.chat_requests import chat_request
 from bitwatt.api.json_route import JsonRoute
 from bitwatt.api.prompt_logprobs import PromptEntries, prompt_entries
-from bitwatt.api.schemas.chat import (
-    ChatBody,
+from bitwatt.api.schemas.chat import ChatBody
+from bitwatt.api.schemas.chat_events import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
+    ChatFinishReason,
+    ChatFunction,
     ChatLogprobs,
     ChatMessage,
     ChatTokenLogprob,
+    ChatToolCall,
     ChatTopLogprob,
 )
 from bitwatt.serving.choice import Delta
 from bitwatt.serving.generation import Generation
+from bitwatt.text.answers.pieces import (
+    AnswerPiece,
+    CallArguments,
+    CallOpened,
+    Content,
+    Reasoning,
+    whole_answer,
+)
 
 __all__ = ["router"]
 
@@ -36,7 +47,8 @@ async def create_chat_completion(body: ChatBody, answering: Answering) -> Respon
     asked = chat_request(body, request_id=f"chatcmpl-{token_hex(12)}", key_salt=answering.key_salt)
 
     async def new_writer(generation: Generation, head: ResponseHead, chunks: Chunks) -> _Writer:
-        return _Writer(generation, head, chunks)
+        tells_reasoning = body.include_reasoning is not False
+        return _Writer(generation, head, chunks, tells_reasoning=tells_reasoning)
 
     return await answering(body, asked, new_writer, options=body.stream_options or NO_OPTIONS)
 
@@ -44,8 +56,17 @@ async def create_chat_completion(body: ChatBody, answering: Answering) -> Respon
 class _Writer:
     """Puts a generation as chat completions have it."""
 
-    def __init__(self, generation: Generation, head: ResponseHead, chunks: Chunks) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        head: ResponseHead,
+        chunks: Chunks,
+        *,
+        tells_reasoning: bool,
+    ) -> None:
         self._generation = generation
+        self._tells_reasoning = tells_reasoning
+        self._calling: set[int] = set()  # choices that have called
         self._head = head
         self._chunks = chunks
         self._opened: set[int] = set()
@@ -64,22 +85,63 @@ class _Writer:
         )
 
     def events(self, delta: Delta) -> bytes:
-        chunk = self._chunk(
+        index = delta.index
+        if delta.pieces is None:  # the usual way, which every token of every stream goes
+            new = ChatDelta(content=delta.text) if delta.text else ChatDelta()
+            events = self._event(delta, new, delta.finish_reason)
+        else:
+            told = [one for piece in delta.pieces if (one := self._delta(index, piece))]
+            if not told and (delta.finish_reason is not None or delta.token_ids):
+                told = [ChatDelta()]
+            reasons = [*[None] * (len(told) - 1), self._reason(delta)]
+            events = b"".join(
+                self._event(delta, one, reason, has_logprobs=not at)
+                for at, (one, reason) in enumerate(zip(told, reasons, strict=False))
+            )
+        if index in self._opened:
+            return events
+        self._opened.add(index)
+        opened = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
+        return self._chunk(opened, is_opening=True) + events
+
+    def _event(
+        self,
+        delta: Delta,
+        new: ChatDelta,
+        reason: ChatFinishReason | None,
+        *,
+        has_logprobs: bool = True,
+    ) -> bytes:
+        return self._chunk(
             ChatChunkChoice(
                 index=delta.index,
-                delta=ChatDelta(content=delta.text) if delta.text else ChatDelta(),
-                logprobs=self._logprobs(delta) if delta.token_ids else None,
-                finish_reason=delta.finish_reason,
+                delta=new,
+                logprobs=self._logprobs(delta) if has_logprobs and delta.token_ids else None,
+                finish_reason=reason,
             )
         )
-        if delta.index in self._opened:
-            return chunk
-        self._opened.add(delta.index)
-        opening = ChatDelta(role="assistant", content="")
-        opening_chunk = self._chunk(
-            ChatChunkChoice(index=delta.index, delta=opening), is_opening=True
-        )
-        return opening_chunk + chunk
+
+    def _delta(self, index: int, piece: AnswerPiece) -> ChatDelta | None:
+        """Return a piece as a stream has it; None for what it doesn't tell."""
+        match piece:
+            case Content(text):
+                return ChatDelta(content=text)
+            case Reasoning(text):
+                return ChatDelta(reasoning_content=text) if self._tells_reasoning else None
+            case CallOpened(call, name):
+                self._calling.add(index)
+                function = ChatFunction(name=name, arguments="")
+                opened = ChatToolCall(index=call, id=_call_id(), type="function", function=function)
+                return ChatDelta(tool_calls=[opened])
+            case CallArguments(call, text):
+                more = ChatToolCall(index=call, function=ChatFunction(arguments=text))
+                return ChatDelta(tool_calls=[more])
+            case _:  # a stream tells no call's end
+                return None
+
+    def _reason(self, delta: Delta) -> ChatFinishReason | None:
+        has_called = delta.index in self._calling
+        return "tool_calls" if delta.finish_reason == "stop" and has_called else delta.finish_reason
 
     def ending(self) -> bytes:
         return self._chunks.ending(
@@ -94,12 +156,30 @@ class _Writer:
         return self._chunks.event(ChatChunk(**self._head, choices=[choice], usage=usage))
 
     def _choice(self, delta: Delta) -> ChatChoice:
-        assert delta.finish_reason is not None
+        answer = whole_answer(delta.told)
+        calls = [
+            ChatToolCall(
+                id=_call_id(),
+                type="function",
+                function=ChatFunction(name=call.name, arguments=call.arguments),
+            )
+            for call in answer.calls
+        ]
+        if calls:
+            self._calling.add(delta.index)
+        reason = self._reason(delta)
+        assert reason is not None
         return ChatChoice(
             index=delta.index,
-            message=ChatMessage(content=delta.text),
+            message=ChatMessage(
+                content=None if calls and not answer.content else answer.content,
+                reasoning_content=answer.reasoning
+                if answer.reasoning and self._tells_reasoning
+                else UNSET,
+                tool_calls=calls or UNSET,
+            ),
             logprobs=self._logprobs(delta),
-            finish_reason=delta.finish_reason,
+            finish_reason=reason,
         )
 
     def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
@@ -121,3 +201,7 @@ class _Writer:
                 for token_id, logprobs in zip(delta.token_ids, delta.logprobs, strict=True)
             ]
         )
+
+
+def _call_id() -> str:
+    return f"call_{token_hex(12)}"

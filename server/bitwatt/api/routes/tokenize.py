@@ -20,6 +20,7 @@ async def tokenize(
     """Return the tokens of a text, or of a conversation as the model's template puts it."""
     headers = name_ignored_fields(request, body)
     model = models.find(body.model)
+    tools = body.template_tools()
     async with tied_to_client(request.receive, timeout_s=settings.request_timeout):
         if body.prompt is not None:
             token_ids = await model.text.encode(
@@ -28,8 +29,10 @@ async def tokenize(
         else:
             token_ids = await model.text.encode_chat(
                 [message.as_template_input() for message in body.messages or []],
+                tools=tools,
                 kwargs=body.chat_template_kwargs,
                 add_generation_prompt=body.add_generation_prompt is not False,
+                continue_final_message=bool(body.continue_final_message),
                 add_special_tokens=bool(body.add_special_tokens),
             )
     info = model.engine.info

@@ -1,39 +1,45 @@
 """/v1/chat/completions."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
-from msgspec import UNSET, UnsetType
-from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from bitwatt.api.schemas.common import (
     Body,
     Bounded,
     GenerationBody,
-    PromptLogprob,
     excludes,
     needs,
+    whole,
     zero_needs,
 )
 from bitwatt.api.schemas.parameters import CHAT, CONTENT_PART, MESSAGE, refuse
-from bitwatt.errors import shorten
-from bitwatt.serving.choice import FinishReasonName
+from bitwatt.api.schemas.tools import (
+    MAX_CALLS,
+    ToolCallBody,
+    ToolChoice,
+    Tools,
+    template_tools,
+    tool_use_of,
+    unknown_in_tools,
+)
+from bitwatt.errors import InvalidRequestError, shorten
+from bitwatt.serving.answers import ToolUse
 from bitwatt.serving.sampling_params import BOUNDS, SamplingParams, check_max_tokens
-from bitwatt.serving.usage import Usage
-from bitwatt.text.chat_template import ALLOWED_KWARGS
+from bitwatt.text.chat_template import EFFORT, SWITCHES, checked_kwargs, effort_kwargs
 
 __all__ = [
     "ChatBody",
-    "ChatChoice",
-    "ChatChunk",
-    "ChatChunkChoice",
-    "ChatCompletion",
-    "ChatDelta",
-    "ChatLogprobs",
-    "ChatMessage",
-    "ChatTokenLogprob",
-    "ChatTopLogprob",
     "Message",
+    "check_continued",
 ]
 
 MAX_MESSAGES = 1024
@@ -75,12 +81,26 @@ Content = Annotated[
         }
     ),
 ]
+
+
+def _check_kwargs(given: dict[str, Any]) -> dict[str, Any]:
+    try:
+        checked_kwargs(given)
+    except InvalidRequestError as error:
+        raise refuse(str(error)) from None
+    return given
+
+
 ChatTemplateKwargs = Annotated[
-    dict[str, bool],  # TextCodec checks it
+    dict[str, Any],
+    AfterValidator(_check_kwargs),
     WithJsonSchema(
         {
             "type": "object",
-            "properties": {name: {"type": "boolean"} for name in sorted(ALLOWED_KWARGS)},
+            "properties": {
+                **{name: {"type": "boolean"} for name in sorted(SWITCHES)},
+                EFFORT: {"type": "string"},
+            },
             "additionalProperties": False,
         }
     ),
@@ -91,13 +111,14 @@ class Message(Body):
     """A turn of the conversation."""
 
     parameters: ClassVar = MESSAGE
+    nested: ClassVar[tuple[str, ...]] = ("tool_calls",)
 
-    role: Literal["system", "developer", "user", "assistant"] = Field(
-        description="Who speaks. A developer speaks as the system; tools are not supported."
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
+        description="Who speaks. A developer speaks as the system; a tool gives its result."
     )
     content: Content = Field(
         description="What is said: a string, or a list of text parts, which become its lines. May "
-        "be null beside a `refusal`."
+        "be null beside a `refusal` or `tool_calls`."
     )
     refusal: str | None = Field(
         None, description="What an assistant's earlier turn said instead of content."
@@ -110,6 +131,15 @@ class Message(Body):
     reasoning: str | None = Field(None, description="The same, under vLLM's newer name.")
     name: str | None = Field(
         None, max_length=256, description="The speaker's name, for templates that use it."
+    )
+    tool_calls: Annotated[list[ToolCallBody], Field(fail_fast=True)] | None = Field(
+        None,
+        max_length=MAX_CALLS,
+        description="What an assistant's earlier turn called: each with `id`, `type` and "
+        "`function`, a `name` and `arguments`.",
+    )
+    tool_call_id: str | None = Field(
+        None, max_length=256, description="The call that a tool's message has the result of."
     )
 
     @model_validator(mode="before")
@@ -126,16 +156,48 @@ class Message(Body):
             raise refuse("content must be a string or a list of text parts", "content")
         if isinstance(refusal, str) and refusal:
             content = f"{content}\n{refusal}" if content else refusal
+        if content is None and data.get("tool_calls"):
+            content = ""
         if content is data.get("content"):
             return data
         return {**data, "content": content, **dict.fromkeys(unknown)}
 
-    def as_template_input(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def _calls_and_results_are_whose_they_are(self) -> "Message":
+        if self.tool_calls and self.role != "assistant":
+            raise refuse(f"tool_calls are an assistant's; the role is {self.role}", "tool_calls")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            told = "a tool's message needs" if self.role == "tool" else "only a tool's message has"
+            raise refuse(f"{told} a tool_call_id", "tool_call_id")
+        return self
+
+    def as_template_input(self) -> dict[str, Any]:
         """Return the message as templates know it."""
         reasoning = self.reasoning_content if self.reasoning is None else self.reasoning
-        given = {"name": self.name, "reasoning_content": reasoning, "reasoning": reasoning}
+        calls = [call.as_template_input() for call in self.tool_calls or ()]
+        given = {
+            "name": self.name,
+            "reasoning_content": reasoning,
+            "reasoning": reasoning,
+            "tool_calls": calls or None,
+            "tool_call_id": self.tool_call_id,
+        }
         known = {name: value for name, value in given.items() if value is not None}
         return {"role": self.role, "content": self.content, **known}
+
+
+def check_continued(messages: Sequence[Message], add_generation_prompt: bool | None) -> None:
+    """Raise the error of a last message that can't be gone on with."""
+    if add_generation_prompt:
+        raise refuse(
+            "continue_final_message excludes add_generation_prompt", "continue_final_message"
+        )
+    last = messages[-1]
+    if last.role != "assistant" or last.tool_calls:
+        raise refuse(
+            "continue_final_message needs a last message of an assistant, without tool_calls",
+            "continue_final_message",
+        )
 
 
 class ChatBody(GenerationBody):
@@ -172,8 +234,47 @@ class ChatBody(GenerationBody):
     )
     chat_template_kwargs: ChatTemplateKwargs | None = Field(
         None,
-        description="What the model's template may be told: `enable_thinking`, `thinking`. vLLM "
-        "passes anything on.",
+        description="What the model's template may be told: `enable_thinking`, `thinking`, "
+        "`reasoning_effort`. vLLM passes anything on.",
+    )
+    tools: Tools | None = Field(
+        None,
+        description="Up to 128 functions that the model may call, each with a `name`, a "
+        "`description`, `parameters`, a JSON schema, and `strict`.",
+    )
+    tool_choice: ToolChoice | None = Field(
+        None,
+        description="`none`; `auto`, the default with tools: the model decides; `required`: it "
+        "calls at least one; an object that names a function: it calls that one, once; or "
+        "`allowed_tools`. What must be called is forced by a grammar of the tools' schemas.",
+    )
+    parallel_tool_calls: bool | None = Field(
+        None, description="Whether an answer may have several calls, unless false."
+    )
+    reasoning_effort: str | None = Field(
+        None,
+        max_length=64,
+        description="`none` has the template turn thinking off, where it can; others turn it on, "
+        "and are put to the template as `low`, `medium` or `high`. One that isn't known leaves the "
+        "template to its default.",
+    )
+    thinking_token_budget: Annotated[int, BeforeValidator(whole)] | None = Field(
+        None,
+        ge=-1,
+        le=2**31 - 1,
+        description="Tokens of thinking at most, after which it is ended; -1 for any number. As in "
+        "vLLM.",
+    )
+    include_reasoning: bool | None = Field(
+        None, description="Returns the thinking as `reasoning_content`, unless false. As in vLLM."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="Opens the model's turn, unless false. As in vLLM."
+    )
+    continue_final_message: bool | None = Field(
+        None,
+        description="Has the model go on with the last message, an assistant's, which the answer "
+        "doesn't repeat. As in vLLM.",
     )
     max_tokens: Annotated[int, Bounded("max_tokens")] | None = Field(
         None, description="The same as `max_completion_tokens`, under its former name."
@@ -197,7 +298,28 @@ class ChatBody(GenerationBody):
         given = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(given) > 1:
             raise refuse("max_tokens and max_completion_tokens differ", "max_completion_tokens")
+        if self.continue_final_message:
+            check_continued(self.messages, self.add_generation_prompt)
         return self
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        """Those within tools besides."""
+        return [*super().unknown_fields, *unknown_in_tools(self.tools)]
+
+    @property
+    def told_to_template(self) -> dict[str, Any]:
+        """What the body tells the template besides messages and tools."""
+        effort = {} if self.reasoning_effort is None else effort_kwargs(self.reasoning_effort)
+        return {**effort, **(self.chat_template_kwargs or {})}
+
+    def tool_use(self) -> ToolUse | None:
+        """Return which tools may or must be called; raises InvalidRequestError."""
+        return tool_use_of(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    def template_tools(self, use: ToolUse | None) -> list[dict[str, Any]] | None:
+        """Return the tools in use as templates know them."""
+        return template_tools(self.tools, use)
 
     @property
     def max_tokens_param(self) -> str:
@@ -216,84 +338,3 @@ class ChatBody(GenerationBody):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             prompt_logprobs=self.prompt_logprobs,
         )
-
-
-class ChatTopLogprob(msgspec.Struct, frozen=True):
-    """A token that was likely."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatTokenLogprob(msgspec.Struct, frozen=True):
-    """A token that was drawn."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[ChatTopLogprob]
-
-
-class ChatLogprobs(msgspec.Struct, frozen=True):
-    """One entry a token of the text."""
-
-    content: list[ChatTokenLogprob]
-    refusal: None = None
-
-
-class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's turn."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """A choice."""
-
-    index: int
-    message: ChatMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReasonName
-
-
-class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """The response."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
-
-
-class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is new of the model's turn."""
-
-    role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
-
-
-class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """What is new of a choice."""
-
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReasonName | None = None
-
-
-class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """A chunk of the streamed response."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | UnsetType | None = UNSET
-    obfuscation: str | UnsetType = UNSET

@@ -111,7 +111,7 @@ class _Conversation:
     system: str | None
     messages: list[dict[str, Any]]
     thinking: Thinking | None
-    chat_template_kwargs: dict[str, bool] | None
+    chat_template_kwargs: dict[str, Any] | None
 
     def _as_chat(self) -> dict[str, Any]:
         system = [{"role": "system", "content": self.system}] if self.system else []

@@ -14,10 +14,12 @@ from pydantic_core import PydanticCustomError
 from bitwatt.errors import shorten
 
 __all__ = [
+    "CALLED_FUNCTION",
     "CHAT",
     "COMPLETIONS",
     "CONTENT_PART",
     "DETOKENIZE",
+    "FUNCTION",
     "MESSAGE",
     "MESSAGES",
     "MESSAGES_COUNT",
@@ -29,6 +31,8 @@ __all__ = [
     "TEXT",
     "THINKING",
     "TOKENIZE",
+    "TOOL",
+    "TOOL_CALL",
     "Parameter",
     "Parameters",
     "refuse",
@@ -266,37 +270,42 @@ COMPLETIONS: Parameters = {
 CHAT: Parameters = {
     **_GENERATION,
     **_works("OpenAI", "messages", "max_completion_tokens", "top_logprobs"),
+    **_works("OpenAI", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"),
     **_harmless("OpenAI", "prediction", note="A hint at speed; the answer is the same."),
-    **_harmless(
-        "OpenAI", "reasoning_effort", "verbosity", note="Says nothing to a model without them."
-    ),
-    **_harmless("OpenAI", "parallel_tool_calls", note="Of `tools`."),
+    **_harmless("OpenAI", "verbosity", note="Says nothing to a model without it."),
     **_refused("OpenAI", "audio", "moderation", "web_search_options"),
     **_refused("OpenAI", "modalities", at=(["text"],)),
     **_works("OpenAI", "response_format"),
-    **_refused("OpenAI", "tools", at=([],), unless=("tool_choice", "none")),
-    **_refused("OpenAI", "tool_choice", at=("none", "auto")),
-    **_refused("OpenAI", "functions", at=([],), unless=("function_call", "none")),
-    **_refused("OpenAI", "function_call", at=("none", "auto")),
-    **_works("vLLM", "chat_template_kwargs"),
-    **_harmless("vLLM", "include_reasoning", note="No reasoning is told from the answer."),
-    **_refused("vLLM", "add_generation_prompt", at=(True,)),
+    **_refused(
+        "OpenAI", "functions", at=([],), unless=("function_call", "none"), note="`tools` works."
+    ),
+    **_refused("OpenAI", "function_call", at=("none", "auto"), note="`tool_choice` works."),
+    **_works(
+        "vLLM",
+        "chat_template_kwargs",
+        "include_reasoning",
+        "thinking_token_budget",
+        "add_generation_prompt",
+        "continue_final_message",
+    ),
     **_refused("vLLM", "chat_template"),
-    **_refused("vLLM", "continue_final_message", "echo", "return_prompt_text", at=(False,)),
+    **_refused("vLLM", "echo", "return_prompt_text", at=(False,)),
     **_refused("vLLM", "documents", at=([],)),
     **_refused("vLLM", "media_io_kwargs", "mm_processor_kwargs", at=({},)),
-    **_harmless(
+    **_refused(
         "SGLang",
         "separate_reasoning",
         "stream_reasoning",
-        note="No reasoning is told from the answer.",
+        at=(True,),
+        note="Reasoning is told from the answer, and streamed.",
     ),
-    **_harmless(
+    **_refused(
         "llama.cpp",
         "reasoning_format",
-        "parse_tool_calls",
-        note="No reasoning and no call is told from the answer.",
+        at=("auto", "deepseek"),
+        note="Reasoning is told from the answer.",
     ),
+    **_refused("llama.cpp", "parse_tool_calls", at=(True,), note="`tool_choice` works."),
     **_refused("llama.cpp", "thinking_forced_open", at=(False,)),
 }
 """`echo` is vLLM's here, not OpenAI's."""
@@ -307,14 +316,27 @@ STREAM_OPTIONS: Parameters = {
 }
 
 MESSAGE: Parameters = {
-    **_works("OpenAI", "role", "content", "name", "refusal"),
+    **_works("OpenAI", "role", "content", "name", "refusal", "tool_calls", "tool_call_id"),
     **_works("vLLM", "reasoning", "reasoning_content"),
     **_harmless("OpenAI", "annotations", "id", note="Of an answer that comes back as history."),
     **_harmless("OpenAI", "parsed", note="The SDK's; `content` has the same."),
     **_harmless("LiteLLM", "cache_control", note="Every prefix is cached."),
-    **_refused("OpenAI", "audio", "function_call", "tool_call_id"),
-    **_refused("OpenAI", "tool_calls", at=([],)),
+    **_refused("OpenAI", "audio", "function_call"),
 }
+
+TOOL: Parameters = {
+    **_works("OpenAI", "type", "function"),
+    **_harmless("LiteLLM", "cache_control", note="Every prefix is cached."),
+}
+
+FUNCTION: Parameters = _works("OpenAI", "name", "description", "parameters", "strict")
+
+TOOL_CALL: Parameters = {
+    **_works("OpenAI", "id", "type", "function"),
+    **_harmless("OpenAI", "index", note="Of a stream that comes back as history."),
+}
+
+CALLED_FUNCTION: Parameters = _works("OpenAI", "name", "arguments")
 
 CONTENT_PART: Parameters = {
     **_works("OpenAI", "type", "text", "refusal"),
@@ -467,11 +489,11 @@ TOKENIZE: Parameters = {
         "add_generation_prompt",
         "return_token_strs",
         "chat_template_kwargs",
+        "continue_final_message",
+        "tools",
     ),
     **_refused("vLLM", "chat_template"),
-    **_refused("vLLM", "continue_final_message", at=(False,)),
     **_refused("vLLM", "media_io_kwargs", "mm_processor_kwargs", at=({},)),
-    **_refused("vLLM", "tools", at=([],)),
 }
 
 DETOKENIZE: Parameters = _works("vLLM", "model", "tokens")

@@ -1,13 +1,14 @@
 """/tokenize and /detokenize."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from bitwatt.api.schemas.chat import MAX_MESSAGES, ChatTemplateKwargs, Message
+from bitwatt.api.schemas.chat import MAX_MESSAGES, ChatTemplateKwargs, Message, check_continued
 from bitwatt.api.schemas.common import Body, ModelName, TokenIds
 from bitwatt.api.schemas.parameters import DETOKENIZE, TOKENIZE, refuse
+from bitwatt.api.schemas.tools import Tools, template_tools, tool_use_of, unknown_in_tools
 
 __all__ = ["DetokenizeBody", "Detokenized", "TokenizeBody", "Tokenized"]
 
@@ -50,6 +51,14 @@ class TokenizeBody(Body):
     chat_template_kwargs: ChatTemplateKwargs | None = Field(
         None, description="What the model's template may be told; of `messages` alone."
     )
+    continue_final_message: bool | None = Field(
+        None,
+        description="Ends with the last message's content, for the model to go on with; of "
+        "`messages` alone.",
+    )
+    tools: Tools | None = Field(
+        None, description="Functions that the template tells of; of `messages` alone."
+    )
     return_token_strs: bool | None = Field(
         None, description="Returns each token's text too, as `token_strs`."
     )
@@ -58,7 +67,18 @@ class TokenizeBody(Body):
     def _one_of_two(self) -> "TokenizeBody":
         if (self.prompt is None) == (self.messages is None):
             raise refuse("either prompt or messages is needed, and not both", "prompt")
+        if self.continue_final_message and self.messages:
+            check_continued(self.messages, self.add_generation_prompt)
         return self
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        """Those within tools besides."""
+        return [*super().unknown_fields, *unknown_in_tools(self.tools)]
+
+    def template_tools(self) -> list[dict[str, Any]] | None:
+        """Return the tools as templates know them; raises InvalidRequestError."""
+        return template_tools(self.tools, tool_use_of(self.tools, None, None))
 
 
 class DetokenizeBody(Body):

@@ -1,0 +1,1 @@
+"""What an answer's text is made of: reasoning, content and tool calls, told apart as it comes."""
