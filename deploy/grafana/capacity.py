@@ -76,6 +76,36 @@ _TOKENS = Row(
             description="Of those looked up.",
         ),
         Panel(
+            title="Drafted tokens that were drawn as well",
+            unit="percentunit",
+            queries=[
+                Query(
+                    ratio(
+                        rate("vllm:spec_decode_num_accepted_tokens_total"),
+                        rate("vllm:spec_decode_num_draft_tokens_total"),
+                    ),
+                    "{{model_name}}",
+                    "empty",
+                )
+            ],
+            description="Of those verified, with --speculate ngram.",
+        ),
+        Panel(
+            title="Tokens that a verification brings",
+            unit="short",
+            queries=[
+                Query(
+                    ratio(
+                        rate("vllm:spec_decode_num_accepted_tokens_total"),
+                        rate("vllm:spec_decode_num_drafts_total"),
+                    ),
+                    "{{model_name}}",
+                    "empty",
+                )
+            ],
+            description="Besides the one that any step brings.",
+        ),
+        Panel(
             title="Busy share",
             unit="percentunit",
             queries=[Query(rate("bitwatt_engine_busy_seconds_total"), "{{model_name}}")],

@@ -33,6 +33,7 @@ from bitwatt.errors import (
 from bitwatt.hub import fetch
 from bitwatt.model.config import Dtype, HeadBits, WeightsName, weights_named
 from bitwatt.model.folder import why_no_folder
+from bitwatt.scheduling.drafting import Speculation
 from bitwatt.serving.choice import ChoiceReader, FinishReasonName
 from bitwatt.serving.planning import plan_choices, seed_of
 from bitwatt.serving.sampling_params import SamplingParams
@@ -133,6 +134,7 @@ class LLM:
         kv_cache_bytes: int | None = None,
         gpu_memory_utilization: float = 0.9,
         prefix_caching: bool = True,
+        speculate: Speculation = "off",
         head_bits: HeadBits = 16,
     ) -> None:
         """Load a model; the knobs are those of `bitwatt serve`, in docs/settings.md.
@@ -172,6 +174,7 @@ class LLM:
                 kv_cache_bytes=kv_cache_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
                 prefix_caching=prefix_caching,
+                speculate=speculate,
                 head_bits=head_bits,
             )
         )

@@ -26,6 +26,7 @@ from bitwatt.knobs import Settings, Shown
 from bitwatt.model.config import Dtype, HeadBits, Weights, WeightsName, weights_named
 from bitwatt.model.folder import why_no_folder
 from bitwatt.quantities import read_bytes, read_count
+from bitwatt.scheduling.drafting import Speculation
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
@@ -427,6 +428,11 @@ class ServeSettings(Settings):
         description="Reuse of the KV cache among prompts that start alike; --no-prefix-caching "
         "turns it off",
     )
+    speculate: Speculation = Field(
+        "off",
+        description="What drafts tokens that one step then verifies: ngram looks them up in a "
+        "request's own prompt and answer, where they repeat. Ternary answers are the same without",
+    )
     head_bits: HeadBits = Field(
         16,
         description="Bits of the output head's weights, and of a tied embedding's; 8 is faster "
@@ -544,5 +550,6 @@ class ServeSettings(Settings):
             gpu_memory_utilization=self.gpu_memory_utilization,
             num_engines_per_gpu=2 if self.serves_pair else 1,
             prefix_caching=self.prefix_caching,
+            speculate=self.speculate,
             head_bits=self.head_bits,
         )

@@ -371,6 +371,7 @@ def test_every_engine_setting_reaches_the_engine(tmp_path):
         "kv_cache_bytes": 4096,
         "gpu_memory_utilization": 0.5,
         "prefix_caching": False,
+        "speculate": "ngram",
         "head_bits": 8,
     }
     config = make_settings(**unlike_the_defaults).engine_config(tmp_path, "dense")

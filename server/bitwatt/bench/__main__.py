@@ -13,6 +13,7 @@ from bitwatt.bench.measure import describe_machine
 from bitwatt.bench.mirrors import bench_mirrors
 from bitwatt.bench.scheduling import bench_scheduler
 from bitwatt.bench.serving import bench_serving
+from bitwatt.bench.speculation import bench_speculation
 from bitwatt.bench.telemetry import bench_telemetry
 
 _BENCHES: dict[str, Callable[..., object]] = {
@@ -22,6 +23,7 @@ _BENCHES: dict[str, Callable[..., object]] = {
     "batching": bench_batching,
     "exactness": bench_exactness,
     "grammars": bench_grammars,
+    "speculation": bench_speculation,
     "telemetry": bench_telemetry,
     "mirrors": bench_mirrors,
     "cpu": bench_cpu,

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from typing import TypedDict
 
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE
@@ -178,6 +179,12 @@ class _Child:
         return name
 
 
+class _Limits(TypedDict):
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+
+
 def _make_core(model: Transformer, config: ModelConfig, options: ChildConfig) -> EngineCore:
     batch = options.max_batch
     num_tokens = batch * options.context_tokens + _MAX_PROMPT_TOKENS
@@ -185,7 +192,7 @@ def _make_core(model: Transformer, config: ModelConfig, options: ChildConfig) ->
     kv_cache = KVCache(config, num_blocks, _DTYPE, model.backend.device)
     kv_cache.layers.zero_()  # resident from the start
     blocks = BlockAllocator(num_blocks, BLOCK_SIZE, prefix_caching=False)
-    limits = {
+    limits: _Limits = {
         "max_num_seqs": batch,
         "max_num_batched_tokens": _MAX_PROMPT_TOKENS,
         "max_model_len": _MAX_PROMPT_TOKENS + BLOCK_SIZE,

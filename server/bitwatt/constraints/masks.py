@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from bitwatt.constraints.compiling import why_unusable
 from bitwatt.constraints.grammars import Grammar
 
-__all__ = ["MASK_TIME_LIMIT_S", "Constraint", "MaskThread"]
+__all__ = ["MASK_TIME_LIMIT_S", "Constraint", "MaskThread", "Trial"]
 
 MASK_TIME_LIMIT_S = 0.05  # of processor time, a thousand times what a JSON schema's takes
 _LONGEST_WAIT_S = 5.0  # for a thread that works on a mask and gets no processor time for it
@@ -60,8 +60,10 @@ class Constraint:
         """
         self._num_tokens += len(token_ids)
         matcher = self._matcher
-        if token_ids and not matcher.is_stopped():  # what an ended one is told is its end again
-            matcher.consume_tokens(list(token_ids))
+        for token_id in token_ids:
+            if matcher.is_stopped():
+                break  # what an ended one is told is its end again
+            matcher.consume_token(token_id)
         mask = bytearray(matcher.compute_bitmask())
         if reason := why_unusable(matcher):
             raise ValueError(f"its grammar can't go on: {reason}")
@@ -94,6 +96,35 @@ class Constraint:
     def grammar(self) -> Grammar:
         """The grammar it goes by."""
         return self._grammar
+
+    def trial(self) -> "Trial":
+        """Return one that goes on from here by itself, for a thread that has settled."""
+        return Trial(self)
+
+
+class Trial(Constraint):
+    """Where drafts would lead a constraint.
+
+    masks  behind each draft that the grammar allows, in order, so far as the thread has come
+    """
+
+    __slots__ = ("masks",)
+
+    def __init__(self, constraint: Constraint) -> None:
+        self._grammar = constraint._grammar
+        self._matcher = constraint._matcher.deep_copy()
+        self._stops = constraint._stops
+        self._min_tokens = constraint._min_tokens
+        self._num_tokens = constraint._num_tokens
+        self.failure = constraint.failure
+        self.mask = constraint.mask
+        self.masks: list[bytes] = []
+
+    def advance(self, token_ids: Sequence[int]) -> bytes:
+        """Take a draft, and return the mask behind it; see Constraint."""
+        mask = super().advance(token_ids)
+        self.masks.append(mask)
+        return mask
 
 
 _Asked = tuple[Constraint, Sequence[int]]

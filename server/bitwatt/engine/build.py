@@ -145,6 +145,7 @@ def _make_scheduler(config: EngineConfig, num_blocks: int, max_model_len: int) -
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=_max_num_batched_tokens(config),
         max_model_len=max_model_len,
+        speculates=config.speculate == "ngram",
     )
 
 

@@ -50,6 +50,7 @@ class _Times:
 class _InFlight:
     plan: Plan
     handle: StepResultHandle
+    launched_s: float
 
 
 @dataclass(slots=True)
@@ -94,6 +95,7 @@ class EngineCore:
         self._step_tokens = 0
         self._step_s = 0.0
         self._step_prefill: dict[str, int] = {}
+        self._step_drafts: dict[str, int] = {}
 
     @property
     def has_work(self) -> bool:
@@ -170,19 +172,24 @@ class EngineCore:
         Raises  EngineError where MAX_FAILED_STEPS in a row have failed
         """
         outputs = self._take_compiled() if self._compiling else []
-        plan = self._scheduler.plan()
-        launched = None
-        if plan.chunks:
-            now = self._clock()
+        done, self._in_flight = self._in_flight, self._launch_next()
+        if done is not None:
+            outputs += self._commit(done)
             if self._in_flight is None:
-                self._last_commit = now
-            for chunk in plan.chunks:
-                if chunk.is_admission:
-                    times = self._times[chunk.request.request_id]
-                    times.admitted = times.admitted or now
-            launched = _InFlight(plan, self._launch(plan))
-        done, self._in_flight = self._in_flight, launched
-        return outputs + self._commit(done) if done is not None else outputs
+                # What waited to know this step's tokens goes on before anyone is told of them.
+                self._in_flight = self._launch_next()
+        return outputs
+
+    def _launch_next(self) -> _InFlight | None:
+        plan = self._scheduler.plan()
+        if not plan.chunks:
+            return None
+        now = self._clock()
+        for chunk in plan.chunks:
+            if chunk.is_admission:
+                times = self._times[chunk.request.request_id]
+                times.admitted = times.admitted or now
+        return _InFlight(plan, self._launch(plan), now)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a block, a row or a request is lost; for idle moments."""
@@ -200,6 +207,9 @@ class EngineCore:
             num_cached_prompt_tokens=self._num_cached_prompt_tokens,
             num_generation_tokens=counters.num_generation_tokens,
             num_preemptions=counters.num_preemptions,
+            num_drafts=counters.num_drafts,
+            num_draft_tokens=counters.num_draft_tokens,
+            num_accepted_tokens=counters.num_accepted_tokens,
             num_prefix_cache_queries=counters.num_prefix_cache_queries,
             num_prefix_cache_hits=counters.num_prefix_cache_hits,
             num_steps=self._num_steps,
@@ -207,6 +217,7 @@ class EngineCore:
             step_s=self._step_s,
             step_ended_s=self._last_commit,
             step_prefill=self._step_prefill,
+            step_drafts=self._step_drafts,
             time_s=self._clock(),
             busy_s=self._busy_s,
             rss_anon_bytes=rss_anon_bytes,
@@ -261,12 +272,19 @@ class EngineCore:
             return self._recover(done, error)
         self._num_failed_steps = 0
         now = self._clock()
-        self._step_s = now - self._last_commit
+        # It began when it was launched, or behind the step that ran by then.
+        self._step_s = now - max(done.launched_s, self._last_commit)
         self._step_tokens = done.plan.num_tokens
         self._step_prefill = {
             chunk.request.request_id: chunk.num_tokens
             for chunk in done.plan.chunks
-            if chunk.num_tokens > 1 or chunk.start < len(chunk.request.prompt_token_ids)
+            if chunk.num_tokens - len(chunk.drafts) > 1
+            or chunk.start < len(chunk.request.prompt_token_ids)
+        }
+        self._step_drafts = {
+            chunk.request.request_id: len(chunk.drafts)
+            for chunk in done.plan.chunks
+            if chunk.drafts
         }
         self._busy_s += self._step_s
         self._last_commit = now
@@ -299,30 +317,33 @@ class EngineCore:
         return outputs
 
     def _outputs(self, plan: Plan, result: StepResult, now: float) -> list[TokenOutput]:
-        drawn = [chunk.request.request_id for chunk in plan.chunks if chunk.samples]
-        logprobs = dict(zip(drawn, result.logprobs, strict=True))
         outputs = self._take_scores(plan, result) if plan.scored else []
         for committed in self._scheduler.commit(plan, result.tokens):
-            request = committed.request
-            if committed.token is None:
-                told = result.failures[drawn.index(request.request_id)]
-                outputs.append(self._output(request, [], [], FinishReason.ERROR, told))
-                continue
-            times = self._times[request.request_id]
-            is_first = times.first_token is None
-            if is_first:
-                times.first_token = now
-                self._count_prompt(request)
-            row = logprobs[request.request_id]
-            outputs.append(
-                self._output(
-                    request,
-                    [committed.token],
-                    [] if row is None else [TokenLogprobs(*row)],
-                    committed.finish_reason,
-                    is_first=is_first,
+            request, tokens, reason = committed.request, committed.tokens, committed.finish_reason
+            end = committed.first_draw + len(tokens)
+            is_failed = reason is FinishReason.ERROR
+            if tokens:
+                times = self._times[request.request_id]
+                is_first = times.first_token is None
+                if is_first:
+                    times.first_token = now
+                    self._count_prompt(request)
+                logprobs = [
+                    TokenLogprobs(*row)
+                    for row in result.logprobs[committed.first_draw : end]
+                    if row is not None
+                ]
+                outputs.append(
+                    self._output(
+                        request,
+                        tokens,
+                        logprobs,
+                        None if is_failed else reason,
+                        is_first=is_first,
+                    )
                 )
-            )
+            if is_failed:
+                outputs.append(self._output(request, [], [], reason, result.failures[end]))
         return outputs
 
     def _take_scores(self, plan: Plan, result: StepResult) -> list[TokenOutput]:

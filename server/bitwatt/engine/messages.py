@@ -10,6 +10,7 @@ from bitwatt.constraints.compiling import TokenBytes
 from bitwatt.errors import ConfigurationError, shorten
 from bitwatt.model.config import Dtype, HeadBits, Weights, weights_named
 from bitwatt.model.runner_protocol import PromptLogprobs
+from bitwatt.scheduling.drafting import Speculation
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 
 __all__ = [
@@ -64,6 +65,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     gpu_memory_utilization  share of a GPU's memory to use, above 0, at most 1
     num_engines_per_gpu  that share the GPU, each a like part of gpu_memory_utilization
     prefix_caching  whether prompts share the KV cache of equal beginnings
+    speculate   what drafts tokens that a step then verifies: ngram looks them up in prompt and
+                answer
     head_bits   of the output head's weights, and of a tied embedding's: 16, which stands for
                 dtype, or 8
     Raises      ConfigurationError, which names the value, what is accepted and the knob
@@ -84,6 +87,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     gpu_memory_utilization: float = 0.9
     num_engines_per_gpu: int = 1
     prefix_caching: bool = True
+    speculate: Speculation = "off"
     head_bits: HeadBits = 16
 
     def __post_init__(self) -> None:
@@ -147,6 +151,7 @@ _ACCEPTED: dict[str, _Accepted] = {
     ),
     "num_engines_per_gpu": _count(1, 16),
     "prefix_caching": ("True or False", lambda value: isinstance(value, bool)),
+    "speculate": ("ngram or off", lambda value: value in get_args(Speculation)),
     "head_bits": ("8 or 16", lambda value: type(value) is int and value in get_args(HeadBits)),
 }
 
@@ -258,10 +263,13 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions        requests put back to wait because the KV cache was full
     num_prefix_cache_queries, num_prefix_cache_hits  prompt tokens looked up, and those found, of
                            the requests that began to run
+    num_drafts             times that drafts of a request were verified
+    num_draft_tokens, num_accepted_tokens  tokens drafted, and those of them that were drawn as well
     num_steps              done
     step_tokens, step_s    tokens of the step just done, and the seconds it took
     step_ended_s           when it ended
     step_prefill           tokens it prefilled, by request id; requests that decoded left out
+    step_drafts            drafts that it verified, by request id
     time_s                 when all this was true
     busy_s                 seconds spent in steps
     rss_anon_bytes         the process's own memory; None where the system doesn't tell
@@ -277,11 +285,15 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int = 0
     num_prefix_cache_queries: int = 0
     num_prefix_cache_hits: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     num_steps: int = 0
     step_tokens: int = 0
     step_s: float = 0.0
     step_ended_s: float = 0.0
     step_prefill: dict[str, int] = {}
+    step_drafts: dict[str, int] = {}
     time_s: float = 0.0
     busy_s: float = 0.0
     rss_anon_bytes: int | None = None

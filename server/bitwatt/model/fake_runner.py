@@ -35,7 +35,7 @@ class _Handle:
 
 
 class FakeRunner:
-    """Draws fake_token for every sampling chunk. All tokens are equally likely.
+    """Draws fake_token for every sampling chunk, and behind drafts. All tokens are equally likely.
 
     By a grammar it draws the token on which the same number falls among those allowed.
 
@@ -56,10 +56,13 @@ class FakeRunner:
             self.num_computed_tokens += chunk.num_tokens
             if chunk.is_admission and chunk.request.grammar is not None:
                 self._constrain(chunk.request, chunk.row)
-            if chunk.samples:
+            for i in range(chunk.num_drawn):
                 request = chunk.request
-                token: int | None = self._draw(request, chunk.row, chunk.position)
-                if request.grammar is not None:
+                token: int | None = self._draw(request, chunk.row, chunk.position + i)
+                if (
+                    request.grammar is not None
+                    and list(chunk.drafts[:i]) == tokens[len(tokens) - i :]
+                ):
                     try:
                         token = self._draw_allowed(chunk.row, token or 0)
                     except ValueError as error:

@@ -5,6 +5,7 @@ The KV cache gets what is left, once and before anything else runs, so this is a
 
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.truncation_sampling import MAX_DRAWN_ROWS
+from bitwatt.scheduling.scheduler import max_draws
 
 __all__ = ["CONTEXT_BYTES", "kv_cache_budget", "working_bytes"]
 
@@ -34,8 +35,8 @@ def working_bytes(
     num_splits = -(-max_model_len // _SPLIT_TOKENS)
     a_partial = 4 * (dim_block + 2)
     partials = 2 * max_num_seqs * config.num_heads * num_splits * a_partial
-    num_drawn = min(max_num_seqs, MAX_DRAWN_ROWS)
-    rows = _BATCH_BYTES * max_num_seqs + _DRAWING_BYTES * num_drawn
+    num_draws = max_draws(max_num_seqs)
+    rows = _BATCH_BYTES * num_draws + _DRAWING_BYTES * min(num_draws, MAX_DRAWN_ROWS)
     return activations + partials + config.vocab_size * rows
 
 

@@ -14,7 +14,7 @@ import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from torch import Tensor
 
-from bitwatt.constraints.masks import Constraint, MaskThread
+from bitwatt.constraints.masks import Constraint, MaskThread, Trial
 from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
@@ -59,7 +59,8 @@ class _Step:
     max_query_len: int
     max_context_len: int
     sampling_rows: list[SamplingRow]
-    constrained: dict[int, Constraint]  # by index among sampling_rows
+    constrained: dict[int, Constraint]  # by index among sampling_rows, of a chunk's first
+    drafts: dict[int, Sequence[int]]  # of those chunks that have some, by the same index
     penalized: list[_Penalized]
     scored: Sequence[ScoredRows]
 
@@ -68,9 +69,8 @@ class _Step:
 class _DrawnTokens:
     """Tokens that a GPU's step draws of constrained requests, and when they have come."""
 
-    constraints: list[Constraint]
+    step: _Step
     tokens: Tensor  # [R] int64, on the host
-    indices: list[int]  # of theirs among the tokens
     has_come: Event
 
 
@@ -192,6 +192,7 @@ class ModelRunner:
         chunks = plan.chunks
         sampling_rows: list[SamplingRow] = []
         constrained: dict[int, Constraint] = {}
+        drafts: dict[int, Sequence[int]] = {}
         logit_tokens: list[int] = []
         pending_tokens: list[int] = []
         pending_rows: list[int] = []
@@ -202,7 +203,7 @@ class ModelRunner:
             if chunk.new_blocks:
                 first = chunk.first_new_block
                 table[first : first + len(chunk.new_blocks)] = chunk.new_blocks
-            num_known = n - chunk.is_pending
+            num_known = n - chunk.is_pending - len(chunk.drafts)
             if n == 1:
                 positions[t] = start
                 slots[t] = table[start // BLOCK_SIZE] * BLOCK_SIZE + start % BLOCK_SIZE
@@ -213,6 +214,8 @@ class ModelRunner:
                 positions[t : t + n] = where
                 slots[t : t + n] = table[where // BLOCK_SIZE] * BLOCK_SIZE + where % BLOCK_SIZE
                 token_ids[t : t + num_known] = request.tokens[start : start + num_known]
+                if chunk.drafts:
+                    token_ids[t + num_known : t + n] = chunk.drafts
             t += n
             context_lens[i] = start + n
             query_starts[i + 1] = t
@@ -225,9 +228,17 @@ class ModelRunner:
                 if chunk.samples:
                     constrained[len(sampling_rows)] = self._constraints[row][1]
             if chunk.samples:
-                logit_tokens.append(t - 1)
-                num_drawn = chunk.position - len(request.prompt_token_ids)
-                sampling_rows.append(SamplingRow(row, chunk.position, num_drawn, request.sampling))
+                if chunk.drafts:
+                    drafts[len(sampling_rows)] = chunk.drafts
+                sampling, position = request.sampling, chunk.position
+                num_drawn = position - len(request.prompt_token_ids)
+                logit_tokens.append(t - 1 - len(chunk.drafts))
+                sampling_rows.append(SamplingRow(row, position, num_drawn, sampling))
+                for j in range(1, 1 + len(chunk.drafts)):
+                    logit_tokens.append(logit_tokens[-1] + 1)
+                    sampling_rows.append(
+                        SamplingRow(row, position + j, num_drawn + j, sampling, chunk.drafts[:j])
+                    )
         num_seqs = len(chunks)
         max_context_len = int(context_lens[:num_seqs].max())
         max_blocks = -(-max_context_len // BLOCK_SIZE)
@@ -255,6 +266,7 @@ class ModelRunner:
             max_context_len,
             sampling_rows,
             constrained,
+            drafts,
             [
                 _Penalized.of(chunk)
                 for chunk in chunks
@@ -309,6 +321,7 @@ class ModelRunner:
             token_ids[fields.pending_tokens[: step.num_pending]] = self._last_tokens[rows]
         for begin in step.penalized:
             self._sampler.begin(begin.row, begin.prompt, begin.outputs)
+        trials = self._try_drafts(step)
         logit_tokens = fields.logit_tokens[:num_drawn]
         scores: list[Scores] = []
         if step.scored:
@@ -326,14 +339,14 @@ class ModelRunner:
         scores = [self._fetch_scores(some) for some in scores]
         if not num_drawn:
             return lambda: _with_scores(StepResult([], []), scores)
-        masks = self._masks_of(step.constrained) if step.constrained else None
+        masks = self._masks_of(step, trials) if step.constrained else None
         sampled = self._sampler.sample(logits, step.sampling_rows, masks)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
-        # request that has ended by then.
+        # request that has ended by then. Of a request with drafts it feeds none.
         self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)
         sampled = self._fetch_sampled(sampled)
         if step.constrained:
-            self._take_drawn(step.constrained, sampled.tokens)
+            self._take_drawn(step, sampled.tokens)
         return lambda: _with_scores(_collect(sampled, step.sampling_rows), scores)
 
     def _fields_of(self, step: _Step) -> StepFields:
@@ -370,38 +383,85 @@ class ModelRunner:
             top_token_ids=self._fetch(scores.top_token_ids),
         )
 
-    def _masks_of(self, constrained: dict[int, Constraint]) -> TokenMasks:
+    def _try_drafts(self, step: _Step) -> dict[int, Trial]:
+        """Have the masks behind the drafts of constrained requests computed while the layers run.
+
+        Drafts are known, and so is what came before them: nothing here is worth a GPU's wait.
+        """
+        trials: dict[int, Trial] = {}
+        for i in step.constrained.keys() & step.drafts.keys():
+            if not trials:
+                self._take_what_came()
+                self._masks.settle()
+            trials[i] = step.constrained[i].trial()
+        for i, trial in trials.items():
+            self._masks.ask([(trial, [draft]) for draft in step.drafts[i]])
+        return trials
+
+    def _masks_of(self, step: _Step, trials: dict[int, Trial]) -> TokenMasks:
         """Return the masks, once the thread has them: they were asked for before the layers ran.
 
         On a GPU they are of tokens that the step before draws: this step's layers are queued
         behind it, and run while the tokens come and their masks are computed.
         """
+        self._take_what_came()
+        self._masks.settle()
+        rows: list[int] = []
+        masks: list[bytes] = []
+        failures: dict[int, str] = {}
+        for i, constraint in step.constrained.items():
+            rows.append(i)
+            masks.append(constraint.mask)
+            if constraint.failure is not None:
+                failures[i] = constraint.failure
+            if i not in trials:
+                continue
+            trial = trials[i]
+            for j in range(len(step.drafts[i])):
+                rows.append(i + 1 + j)
+                if j < len(trial.masks):
+                    masks.append(trial.masks[j])
+                else:  # a draft before it is not allowed, or nothing is behind it
+                    masks.append(constraint.grammar.no_tokens)
+                    failures[i + 1 + j] = trial.failure or ""
+        bits = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.int32).view(len(rows), -1)
+        return TokenMasks(rows, upload(bits, torch.int32, self._device), failures)
+
+    def _take_drawn(self, step: _Step, tokens: Tensor) -> None:
+        """Have the next masks computed, now or, where the tokens are on their way, later."""
+        if self._stream is None:
+            self._advance(step, tokens.tolist())
+        else:
+            self._drawn = _DrawnTokens(step, tokens, self._stream.record())
+
+    def _take_what_came(self) -> None:
+        """Have the masks computed that the tokens of a GPU's step before ask for."""
         drawn, self._drawn = self._drawn, None
         if drawn is not None:
             drawn.has_come.synchronize()
-            tokens = drawn.tokens.tolist()
-            self._advance(drawn.constraints, [tokens[i] for i in drawn.indices])
-        self._masks.settle()
-        packed = b"".join([constraint.mask for constraint in constrained.values()])
-        bits = torch.frombuffer(bytearray(packed), dtype=torch.int32).view(len(constrained), -1)
-        failures = {i: c.failure for i, c in constrained.items() if c.failure is not None}
-        bits = upload(bits, torch.int32, self._device)
-        return TokenMasks(list(constrained), bits, failures)
+            self._advance(drawn.step, drawn.tokens.tolist())
 
-    def _take_drawn(self, constrained: dict[int, Constraint], tokens: Tensor) -> None:
-        """Have the next masks computed, now or, where the tokens are on their way, later."""
-        constraints = list(constrained.values())
-        if self._stream is None:
-            drawn = tokens.tolist()
-            self._advance(constraints, [drawn[i] for i in constrained])
-        else:
-            self._drawn = _DrawnTokens(
-                constraints, tokens, list(constrained), self._stream.record()
-            )
+    def _advance(self, step: _Step, drawn: list[int]) -> None:
+        kept = [
+            (constraint, _kept(drawn[i:], step.drafts.get(i, ())))
+            for i, constraint in step.constrained.items()
+        ]
+        self._masks.ask([(constraint, tokens) for constraint, tokens in kept if tokens])
 
-    def _advance(self, constraints: list[Constraint], drawn: list[int]) -> None:
-        pairs = zip(constraints, drawn, strict=True)
-        self._masks.ask([(constraint, [token]) for constraint, token in pairs if token >= 0])
+
+def _kept(drawn: Sequence[int], drafts: Sequence[int]) -> list[int]:
+    """Return the tokens drawn up to the first that is not the draft; none that couldn't be drawn.
+
+    drawn  behind the token before the drafts, and behind each draft; what follows is passed over
+    """
+    kept: list[int] = []
+    for i in range(1 + len(drafts)):
+        if drawn[i] == NO_TOKEN:
+            break
+        kept.append(drawn[i])
+        if i < len(drafts) and drawn[i] != drafts[i]:
+            break
+    return kept
 
 
 def warm_up_sizes(max_num_batched_tokens: int) -> list[int]:

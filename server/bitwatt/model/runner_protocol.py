@@ -75,7 +75,7 @@ def _ints(data: bytes) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step drew, one entry a sampling chunk.
+    """What a step drew, as many entries a chunk as it draws tokens.
 
     tokens    None where none could be drawn
     logprobs  None where not asked for

@@ -63,12 +63,15 @@ class SamplingRow:
     row       the request's row of the per-request state
     position  of the token drawn
     num_output_tokens  tokens drawn before it
+    drafts    tokens taken for drawn before it by rows above, one each: what is drawn here holds if
+              those have drawn the same
     """
 
     row: int
     position: int
     num_output_tokens: int
     sampling: ResolvedSampling
+    drafts: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,10 @@ class Sampler:
             self._upload([getattr(rows[i].sampling, name) for i in index], torch.float32)
             for name in ("repetition_penalty", "frequency_penalty", "presence_penalty")
         )
+        for place, i in enumerate(index):
+            if drafts := rows[i].drafts:
+                ones = self._upload([1] * len(drafts), counts.dtype)
+                counts[place].index_add_(0, self._upload(drafts), ones)
         where = self._upload(index)
         x = logits[where]
         factor = torch.where(x > 0, 1 / repetition[:, None], repetition[:, None])
@@ -221,10 +228,19 @@ class Sampler:
         logits[where] = x
 
     def _count(self, tokens: Tensor, rows: Sequence[SamplingRow]) -> None:
+        """Count what was drawn for each row's request, but for what follows a wrong draft."""
         if self._counts is None:
             return
         state = self._upload([r.row for r in rows])
-        self._counts[state, tokens] += 1
+        if not any(r.drafts for r in rows):
+            self._counts[state, tokens] += 1
+            return
+        drafts = self._upload([r.drafts[-1] if r.drafts else NO_TOKEN for r in rows])
+        first = self._upload([i - len(r.drafts) for i, r in enumerate(rows)])
+        is_wrong = (drafts != NO_TOKEN) & (drafts != tokens.roll(1))
+        num_wrong = is_wrong.cumsum(0)
+        holds = (num_wrong == num_wrong[first]).to(self._counts.dtype)
+        self._counts.index_put_((state, tokens), holds, accumulate=True)
 
 
 def _isolated(index: list[int], run: Callable[[list[int]], None]) -> dict[int, str]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bitwatt.model.streams import Event, Stream
+from bitwatt.scheduling.scheduler import max_draws
 
 __all__ = ["DeviceStep", "HostStep", "StepFields"]
 
@@ -18,8 +19,8 @@ class StepFields:
     """Views into a block, each as long as any step needs; tables come last, rows side by side.
 
     token_ids, positions, slots  [max_num_tokens] int64
-    logit_tokens    [max_num_seqs] int64, index of each sampling chunk's last token
-    sampling_rows   [max_num_seqs] int64, the request's row of per-request state
+    logit_tokens    [max_draws] int64, index of each token behind which one is drawn
+    sampling_rows   [max_draws] int64, the request's row of per-request state
     pending_tokens  [max_num_seqs] int64, index of each token that the device must fill in
     pending_rows    [max_num_seqs] int64, the request's row
     query_starts    [max_num_seqs + 1] int32
@@ -44,9 +45,11 @@ class StepFields:
         max_num_seqs: int, max_num_tokens: int, max_blocks: int
     ) -> list[tuple[int, torch.dtype]]:
         per_token = [(max_num_tokens, torch.int64)] * 3
-        per_sequence = [(max_num_seqs, torch.int64)] * 4
+        per_draw = [(max_draws(max_num_seqs), torch.int64)] * 2
+        per_sequence = [(max_num_seqs, torch.int64)] * 2
         return [
             *per_token,
+            *per_draw,
             *per_sequence,
             (max_num_seqs + 1, torch.int32),
             (max_num_seqs, torch.int32),

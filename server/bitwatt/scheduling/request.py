@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bitwatt.constraints.grammars import Grammar
+from bitwatt.scheduling.drafting import Drafter
 
 __all__ = ["FinishReason", "Request", "ResolvedSampling"]
 
@@ -67,7 +68,10 @@ class Request:
     tokens        prompt, then every token sampled and committed
     max_len       tokens of the request when it has all it may have
     num_planned   tokens whose keys and values are computed once all planned steps have run
-    num_pending   tokens that planned steps will sample and that are not committed yet
+    num_pending   tokens that planned steps will sample and that are not committed yet; of a step
+                  that verifies drafts, the one it samples in any case
+    num_drafted   drafts that a planned step verifies: until it is committed, nobody knows how many
+                  tokens it brings, and the request is in no other step
     row           index of the runner's per-request buffers while running, else None
     blocks        KV-cache blocks, in order; the runner knows the first num_sent_blocks
     prefixes      identities of the prefixes that end with each full block, from the prefix cache
@@ -76,6 +80,7 @@ class Request:
     num_scored    tokens of the prompt from whose logits nothing is wanted any more: planned steps
                   score what follows each; of a request without prompt_logprobs, all but the last
     grammar       sampling.grammar, compiled
+    drafter       guesses its next tokens, where the scheduler speculates
     """
 
     request_id: str
@@ -88,6 +93,7 @@ class Request:
     max_len: int = field(init=False)
     num_planned: int = 0
     num_pending: int = 0
+    num_drafted: int = 0
     row: int | None = None
     blocks: list[int] = field(default_factory=list)
     num_sent_blocks: int = 0
@@ -96,6 +102,7 @@ class Request:
     num_preemptions: int = 0
     num_scored: int = field(init=False)
     finish_reason: FinishReason | None = None
+    drafter: Drafter | None = None
 
     @property
     def is_waiting(self) -> bool:

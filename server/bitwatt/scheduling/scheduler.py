@@ -15,6 +15,12 @@ step will sample is *pending*: the plan has a place for it, and the device, whic
 order, fills it in. Blocks enter the prefix cache when their computation is planned, not when it is
 done: a request that shares them reads them in the same step or a later one, after they are written.
 
+Where the scheduler speculates, a request whose next tokens can be guessed gets a step that computes
+them all, as *drafts*, and samples behind each: what it samples is kept up to the first that is not
+the draft. The step must know all it computes, and the next one how many tokens it brought: such a
+request waits for the running step to end before it is planned, and others go on meanwhile. Drafts
+take what rows and blocks are left, and drive nobody out.
+
 A request may want the log-probabilities of its prompt: what each token's logits say of the next.
 A block from the prefix cache has keys and values and no logits, so such a request shares none but
 those that it has scored before it was preempted.
@@ -24,12 +30,15 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from operator import eq
 
 from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.drafting import MAX_DRAFT_TOKENS, Drafter
 from bitwatt.scheduling.request import FinishReason, Request
 
 _Queue = list[tuple[tuple[int, int], Request]]
 _PARTS_OF_BUDGET = 4  # one of them is short prompts'
+_MAX_VERIFYING_DRAWS = 32  # of a step: with more rows a processor's step takes longer for each
 
 __all__ = [
     "Chunk",
@@ -39,7 +48,13 @@ __all__ = [
     "RequestTooLongError",
     "Scheduler",
     "ScoredSpan",
+    "max_draws",
 ]
+
+
+def max_draws(max_num_seqs: int) -> int:
+    """Return how many tokens one step samples at most, drafts being verified or not."""
+    return max(max_num_seqs, _MAX_VERIFYING_DRAWS)
 
 
 class RequestTooLongError(ValueError):
@@ -55,6 +70,8 @@ class Chunk:
     is_pending      whether it is
     samples         whether the step draws the request's next token from its last token's logits
     new_blocks      blocks added since the request's last chunk, from index first_new_block on
+    drafts          the last of the tokens computed, where they are guesses; the step draws what
+                    follows the token before them, and what follows each
     """
 
     request: Request
@@ -65,11 +82,17 @@ class Chunk:
     samples: bool
     first_new_block: int
     new_blocks: Sequence[int]
+    drafts: Sequence[int] = ()
 
     @property
     def position(self) -> int:
-        """Position of the token drawn; with the seed, the key of the generator."""
-        return self.start + self.num_tokens
+        """Position of the first token drawn; with the seed, the key of the generator."""
+        return self.start + self.num_tokens - len(self.drafts)
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens drawn, those behind a wrong draft among them."""
+        return 1 + len(self.drafts) if self.samples else 0
 
     @property
     def is_admission(self) -> bool:
@@ -123,14 +146,16 @@ class Plan:
 
 @dataclass(slots=True, eq=False)
 class Committed:
-    """A request's new token, and with its last one the reason it ended; stop tokens are given.
+    """A request's new tokens, and with its last ones the reason it ended; stop tokens are given.
 
-    token  None where none could be drawn, which ends the request with FinishReason.ERROR
+    tokens      one at least, unless it ended with FinishReason.ERROR: then the next can't be drawn
+    first_draw  index of the first of them among all that the step drew
     """
 
     request: Request
-    token: int | None
+    tokens: list[int]
     finish_reason: FinishReason | None
+    first_draw: int
 
 
 @dataclass(slots=True)
@@ -139,6 +164,9 @@ class Counters:
 
     num_generation_tokens: int = 0
     num_preemptions: int = 0  # requests
+    num_drafts: int = 0  # verifications
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0  # of those
     num_prefix_cache_queries: int = 0
     num_prefix_cache_hits: int = 0
 
@@ -157,6 +185,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        speculates: bool = False,
     ) -> None:
         assert max_num_seqs <= max_num_batched_tokens, "every running request advances in a step"
         self.blocks = blocks
@@ -164,6 +193,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
+        self.speculates = speculates
         self.counters = Counters()
         self._requests: dict[str, Request] = {}
         self._order: dict[str, tuple[int, int]] = {}  # (priority, arrival), smaller first
@@ -208,6 +238,8 @@ class Scheduler:
                 f"the request needs {num_blocks} KV-cache blocks; there are "
                 f"{self.blocks.num_blocks} (--kv-cache-bytes)"
             )
+        if self.speculates:
+            request.drafter = Drafter(request.tokens)
         self._requests[request.request_id] = request
         if not request.is_scored:
             self._unscored.add(request)
@@ -227,6 +259,7 @@ class Scheduler:
             self._make_room()
         chunks: list[Chunk] = []
         budget = self.max_num_batched_tokens
+        num_drafts_left = _MAX_VERIFYING_DRAWS - len(self._running)
         is_full = False
         running = self._running
         size = self._block_size
@@ -238,6 +271,19 @@ class Scheduler:
                 # All it needs is planned. Its last token ends it: no step computes that one.
                 i += 1
                 continue
+            drafts: Sequence[int] = ()
+            if request.drafter is not None and num_tokens == 1:
+                if request.num_drafted:
+                    i += 1
+                    continue
+                if request.drafter.is_promising:
+                    left = min(num_drafts_left, budget - (len(running) - i))
+                    limit = self._draft_limit(request, left)
+                    if limit > 0 and request.num_pending:
+                        i += 1  # The step that runs tells the token from which it is drafted.
+                        continue
+                    drafts = self._draft(request, limit)
+                    num_drafts_left -= len(drafts)
             if num_tokens > 1:
                 # A long prompt leaves each request behind it a token, so that none stalls for it.
                 left = len(running) - i - 1 + self._left_to_waiting(request)
@@ -251,8 +297,8 @@ class Scheduler:
                 if victim is request:
                     break
             else:
-                chunks.append(self._advance(request, num_tokens))
-                budget -= num_tokens
+                chunks.append(self._advance(request, num_tokens, drafts))
+                budget -= num_tokens + len(drafts)
                 i += 1
         while budget and not is_full and len(self._running) < self.max_num_seqs:
             chunk = self._admit_next(budget)
@@ -264,33 +310,36 @@ class Scheduler:
         return Plan(chunks, self.max_num_batched_tokens - budget, scored)
 
     def commit(self, plan: Plan, tokens: Sequence[int | None]) -> list[Committed]:
-        """Take the tokens a step sampled, one a sampling chunk in the plan's order.
+        """Take the tokens a step sampled, as many a chunk as it draws, in the plan's order.
+
+        Of what follows drafts, tokens are kept up to the first that is not the draft.
 
         None ends its request with FinishReason.ERROR, and the prefix cache forgets its tokens: what
         was computed of them may be why.
         """
         committed: list[Committed] = []
-        num_failed = 0
-        sampling = [chunk.request for chunk in plan.chunks if chunk.samples]
-        for request, token in zip(sampling, tokens, strict=True):
+        num_kept = end = 0
+        for chunk in plan.chunks:
+            if not chunk.samples:
+                continue
+            start, end = end, end + 1 + len(chunk.drafts)
+            request = chunk.request
             request.num_pending -= 1
+            request.num_drafted = 0
             if request.finish_reason is not None:
                 continue  # it ended while the step ran
-            if token is None:
-                num_failed += 1
+            kept, reason = _kept(request, chunk.drafts, tokens[start:end])
+            request.tokens += kept
+            num_kept += len(kept)
+            if chunk.drafts:
+                self._count_drafts(request, chunk.drafts, kept)
+            if reason is FinishReason.ERROR:
                 self.fail(request)
-                committed.append(Committed(request, None, FinishReason.ERROR))
-                continue
-            request.tokens.append(token)
-            reason = None
-            if token in request.sampling.stop_token_ids:
-                reason = FinishReason.STOP
-            elif len(request.tokens) >= request.max_len:
-                reason = FinishReason.LENGTH
-            if reason is not None:
+            elif reason is not None:
                 self._finish(request, reason)
-            committed.append(Committed(request, token, reason))
-        self.counters.num_generation_tokens += len(committed) - num_failed
+            committed.append(Committed(request, kept, reason, start))
+        assert end == len(tokens), "a token of no chunk"
+        self.counters.num_generation_tokens += num_kept
         return committed
 
     def fail(self, request: Request) -> None:
@@ -309,6 +358,7 @@ class Scheduler:
         for plan in (failed, later):
             for chunk in plan.chunks if plan is not None else ():
                 chunk.request.num_pending -= chunk.samples
+                chunk.request.num_drafted = 0
             for span in plan.scored if plan is not None else ():
                 if span.request.finish_reason is None:
                     span.request.num_scored = min(span.request.num_scored, span.start)
@@ -327,6 +377,7 @@ class Scheduler:
             assert request.finish_reason is None
             assert (request.row is not None) == (request in self._running)
             assert len(request.blocks) >= self._num_blocks_for(request.num_planned)
+            assert request.num_pending or not request.num_drafted
             assert request.is_scored == (request not in self._unscored)
         rows = [r.row for r in self._running if r.row is not None] + self._free_rows
         assert sorted(rows) == list(range(self.max_num_seqs)), "a row is lost"
@@ -345,7 +396,37 @@ class Scheduler:
         request.blocks.extend(self.blocks.allocate() for _ in range(missing))
         return True
 
-    def _advance(self, request: Request, num_tokens: int) -> Chunk:
+    def _draft_limit(self, request: Request, limit: int) -> int:
+        """Return how many drafts it can use and get, of those that the step has left."""
+        # Behind each of them, and behind all, a token is drawn.
+        num_useful = request.max_len - len(request.tokens) - request.num_pending - 1
+        limit = min(limit, num_useful, MAX_DRAFT_TOKENS)
+        return limit - self._left_to_waiting(request) if limit > 0 else 0
+
+    def _draft(self, request: Request, limit: int) -> Sequence[int]:
+        """Return drafts behind the request's last token, if that is known, with blocks for them."""
+        num_held = (len(request.blocks) + self.blocks.num_free) * self._block_size
+        limit = min(limit, num_held - len(request.tokens))
+        if request.num_pending or limit < 1:
+            return ()
+        assert request.drafter is not None
+        drafts = request.drafter.draft(limit)
+        can_hold = self._grow(request, len(request.tokens) + len(drafts))
+        assert can_hold, "room was counted above"
+        return drafts
+
+    def _count_drafts(self, request: Request, drafts: Sequence[int], kept: Sequence[int]) -> None:
+        num_accepted = sum(map(eq, drafts, kept))
+        if request.row is not None:  # else it was preempted, and has nothing computed
+            request.num_planned += num_accepted
+        assert request.drafter is not None
+        request.drafter.book(len(drafts), num_accepted, num_running=len(self._running))
+        self.counters.num_drafts += 1
+        self.counters.num_draft_tokens += len(drafts)
+        self.counters.num_accepted_tokens += num_accepted
+
+    def _advance(self, request: Request, num_tokens: int, drafts: Sequence[int] = ()) -> Chunk:
+        """Return the chunk of its next tokens; drafts, behind them, don't count as computed."""
         assert request.row is not None
         start = request.num_planned
         end = request.num_planned = start + num_tokens
@@ -353,6 +434,7 @@ class Scheduler:
         samples = end == num_known + request.num_pending
         if samples:
             request.num_pending += 1
+            request.num_drafted = len(drafts)
         num_computed = end if end < num_known else num_known
         if num_computed >= (len(request.prefixes) + 1) * self._block_size:
             self._offer_full_blocks(request)
@@ -365,11 +447,12 @@ class Scheduler:
             request,
             request.row,
             start,
-            num_tokens,
+            num_tokens + len(drafts),
             end > num_known,
             samples,
             first_new_block,
             new_blocks,
+            drafts,
         )
 
     def _plan_scores(self, chunks: Sequence[Chunk]) -> list[ScoredSpan]:
@@ -518,6 +601,25 @@ class Scheduler:
         del self._requests[request.request_id]
         self._unscored.discard(request)
         del self._order[request.request_id]
+
+
+def _kept(
+    request: Request, drafts: Sequence[int], drawn: Sequence[int | None]
+) -> tuple[list[int], FinishReason | None]:
+    """Return the tokens that the request gets of those drawn, and why it ends by them."""
+    kept: list[int] = []
+    num_left = request.max_len - len(request.tokens)
+    for i, token in enumerate(drawn):
+        if token is None:
+            return kept, FinishReason.ERROR
+        kept.append(token)
+        if token in request.sampling.stop_token_ids:
+            return kept, FinishReason.STOP
+        if len(kept) >= num_left:
+            return kept, FinishReason.LENGTH
+        if i < len(drafts) and token != drafts[i]:
+            break
+    return kept, None
 
 
 def _first(queue: _Queue) -> Request | None:

@@ -220,6 +220,18 @@ PREFIX_CACHE_QUERIES = _declare(
 PREFIX_CACHE_HITS = _declare(
     Counter, "Tokens", "vllm:prefix_cache_hits", "Tokens found in the prefix cache."
 )
+DRAFTS = _declare(
+    Counter, "Tokens", "vllm:spec_decode_num_drafts", "Times that drafts of a choice were verified."
+)
+DRAFT_TOKENS = _declare(
+    Counter, "Tokens", "vllm:spec_decode_num_draft_tokens", "Tokens drafted, and verified."
+)
+ACCEPTED_TOKENS = _declare(
+    Counter,
+    "Tokens",
+    "vllm:spec_decode_num_accepted_tokens",
+    "Drafted tokens that were drawn as well.",
+)
 REQUEST_PROMPT_TOKENS = _declare(
     Histogram,
     "Tokens",

@@ -34,8 +34,8 @@ how joules are measured and what the formulas are.
 _NOT_HERE = """\
 ## Of vLLM's, not here
 
-- `vllm:lora_requests_info`, `vllm:mm_cache_*`, `vllm:spec_decode_*`: there are no adapters, no
-  images, and no speculative decoding.
+- `vllm:lora_requests_info`, `vllm:mm_cache_*`: there are no adapters and no images.
+- `vllm:spec_decode_num_accepted_tokens_per_pos`: how long a draft is follows from its match.
 - `vllm:external_prefix_cache_*`, `vllm:nixl_*`, and `external_kv_transfer` among the sources of
   prompt tokens: no keys and values come from other servers.
 - `vllm:prompt_tokens_recomputed`: the block with a prompt's last token is never taken from the

@@ -235,10 +235,12 @@ def _work_of(model: str, message: StepOutputs) -> StepWork:
     """Return what the step just reported computed."""
     stats = message.stats
     prefill = stats.step_prefill
+    # A draft is computed for its request whether it is kept or not.
     decode = [
         output.request_id
         for output in message.outputs
         if output.token_ids and output.request_id not in prefill
+        for _ in range(1 + stats.step_drafts.get(output.request_id, 0))
     ]
     num_lost = stats.step_tokens - sum(prefill.values()) - len(decode)
     return StepWork(

@@ -181,6 +181,9 @@ class ModelMetrics:
                 last.num_prefix_cache_queries,
             ),
             (declared.PREFIX_CACHE_HITS, stats.num_prefix_cache_hits, last.num_prefix_cache_hits),
+            (declared.DRAFTS, stats.num_drafts, last.num_drafts),
+            (declared.DRAFT_TOKENS, stats.num_draft_tokens, last.num_draft_tokens),
+            (declared.ACCEPTED_TOKENS, stats.num_accepted_tokens, last.num_accepted_tokens),
             (declared.STEPS, stats.num_steps, last.num_steps),
             (declared.BUSY_SECONDS, stats.busy_s, last.busy_s),
         ):

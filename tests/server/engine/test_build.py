@@ -59,6 +59,7 @@ def test_fp16_is_another_name_of_dense_weights() -> None:
         ("gpu_memory_utilization", 0, "0; it must be a number above 0, at most 1"),
         ("gpu_memory_utilization", 1.01, "1.01; it must be a number above 0, at most 1"),
         ("gpu_memory_utilization", float("nan"), "nan; it must be a number above 0, at most 1"),
+        ("speculate", "medusa", "'medusa'; it must be ngram or off (--speculate)"),
         ("prefix_caching", "no", "'no'; it must be True or False (--prefix-caching)"),
         ("batch_invariant", 1, "1; it must be True or False"),
         ("device", None, "None; it must be auto, cpu, cuda or cuda:N (--device)"),

@@ -49,6 +49,7 @@ class Limits:
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
     prefix_caching: bool = True
+    speculates: bool = False
 
 
 def make_core(model: Transformer, limits: Limits) -> EngineCore:
@@ -59,6 +60,7 @@ def make_core(model: Transformer, limits: Limits) -> EngineCore:
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=MAX_MODEL_LEN,
+        speculates=limits.speculates,
     )
     runner = ModelRunner(
         model,

@@ -18,6 +18,7 @@ from bitwatt_kernels.registry import choose_backend
 from torch.overrides import TorchFunctionMode
 
 from tests.factories import make_model_config
+from tests.server.constraints.tokens import make_grammar, token_ids
 from tests.server.model.lagging import LaggingStream
 
 LIMITS = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 256}
@@ -34,16 +35,37 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "stop_token_ids": (3,),
     },
     "scored": {"temperature": 0.0, "prompt_logprobs": 1},
+    "drafted": {
+        "temperature": 0.0,
+        "max_tokens": 24,
+        "logit_bias": {5: 1000.0, 6: 1000.0},
+        "frequency_penalty": 0.5,
+        "logprobs": 1,
+    },
+    "constrained": {"temperature": 0.0, "max_tokens": 24},
+    "drafted and constrained": {
+        "temperature": 0.0,
+        "max_tokens": 24,
+        "logit_bias": dict.fromkeys(token_ids("ab"), 1000.0),
+        "frequency_penalty": 0.5,
+    },
 }
 
 
-def make_scheduler(**sampling: Any) -> Scheduler:
-    scheduler = Scheduler(BlockAllocator(64, 16, prefix_caching=False), **LIMITS)
+def make_scheduler(name: str) -> Scheduler:
+    sampling = {"max_tokens": 6, **SETTINGS[name]}
+    grammar = make_grammar(320, regex="[ab]{30}") if "constrained" in name else None
+    blocks = BlockAllocator(64, 16, prefix_caching=False)
+    scheduler = Scheduler(blocks, speculates="drafted" in name, **LIMITS)
     for i, length in enumerate((90, 40, 33)):
         prompt = [(7 * i + j) % 300 for j in range(length)]
-        request_sampling = ResolvedSampling(max_tokens=6, seed=i, **sampling)
         scheduler.add(
-            Request(request_id=str(i), prompt_token_ids=prompt, sampling=request_sampling)
+            Request(
+                request_id=str(i),
+                prompt_token_ids=prompt,
+                sampling=ResolvedSampling(seed=i, **sampling),
+                grammar=grammar,
+            )
         )
     return scheduler
 
@@ -86,10 +108,12 @@ def test_a_device_that_lags_reads_what_was_staged_and_gives_the_same_results(nam
     late = make_runner(stream)
     prompt = make_runner(None)
     try:
-        results = drive(make_scheduler(**SETTINGS[name]), late.launch)
-        assert results == drive(make_scheduler(**SETTINGS[name]), prompt.launch)
+        scheduler = make_scheduler(name)
+        results = drive(scheduler, late.launch)
+        assert results == drive(make_scheduler(name), prompt.launch)
         assert sum(not result.tokens for result in results) >= 2, "steps that draw nothing"
         assert stream.num_overwritten == 0
+        assert (scheduler.counters.num_accepted_tokens > 0) == ("drafted" in name)
     finally:
         late.close()
         prompt.close()
@@ -98,7 +122,7 @@ def test_a_device_that_lags_reads_what_was_staged_and_gives_the_same_results(nam
 def test_buffers_of_a_step_whose_launch_raised_are_not_written_before_they_are_copied() -> None:
     stream = LaggingStream()
     runner = make_runner(stream)
-    scheduler = make_scheduler(temperature=0.0)
+    scheduler = make_scheduler("greedy")
     plan = scheduler.plan()
     hidden_states = runner._model.forward
 
@@ -110,11 +134,12 @@ def test_buffers_of_a_step_whose_launch_raised_are_not_written_before_they_are_c
         runner.launch(plan)
     runner._model.forward = hidden_states  # type: ignore[method-assign]
     for _ in range(4):
-        drive(make_scheduler(temperature=0.0), runner.launch)
+        drive(make_scheduler("greedy"), runner.launch)
     assert stream.num_overwritten == 0
     runner.close()
 
 
+WAITING = ("scored", "constrained", "drafted and constrained")  # for logits, and for tokens drawn
 WAITS = ("tolist", "item", "nonzero", "__bool__", "bincount", "cpu", "numpy", "unique")
 
 
@@ -157,7 +182,7 @@ class MetaStream:
         return SimpleNamespace(synchronize=lambda: None)
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "scored"])
+@pytest.mark.parametrize("name", [n for n in SETTINGS if n not in WAITING])
 def test_no_call_in_launch_waits_for_the_device(name: str) -> None:
     meta = torch.device("meta")
     vocab_size = 320
@@ -178,9 +203,9 @@ def test_no_call_in_launch_waits_for_the_device(name: str) -> None:
     def launch(plan: Plan) -> StepResultHandle:
         with waits:
             runner.launch(plan)
-        tokens = [5 for chunk in plan.chunks if chunk.samples]
+        tokens = [5 for chunk in plan.chunks for _ in range(chunk.num_drawn)]
         return SimpleNamespace(wait=lambda: StepResult(tokens, [None] * len(tokens)))
 
-    drive(make_scheduler(**SETTINGS[name]), launch)
+    drive(make_scheduler(name), launch)
     assert waits.found == {}
     runner.close()

@@ -1,11 +1,12 @@
 """The scheduler alone: invariants under random operations, and its rules one by one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import FinishReason, Request, ResolvedSampling
-from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
+from bitwatt.scheduling.scheduler import Chunk, Plan, RequestTooLongError, Scheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ def make_scheduler(
     max_num_batched_tokens: int = 8,
     max_model_len: int = 40,
     prefix_caching: bool = True,
+    speculates: bool = False,
 ) -> Scheduler:
     blocks = BlockAllocator(num_blocks, BLOCK_SIZE, prefix_caching=prefix_caching)
     return Scheduler(
@@ -29,6 +31,7 @@ def make_scheduler(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
+        speculates=speculates,
     )
 
 
@@ -47,8 +50,21 @@ def make_request(
 
 
 def draw(request: Request, position: int) -> int:
-    """A token that depends on the request's own prompt and position alone."""
-    return (sum(request.prompt_token_ids) * 31 + position * 17) % 11
+    """A token that depends on the request's own prompt and position alone.
+
+    Half of the requests say the same three tokens again and again, with a slip at every seventh.
+    """
+    key = sum(request.prompt_token_ids)
+    if key % 2:
+        return (key * 31 + position * 17) % 11
+    return (key * 31 + position % 3 * 17 + (position % 7 == 0)) % 11
+
+
+def draw_behind(request: Request, position: int, drafts: Sequence[int]) -> int:
+    """The token drawn behind drafts: nonsense, if they aren't what the request draws."""
+    first = position - len(drafts)
+    holds = all(draw(request, first + i) == draft for i, draft in enumerate(drafts))
+    return draw(request, position) if holds else (draw(request, position) + 1) % 11
 
 
 def tokens_alone(request: Request) -> list[int]:
@@ -76,7 +92,11 @@ class Device:
 
     def plan_and_run(self, *, fails: bool = False, drops: int | None = None) -> Plan:
         """Run a step. It fails; or the drawing of one of its tokens does."""
-        running = [r for r in self.scheduler._running if r.num_planned < r.max_len - 1]
+        running = [
+            r
+            for r in self.scheduler._running
+            if r.num_planned < r.max_len - 1 and not waits_for_drafts(r)
+        ]
         plan = self.scheduler.plan()
         # Whoever ran and still runs has advanced, if there was anything to compute.
         planned = {chunk.request.request_id for chunk in plan.chunks}
@@ -99,16 +119,18 @@ class Device:
             table.extend(chunk.new_blocks)
             for position in range(chunk.start, chunk.start + chunk.num_tokens):
                 cell = (table[position // BLOCK_SIZE], position % BLOCK_SIZE)
-                content = "nothing" if fails else content_of(request, position)
+                content = "nothing" if fails else content_of(request, position, chunk)
                 self.cells[cell] = (content, position)
         for chunk in plan.chunks:
             request = chunk.request
             table = self.rows[chunk.row]
             for position in range(0 if fails else chunk.start + chunk.num_tokens):
                 cell = (table[position // BLOCK_SIZE], position % BLOCK_SIZE)
-                assert self.cells[cell] == (content_of(request, position), position)
-            if chunk.samples:
-                sampled.append(draw(request, chunk.position))
+                assert self.cells[cell] == (content_of(request, position, chunk), position)
+            sampled += [
+                draw_behind(request, chunk.position + i, chunk.drafts[:i])
+                for i in range(chunk.num_drawn)
+            ]
         for span in plan.scored:
             assert span.chunk in plan.chunks
             assert span.chunk.start <= span.start < span.end
@@ -144,10 +166,11 @@ class Device:
         for committed in self.scheduler.commit(plan, sampled):
             name = committed.request.request_id
             assert name not in self.finished
-            if committed.token is None:
-                assert committed.finish_reason is FinishReason.ERROR
-            else:
-                self.outputs.setdefault(name, []).append(committed.token)
+            assert committed.tokens or committed.finish_reason is FinishReason.ERROR
+            first = committed.first_draw
+            assert committed.tokens == sampled[first : first + len(committed.tokens)]
+            if committed.tokens:
+                self.outputs.setdefault(name, []).extend(committed.tokens)
             if committed.finish_reason is not None:
                 self.finished[name] = committed.finish_reason
 
@@ -159,10 +182,19 @@ class Device:
         raise AssertionError("the scheduler makes no progress")
 
 
-def content_of(request: Request, position: int) -> str:
-    """What a cell must hold: all tokens up to and with its own."""
+def waits_for_drafts(request: Request) -> bool:
+    """Whether the request may be left out of a step, until the one that runs has ended."""
+    drafter = request.drafter
+    is_promising = drafter is not None and drafter.is_promising
+    return request.num_drafted > 0 or (request.num_pending > 0 and is_promising)
+
+
+def content_of(request: Request, position: int, chunk: Chunk) -> str:
+    """What a cell must hold: all tokens up to and with its own, the last of them maybe drafts."""
     prompt = request.prompt_token_ids
     tokens = prompt + [draw(request, p) for p in range(len(prompt), position + 1)]
+    if chunk.drafts:
+        tokens[chunk.position :] = chunk.drafts
     return repr(tokens[: position + 1])
 
 
@@ -192,12 +224,23 @@ OPERATIONS = st.lists(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-@given(operations=OPERATIONS, num_blocks=st.integers(9, 24), prefix_caching=st.booleans())
+@given(
+    operations=OPERATIONS,
+    num_blocks=st.integers(9, 24),
+    prefix_caching=st.booleans(),
+    speculates=st.booleans(),
+)
 def test_random_operations_keep_every_invariant_and_every_requests_tokens(
-    operations: list[tuple], num_blocks: int, prefix_caching: bool
+    operations: list[tuple], num_blocks: int, prefix_caching: bool, speculates: bool
 ) -> None:
+    # Answers long enough to repeat themselves, and room for drafts, where they are looked for.
+    scale = 3 if speculates else 1
     scheduler = make_scheduler(
-        num_blocks=num_blocks, max_model_len=36, prefix_caching=prefix_caching
+        num_blocks=scale * num_blocks,
+        max_num_batched_tokens=scale * 8,
+        max_model_len=scale * 36,
+        prefix_caching=prefix_caching,
+        speculates=speculates,
     )
     device = Device(scheduler)
     requests: dict[str, Request] = {}
@@ -210,8 +253,13 @@ def test_random_operations_keep_every_invariant_and_every_requests_tokens(
                 prompt += [1000 * len(requests) + i for i in range(num_own)]
                 if not is_scored or len(prompt) == 1:
                     max_tokens = max(1, max_tokens)
+                max_tokens *= scale
                 requests[name] = make_request(
-                    name, prompt, max_tokens, priority, prompt_logprobs=0 if is_scored else None
+                    name,
+                    prompt,
+                    max_tokens,
+                    priority,
+                    prompt_logprobs=0 if is_scored else None,
                 )
                 scheduler.add(requests[name])
             case ("abort", which):

@@ -57,18 +57,19 @@ class Bench:
         self.device = meters.device_of(make_info(device="cpu"))
         self.num_steps = 0
 
-    def step(self, model, start_s, end_s, *, prefill=None, decode=(), num_tokens=None):
+    def step(self, model, start_s, end_s, *, prefill=None, decode=(), drafts=None, num_tokens=None):
         self.num_steps += 1
-        prefill = prefill or {}
+        prefill, drafts = prefill or {}, drafts or {}
         drawn = [TokenOutput(request_id=name, token_ids=[1]) for name in decode]
         aborted = TokenOutput(request_id="gone", token_ids=[], finish_reason=FinishReason.ABORT)
         stats = EngineStats(
             num_running=1,
             num_steps=self.num_steps,
-            step_tokens=num_tokens or sum(prefill.values()) + len(decode),
+            step_tokens=num_tokens or sum(prefill.values()) + len(decode) + sum(drafts.values()),
             step_s=end_s - start_s,
             step_ended_s=end_s,
             step_prefill=prefill,
+            step_drafts=drafts,
             time_s=end_s,
         )
         model.on_step(StepOutputs(outputs=[*drawn, aborted], stats=stats))
@@ -118,6 +119,23 @@ async def test_a_requests_joules_are_its_share_of_the_steps_it_was_in():
     assert phases == {"prefill": 80, "decode": 60, "idle": 20}
     assert bench.joules("m", "unattributed") == 20
     assert model.busy_joules == 140
+
+
+@pytest.mark.anyio
+async def test_a_draft_is_paid_for_by_the_request_it_was_verified_for():
+    """Accepted or not: one output for each, and four tokens computed, three of them for a."""
+    bench = Bench("m")
+    [model] = bench.models
+    model.open("a")
+    model.open("b")
+    bench.step(model, 0, 1, decode=["a", "b"], drafts={"a": 2})
+    bench.device.on_interval(Interval(0, 1, 80.0))
+    bench.device.on_interval(Interval(1, 2, 0.0))
+    bench.heartbeat(model, 2.5)
+    a, b = model.close("a"), model.close("b")
+    bench.close()
+    assert (a.energy_joules, b.energy_joules) == (60, 20)
+    assert bench.joules("m", "unattributed") == 0
 
 
 @pytest.mark.anyio

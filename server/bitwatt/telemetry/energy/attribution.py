@@ -39,7 +39,8 @@ class StepWork:
     """What one engine step computed and when, in monotonic seconds.
 
     prefill   prompt tokens computed, by request
-    decode    requests that got their next token from one token computed
+    decode    requests that got their next token, each once for every token computed to this end:
+              drafts that were verified besides
     num_lost  tokens computed for requests that ended meanwhile
     """
 
