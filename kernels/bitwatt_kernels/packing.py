@@ -23,6 +23,7 @@ __all__ = [
     "pack",
     "times_scales",
     "unpack",
+    "unpack_rows",
 ]
 
 IN_FEATURES_MULTIPLE = 64  # and of a group with a scale of its own
@@ -161,3 +162,12 @@ def unpack(codes: Tensor) -> Tensor:
         raise DtypeError(f"codes are {codes.dtype}; expected torch.uint8")
     planes = [(codes >> shift & 3).to(torch.int8) - 1 for shift in (0, 2, 4, 6)]
     return torch.cat(planes, dim=1)
+
+
+def unpack_rows(weight: TernaryWeight, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return rows of the matrix as floats, [len(rows), in_features]: code · scale, rounded once.
+
+    rows  [R] int64, their indexes
+    """
+    values = unpack(weight.codes[rows]).float()
+    return times_scales(values, weight.scales[rows].float()).to(dtype)

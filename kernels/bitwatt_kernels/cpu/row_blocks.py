@@ -15,13 +15,15 @@ from bitwatt_kernels.cpu.prepared import (
     padded_rows,
 )
 from bitwatt_kernels.errors import ShapeError
-from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
+from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight, times_scales
 from bitwatt_kernels.reference.head import quantize_head
 
 __all__ = ["RowBlocks"]
 
 _ALIGNMENT = 64
 _INT8_COLUMNS_PER_LINE = 4
+_CODE_BYTES_PER_LINE = 4
+_PLANE_SHIFTS = torch.tensor([[0], [2], [4], [6]], dtype=torch.uint8)
 _INT8_HEAD_ROWS = 8192  # rounded at once: float32 of a whole vocabulary would take gigabytes
 
 
@@ -105,6 +107,20 @@ class RowBlocks:
         )
         rows = codes[:, : embedding.hidden_size].float() - 128
         return rows.mul_(embedding.scales[token_ids, None]).to(embedding.dtype)
+
+    def ternary_rows(
+        self, token_ids: Tensor, weight: PreparedTernary, dtype: torch.dtype
+    ) -> Tensor:
+        """Return rows of what ternary() made, [T, in_features] of dtype: code · scale, rounded.
+
+        A line's four bytes of a row are 16 columns: column 4j + b is in the bits 2j of byte b.
+        """
+        shape = (weight.out_features, weight.in_features // 4)
+        lines = self._gather(token_ids, weight.blocks, torch.uint8, shape, _CODE_BYTES_PER_LINE)
+        planes = lines.view(-1, 1, _CODE_BYTES_PER_LINE) >> _PLANE_SHIFTS
+        values = planes.bitwise_and_(3).view(-1, weight.in_features).float().sub_(1)
+        scales = weight.scales[token_ids // ROW_BLOCK_ROWS, :, token_ids % ROW_BLOCK_ROWS]
+        return times_scales(values, scales).to(dtype)
 
     def _gather(
         self,

@@ -21,7 +21,7 @@ from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.linear import check_layout, unpack_in_place
 from bitwatt_kernels.gpu.tiles import tile_indices
-from bitwatt_kernels.packing import TernaryWeight, unpack
+from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 
 __all__ = ["GROUPS", "GroupedTile", "GroupedWeight", "grouped_linear", "grouped_linear_kernel"]
 
@@ -78,6 +78,13 @@ class GroupedWeight:
         bias = None if weight.bias is None else weight.bias.to(device)
         scales = weight.scales.to(device).T.contiguous()
         return cls(codes.flatten(1).contiguous(), scales, bias, group)
+
+    def rows(self, indexes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return rows of the matrix as floats, [len(indexes), in_features]; see unpack_rows."""
+        chunks = self.codes[indexes].view(len(indexes), -1, self.group)
+        planes = [(chunks >> shift & 3).float() - 1 for shift in (0, 2, 4, 6)]
+        values = torch.stack(planes, dim=2).flatten(1)[:, : self.in_features].contiguous()
+        return times_scales(values, self.scales.T[indexes]).to(dtype)
 
     @property
     def out_features(self) -> int:

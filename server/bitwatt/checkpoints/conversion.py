@@ -118,6 +118,9 @@ class _Copying:
         self._shards.add(name, tensor.bfloat16() if is_rounded else tensor)
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
+    def stores_ternary(self, _name: str, /) -> bool:
+        return False  # no folder has a field that says so: they are written as floats
+
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
     ) -> TernaryWeight:

@@ -115,6 +115,11 @@ class HuggingFaceCheckpoint:
         self._notice_if_zero(name, is_zero=not (low or high))
         return tensor
 
+    def stores_ternary(self, name: str, /) -> bool:
+        if self._mlx is None or why_not_by_group(self._mlx.group):
+            return False
+        return self._mlx.is_grouped(self._stored(f"{name}.weight"))
+
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
     ) -> TernaryWeight:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar, get_args
 
 import torch
-from bitwatt_kernels.backend import Backend, DenseLinear, HeadNorms, LayerWeights
+from bitwatt_kernels.backend import Backend, DenseLinear, HeadNorms, LayerWeights, TernaryHead
 from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from bitwatt.model.transformer import ModelMemory, RunLayers, Transformer
 
 __all__ = ["build_transformer"]
 
-_EMBEDDING = "model.embed_tokens.weight"
+_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
 # Of a context that no one has asked for: 131,072 tokens of heads of 128.
 _MAX_ROPE_BYTES = 64 << 20
@@ -44,7 +44,8 @@ def build_transformer(
 
     weights        "dense" makes ternary linears dense, in dtype; "ternary" wants a ternary source
     max_model_len  lowers the model's own
-    head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little
+    head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little;
+                   among ternary weights one that is ternary stays so
     Raises         ConfigurationError, or CheckpointError where the source can't be served so
     """
     config = source.config
@@ -127,13 +128,13 @@ class _Builder:
 
     def build(self, *, head_bits: HeadBits) -> Transformer:
         config = self.config
-        # A tied head and the embedding are one matrix in memory, of 8 bits too.
+        # A tied head and the embedding are one matrix in memory, of 8 bits or ternary too.
         head = self.head(_EMBEDDING, head_bits) if config.is_tied else None
-        embedding = self.matrix(_EMBEDDING, *self.vocabulary) if head is None else head
+        embedding = self.embedding() if head is None else head
         run_layers = self.layers(f"model.layers.{i}" for i in range(config.num_layers))
         norm = self.norm("model.norm", config.hidden_size)
         if head is None:
-            head = self.head("lm_head.weight", head_bits)
+            head = self.head(_HEAD, head_bits)
         self.num_parameters += math.prod(self.vocabulary) * (1 if config.is_tied else 2)
         embedding_bytes = self.backend.nbytes(embedding)
         if head is not embedding:
@@ -212,9 +213,25 @@ class _Builder:
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
         return self.to_device(self.source.dense(name, rows, columns, fits=self.dtype), self.dtype)
 
+    def embedding(self) -> object:
+        if self.stores_ternary(_EMBEDDING):
+            return self.ternary_head(_EMBEDDING)
+        return self.matrix(f"{_EMBEDDING}.weight", *self.vocabulary)
+
     def head(self, name: str, bits: HeadBits) -> object:
-        weight = self.source.dense(name, *self.vocabulary, fits=self.dtype).to(self.dtype)
-        return self.backend.prepare_head(weight, bits=bits)
+        if self.stores_ternary(name):
+            if bits == 8:
+                self.source.notices.append("head_bits 8 changes nothing: the head is ternary")
+            return self.ternary_head(name)
+        weight = self.source.dense(f"{name}.weight", *self.vocabulary, fits=self.dtype)
+        return self.backend.prepare_head(weight.to(self.dtype), bits=bits)
+
+    def stores_ternary(self, name: str) -> bool:
+        return self.weights == "ternary" and self.source.stores_ternary(name)
+
+    def ternary_head(self, name: str) -> TernaryHead[object]:
+        weight = self.source.ternary(name, *self.vocabulary, fits=self.dtype)
+        return TernaryHead(self.backend.prepare_ternary(weight), self.dtype)
 
     def norm(self, name: str, size: int) -> Tensor:
         """Return a norm's weight in float32: it costs nothing and is what norms compute in."""

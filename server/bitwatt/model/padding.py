@@ -47,6 +47,9 @@ class PaddedSource:
         vector = self._source.dense(name, self._inner, fits=fits)
         return F.pad(vector.float() * scale, (0, self._width - self._inner))
 
+    def stores_ternary(self, name: str, /) -> bool:
+        return self._source.stores_ternary(name)
+
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
     ) -> TernaryWeight:

@@ -25,10 +25,17 @@ class _RandomSource:
     is_ternary = True
 
     def __init__(
-        self, config: ModelConfig, device: torch.device, seed: int, group: int | None
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        seed: int,
+        group: int | None,
+        *,
+        has_ternary_head: bool,
     ) -> None:
         self.config = config
         self._group = group
+        self._has_ternary_head = has_ternary_head
         self.notices: list[str] = []
         self._device = device
         self._starts = Random(seed)  # noqa: S311
@@ -42,6 +49,9 @@ class _RandomSource:
         if len(shape) == 1:  # a norm
             return torch.ones(shape, device=self._device)
         return self._fill(self._normal, *shape)
+
+    def stores_ternary(self, _name: str, /) -> bool:
+        return self._has_ternary_head
 
     def ternary(
         self,
@@ -73,14 +83,18 @@ def random_model(
     seed: int,
     head_bits: HeadBits = 16,
     group: int | None = None,
+    has_ternary_head: bool = False,
 ) -> Transformer:
     """Return a model of the config's shape with uniformly random ternary linears.
 
     The same seed gives the same weights in both forms, on one kind of device.
 
-    group  weights that share a scale, or None for all of a row
+    group             weights that share a scale, or None for all of a row
+    has_ternary_head  embedding and head are ternary too
     """
-    source = _RandomSource(config, backend.device, seed, group)
+    source = _RandomSource(
+        config, backend.device, seed, group, has_ternary_head=has_ternary_head
+    )
     return build_transformer(
         source, weights=weights, backend=backend, dtype=dtype, head_bits=head_bits
     )
