@@ -92,9 +92,7 @@ def random_model(
     group             weights that share a scale, or None for all of a row
     has_ternary_head  embedding and head are ternary too
     """
-    source = _RandomSource(
-        config, backend.device, seed, group, has_ternary_head=has_ternary_head
-    )
+    source = _RandomSource(config, backend.device, seed, group, has_ternary_head=has_ternary_head)
     return build_transformer(
         source, weights=weights, backend=backend, dtype=dtype, head_bits=head_bits
     )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bitwatt_kernels.backend import TernaryHead
 from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.errors import DtypeError, KernelError, ShapeError
 from bitwatt_kernels.packing import TernaryWeight
@@ -200,11 +201,25 @@ def test_a_tied_embedding_is_read_from_the_head(native, vocab_size, hidden_size,
     assert torch.equal(native.embed(token_ids, weight), weight[token_ids])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 64, None), (77, 192, 64), (500, 512, 128)], ids=str)
+def test_a_ternary_head_and_its_embedding_equal_the_reference(native, reference, shape, dtype):
+    vocab_size, hidden_size, group = shape
+    weight = make_ternary(vocab_size, hidden_size, group=group)
+    ours = TernaryHead(native.prepare_ternary(weight), dtype)
+    theirs = TernaryHead(weight, dtype)
+    token_ids = torch.cat([torch.arange(vocab_size), torch.tensor([1, 0, vocab_size - 1])])
+    assert torch.equal(native.embed(token_ids, ours), reference.embed(token_ids, theirs))
+    x = torch.randn(9, hidden_size).to(dtype)
+    assert torch.equal(native.head(x, ours), reference.head(x, theirs))
+
+
 @pytest.mark.parametrize("token_id", [-1, 32])
 def test_a_token_id_past_the_vocabulary_is_refused(native: NativeBackend, token_id: int) -> None:
-    head = native.prepare_head(torch.randn(32, 64))
-    with pytest.raises(KernelError, match="token id"):
-        native.embed(torch.tensor([0, token_id]), head)
+    ternary = TernaryHead(native.prepare_ternary(make_ternary(32, 64)), torch.float32)
+    for head in (native.prepare_head(torch.randn(32, 64)), ternary):
+        with pytest.raises(KernelError, match="token id"):
+            native.embed(torch.tensor([0, token_id]), head)
 
 
 def test_a_prepared_head_is_a_copy(native: NativeBackend) -> None:

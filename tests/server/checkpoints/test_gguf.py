@@ -10,6 +10,7 @@ import torch
 from bitwatt.checkpoints.gguf import GgufCheckpoint
 from bitwatt.checkpoints.survey import Survey
 from bitwatt.errors import CheckpointError
+from bitwatt.inspection import inspect
 from bitwatt_kernels.packing import unpack
 from numpy.typing import NDArray
 
@@ -34,6 +35,7 @@ from tests.server.checkpoints.gguf_writer import (
 )
 from tests.server.checkpoints.writers import Family, random_model, with_ternary_linears
 from tests.server.model.steps import CPU_BACKENDS
+from tests.server.test_inspection import check_forecast
 
 pytestmark = pytest.mark.slow
 
@@ -153,12 +155,20 @@ def as_floats(fmt: str) -> Store:
     return stored
 
 
-def as_ternary(fmt: str, *, scale_to: Literal["matrix", "row", "group"] = "matrix") -> Store:
-    """Return what ternarizes linears, with one scale to each of the named."""
+def as_ternary(
+    fmt: str,
+    *,
+    scale_to: Literal["matrix", "row", "group"] = "matrix",
+    also: tuple[str, ...] = (),
+) -> Store:
+    """Return what ternarizes linears, with one scale to each of the named.
+
+    also  tensors besides them
+    """
     group = {"TQ1_0": 256, "TQ2_0": 256, "I2_S": None, "Q2_0": 64}.get(fmt, 128)
 
     def stored(name: str, weight: NDArray[Any]) -> Stored:
-        if not is_linear(name):
+        if not (is_linear(name) or name in also):
             return store(weight)
         scale = np.abs(weight).mean()
         codes = np.clip(np.round(weight / scale), -1, 1).astype(np.int64)
@@ -376,6 +386,59 @@ def test_every_backend_serves_scales_to_groups(tmp_path: Path, backend: str) -> 
     assert parameters / 4 <= ours.memory().packed_weights_bytes <= most
 
 
+BOTH = ("token_embd.weight", "output.weight")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
+    ("fmt", "family", "changes", "also"),
+    [
+        ("PQ2_0", "qwen3", {"head_dim": 64}, BOTH),
+        ("Q2_0", "qwen3", {"head_dim": 64, "tie_word_embeddings": True}, BOTH[:1]),
+        ("TQ2_0", "llama", {}, BOTH[:1]),
+        ("PTQ1_0", "llama", {}, BOTH[1:]),
+    ],
+    ids=["both", "tied", "embedding", "head"],
+)
+def test_a_ternary_embedding_and_head_stay_packed(
+    tmp_path: Path,
+    backend: str,
+    fmt: str,
+    family: Family,
+    changes: dict[str, Any],
+    also: tuple[str, ...],
+) -> None:
+    path = tmp_path / "x.gguf"
+    stored = as_ternary(fmt, scale_to="group", also=also)
+    theirs = write(path, family, stored, architecture=family, **changes)
+    ours = load(path, "ternary", backend)
+    is_tied = "tie_word_embeddings" in changes
+    has_head = BOTH[1] in also or is_tied
+    assert_near_16_bit_model(ours, theirs)
+    group = 64 if fmt == "Q2_0" else 128
+    assert_same_model_by_groups(
+        ours,
+        theirs,
+        lambda columns: 256 if fmt == "TQ2_0" and columns == 256 else group,
+        of=("_proj", "lm_head") if has_head else ("_proj",),
+    )
+    one = theirs.lm_head.weight.numel()
+    packed = one // (1 if backend == "torch" else 4) + one // group * 4
+    expected = packed if is_tied else 2 * packed if also == BOTH else packed + 4 * one
+    if fmt == "TQ2_0":  # of 256: a row has but one scale
+        expected -= (one // group - 320) * 4
+    assert ours.memory().embedding_bytes == expected
+    check_forecast(path)
+
+
+def test_eight_bits_of_a_ternary_head_are_told_to_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write(path, "llama", as_ternary("PQ2_0", scale_to="group", also=BOTH))
+    ours, same = load(path, "ternary", head_bits=8), load(path, "ternary")
+    assert ours.notices[-1] == "head_bits 8 changes nothing: the head is ternary"
+    assert torch.equal(logits_of(ours), logits_of(same))
+
+
 @pytest.mark.parametrize(
     ("scale_to", "told"), [("matrix", "tensor"), ("row", "row"), ("group", "128 weights")]
 )
@@ -387,6 +450,16 @@ def test_a_survey_says_what_shares_a_scale(
     survey = Survey(GgufCheckpoint(path))
     survey.ternary("model.layers.1.mlp.down_proj", 256, 512, fits=torch.float32)
     assert [matrix.scales for matrix in survey.matrices] == [told]
+
+
+def test_a_ternary_embedding_is_surveyed_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    theirs = write(path, "llama", as_ternary("PQ2_0", scale_to="group", also=BOTH))
+    found = inspect(path)
+    matrices = {matrix["name"]: matrix["scales"] for matrix in found["matrices"]}
+    assert matrices["model.embed_tokens"] == matrices["lm_head"] == "128 weights"
+    assert found["parameters"]["all"] == sum(p.numel() for p in theirs.parameters())
+    assert found["parameters"]["head"] == found["parameters"]["embedding"] == 320 * 256
 
 
 def test_one_matrix_of_scales_to_groups_leaves_the_others_theirs(tmp_path: Path) -> None:
