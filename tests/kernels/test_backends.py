@@ -192,7 +192,8 @@ def test_scales_by_groups_are_summed_in_one_order(
     group: int,
 ) -> None:
     """The same bits as the oracle, and so in every batch; groups that fill no chunk of four too."""
-    weight = make_ternary(83, in_features, bias=has_extras, group=group)
+    scales_dtype = torch.float16 if group == 128 or dtype == torch.float16 else torch.float32
+    weight = make_ternary(83, in_features, bias=has_extras, group=group, scales_dtype=scales_dtype)
     x = quantize(make_activations(num_tokens, in_features), group=group)
     residual = randn(num_tokens, 83, seed=5).to(dtype) if has_extras else None
     prepared = backend.prepare_ternary(weight)
@@ -289,7 +290,8 @@ def test_one_packing_is_a_ternary_head_and_its_embedding(
     backend: Backend, dtype: torch.dtype, group: int | None
 ) -> None:
     """Rows are those of the dequantized matrix, logits a ternary linear's: bit for bit."""
-    weight = make_ternary(83, 384, group=group)
+    scales_dtype = torch.float16 if group == 128 else torch.float32
+    weight = make_ternary(83, 384, group=group, scales_dtype=scales_dtype)
     dense = times_scales(unpack(weight.codes).float(), weight.scales).to(dtype)
     head = TernaryHead(backend.prepare_ternary(weight), dtype)
     token_ids = torch.cat([torch.arange(83), torch.tensor([1, 0, 82])])

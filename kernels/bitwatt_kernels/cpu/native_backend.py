@@ -192,6 +192,7 @@ class NativeBackend(LayersByOperations):
                 *out.shape,
                 num_columns,
                 x.group or max(num_columns, 1),
+                DTYPES[scales.dtype],
             )
         )
 

@@ -161,6 +161,6 @@ def _padded_to(count: int, multiple: int) -> int:
 
 
 def _padded(values: Tensor, num_rows: int) -> Tensor:
-    padded = torch.zeros(num_rows, *values.shape[1:])
+    padded = torch.zeros(num_rows, *values.shape[1:], dtype=values.dtype)
     padded[: len(values)] = values
     return padded

@@ -22,7 +22,7 @@ class Groups:
     """Ternary weights of some rows, with a scale to each group of neighbours.
 
     codes   [rows, in_features] int8 in {-1, 0, 1}
-    scales  [rows, in_features / group] float32
+    scales  [rows, in_features / group] float32 or float16, as stored
     """
 
     codes: Tensor
@@ -41,7 +41,7 @@ class Groups:
         """Return the weights, [rows, in_features] float32."""
         rows, num_groups = self.scales.shape
         grouped = self.codes.view(rows, num_groups, -1)
-        return (grouped * self.scales[:, :, None]).view(rows, -1)
+        return (grouped * self.scales.float()[:, :, None]).view(rows, -1)
 
     def by_row(self) -> tuple[Tensor, Tensor] | None:
         """Return the codes with one scale to each row, [rows]; None where a row has several.
@@ -74,8 +74,9 @@ def why_not_by_group(group: int) -> str | None:
 def pack_groups(parts: Iterable[Groups], rows: int, columns: int) -> TernaryWeight:
     """Return a matrix of parts, some rows after others, in_features filled to a multiple of 64.
 
-    Each row has one scale where that says all; else each group has, and one of more than 128
-    weights counts as several: activations have the same groups, and smaller ones round less.
+    Each row has one scale, in float32, where that says all; else each group has, as stored, and one
+    of more than 128 weights counts as several: activations have the same groups, and smaller ones
+    round less.
 
     Raises  ValueError where there must be groups, and they are no multiple of 64
     """
@@ -109,4 +110,4 @@ def largest_sums(weight: TernaryWeight, in_features: int) -> Tensor:
     """Return what the magnitudes of each row add up to at most, [rows]; signed as an only scale."""
     if weight.group is None:
         return weight.scales * in_features
-    return weight.scales.abs().sum(dim=1) * weight.group
+    return weight.scales.float().abs().sum(dim=1) * weight.group

@@ -61,7 +61,9 @@ class PaddedSource:
         weight = self._source.ternary(name, self._inner, in_features, fits=fits)
         num_rows = self._width - self._inner
         zeros = pack(torch.zeros(num_rows, weight.in_features, dtype=torch.int8))
-        scales = weight.scales * (self._growth if is_up else 1.0)
+        scales = weight.scales
+        if is_up and self._growth != 1:
+            scales = scales.float() * self._growth
         return TernaryWeight(
             torch.cat([weight.codes, zeros.to(weight.codes.device)]),
             torch.cat([scales, scales.new_zeros(num_rows, *scales.shape[1:])]),

@@ -423,10 +423,10 @@ def test_a_ternary_embedding_and_head_stay_packed(
         of=("_proj", "lm_head") if has_head else ("_proj",),
     )
     one = theirs.lm_head.weight.numel()
-    packed = one // (1 if backend == "torch" else 4) + one // group * 4
+    packed = one // (1 if backend == "torch" else 4) + one // group * 2
     expected = packed if is_tied else 2 * packed if also == BOTH else packed + 4 * one
-    if fmt == "TQ2_0":  # of 256: a row has but one scale
-        expected -= (one // group - 320) * 4
+    if fmt == "TQ2_0":  # of 256: a row has but one scale, in float32
+        expected += 320 * 4 - one // group * 2
     assert ours.memory().embedding_bytes == expected
     check_forecast(path)
 

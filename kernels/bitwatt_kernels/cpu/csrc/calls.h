@@ -53,13 +53,14 @@ struct CodedLinearCall {
     Quantized x;
     int bits;               // 2: ternary weights; 8: weights in [-127, 127]
     const uint8_t* blocks;  // row blocks: [ceil(N / 32)][K / (32 / bits)][2][64]
-    const float* scales;    // [ceil(N / 32)][K / scale_group][32]
+    const void* scales;     // [ceil(N / 32)][K / scale_group][32], of scales_dtype
     const float* bias;      // [ceil(N / 32) * 32] or null
     const void* residual;   // [T, N] or null
     void* out;              // [T, N]
     int dtype;
     int T, N, K;
     int scale_group;  // columns that share a row's scale, a multiple of 64 where bits is 2; or K
+    int scales_dtype;  // float32; float16 too where there are groups
 };
 
 // Covers quantize, rms_norm and gated_activation with or without quantization: x is widened, gated
