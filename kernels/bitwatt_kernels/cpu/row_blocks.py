@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.cpu.abi import HEAD_COLUMNS_PER_LINE, ROW_BLOCK_ROWS
+from bitwatt_kernels.cpu.abi import DTYPES, HEAD_COLUMNS_PER_LINE, ROW_BLOCK_ROWS
 from bitwatt_kernels.cpu.library import check, dtype_of
 from bitwatt_kernels.cpu.prepared import (
     PreparedHead,
@@ -15,15 +15,13 @@ from bitwatt_kernels.cpu.prepared import (
     padded_rows,
 )
 from bitwatt_kernels.errors import ShapeError
-from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight, times_scales
+from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 from bitwatt_kernels.reference.head import quantize_head
 
 __all__ = ["RowBlocks"]
 
 _ALIGNMENT = 64
 _INT8_COLUMNS_PER_LINE = 4
-_CODE_BYTES_PER_LINE = 4
-_PLANE_SHIFTS = torch.tensor([[0], [2], [4], [6]], dtype=torch.uint8)
 _INT8_HEAD_ROWS = 8192  # rounded at once: float32 of a whole vocabulary would take gigabytes
 
 
@@ -111,16 +109,25 @@ class RowBlocks:
     def ternary_rows(
         self, token_ids: Tensor, weight: PreparedTernary, dtype: torch.dtype
     ) -> Tensor:
-        """Return rows of what ternary() made, [T, in_features] of dtype: code · scale, rounded.
-
-        A line's four bytes of a row are 16 columns: column 4j + b is in the bits 2j of byte b.
-        """
-        shape = (weight.out_features, weight.in_features // 4)
-        lines = self._gather(token_ids, weight.blocks, torch.uint8, shape, _CODE_BYTES_PER_LINE)
-        planes = lines.view(-1, 1, _CODE_BYTES_PER_LINE) >> _PLANE_SHIFTS
-        values = planes.bitwise_and_(3).view(-1, weight.in_features).float().sub_(1)
-        scales = weight.scales[token_ids // ROW_BLOCK_ROWS, :, token_ids % ROW_BLOCK_ROWS]
-        return times_scales(values, scales).to(dtype)
+        """Return rows of what ternary() made, [T, in_features] of dtype: code · scale, rounded."""
+        token_ids = token_ids.contiguous()
+        out = torch.empty(len(token_ids), weight.in_features, dtype=dtype)
+        check(
+            self._library.bw_ternary_rows(
+                self._context,
+                token_ids.data_ptr(),
+                weight.blocks.data_ptr(),
+                weight.scales.data_ptr(),
+                out.data_ptr(),
+                DTYPES[dtype],
+                len(token_ids),
+                weight.out_features,
+                weight.in_features,
+                weight.group or weight.in_features,
+                DTYPES[weight.scales.dtype],
+            )
+        )
+        return out
 
     def _gather(
         self,

@@ -63,9 +63,10 @@ class _RandomSource:
         fits: torch.dtype,  # noqa: ARG002
     ) -> TernaryWeight:
         codes = self._fill(self._bytes, out_features, padded(in_features) // 4)
-        by_group = () if self._group is None else (in_features // self._group,)
         size = (1.5 / in_features) ** 0.5
-        scales = torch.full((out_features, *by_group), size, device=self._device)
+        scales = torch.full((out_features,), size, device=self._device)
+        if self._group is not None:  # in float16, as files have them
+            scales = scales.half()[:, None].repeat(1, in_features // self._group)
         return TernaryWeight(codes, scales)
 
     def _fill(self, pool: Tensor, rows: int, columns: int) -> Tensor:

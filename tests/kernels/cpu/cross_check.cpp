@@ -15,6 +15,8 @@ void* bw_create(const char*, int);
 void bw_destroy(void*);
 int bw_repack(void*, const uint8_t*, uint8_t*, int, int);
 int bw_block_rows(void*, const char*, char*, int, int, int, int);
+int bw_ternary_rows(void*, const int64_t*, const uint8_t*, const void*, void*, int, int, int, int,
+                    int, int);
 int bw_linear(void*, int8_t*, float*, int32_t*, int, const uint8_t*, const void*, const float*,
               const void*, void*, int, int, int, int, int, int);
 int bw_elementwise(void*, const void*, int, int, const void*, int, float, void*, int8_t*, float*,
@@ -132,6 +134,17 @@ Results check(const std::string& name) {
                   blocks.data(), bytes(half_scales), nullptr, nullptr, y.data(), 0, T, N, K,
                   group, 2);
         expect_equal(y, expected, "ternary_linear by groups of float16 scales");
+
+        const std::vector<int64_t> ids{N - 1, 0, 31, 32};
+        std::vector<float> embedded(ids.size() * K), weights(ids.size() * K);
+        bw_ternary_rows(context, ids.data(), blocks.data(), bytes(half_scales), embedded.data(), 0,
+                        static_cast<int>(ids.size()), N, K, group, 2);
+        for (size_t i = 0; i < weights.size(); ++i) {
+            const int n = static_cast<int>(ids[i / K]), k = static_cast<int>(i % K);
+            weights[i] = static_cast<float>(trits[n * K + k]) *
+                         group_scales[(n / 32 * groups + k / group) * 32 + n % 32];
+        }
+        expect_equal(embedded, weights, "ternary_rows");
 
         std::vector<float> head(V * K), head_blocks(64 * K), logits(T * V), exact(T * V);
         for (float& value : head) value = uniform();

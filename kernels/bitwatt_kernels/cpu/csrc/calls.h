@@ -63,6 +63,17 @@ struct CodedLinearCall {
     int scales_dtype;  // float32; float16 too where there are groups
 };
 
+// out = code * scale of rows of ternary weights; blocks and scales as in CodedLinearCall
+struct TernaryRowsCall {
+    const int64_t* ids;  // [T]
+    const uint8_t* blocks;
+    const void* scales;
+    void* out;  // [T, K]
+    int dtype;
+    int T, K;
+    int scale_group, scales_dtype;
+};
+
 // Covers quantize, rms_norm and gated_activation with or without quantization: x is widened, gated
 // if it has a gate, normed if it has a weight, then quantized or rounded to dtype.
 struct ElementwiseCall {
@@ -134,6 +145,7 @@ struct Kernels {
     const char* name;
     bool (*prepare)();  // once a process before the first kernel; false: not permitted here
     void (*linear)(const CodedLinearCall&, int first_block, int last_block);
+    void (*ternary_rows)(const TernaryRowsCall&, int first_token, int last_token);
     void (*elementwise)(const ElementwiseCall&, int first_token, int last_token);
     void (*rope_and_cache)(const RopeCall&, int first_token, int last_token);
     // partial: null to write the result, else for merge_splits a row's sums, its maximum and its
