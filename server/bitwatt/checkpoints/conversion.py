@@ -97,6 +97,11 @@ def _write(checkpoint: Checkpoint, folder: Path, target: Target) -> int:
             "quant_method": "bitnet",
             "quantization_mode": "offline",
         }
+        if checkpoint.config.linear_norm_eps is not None:
+            config["quantization_config"] |= {
+                "rms_norm_eps": checkpoint.config.linear_norm_eps,
+                "use_rms_norm": True,
+            }
     _write_json(folder / "config.json", config)
     return num_bytes
 

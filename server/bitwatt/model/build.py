@@ -8,7 +8,14 @@ from dataclasses import replace
 from typing import TypeVar, get_args
 
 import torch
-from bitwatt_kernels.backend import Backend, DenseLinear, HeadNorms, LayerWeights, TernaryHead
+from bitwatt_kernels.backend import (
+    Backend,
+    DenseLinear,
+    HeadNorms,
+    LayerWeights,
+    NormedParts,
+    TernaryHead,
+)
 from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 from torch import Tensor
 
@@ -124,6 +131,7 @@ class _Builder:
         self.num_parameters = 0
         num_added = config.intermediate_size - source.config.intermediate_size
         by_layer = 3 * config.hidden_size + config.has_sub_norms + 2 * config.has_mlp_bias
+        by_layer += config.linear_norm_eps is not None
         self.num_padded = config.num_layers * num_added * by_layer  # zeros that are no parameters
 
     def build(self, *, head_bits: HeadBits) -> Transformer:
@@ -170,9 +178,17 @@ class _Builder:
             h, dense, rope, kv_caches, layout
         )
 
-    def layer(self, name: str, linear: Callable[[_Parts, bool], W]) -> LayerWeights[W]:
-        """Return a layer whose matrices linear() has prepared."""
+    def layer(self, name: str, prepare: Callable[[_Parts, bool], W]) -> LayerWeights[W]:
+        """Return a layer whose matrices prepare() has prepared."""
         config = self.config
+        eps = config.linear_norm_eps
+
+        def linear(parts: _Parts, has_bias: bool) -> W | NormedParts[W]:
+            if eps is None:
+                return prepare(parts, has_bias)
+            norms = tuple(self.norm(f"{name}.rms_norm", columns) for name, _, columns in parts)
+            return NormedParts(norms, tuple(prepare([part], has_bias) for part in parts), eps)
+
         hidden, inner = config.hidden_size, config.intermediate_size
         queries = config.num_heads * config.head_dim
         keys = config.num_kv_heads * config.head_dim

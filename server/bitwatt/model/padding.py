@@ -18,9 +18,9 @@ def padded(size: int) -> int:
 class PaddedSource:
     """A ternary source with intermediate_size filled with zeros to a multiple of 64.
 
-    It computes what the source does. The zeros would lower the mean square that a norm before the
-    down projection divides by, so the up projection is multiplied by the root of what the width
-    grows by, and the norm's weight divided by it.
+    It computes what the source does. The zeros would lower the mean square that norms before the
+    down projection divide by, so the up projection is multiplied by the root of what the width
+    grows by, and the last norm's weight divided by it.
 
     config  the source's own: its intermediate_size isn't padded
     """
@@ -33,11 +33,15 @@ class PaddedSource:
         self._source = source
         self._inner = source.config.intermediate_size
         self._width = padded(self._inner)
-        self._growth = (self._width / self._inner) ** 0.5 if self.config.has_sub_norms else 1.0
+        has_own = self.config.linear_norm_eps is not None
+        self._last_norm = ".down_proj.rms_norm" if has_own else ".ffn_sub_norm"
+        has_norm = self.config.has_sub_norms or has_own
+        self._growth = (self._width / self._inner) ** 0.5 if has_norm else 1.0
 
     def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
         scales = {
-            ".ffn_sub_norm.weight": 1 / self._growth,
+            ".ffn_sub_norm.weight": 1.0,
+            f"{self._last_norm}.weight": 1 / self._growth,
             ".gate_proj.bias": 1.0,
             ".up_proj.bias": self._growth,
         }

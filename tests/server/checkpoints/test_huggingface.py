@@ -145,6 +145,44 @@ def test_float_masters_are_ternarized_as_transformers_does(
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
+    ("family", "changes", "stored"),
+    [
+        ("llama", {}, "online"),
+        ("bitnet", {"hidden_act": "silu", "intermediate_size": 180}, "bitlinear"),
+        ("llama", {"intermediate_size": 180, "tie_word_embeddings": True}, "autobitlinear"),
+        ("qwen3", {"head_dim": 32}, "bitlinear"),
+    ],
+    ids=["llama", "bitnet-filled", "llama-filled", "qwen3"],
+)
+def test_a_norm_of_each_linear_s_own_is_computed_as_transformers_does(
+    tmp_path: Path, family: Family, changes: dict[str, Any], stored: str, backend: str
+) -> None:
+    """Each has weights of its own, and an eps that isn't the other norms'."""
+    if stored == "online":
+        theirs = write_online(tmp_path, family, norm_eps=1e-3, **changes)
+    else:
+        linear_class: Any = stored
+        theirs = write_packed(tmp_path, family, linear_class=linear_class, norm_eps=1e-3, **changes)
+    ours = load(tmp_path, "ternary", backend)
+    assert ours.config.linear_norm_eps == 1e-3
+    assert_same_ternary_model(ours, theirs)
+    dense = load(tmp_path, "dense", backend)
+    assert ours.memory().num_parameters == dense.memory().num_parameters
+    # Of 16-bit activations: int8 rounds each of the 14 linears' inputs by less than 1%.
+    exact = logits_of(dense)
+    assert (logits_of(ours) - exact).norm() < 0.05 * exact.norm()
+
+
+def test_norms_of_linears_that_the_folder_lacks_are_named(tmp_path: Path) -> None:
+    write_packed(tmp_path, "llama", linear_class="bitlinear")
+    quantization = {"quant_method": "bitnet", "use_rms_norm": True}
+    edit_config(tmp_path, quantization_config=quantization)
+    with pytest.raises(CheckpointError, match=r"no tensor '.*\.q_proj\.rms_norm\.weight'"):
+        load(tmp_path, "ternary")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
     ("family", "changes"),
     [("bitnet", {}), ("bitnet", {"hidden_act": "silu"}), ("llama", {})],
     ids=["relu2-sub-norms", "silu-sub-norms", "no-sub-norms"],
@@ -549,7 +587,15 @@ def test_modules_that_are_no_linears_may_be_named_as_not_converted(
     ("quantization", "message"),
     [
         ({"quant_method": "gptq"}, "'gptq' is not supported"),
-        ({"quant_method": "bitnet", "use_rms_norm": True}, "use_rms_norm"),
+        ({"quant_method": "bitnet", "use_rms_norm": "yes"}, "use_rms_norm is 'yes'"),
+        (
+            {"quant_method": "bitnet", "use_rms_norm": True, "rms_norm_eps": "1e-6"},
+            "rms_norm_eps of the linears is '1e-6'; expected a number",
+        ),
+        (
+            {"quant_method": "bitnet", "use_rms_norm": True, "rms_norm_eps": 0.0},
+            r"rms_norm_eps of the linears is 0\.0; it must be above 0",
+        ),
         ({"quant_method": "bitnet", "modules_to_not_convert": ["o_proj"]}, "o_proj"),
         ({"quant_method": "bitnet", "modules_to_not_convert": ["model.norm"]}, "model.norm"),
         ({"quant_method": "bitnet", "modules_to_not_convert": {"lm_head": 1}}, "lm_head"),
