@@ -81,6 +81,11 @@ def convert(
 
 
 def _write(checkpoint: Checkpoint, folder: Path, target: Target) -> int:
+    if target == "bf16" and checkpoint.config.linear_norm_eps is not None:
+        raise CheckpointError(
+            "each linear has a norm of its own before it, which no config.json of dense linears "
+            "says (--to hf keeps it)"
+        )
     shards = _Shards(folder)
     build_transformer(
         _Copying(checkpoint, target, shards),

@@ -76,7 +76,7 @@ def pack_groups(parts: Iterable[Groups], rows: int, columns: int) -> TernaryWeig
 
     Each row has one scale, in float32, where that says all; else each group has, as stored, and one
     of more than 128 weights counts as several: activations have the same groups, and smaller ones
-    round less.
+    round less. Groups of 64 whose neighbours have the same scales are groups of 128.
 
     Raises  ValueError where there must be groups, and they are no multiple of 64
     """
@@ -98,12 +98,24 @@ def pack_groups(parts: Iterable[Groups], rows: int, columns: int) -> TernaryWeig
         # A row of zeros may say 0: what the others have leaves a matrix of one scale that.
         by_row[by_row == 0] = by_row.abs().max() or 1.0
         return TernaryWeight(codes, by_row)
-    scales = torch.cat(by_group)
+    scales = _folded(torch.cat(by_group), columns)
     group = columns // scales.shape[1]
     if reason := why_not_by_group(group):
         raise ValueError(reason)
     smaller = gcd(group, _LARGEST_GROUP)
     return TernaryWeight(codes, scales.repeat_interleave(group // smaller, dim=1))
+
+
+def _folded(scales: Tensor, columns: int) -> Tensor:
+    """Return scales of groups of 128 where neighbours of 64 have the same throughout the matrix.
+
+    Weights trained with groups of 128 and stored with 64, as llama.cpp's Q2_0 has them, are so.
+    """
+    rows, num_groups = scales.shape
+    if num_groups % 2 or columns // num_groups * 2 != _LARGEST_GROUP:
+        return scales
+    pairs = scales.view(rows, num_groups // 2, 2)
+    return pairs[:, :, 0].contiguous() if torch.equal(pairs[:, :, 0], pairs[:, :, 1]) else scales
 
 
 def largest_sums(weight: TernaryWeight, in_features: int) -> Tensor:

@@ -375,6 +375,40 @@ def test_scales_to_groups_are_served_as_ternary_weights(tmp_path: Path, fmt: str
     assert_same_model_by_groups(ours, theirs, group)
 
 
+def test_groups_of_64_that_are_halves_of_128_are_served_as_those(tmp_path: Path) -> None:
+    """A matrix whose neighbours differ keeps its own, and so does what it is fused with."""
+    halves, wholes = tmp_path / "64.gguf", tmp_path / "128.gguf"
+    own = ("blk.0.attn_output.weight", "blk.1.attn_k.weight")
+
+    def written_by(width: int) -> Store:
+        def stored(name: str, weight: NDArray[Any]) -> Stored:
+            if not is_linear(name):
+                return store(weight)
+            random = np.random.default_rng(weight.size)
+            codes = random.integers(-1, 2, weight.shape)
+            scales = random.uniform(0.05, 0.1, (len(weight), weight.shape[1] // 64))
+            if name in own:
+                return store_ternary("Q2_0", codes, scales)
+            if width == 128:
+                return store_ternary("PQ2_0", codes, scales[:, ::2])
+            return store_ternary("Q2_0", codes, scales[:, ::2].repeat(2, axis=1))
+
+        return stored
+
+    write(halves, "llama", written_by(64))
+    write(wholes, "llama", written_by(128))
+    checkpoint = GgufCheckpoint(halves)
+    for name, shape, group in [
+        ("0.self_attn.o_proj", (256, 256), 64),
+        ("1.self_attn.k_proj", (128, 256), 64),
+        ("1.self_attn.v_proj", (128, 256), 128),
+        ("1.mlp.down_proj", (256, 512), 128),
+    ]:
+        weight = checkpoint.ternary(f"model.layers.{name}", *shape, fits=torch.float32)
+        assert (weight.group, weight.scales.dtype) == (group, torch.float16)
+    assert torch.equal(logits_of(load(halves, "ternary")), logits_of(load(wholes, "ternary")))
+
+
 @pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if name != "reference"])
 def test_every_backend_serves_scales_to_groups(tmp_path: Path, backend: str) -> None:
     path = tmp_path / "x.gguf"
@@ -531,6 +565,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "another architecture": (
         with_metadata(general__architecture="qwen35"),
         "architecture 'qwen35' is not supported: its gated delta net, and the rotated basis",
+    ),
+    "maple": (
+        with_metadata(general__architecture="maple"),
+        "architecture 'maple' is not supported: its layers are a mixture of experts",
     ),
     "a rotated basis": (
         with_metadata(prism__hadamard__version=1),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from bitwatt import builtin
 from bitwatt.checkpoints.registry import load_model
 from bitwatt.errors import CheckpointError, ConfigurationError
+from bitwatt.inspection import inspect
 from bitwatt.model.config import Weights
 from bitwatt_kernels.registry import choose_backend
 from safetensors.torch import load_file, save_file
@@ -171,6 +172,42 @@ def test_a_norm_of_each_linear_s_own_is_computed_as_transformers_does(
     # Of 16-bit activations: int8 rounds each of the 14 linears' inputs by less than 1%.
     exact = logits_of(dense)
     assert (logits_of(ours) - exact).norm() < 0.05 * exact.norm()
+
+
+# What the published folders' config.json say, in small: all are packed with scales that divide, and
+# Falcon-E ties its head.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Llama3-8B-1.58": {"rope_theta": 500000.0, "num_attention_heads": 4, "head_dim": 32},
+    "Falcon3-1.58": {"rope_theta": 1000042.0, "head_dim": 64, "num_attention_heads": 2},
+    "Falcon-E": {"rope_theta": 1000042.0, "tie_word_embeddings": True, "num_key_value_heads": 1},
+}
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_llamas_of_ternary_weights_compute_what_transformers_does(
+    tmp_path: Path, name: str, backend: str
+) -> None:
+    theirs = write_packed(
+        tmp_path, "llama", linear_class="bitlinear", are_scales_spread=True, **PUBLISHED[name]
+    )
+    edit_config(tmp_path, quantization_config={"quant_method": "bitnet"})  # as they have it
+    matrices = inspect(tmp_path)["matrices"]
+    scales = {matrix["highest"] for matrix in matrices}
+    assert len(scales) == len(matrices) == 14
+    assert max(scales) > 1.5 * min(scales)
+    assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_falcon_e_s_masters_are_ternarized_where_its_config_says_so(
+    tmp_path: Path, backend: str
+) -> None:
+    theirs = write_online(tmp_path, "llama", **PUBLISHED["Falcon-E"])
+    assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+    edit_config(tmp_path, quantization_config=None)
+    with pytest.raises(CheckpointError, match="linears are dense, not ternary"):
+        load(tmp_path, "ternary", backend)
 
 
 def test_norms_of_linears_that_the_folder_lacks_are_named(tmp_path: Path) -> None:

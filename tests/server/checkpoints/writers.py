@@ -112,6 +112,7 @@ def write_packed(
     linear_class: Literal["autobitlinear", "bitlinear"],
     is_unpacked: bool = False,
     norm_eps: float | None = None,
+    are_scales_spread: bool = False,
     seed: int = 0,
     **changes: Any,
 ) -> Any:
@@ -119,14 +120,18 @@ def write_packed(
 
     is_unpacked  store the ternary values as floats, as transformers saves autobitlinear models
     norm_eps     of an RMSNorm of each linear's own, or None
+    are_scales_spread  each matrix's is multiplied by a number of its own, from 0.5 to 1.5
     """
     model = random_model(family, seed, **changes)
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
     for name in [n for n in tensors if n.endswith("_proj.weight")]:
         weight = tensors[name]
         scale = weight.abs().mean()
         values = (weight / scale).round().clamp(-1, 1)
+        if are_scales_spread:
+            scale = scale * (0.5 + torch.rand((), generator=generator))
         stored = scale if linear_class == "autobitlinear" else 1 / scale
         tensors[name] = values if is_unpacked else pack_weights(values.clone())
         tensors[f"{name}_scale"] = stored.reshape(1)
