@@ -317,5 +317,5 @@ def _norm_eps(quantization: Mapping[str, Any]) -> float | None:
     if eps is None:
         return _LINEAR_NORM_EPS
     if type(eps) is not float:
-        raise CheckpointError(f"rms_norm_eps of the linears is {shorten(eps)}; expected a number")
+        raise CheckpointError(f"rms_norm_eps of the linears is {shorten(eps)}; expected a float")
     return eps

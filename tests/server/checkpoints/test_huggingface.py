@@ -627,7 +627,7 @@ def test_modules_that_are_no_linears_may_be_named_as_not_converted(
         ({"quant_method": "bitnet", "use_rms_norm": "yes"}, "use_rms_norm is 'yes'"),
         (
             {"quant_method": "bitnet", "use_rms_norm": True, "rms_norm_eps": "1e-6"},
-            "rms_norm_eps of the linears is '1e-6'; expected a number",
+            "rms_norm_eps of the linears is '1e-6'; expected a float",
         ),
         (
             {"quant_method": "bitnet", "use_rms_norm": True, "rms_norm_eps": 0.0},
