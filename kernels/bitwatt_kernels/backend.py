@@ -25,6 +25,7 @@ __all__ = [
     "NormedParts",
     "QuantizedActivations",
     "StepLayout",
+    "TernaryHead",
 ]
 
 BLOCK_SIZE = 16  # tokens a KV-cache block holds
@@ -115,6 +116,18 @@ class HeadNorms:
 
 
 @dataclass(frozen=True, slots=True)
+class TernaryHead(Generic[W]):
+    """A head of ternary weights, and an embedding.
+
+    weight  what prepare_ternary returned of [vocab_size, hidden_size]
+    dtype   of its rows as embeddings
+    """
+
+    weight: W
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
 class NormedParts(Generic[W]):
     """Linears side by side, each of which norms its input by a weight of its own.
 
@@ -188,14 +201,15 @@ class Backend(Protocol):
         ...
 
     def nbytes(self, prepared: object) -> int:
-        """Return the bytes of memory a prepared weight holds."""
+        """Return the bytes of memory a prepared weight holds; a TernaryHead is its weight's."""
         ...
 
     def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
         """Return the tokens' rows, [T, hidden_size] in the embedding's dtype.
 
         token_ids  [T] int64
-        embedding  [vocab_size, hidden_size] on device, or what prepare_head made of it
+        embedding  [vocab_size, hidden_size] on device, what prepare_head made of it, or a
+                   TernaryHead: code · scale, rounded once
         """
         ...
 
@@ -316,5 +330,8 @@ class Backend(Protocol):
         ...
 
     def head(self, x: Tensor, weight: object) -> Tensor:
-        """Return logits [T, vocab_size] float32 of x [T, hidden_size]."""
+        """Return logits [T, vocab_size] float32 of x [T, hidden_size].
+
+        weight  what prepare_head returned; or a TernaryHead, which reads x quantized by its groups
+        """
         ...

@@ -25,9 +25,10 @@ from bitwatt_kernels.backend import (
     NormedParts,
     QuantizedActivations,
     StepLayout,
+    TernaryHead,
 )
 
-__all__ = ["LayersByOperations", "has_normed_parts"]
+__all__ = ["LayersByOperations", "has_normed_parts", "ternary_head"]
 
 W = TypeVar("W", contravariant=True)  # a linear's prepared weight
 X = TypeVar("X")  # what a linear reads
@@ -161,6 +162,12 @@ def has_normed_parts(layer: LayerWeights[object]) -> bool:
     """Return whether a linear of the layer is NormedParts."""
     linears = (layer.qkv, layer.o, layer.gate_up, layer.down)
     return any(isinstance(linear, NormedParts) for linear in linears)
+
+
+def ternary_head(backend: Backend, x: Tensor, head: TernaryHead[object]) -> Tensor:
+    """Return logits [T, vocab_size] float32: a ternary linear's, of x quantized as it reads it."""
+    x_quantized = backend.quantize(x, group=cast(_Prepared, head.weight).group)
+    return backend.ternary_linear(x_quantized, head.weight, None, torch.float32)
 
 
 class LayersByOperations:

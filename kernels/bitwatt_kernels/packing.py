@@ -23,6 +23,7 @@ __all__ = [
     "pack",
     "times_scales",
     "unpack",
+    "unpack_rows",
 ]
 
 IN_FEATURES_MULTIPLE = 64  # and of a group with a scale of its own
@@ -37,7 +38,8 @@ class TernaryWeight:
 
     codes   [out_features, in_features // 4] uint8, this module's layout
     scales  [out_features] float32, one a row, equal along a matrix and distinct where matrices are
-            fused; or [out_features, in_features // group], group a multiple of 64
+            fused; or [out_features, in_features // group], group a multiple of 64, float32 or
+            float16 as files have them
     bias    [out_features] float32, or None
     """
 
@@ -54,8 +56,11 @@ class TernaryWeight:
         for name, tensor in (("scales", self.scales), ("bias", self.bias)):
             if tensor is None:
                 continue
-            if tensor.dtype != torch.float32:
-                raise DtypeError(f"{name} are {tensor.dtype}; expected torch.float32")
+            of_groups = name == "scales" and tensor.dim() == 2
+            expected = (torch.float32, torch.float16)[: 1 + of_groups]
+            if tensor.dtype not in expected:
+                names = " or ".join(map(str, expected))
+                raise DtypeError(f"{name} are {tensor.dtype}; expected {names}")
             if tensor.shape == (self.out_features,):
                 continue
             if name == "bias" or not self._has_groups():
@@ -95,7 +100,10 @@ class TernaryWeight:
             bias = None
         else:
             bias = torch.cat(
-                [w.scales.new_zeros(w.out_features) if w.bias is None else w.bias for w in weights]
+                [
+                    torch.zeros(w.out_features, device=w.codes.device) if w.bias is None else w.bias
+                    for w in weights
+                ]
             )
         group = gcd(*(w.group or 0 for w in weights))
         scales = [w._scales_by(group) if group else w.scales for w in weights]
@@ -118,7 +126,7 @@ def group_of(scales: Tensor, in_features: int) -> int | None:
 def times_scales(values: Tensor, scales: Tensor) -> Tensor:
     """Return values multiplied by their scales, in place.
 
-    values  [out_features, in_features] of the scales' dtype, contiguous
+    values  [out_features, in_features] of a float dtype, contiguous
     scales  [out_features], or [out_features, in_features // group]
     """
     num_groups = 1 if scales.dim() == 1 else scales.shape[1]
@@ -161,3 +169,12 @@ def unpack(codes: Tensor) -> Tensor:
         raise DtypeError(f"codes are {codes.dtype}; expected torch.uint8")
     planes = [(codes >> shift & 3).to(torch.int8) - 1 for shift in (0, 2, 4, 6)]
     return torch.cat(planes, dim=1)
+
+
+def unpack_rows(weight: TernaryWeight, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return rows of the matrix as floats, [len(rows), in_features]: code · scale, rounded once.
+
+    rows  [R] int64, their indexes
+    """
+    values = unpack(weight.codes[rows]).float()
+    return times_scales(values, weight.scales[rows]).to(dtype)

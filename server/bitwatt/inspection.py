@@ -19,7 +19,7 @@ __all__ = ["as_markdown", "inspect"]
 _BACKENDS = ("native", "torch", "triton", "reference")
 
 
-_MATRIX_HEAD = ("ternary linears", "number", "out × in", "−1", "0", "+1", "scale", "one a")
+_MATRIX_HEAD = ("ternary", "number", "out × in", "−1", "0", "+1", "scale", "one a")
 _MEMORY_HEAD = ("MB", "backend", "packed", "embedding", "other", "KV cache", "all", "context")
 
 
@@ -133,15 +133,17 @@ def _memory(
 def _parameters(survey: Survey) -> dict[str, int]:
     """Return how many there are by kind: a tied head is no other than the embedding."""
     numbers = dict.fromkeys(("embedding", "head", "norms", "dense linears", "ternary linears"), 0)
+    ternary = {f"{matrix.name}.weight" for matrix in survey.matrices}
     for name, number in survey.parameters.items():
         if name.startswith("model.embed_tokens"):
             kind = "embedding"
         elif name.startswith("lm_head"):
             kind = "head"
+        elif name in ternary:
+            kind = "ternary linears"
         else:
             kind = "norms" if "norm" in name.rpartition(".weight")[0] else "dense linears"
         numbers[kind] += number
-    numbers["ternary linears"] = sum(m.out_features * m.in_features for m in survey.matrices)
     return {name: number for name, number in numbers.items() if number} | {
         "all": sum(numbers.values())
     }

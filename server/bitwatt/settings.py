@@ -436,7 +436,7 @@ class ServeSettings(Settings):
     head_bits: HeadBits = Field(
         16,
         description="Bits of the output head's weights, and of a tied embedding's; 8 is faster "
-        "and approximate",
+        "and approximate. Ternary ones stay so",
     )
     batch_invariant: bool = Field(
         False,

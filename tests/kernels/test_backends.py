@@ -6,10 +6,17 @@ from functools import cache
 
 import pytest
 import torch
-from bitwatt_kernels.backend import BLOCK_SIZE, Backend, HeadNorms, NormedParts, StepLayout
+from bitwatt_kernels.backend import (
+    BLOCK_SIZE,
+    Backend,
+    HeadNorms,
+    NormedParts,
+    StepLayout,
+    TernaryHead,
+)
 from bitwatt_kernels.errors import BackendError, ShapeError
 from bitwatt_kernels.layer import LayersByOperations
-from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 from bitwatt_kernels.reference.attention import rope_table
 from bitwatt_kernels.reference.linear import quantize
 from bitwatt_kernels.reference.reference_backend import ReferenceBackend
@@ -185,7 +192,8 @@ def test_scales_by_groups_are_summed_in_one_order(
     group: int,
 ) -> None:
     """The same bits as the oracle, and so in every batch; groups that fill no chunk of four too."""
-    weight = make_ternary(83, in_features, bias=has_extras, group=group)
+    scales_dtype = torch.float16 if group == 128 or dtype == torch.float16 else torch.float32
+    weight = make_ternary(83, in_features, bias=has_extras, group=group, scales_dtype=scales_dtype)
     x = quantize(make_activations(num_tokens, in_features), group=group)
     residual = randn(num_tokens, 83, seed=5).to(dtype) if has_extras else None
     prepared = backend.prepare_ternary(weight)
@@ -273,6 +281,30 @@ def test_a_tied_embedding_is_read_from_the_head(
     assert rows.dtype == dtype
     assert torch.equal(rows, REFERENCE.embed(token_ids, REFERENCE.prepare_head(weight, bits=8)))
     assert (rows - weight[token_ids]).float().norm() < 0.02 * weight[token_ids].float().norm()
+
+
+@each_backend
+@each_dtype
+@pytest.mark.parametrize("group", [None, 64, 128], ids="group-{}".format)
+def test_one_packing_is_a_ternary_head_and_its_embedding(
+    backend: Backend, dtype: torch.dtype, group: int | None
+) -> None:
+    """Rows are those of the dequantized matrix, logits a ternary linear's: bit for bit."""
+    scales_dtype = torch.float16 if group == 128 else torch.float32
+    weight = make_ternary(83, 384, group=group, scales_dtype=scales_dtype)
+    dense = times_scales(unpack(weight.codes).float(), weight.scales).to(dtype)
+    head = TernaryHead(backend.prepare_ternary(weight), dtype)
+    token_ids = torch.cat([torch.arange(83), torch.tensor([1, 0, 82])])
+    rows = backend.embed(token_ids, head)
+    assert rows.dtype == dtype
+    assert torch.equal(rows, dense[token_ids])
+    assert backend.embed(token_ids[:0], head).shape == (0, 384)
+    x = randn(17, 384).to(dtype)
+    logits = backend.head(x, head)
+    assert torch.equal(logits, REFERENCE.head(x, TernaryHead(weight, dtype)))
+    exact = REFERENCE.head(x, dense)
+    assert (logits - exact).norm() < 0.02 * exact.norm()
+    assert backend.nbytes(head) == backend.nbytes(head.weight)
 
 
 @each_backend
@@ -407,6 +439,7 @@ OPERATIONS = (
     "dense_linear",
     "head",
     "head-8-bit",
+    "head-ternary",
 )
 
 
@@ -430,6 +463,9 @@ def run_rows(backend: Backend, operation: str, x: Tensor) -> Tensor:
         case "head-8-bit":
             weight = randn(300, 256, seed=14).to(x.dtype)
             return backend.head(x, backend.prepare_head(weight, bits=8))
+        case "head-ternary":
+            weight = backend.prepare_ternary(make_ternary(300, 256, group=64))
+            return backend.head(x, TernaryHead(weight, x.dtype))
         case _:
             return rows_of(backend.quantize(x))
 

@@ -102,6 +102,8 @@ def test_a_weight_checks_its_parts() -> None:
         TernaryWeight(codes.char(), torch.ones(4))
     with pytest.raises(DtypeError, match="scales"):
         TernaryWeight(codes, torch.ones(4, dtype=torch.float64))
+    with pytest.raises(DtypeError, match=r"scales are torch\.float16; expected torch\.float32$"):
+        TernaryWeight(codes, torch.ones(4, dtype=torch.float16))
     with pytest.raises(ShapeError, match="scales"):
         TernaryWeight(codes, torch.ones(1))
     with pytest.raises(ShapeError, match="bias"):
@@ -120,6 +122,12 @@ def test_fused_groups_are_split_to_a_size_that_divides_all() -> None:
     three = TernaryWeight.concatenate([by_row, by_128, by_192])
     assert three.group == 64
     assert three.scales[2:5].tolist() == [[3, 3, 4, 4, 5, 5]] * 2 + [[6, 6, 6, 7, 7, 7]]
+    assert three.scales.dtype == torch.float32
+    halves = TernaryWeight(codes, by_128.scales.half())
+    assert TernaryWeight.concatenate([halves, halves]).scales.dtype == torch.float16
+    mixed = TernaryWeight.concatenate([by_row, halves])
+    assert torch.equal(mixed.scales, two.scales)
+    assert mixed.scales.dtype == torch.float32
     assert three.bias is not None
     assert three.bias.tolist() == [0, 0, 0, 0, 1, 1]
 

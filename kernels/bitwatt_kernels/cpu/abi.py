@@ -52,6 +52,7 @@ class Matrix(ctypes.Structure):
         ("N", c_int),
         ("K", c_int),
         ("scale_group", c_int),
+        ("scales_dtype", c_int),
     ]
 
 

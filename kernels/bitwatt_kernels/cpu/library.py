@@ -22,7 +22,8 @@ _SIGNATURES: dict[str, list[type]] = {
     "bw_repack": [_P, _P, _P, _I, _I],
     "bw_block_rows": [_P, _P, _P, _I, _I, _I, _I],
     "bw_embed": [_P, _P, _P, _P, _I, _I, _I, _I, _I],
-    "bw_linear": [_P, _P, _P, _P, _I, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I],
+    "bw_ternary_rows": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I],
+    "bw_linear": [_P, _P, _P, _P, _I, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I],
     "bw_elementwise": [_P, _P, _I, _I, _P, _I, _F, _P, _P, _P, _P, _I, _I, _I],
     "bw_rope_and_cache": [
         *(_P, _P, _I, _P, _L, _P, _I, _L, _P, _P, _P, _P, _P, _F, _I, _I, _I, _I)

@@ -20,6 +20,7 @@ from bitwatt_kernels.backend import (
     LayerWeights,
     QuantizedActivations,
     StepLayout,
+    TernaryHead,
 )
 from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, RopeTable
 from bitwatt_kernels.cpu.library import check, dtype_of, instruction_sets, load_library
@@ -29,7 +30,7 @@ from bitwatt_kernels.cpu.row_blocks import RowBlocks
 from bitwatt_kernels.cpu.threads import count_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, ShapeError
-from bitwatt_kernels.layer import LayersByOperations, has_normed_parts
+from bitwatt_kernels.layer import LayersByOperations, has_normed_parts, ternary_head
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference.linear import check_group
 
@@ -104,6 +105,8 @@ class NativeBackend(LayersByOperations):
 
     def nbytes(self, prepared: object) -> int:
         match prepared:
+            case TernaryHead():
+                return self.nbytes(prepared.weight)
             case PreparedTernary() | PreparedHead() | PreparedInt8Head():
                 return prepared.nbytes
             case Tensor():
@@ -114,6 +117,8 @@ class NativeBackend(LayersByOperations):
     def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
         if isinstance(embedding, Tensor):
             return self._dense.embed(token_ids, embedding)
+        if isinstance(embedding, TernaryHead):
+            return self._blocks.ternary_rows(token_ids, embedding.weight, embedding.dtype)
         assert isinstance(embedding, PreparedHead | PreparedInt8Head)
         return self._blocks.embed(token_ids, embedding)
 
@@ -187,6 +192,7 @@ class NativeBackend(LayersByOperations):
                 *out.shape,
                 num_columns,
                 x.group or max(num_columns, 1),
+                DTYPES[scales.dtype],
             )
         )
 
@@ -314,6 +320,8 @@ class NativeBackend(LayersByOperations):
         return out
 
     def head(self, x: Tensor, weight: object) -> Tensor:
+        if isinstance(weight, TernaryHead):
+            return ternary_head(self, x, weight)
         if isinstance(weight, PreparedInt8Head):
             return self._int8_head(self.quantize(x), weight)
         assert isinstance(weight, PreparedHead)

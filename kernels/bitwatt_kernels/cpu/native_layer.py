@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bitwatt_kernels.backend import HeadNorms, LayerWeights, StepLayout
-from bitwatt_kernels.cpu.abi import ACTIVATIONS, Layer, Matrix, StepCall
+from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, Layer, Matrix, StepCall
 from bitwatt_kernels.cpu.prepared import PreparedTernary
 from bitwatt_kernels.errors import DtypeError, ShapeError
 
@@ -108,6 +108,7 @@ def _matrix(weight: object) -> Matrix:
         weight.out_features,
         weight.in_features,
         weight.group or weight.in_features,
+        DTYPES[weight.scales.dtype],
     )
 
 

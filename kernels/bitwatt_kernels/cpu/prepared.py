@@ -20,7 +20,7 @@ class PreparedTernary:
     """A ternary matrix in row blocks, two bits a weight.
 
     blocks  [rows / 32 · in_features / 16 · 128] uint8, 64-byte aligned; rows padded to whole blocks
-    scales  [rows / 32, groups, 32] float32, zeros past out_features
+    scales  [rows / 32, groups, 32] float32, or float16 of several groups; zeros past out_features
     bias    [rows] float32, or None
     group   columns that share a row's scale, or None for all of them
     """

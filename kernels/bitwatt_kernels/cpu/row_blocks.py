@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.cpu.abi import HEAD_COLUMNS_PER_LINE, ROW_BLOCK_ROWS
+from bitwatt_kernels.cpu.abi import DTYPES, HEAD_COLUMNS_PER_LINE, ROW_BLOCK_ROWS
 from bitwatt_kernels.cpu.library import check, dtype_of
 from bitwatt_kernels.cpu.prepared import (
     PreparedHead,
@@ -106,6 +106,29 @@ class RowBlocks:
         rows = codes[:, : embedding.hidden_size].float() - 128
         return rows.mul_(embedding.scales[token_ids, None]).to(embedding.dtype)
 
+    def ternary_rows(
+        self, token_ids: Tensor, weight: PreparedTernary, dtype: torch.dtype
+    ) -> Tensor:
+        """Return rows of what ternary() made, [T, in_features] of dtype: code · scale, rounded."""
+        token_ids = token_ids.contiguous()
+        out = torch.empty(len(token_ids), weight.in_features, dtype=dtype)
+        check(
+            self._library.bw_ternary_rows(
+                self._context,
+                token_ids.data_ptr(),
+                weight.blocks.data_ptr(),
+                weight.scales.data_ptr(),
+                out.data_ptr(),
+                DTYPES[dtype],
+                len(token_ids),
+                weight.out_features,
+                weight.in_features,
+                weight.group or weight.in_features,
+                DTYPES[weight.scales.dtype],
+            )
+        )
+        return out
+
     def _gather(
         self,
         token_ids: Tensor,
@@ -145,6 +168,6 @@ def _padded_to(count: int, multiple: int) -> int:
 
 
 def _padded(values: Tensor, num_rows: int) -> Tensor:
-    padded = torch.zeros(num_rows, *values.shape[1:])
+    padded = torch.zeros(num_rows, *values.shape[1:], dtype=values.dtype)
     padded[: len(values)] = values
     return padded

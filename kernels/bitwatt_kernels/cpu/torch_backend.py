@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import HeadNorms, QuantizedActivations, StepLayout
+from bitwatt_kernels.backend import HeadNorms, QuantizedActivations, StepLayout, TernaryHead
 from bitwatt_kernels.cpu.dense import has_blocked_kernels, linear, tiled_linear
 from bitwatt_kernels.cpu.torch_attention import AttentionPlan
 from bitwatt_kernels.errors import BackendError
-from bitwatt_kernels.packing import TernaryWeight, group_of, unpack
-from bitwatt_kernels.reference.head import Int8Head
+from bitwatt_kernels.layer import ternary_head
+from bitwatt_kernels.packing import TernaryWeight, group_of, times_scales, unpack
+from bitwatt_kernels.reference.head import Int8Head, embed
 from bitwatt_kernels.reference.linear import sum_groups
 from bitwatt_kernels.reference.operations import TorchOperations
 
@@ -69,6 +70,8 @@ class TorchBackend(TorchOperations):
 
     def nbytes(self, prepared: object) -> int:
         match prepared:
+            case TernaryHead():
+                return self.nbytes(prepared.weight)
             case _Int8Weight():
                 tensors = [prepared.values, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
@@ -78,6 +81,15 @@ class TorchBackend(TorchOperations):
                 return prepared.nbytes
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
+
+    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
+        if isinstance(embedding, TernaryHead):
+            weight = embedding.weight
+            assert isinstance(weight, _Int8Weight)
+            rows = times_scales(weight.values.T[token_ids].float(), weight.scales[token_ids])
+            return rows.to(embedding.dtype)
+        assert isinstance(embedding, Tensor | Int8Head)
+        return embed(token_ids, embedding)
 
     def ternary_linear(
         self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype
@@ -137,6 +149,8 @@ class TorchBackend(TorchOperations):
         )
 
     def head(self, x: Tensor, weight: object) -> Tensor:
+        if isinstance(weight, TernaryHead):
+            return ternary_head(self, x, weight)
         if isinstance(weight, Int8Head):
             q = self.quantize(x)
             logits = torch._int_mm(q.codes, weight.codes.T).float()

@@ -21,7 +21,7 @@ from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.linear import check_layout, unpack_in_place
 from bitwatt_kernels.gpu.tiles import tile_indices
-from bitwatt_kernels.packing import TernaryWeight, unpack
+from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 
 __all__ = ["GROUPS", "GroupedTile", "GroupedWeight", "grouped_linear", "grouped_linear_kernel"]
 
@@ -52,7 +52,7 @@ class GroupedWeight:
 
     codes   [out_features, chunks * group] uint8; byte j of a chunk has the codes of weight j of its
             first group to its fourth, from the lowest bits up
-    scales  [groups, out_features] float32
+    scales  [groups, out_features] float32 or float16
     bias    [out_features] float32, or None
     """
 
@@ -78,6 +78,13 @@ class GroupedWeight:
         bias = None if weight.bias is None else weight.bias.to(device)
         scales = weight.scales.to(device).T.contiguous()
         return cls(codes.flatten(1).contiguous(), scales, bias, group)
+
+    def rows(self, indexes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return rows of the matrix as floats, [len(indexes), in_features]; see unpack_rows."""
+        chunks = self.codes[indexes].view(len(indexes), -1, self.group)
+        planes = [(chunks >> shift & 3).float() - 1 for shift in (0, 2, 4, 6)]
+        values = torch.stack(planes, dim=2).flatten(1)[:, : self.in_features].contiguous()
+        return times_scales(values, self.scales.T[indexes]).to(dtype)
 
     @property
     def out_features(self) -> int:
@@ -125,7 +132,8 @@ def _add_group(
         x_sums = tl.load(x_sums_ptr + of_token)
         w_scales = tl.load(w_scales_ptr + of_row)
     sums = (tl.dot(w, x, out_dtype=tl.int32) >> SHIFT) - x_sums[None, :]
-    return y + sums.to(tl.float32) * tl.div_rn(1.0, x_scales)[None, :] * w_scales[:, None]
+    scaled = sums.to(tl.float32) * tl.div_rn(1.0, x_scales)[None, :]
+    return y + scaled * w_scales.to(tl.float32)[:, None]
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_groups"])
@@ -134,7 +142,7 @@ def grouped_linear_kernel(
     x_scales_ptr,  # [num_tokens, num_groups] float32
     x_sums_ptr,  # [num_tokens, num_groups] int32
     w_ptr,  # [out_features, chunks * GROUP] uint8
-    w_scales_ptr,  # [num_groups, out_features] float32
+    w_scales_ptr,  # [num_groups, out_features] float32 or float16
     bias_ptr,  # [out_features] float32
     residual_ptr,  # [num_tokens, out_features]
     y_ptr,  # [num_tokens, out_features]

@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitwatt_kernels.backend import Activation, HeadNorms, QuantizedActivations, StepLayout
+from bitwatt_kernels.backend import (
+    Activation,
+    HeadNorms,
+    QuantizedActivations,
+    StepLayout,
+    TernaryHead,
+)
 from bitwatt_kernels.gpu import attention as _attention
 from bitwatt_kernels.gpu import dense as _dense
 from bitwatt_kernels.gpu import elementwise as _elementwise
@@ -16,8 +22,8 @@ from bitwatt_kernels.gpu import rope as _rope
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.grouped_linear import GroupedWeight, grouped_linear
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
-from bitwatt_kernels.layer import LayersByOperations
-from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.layer import LayersByOperations, ternary_head
+from bitwatt_kernels.packing import TernaryWeight, unpack_rows
 
 __all__ = ["TritonBackend"]
 
@@ -61,6 +67,8 @@ class TritonBackend(LayersByOperations):
 
     def nbytes(self, prepared: object) -> int:
         match prepared:
+            case TernaryHead():
+                return self.nbytes(prepared.weight)
             case TernaryWeight():
                 tensors = [prepared.codes, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
@@ -74,6 +82,11 @@ class TritonBackend(LayersByOperations):
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
 
     def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
+        if isinstance(embedding, TernaryHead):
+            weight = embedding.weight
+            if isinstance(weight, GroupedWeight):
+                return weight.rows(token_ids, embedding.dtype)
+            return unpack_rows(weight, token_ids, embedding.dtype)
         assert isinstance(embedding, Tensor | _head.Int8Head)
         return _head.embed(token_ids, embedding)
 
@@ -139,5 +152,7 @@ class TritonBackend(LayersByOperations):
         return _attention.attention(queries, kv_cache, layout, scale, self.gpu)
 
     def head(self, x: Tensor, weight: object) -> Tensor:
+        if isinstance(weight, TernaryHead):
+            return ternary_head(self, x, weight)
         assert isinstance(weight, Tensor | _head.Int8Head)
         return _head.head(x, weight, self.gpu, batch_invariant=self.batch_invariant)

@@ -9,23 +9,19 @@ from bitwatt_kernels.backend import Activation, QuantizedActivations
 from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.reference import elementwise as _elementwise
 from bitwatt_kernels.reference import linear as _linear
-from bitwatt_kernels.reference.head import Int8Head, embed, quantize_head
+from bitwatt_kernels.reference.head import Int8Head, quantize_head
 
 __all__ = ["TorchOperations"]
 
 
 class TorchOperations(LayersByOperations):
-    """Norms, activation functions, quantization and embedding of the Backend protocol."""
+    """Norms, activation functions and quantization of the Backend protocol."""
 
     device: torch.device
 
     def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | Int8Head:
         weight = weight.to(self.device, copy=bits == 16)
         return quantize_head(weight) if bits == 8 else weight.contiguous()
-
-    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
-        assert isinstance(embedding, Tensor | Int8Head)
-        return embed(token_ids, embedding)
 
     def quantize(self, x: Tensor, *, group: int | None = None) -> QuantizedActivations:
         return _linear.quantize(x, group=group)

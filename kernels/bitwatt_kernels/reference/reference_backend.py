@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.backend import HeadNorms, QuantizedActivations, StepLayout
-from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.backend import HeadNorms, QuantizedActivations, StepLayout, TernaryHead
+from bitwatt_kernels.layer import ternary_head
+from bitwatt_kernels.packing import TernaryWeight, unpack_rows
 from bitwatt_kernels.reference import attention as _attention
 from bitwatt_kernels.reference import linear as _linear
 from bitwatt_kernels.reference.head import Int8Head
+from bitwatt_kernels.reference.head import embed as _embed
 from bitwatt_kernels.reference.head import head as _head
 from bitwatt_kernels.reference.operations import TorchOperations
 
@@ -35,6 +37,8 @@ class ReferenceBackend(TorchOperations):
 
     def nbytes(self, prepared: object) -> int:
         match prepared:
+            case TernaryHead():
+                return self.nbytes(prepared.weight)
             case TernaryWeight():
                 tensors = [prepared.codes, prepared.scales, prepared.bias]
                 return sum(t.nbytes for t in tensors if t is not None)
@@ -42,6 +46,12 @@ class ReferenceBackend(TorchOperations):
                 return int(prepared.nbytes)
             case _:
                 raise TypeError(f"{type(prepared).__name__} was not prepared by this backend")
+
+    def embed(self, token_ids: Tensor, embedding: object) -> Tensor:
+        if isinstance(embedding, TernaryHead):
+            return unpack_rows(embedding.weight, token_ids, embedding.dtype)
+        assert isinstance(embedding, Tensor | Int8Head)
+        return _embed(token_ids, embedding)
 
     def ternary_linear(
         self, x: QuantizedActivations, weight: object, residual: Tensor | None, dtype: torch.dtype
@@ -75,5 +85,7 @@ class ReferenceBackend(TorchOperations):
         return _attention.attention(queries, kv_cache, layout, scale)
 
     def head(self, x: Tensor, weight: object) -> Tensor:
+        if isinstance(weight, TernaryHead):
+            return ternary_head(self, x, weight)
         assert isinstance(weight, Tensor | Int8Head)
         return _head(x, weight)

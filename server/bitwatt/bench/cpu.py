@@ -36,6 +36,7 @@ def bench_cpu(
     cpu_isa: str | None = None,
     read_bytes: int = 1 << 28,
     group: int | None = None,
+    has_ternary_head: bool = False,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
     """Return each model's decode, prefill and memory, and the ternary ones' ratios to the twin.
@@ -46,6 +47,8 @@ def bench_cpu(
     cpu_isa      instruction set of the kernels; None takes the fastest that runs
     read_bytes   what the rate of memory is measured on; far more than the caches hold
     group        ternary weights that share a scale; None for all of a row
+    has_ternary_head  the ternary model's head and embedding are ternary too; beside it stands one
+                 with a head of 16 bits, and else one with a head of 8
     report       takes a line as each figure is known
     """
     num_layers = num_layers or PRESETS[preset].num_layers
@@ -53,9 +56,13 @@ def bench_cpu(
         preset, num_layers, "ternary", 16, num_threads, cpu_isa, read_bytes, group=group
     )
     twin = ModelProcess(replace(ternary, weights="dense"))
+    other = ("ternary, int8 head", replace(ternary, head_bits=8))
+    if has_ternary_head:
+        other = ("ternary, 16-bit head", ternary)
+        ternary = replace(ternary, has_ternary_head=True)
     models = {
         "ternary": ModelProcess(ternary),
-        "ternary, int8 head": ModelProcess(replace(ternary, head_bits=8)),
+        other[0]: ModelProcess(other[1]),
         "16-bit": twin,
     }
     try:
@@ -77,6 +84,7 @@ def bench_cpu(
     return {
         "preset": preset,
         "group": group,
+        "has_ternary_head": has_ternary_head,
         "num_layers": num_layers,
         "instruction_set": twin.model.instruction_set,
         "num_threads": twin.model.num_threads,
@@ -90,11 +98,16 @@ def bench_groups(
 ) -> list[dict[str, Any]]:
     """Return bench_cpu of Bonsai's shapes, with a scale to each group of 128 weights and to a row.
 
-    What the groups' scales cost is the difference of the two.
+    What the groups' scales cost is the difference of the two. Embedding and head are ternary.
     """
     return [
         bench_cpu(
-            preset=preset, group=group, num_threads=num_threads, cpu_isa=cpu_isa, repeats=repeats
+            preset=preset,
+            group=group,
+            has_ternary_head=True,
+            num_threads=num_threads,
+            cpu_isa=cpu_isa,
+            repeats=repeats,
         )
         for preset in ("Bonsai 1.7B", "Bonsai 4B")
         for group in (128, None)

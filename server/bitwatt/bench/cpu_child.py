@@ -51,6 +51,7 @@ class ChildConfig:
     max_batch    sequences at once, for which there is a KV cache
     context_tokens  of each sequence of a decode step
     group        ternary weights that share a scale; None for all of a row
+    has_ternary_head  embedding and head are ternary too
     """
 
     preset: str
@@ -63,6 +64,7 @@ class ChildConfig:
     max_batch: int = 8
     context_tokens: int = 128
     group: int | None = None
+    has_ternary_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class _Child:
             seed=_SEED,
             head_bits=options.head_bits,
             group=options.group,
+            has_ternary_head=options.has_ternary_head,
         )
         made_s = time.perf_counter() - started
         self.config = config
@@ -119,6 +122,8 @@ class _Child:
         memory = model.memory()
         linear_bytes = memory.packed_weights_bytes + memory.other_weights_bytes
         head_bytes = config.vocab_size * config.hidden_size * options.head_bits // 8
+        if options.has_ternary_head:
+            head_bytes = memory.embedding_bytes // (1 if config.is_tied else 2)
         self.model = Model(
             instruction_set=self.backend.instruction_set,
             num_threads=self.backend.num_threads,

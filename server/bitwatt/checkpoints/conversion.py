@@ -81,6 +81,11 @@ def convert(
 
 
 def _write(checkpoint: Checkpoint, folder: Path, target: Target) -> int:
+    if target == "bf16" and checkpoint.config.linear_norm_eps is not None:
+        raise CheckpointError(
+            "each linear has a norm of its own before it, which no config.json of dense linears "
+            "says (--to hf keeps it)"
+        )
     shards = _Shards(folder)
     build_transformer(
         _Copying(checkpoint, target, shards),
@@ -97,6 +102,11 @@ def _write(checkpoint: Checkpoint, folder: Path, target: Target) -> int:
             "quant_method": "bitnet",
             "quantization_mode": "offline",
         }
+        if checkpoint.config.linear_norm_eps is not None:
+            config["quantization_config"] |= {
+                "rms_norm_eps": checkpoint.config.linear_norm_eps,
+                "use_rms_norm": True,
+            }
     _write_json(folder / "config.json", config)
     return num_bytes
 
@@ -117,6 +127,9 @@ class _Copying:
         is_rounded = not self._is_packed and len(shape) > 1
         self._shards.add(name, tensor.bfloat16() if is_rounded else tensor)
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+    def stores_ternary(self, _name: str, /) -> bool:
+        return False  # no folder has a field that says so: they are written as floats
 
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype

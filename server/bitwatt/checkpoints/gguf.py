@@ -108,6 +108,10 @@ class GgufCheckpoint:
         self._notice_if_zero(tensor, is_zero=is_zero)
         return self._in_order(name, weight.view(shape))
 
+    def stores_ternary(self, name: str, /) -> bool:
+        tensor = self._gguf.tensors.get(_stored(f"{name}.weight"))
+        return tensor is not None and tensor.layout.name in TERNARY_FORMATS
+
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
     ) -> TernaryWeight:

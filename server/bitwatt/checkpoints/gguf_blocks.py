@@ -56,9 +56,14 @@ def _chunks(tensor: GgufTensor, data: memoryview) -> Iterator[Tensor]:
     yield from torch.split(blocks, max(1, _CHUNK_WEIGHTS // tensor.shape[-1]) * blocks_by_row)
 
 
+def _stored_half(blocks: Tensor, at: int) -> Tensor:
+    """Return each block's float16 at a byte, [blocks, 1]."""
+    return blocks[:, at : at + 2].contiguous().view(torch.float16)
+
+
 def _half(blocks: Tensor, at: int) -> Tensor:
     """Return each block's float16 at a byte, [blocks, 1] float32."""
-    return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
+    return _stored_half(blocks, at).float()
 
 
 def _parts(data: Tensor, bits: int, shifts: tuple[int, ...]) -> Tensor:
@@ -68,17 +73,17 @@ def _parts(data: Tensor, bits: int, shifts: tuple[int, ...]) -> Tensor:
 
 def _q1_0(blocks: Tensor) -> tuple[Tensor, Tensor]:
     bits = _parts(blocks[:, 2:], 1, tuple(range(8))).transpose(1, 2).flatten(1)
-    return bits.to(torch.int8) * 2 - 1, _half(blocks, 0)
+    return bits.to(torch.int8) * 2 - 1, _stored_half(blocks, 0)
 
 
 def _q2_0(blocks: Tensor) -> tuple[Tensor, Tensor]:
     codes = _parts(blocks[:, 2:], 2, (0, 2, 4, 6)).transpose(1, 2).flatten(1)
-    return codes.to(torch.int8) - 1, _half(blocks, 0)
+    return codes.to(torch.int8) - 1, _stored_half(blocks, 0)
 
 
 def _tq2_0(blocks: Tensor) -> tuple[Tensor, Tensor]:
     codes = [_parts(blocks[:, i : i + 32], 2, (0, 2, 4, 6)).flatten(1) for i in (0, 32)]
-    return torch.cat(codes, dim=1).to(torch.int8) - 1, _half(blocks, 64)
+    return torch.cat(codes, dim=1).to(torch.int8) - 1, _stored_half(blocks, 64)
 
 
 def _trits(data: Tensor, count: int) -> Tensor:
@@ -97,7 +102,7 @@ def _tq1_0(blocks: Tensor) -> tuple[Tensor, Tensor]:
         _trits(blocks[:, 32:48], 5),
         _trits(blocks[:, 48:52], 4),
     ]
-    return torch.cat(parts, dim=1), _half(blocks, 52)
+    return torch.cat(parts, dim=1), _stored_half(blocks, 52)
 
 
 def _ptq1_0(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +111,7 @@ def _ptq1_0(blocks: Tensor) -> tuple[Tensor, Tensor]:
         _trits(blocks[:, 16:24], 5),
         _trits(blocks[:, 24:26], 4),
     ]
-    return torch.cat(parts, dim=1), _half(blocks, 26)
+    return torch.cat(parts, dim=1), _stored_half(blocks, 26)
 
 
 def _decode_i2_s(tensor: GgufTensor, data: memoryview) -> Iterator[Groups]:

@@ -7,7 +7,7 @@ from typing import Any
 from bitwatt.checkpoints.gguf_file import Gguf
 from bitwatt.errors import CheckpointError, shorten
 from bitwatt.model.config import ModelConfig
-from bitwatt.model.families import FAMILIES, yarn_attention_factor
+from bitwatt.model.families import FAMILIES, what_is_missing, yarn_attention_factor
 
 __all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "read_config"]
 
@@ -32,13 +32,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "bitnet-b1.58": Architecture("BitNetForCausalLM"),
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
-}
-
-# What files of known models are refused for.
-_LACKING: Mapping[str, str] = {
-    "qwen35": "its gated delta net, and the rotated basis of its weights, are missing here",
-    "qwen35moe": "its layers of gated delta net and its experts are missing here",
-    "maple": "its layers are a mixture of experts, whose routing is missing here",
 }
 
 # Keys below the architecture's own name, and the field of a config.json that each is.
@@ -93,10 +86,8 @@ def architecture_of(gguf: Gguf) -> Architecture:
     rotated = next((key for key in gguf.metadata if key.startswith("prism.")), None)
     if rotated is not None:
         raise gguf.error(rotated, "is not supported: the weights are in a rotated basis")
-    if name in _LACKING:
-        raise CheckpointError(
-            f"{gguf.path}: architecture {name!r} is not supported: {_LACKING[name]}"
-        )
+    if what := what_is_missing(name):
+        raise CheckpointError(f"{gguf.path}: architecture {shorten(name)} is not supported: {what}")
     if name not in ARCHITECTURES:
         raise CheckpointError(
             f"{gguf.path}: architecture {shorten(name)} is not supported; "

@@ -22,7 +22,7 @@ class Groups:
     """Ternary weights of some rows, with a scale to each group of neighbours.
 
     codes   [rows, in_features] int8 in {-1, 0, 1}
-    scales  [rows, in_features / group] float32
+    scales  [rows, in_features / group] float32 or float16, as stored
     """
 
     codes: Tensor
@@ -41,7 +41,7 @@ class Groups:
         """Return the weights, [rows, in_features] float32."""
         rows, num_groups = self.scales.shape
         grouped = self.codes.view(rows, num_groups, -1)
-        return (grouped * self.scales[:, :, None]).view(rows, -1)
+        return (grouped * self.scales.float()[:, :, None]).view(rows, -1)
 
     def by_row(self) -> tuple[Tensor, Tensor] | None:
         """Return the codes with one scale to each row, [rows]; None where a row has several.
@@ -74,8 +74,9 @@ def why_not_by_group(group: int) -> str | None:
 def pack_groups(parts: Iterable[Groups], rows: int, columns: int) -> TernaryWeight:
     """Return a matrix of parts, some rows after others, in_features filled to a multiple of 64.
 
-    Each row has one scale where that says all; else each group has, and one of more than 128
-    weights counts as several: activations have the same groups, and smaller ones round less.
+    Each row has one scale, in float32, where that says all; else each group has, as stored, and one
+    of more than 128 weights counts as several: activations have the same groups, and smaller ones
+    round less. Groups of 64 whose neighbours have the same scales are groups of 128.
 
     Raises  ValueError where there must be groups, and they are no multiple of 64
     """
@@ -97,7 +98,7 @@ def pack_groups(parts: Iterable[Groups], rows: int, columns: int) -> TernaryWeig
         # A row of zeros may say 0: what the others have leaves a matrix of one scale that.
         by_row[by_row == 0] = by_row.abs().max() or 1.0
         return TernaryWeight(codes, by_row)
-    scales = torch.cat(by_group)
+    scales = _folded(torch.cat(by_group), columns)
     group = columns // scales.shape[1]
     if reason := why_not_by_group(group):
         raise ValueError(reason)
@@ -105,8 +106,20 @@ def pack_groups(parts: Iterable[Groups], rows: int, columns: int) -> TernaryWeig
     return TernaryWeight(codes, scales.repeat_interleave(group // smaller, dim=1))
 
 
+def _folded(scales: Tensor, columns: int) -> Tensor:
+    """Return scales of groups of 128 where neighbours of 64 have the same throughout the matrix.
+
+    Weights trained with groups of 128 and stored with 64, as llama.cpp's Q2_0 has them, are so.
+    """
+    rows, num_groups = scales.shape
+    if num_groups % 2 or columns // num_groups * 2 != _LARGEST_GROUP:
+        return scales
+    pairs = scales.view(rows, num_groups // 2, 2)
+    return pairs[:, :, 0].contiguous() if torch.equal(pairs[:, :, 0], pairs[:, :, 1]) else scales
+
+
 def largest_sums(weight: TernaryWeight, in_features: int) -> Tensor:
     """Return what the magnitudes of each row add up to at most, [rows]; signed as an only scale."""
     if weight.group is None:
         return weight.scales * in_features
-    return weight.scales.abs().sum(dim=1) * weight.group
+    return weight.scales.float().abs().sum(dim=1) * weight.group

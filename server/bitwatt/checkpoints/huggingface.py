@@ -29,6 +29,7 @@ _WHY_DENSE = (
     "trained as BitNet b1.58; float masters of such a one are ternarized where config.json has a "
     "quantization_config that says so"
 )
+_LINEAR_NORM_EPS = 1e-6  # transformers', where the field is missing
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 # What transformers lists as not converted, and what of it is no linear anyway.
@@ -42,10 +43,12 @@ class _Quantization:
 
     is_online    float masters, ternarized as they are read; else ternary values and a scale
     is_inverse   W = t / weight_scale; else W = t · weight_scale
+    norm_eps     of an RMSNorm of each linear's own before it; None where there is none
     """
 
     is_online: bool
     is_inverse: bool
+    norm_eps: float | None = None
 
     def __str__(self) -> str:
         if self.is_online:
@@ -65,6 +68,8 @@ class HuggingFaceCheckpoint:
             mlx = config.get("quantization")  # which quantization_config then repeats
             group = None if mlx is None else check_quantization(mlx)
             self._quantization = None if group else _quantization(config, family)
+            if self._quantization is not None:
+                self.config = replace(self.config, linear_norm_eps=self._quantization.norm_eps)
         except CheckpointError as error:
             raise CheckpointError(f"{config_path}: {error}") from error
         self.notices = [f"{config_path}: {notice}" for notice in notices_of(config)]
@@ -114,6 +119,11 @@ class HuggingFaceCheckpoint:
             )
         self._notice_if_zero(name, is_zero=not (low or high))
         return tensor
+
+    def stores_ternary(self, name: str, /) -> bool:
+        if self._mlx is None or why_not_by_group(self._mlx.group):
+            return False
+        return self._mlx.is_grouped(self._stored(f"{name}.weight"))
 
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
@@ -280,19 +290,32 @@ def _quantization(config: Mapping[str, Any], family: Family) -> _Quantization | 
         and set(kept) - _NO_LINEARS == _KEPT
     ):
         raise CheckpointError(f"not supported: modules_to_not_convert={shorten(kept)}")
-    if quantization.get("use_rms_norm"):
-        raise CheckpointError("not supported: use_rms_norm, a norm before each linear")
+    norm_eps = _norm_eps(quantization)
     linear_class = quantization.get("linear_class", "bitlinear")
     mode = quantization.get("quantization_mode", "offline")
     match linear_class, mode:
         case "autobitlinear", "online":
-            return _Quantization(is_online=True, is_inverse=False)
+            return _Quantization(is_online=True, is_inverse=False, norm_eps=norm_eps)
         case "autobitlinear", "offline":
-            return _Quantization(is_online=False, is_inverse=False)
+            return _Quantization(is_online=False, is_inverse=False, norm_eps=norm_eps)
         case "bitlinear", _:  # which has but one mode and ignores the field
-            return _Quantization(is_online=False, is_inverse=True)
+            return _Quantization(is_online=False, is_inverse=True, norm_eps=norm_eps)
         case _:
             raise CheckpointError(
                 f"not supported: linear_class={shorten(linear_class)} with "
                 f"quantization_mode={shorten(mode)}"
             )
+
+
+def _norm_eps(quantization: Mapping[str, Any]) -> float | None:
+    """Return rms_norm_eps where use_rms_norm puts a norm before each linear, else None."""
+    uses, eps = quantization.get("use_rms_norm"), quantization.get("rms_norm_eps")
+    if uses not in (None, True, False):
+        raise CheckpointError(f"use_rms_norm is {shorten(uses)}; expected true or false")
+    if not uses:
+        return None
+    if eps is None:
+        return _LINEAR_NORM_EPS
+    if type(eps) is not float:
+        raise CheckpointError(f"rms_norm_eps of the linears is {shorten(eps)}; expected a float")
+    return eps

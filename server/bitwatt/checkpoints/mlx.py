@@ -122,6 +122,8 @@ class MlxTensors:
                     name,
                     f"has scales or biases of shape {list(part.shape)}; expected {list(expected)}",
                 )
+        if scales.dtype != torch.float16:
+            scales = scales.float()
         step = max(1, _CHUNK_WEIGHTS // columns)
         for start in range(0, rows if num_rows is None else num_rows, step):
             place = slice(start, start + step if num_rows is None else num_rows)
@@ -133,7 +135,7 @@ class MlxTensors:
             data = words[place].contiguous().view(torch.uint8)  # little-endian
             codes = torch.stack([data >> shift & 3 for shift in (0, 2, 4, 6)], dim=2)
             try:
-                yield Groups.checked(codes.flatten(1).to(torch.int8) - 1, scales[place].float())
+                yield Groups.checked(codes.flatten(1).to(torch.int8) - 1, scales[place])
             except ValueError as error:
                 raise self._error(name, str(error)) from error
 

@@ -18,7 +18,7 @@ _INVERTED_SCALE = 8.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
-    """A ternary linear.
+    """A ternary linear, embedding or head.
 
     minus, zero, plus  shares of -1, 0 and +1
     lowest, highest    scale
@@ -42,8 +42,8 @@ class Survey:
     What it hands out is on torch's device "meta", with the shape and the dtype of the tensor's. One
     that can't be read as it is asked for is noted, and handed out all the same.
 
-    matrices    ternary linears, in the order of reading
-    parameters  numbers of dense tensors, by name
+    matrices    ternary linears, embedding and head, in the order of reading
+    parameters  numbers by tensor, by name
     refused     what loading would end at
     """
 
@@ -69,6 +69,9 @@ class Survey:
             self._dense[name, shape] = torch.empty(shape, dtype=dtype, device="meta")
         return self._dense[name, shape]
 
+    def stores_ternary(self, name: str, /) -> bool:
+        return self._checkpoint.stores_ternary(name)
+
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
     ) -> TernaryWeight:
@@ -79,6 +82,7 @@ class Survey:
             try:
                 weight = self._checkpoint.ternary(name, out_features, in_features, fits=fits)
                 self.matrices.append(_matrix(name, weight, in_features))
+                self.parameters[f"{name}.weight"] = out_features * in_features
                 scales = weight.scales.to("meta")
             except CheckpointError as error:
                 self.refused.append(str(error))

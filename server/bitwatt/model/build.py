@@ -8,7 +8,14 @@ from dataclasses import replace
 from typing import TypeVar, get_args
 
 import torch
-from bitwatt_kernels.backend import Backend, DenseLinear, HeadNorms, LayerWeights
+from bitwatt_kernels.backend import (
+    Backend,
+    DenseLinear,
+    HeadNorms,
+    LayerWeights,
+    NormedParts,
+    TernaryHead,
+)
 from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 from torch import Tensor
 
@@ -21,7 +28,7 @@ from bitwatt.model.transformer import ModelMemory, RunLayers, Transformer
 
 __all__ = ["build_transformer"]
 
-_EMBEDDING = "model.embed_tokens.weight"
+_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
 # Of a context that no one has asked for: 131,072 tokens of heads of 128.
 _MAX_ROPE_BYTES = 64 << 20
@@ -44,7 +51,8 @@ def build_transformer(
 
     weights        "dense" makes ternary linears dense, in dtype; "ternary" wants a ternary source
     max_model_len  lowers the model's own
-    head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little
+    head_bits      8 rounds the head, and with it a tied embedding, to int8: logits move a little;
+                   among ternary weights one that is ternary stays so
     Raises         ConfigurationError, or CheckpointError where the source can't be served so
     """
     config = source.config
@@ -123,17 +131,18 @@ class _Builder:
         self.num_parameters = 0
         num_added = config.intermediate_size - source.config.intermediate_size
         by_layer = 3 * config.hidden_size + config.has_sub_norms + 2 * config.has_mlp_bias
+        by_layer += config.linear_norm_eps is not None
         self.num_padded = config.num_layers * num_added * by_layer  # zeros that are no parameters
 
     def build(self, *, head_bits: HeadBits) -> Transformer:
         config = self.config
-        # A tied head and the embedding are one matrix in memory, of 8 bits too.
+        # A tied head and the embedding are one matrix in memory, of 8 bits or ternary too.
         head = self.head(_EMBEDDING, head_bits) if config.is_tied else None
-        embedding = self.matrix(_EMBEDDING, *self.vocabulary) if head is None else head
+        embedding = self.embedding() if head is None else head
         run_layers = self.layers(f"model.layers.{i}" for i in range(config.num_layers))
         norm = self.norm("model.norm", config.hidden_size)
         if head is None:
-            head = self.head("lm_head.weight", head_bits)
+            head = self.head(_HEAD, head_bits)
         self.num_parameters += math.prod(self.vocabulary) * (1 if config.is_tied else 2)
         embedding_bytes = self.backend.nbytes(embedding)
         if head is not embedding:
@@ -169,9 +178,17 @@ class _Builder:
             h, dense, rope, kv_caches, layout
         )
 
-    def layer(self, name: str, linear: Callable[[_Parts, bool], W]) -> LayerWeights[W]:
-        """Return a layer whose matrices linear() has prepared."""
+    def layer(self, name: str, prepare: Callable[[_Parts, bool], W]) -> LayerWeights[W]:
+        """Return a layer whose matrices prepare() has prepared."""
         config = self.config
+        eps = config.linear_norm_eps
+
+        def linear(parts: _Parts, has_bias: bool) -> W | NormedParts[W]:
+            if eps is None:
+                return prepare(parts, has_bias)
+            norms = tuple(self.norm(f"{name}.rms_norm", columns) for name, _, columns in parts)
+            return NormedParts(norms, tuple(prepare([part], has_bias) for part in parts), eps)
+
         hidden, inner = config.hidden_size, config.intermediate_size
         queries = config.num_heads * config.head_dim
         keys = config.num_kv_heads * config.head_dim
@@ -212,9 +229,25 @@ class _Builder:
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
         return self.to_device(self.source.dense(name, rows, columns, fits=self.dtype), self.dtype)
 
+    def embedding(self) -> object:
+        if self.stores_ternary(_EMBEDDING):
+            return self.ternary_head(_EMBEDDING)
+        return self.matrix(f"{_EMBEDDING}.weight", *self.vocabulary)
+
     def head(self, name: str, bits: HeadBits) -> object:
-        weight = self.source.dense(name, *self.vocabulary, fits=self.dtype).to(self.dtype)
-        return self.backend.prepare_head(weight, bits=bits)
+        if self.stores_ternary(name):
+            if bits == 8:
+                self.source.notices.append("head_bits 8 changes nothing: the head is ternary")
+            return self.ternary_head(name)
+        weight = self.source.dense(f"{name}.weight", *self.vocabulary, fits=self.dtype)
+        return self.backend.prepare_head(weight.to(self.dtype), bits=bits)
+
+    def stores_ternary(self, name: str) -> bool:
+        return self.weights == "ternary" and self.source.stores_ternary(name)
+
+    def ternary_head(self, name: str) -> TernaryHead[object]:
+        weight = self.source.ternary(name, *self.vocabulary, fits=self.dtype)
+        return TernaryHead(self.backend.prepare_ternary(weight), self.dtype)
 
     def norm(self, name: str, size: int) -> Tensor:
         """Return a norm's weight in float32: it costs nothing and is what norms compute in."""

@@ -158,6 +158,7 @@ class ModelConfig:
     architecture     the checkpoint's own name for it
     has_sub_norms    RMSNorm also before the output and down projections, as in BitNet b1.58
     has_head_norms   RMSNorm of each head's query and key before they are rotated, as in Qwen3
+    linear_norm_eps  of an RMSNorm of each linear's own before it; None where there is none
     has_qkv_bias, has_o_bias, has_mlp_bias  which linears add a bias
     is_tied          the head is the embedding
     bos_token_id     None where the model has none
@@ -179,6 +180,7 @@ class ModelConfig:
     has_sub_norms: bool
     is_tied: bool
     has_head_norms: bool = False
+    linear_norm_eps: float | None = None
     has_qkv_bias: bool = False
     has_o_bias: bool = False
     has_mlp_bias: bool = False
@@ -218,6 +220,11 @@ class ModelConfig:
             raise CheckpointError(
                 f"rope_theta is {self.rope_theta} and rms_norm_eps {self.rms_norm_eps}; "
                 "both must be above 0 and finite in float32, the first at least 1"
+            )
+        own = self.linear_norm_eps
+        if own is not None and not _MIN_FLOAT <= own <= _MAX_FLOAT:
+            raise CheckpointError(
+                f"rms_norm_eps of the linears is {own}; it must be above 0 and finite in float32"
             )
         for token_id in (*self.eos_token_ids, self.bos_token_id or 0):
             if not 0 <= token_id < self.vocab_size:

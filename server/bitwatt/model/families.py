@@ -5,6 +5,7 @@ FAMILIES and nothing else. No torch.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
@@ -19,7 +20,14 @@ from bitwatt.model.config import (
     YarnRopeScaling,
 )
 
-__all__ = ["FAMILIES", "Family", "family_of", "notices_of", "with_generation_config"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "family_of",
+    "notices_of",
+    "what_is_missing",
+    "with_generation_config",
+]
 
 T = TypeVar("T", int, float, bool, str)
 
@@ -35,6 +43,16 @@ _OFF: Mapping[str, tuple[object, ...]] = {
 _BITNET_ALIASES: Mapping[str, str] = {
     ".attn_sub_norm.": ".inner_attn_ln.",
     ".ffn_sub_norm.": ".ffn_layernorm.",
+}
+
+
+# What known models are refused for, by what their names begin with, in small letters and digits
+# alone: qwen35 in a GGUF file is qwen3_5 or Qwen3_5ForCausalLM in a config.json.
+_MISSING: Mapping[str, str] = {
+    "qwen35moe": "its layers of gated delta net and its experts are missing here",
+    "qwen35": "its gated delta net, and the rotated basis of its weights, are missing here",
+    "qwen3next": "its layers of gated delta net and its experts are missing here",
+    "maple": "its layers are a mixture of experts, whose routing is missing here",
 }
 
 
@@ -192,9 +210,24 @@ FAMILIES = {
 }
 
 
+def what_is_missing(name: str) -> str | None:
+    """Return what a known architecture is refused for, by its name in any format; else None."""
+    plain = re.sub("[^a-z0-9]", "", name.lower())
+    return next((what for start, what in _MISSING.items() if plain.startswith(start)), None)
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family that a config.json names; CheckpointError if it is none of FAMILIES."""
+    for key in config:
+        if key.lower().startswith("prism") or "hadamard" in key.lower():
+            raise CheckpointError(
+                f"not supported: {shorten(key)}: the weights are in a rotated basis"
+            )
     names = config.get("architectures")
+    kind = config.get("model_type")
+    for name in [*(names if isinstance(names, list) else []), kind]:
+        if isinstance(name, str) and (what := what_is_missing(name)):
+            raise CheckpointError(f"architecture {shorten(name)} is not supported: {what}")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"architectures is {shorten(names)}; expected a list of one name")
     if names[0] not in FAMILIES:

@@ -18,9 +18,9 @@ def padded(size: int) -> int:
 class PaddedSource:
     """A ternary source with intermediate_size filled with zeros to a multiple of 64.
 
-    It computes what the source does. The zeros would lower the mean square that a norm before the
-    down projection divides by, so the up projection is multiplied by the root of what the width
-    grows by, and the norm's weight divided by it.
+    It computes what the source does. The zeros would lower the mean square that norms before the
+    down projection divide by, so the up projection is multiplied by the root of what the width
+    grows by, and the last norm's weight divided by it.
 
     config  the source's own: its intermediate_size isn't padded
     """
@@ -33,11 +33,15 @@ class PaddedSource:
         self._source = source
         self._inner = source.config.intermediate_size
         self._width = padded(self._inner)
-        self._growth = (self._width / self._inner) ** 0.5 if self.config.has_sub_norms else 1.0
+        has_own = self.config.linear_norm_eps is not None
+        self._last_norm = ".down_proj.rms_norm" if has_own else ".ffn_sub_norm"
+        has_norm = self.config.has_sub_norms or has_own
+        self._growth = (self._width / self._inner) ** 0.5 if has_norm else 1.0
 
     def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
         scales = {
-            ".ffn_sub_norm.weight": 1 / self._growth,
+            ".ffn_sub_norm.weight": 1.0,
+            f"{self._last_norm}.weight": 1 / self._growth,
             ".gate_proj.bias": 1.0,
             ".up_proj.bias": self._growth,
         }
@@ -46,6 +50,9 @@ class PaddedSource:
             return self._source.dense(name, *shape, fits=fits)
         vector = self._source.dense(name, self._inner, fits=fits)
         return F.pad(vector.float() * scale, (0, self._width - self._inner))
+
+    def stores_ternary(self, name: str, /) -> bool:
+        return self._source.stores_ternary(name)
 
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
@@ -58,7 +65,9 @@ class PaddedSource:
         weight = self._source.ternary(name, self._inner, in_features, fits=fits)
         num_rows = self._width - self._inner
         zeros = pack(torch.zeros(num_rows, weight.in_features, dtype=torch.int8))
-        scales = weight.scales * (self._growth if is_up else 1.0)
+        scales = weight.scales
+        if is_up and self._growth != 1:
+            scales = scales.float() * self._growth
         return TernaryWeight(
             torch.cat([weight.codes, zeros.to(weight.codes.device)]),
             torch.cat([scales, scales.new_zeros(num_rows, *scales.shape[1:])]),

@@ -25,10 +25,17 @@ class _RandomSource:
     is_ternary = True
 
     def __init__(
-        self, config: ModelConfig, device: torch.device, seed: int, group: int | None
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        seed: int,
+        group: int | None,
+        *,
+        has_ternary_head: bool,
     ) -> None:
         self.config = config
         self._group = group
+        self._has_ternary_head = has_ternary_head
         self.notices: list[str] = []
         self._device = device
         self._starts = Random(seed)  # noqa: S311
@@ -43,6 +50,9 @@ class _RandomSource:
             return torch.ones(shape, device=self._device)
         return self._fill(self._normal, *shape)
 
+    def stores_ternary(self, _name: str, /) -> bool:
+        return self._has_ternary_head
+
     def ternary(
         self,
         _name: str,
@@ -53,9 +63,10 @@ class _RandomSource:
         fits: torch.dtype,  # noqa: ARG002
     ) -> TernaryWeight:
         codes = self._fill(self._bytes, out_features, padded(in_features) // 4)
-        by_group = () if self._group is None else (in_features // self._group,)
         size = (1.5 / in_features) ** 0.5
-        scales = torch.full((out_features, *by_group), size, device=self._device)
+        scales = torch.full((out_features,), size, device=self._device)
+        if self._group is not None:  # in float16, as files have them
+            scales = scales.half()[:, None].repeat(1, in_features // self._group)
         return TernaryWeight(codes, scales)
 
     def _fill(self, pool: Tensor, rows: int, columns: int) -> Tensor:
@@ -73,14 +84,16 @@ def random_model(
     seed: int,
     head_bits: HeadBits = 16,
     group: int | None = None,
+    has_ternary_head: bool = False,
 ) -> Transformer:
     """Return a model of the config's shape with uniformly random ternary linears.
 
     The same seed gives the same weights in both forms, on one kind of device.
 
-    group  weights that share a scale, or None for all of a row
+    group             weights that share a scale, or None for all of a row
+    has_ternary_head  embedding and head are ternary too
     """
-    source = _RandomSource(config, backend.device, seed, group)
+    source = _RandomSource(config, backend.device, seed, group, has_ternary_head=has_ternary_head)
     return build_transformer(
         source, weights=weights, backend=backend, dtype=dtype, head_bits=head_bits
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from bitwatt_kernels.backend import LayerWeights
+from bitwatt_kernels.backend import LayerWeights, TernaryHead
 from bitwatt_kernels.cpu.abi import HEAD_COLUMNS_PER_LINE
 from bitwatt_kernels.cpu.prepared import padded_rows
 from bitwatt_kernels.packing import TernaryWeight
@@ -52,6 +52,8 @@ class SizesOnly:
     def nbytes(self, prepared: object) -> int:
         if isinstance(prepared, Tensor):
             return prepared.nbytes
+        if isinstance(prepared, TernaryHead):
+            return self.nbytes(prepared.weight)
         assert isinstance(prepared, int)
         return prepared
 

@@ -31,10 +31,17 @@ class TensorSource(Protocol):
         """
         ...
 
+    def stores_ternary(self, name: str, /) -> bool:
+        """Return whether embedding or head, by its module's name, is ternary: read with ternary().
+
+        dense() reads it then, too.
+        """
+        ...
+
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
     ) -> TernaryWeight:
-        """Return a linear's packed weight, in_features filled with zeros to a multiple of 64.
+        """Return a module's packed weight, in_features filled with zeros to a multiple of 64.
 
         fits    holds a row's sum of magnitudes
         Raises  CheckpointError if there is no such

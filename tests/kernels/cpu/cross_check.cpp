@@ -15,8 +15,10 @@ void* bw_create(const char*, int);
 void bw_destroy(void*);
 int bw_repack(void*, const uint8_t*, uint8_t*, int, int);
 int bw_block_rows(void*, const char*, char*, int, int, int, int);
-int bw_linear(void*, int8_t*, float*, int32_t*, int, const uint8_t*, const float*, const float*,
-              const void*, void*, int, int, int, int, int);
+int bw_ternary_rows(void*, const int64_t*, const uint8_t*, const void*, void*, int, int, int, int,
+                    int, int);
+int bw_linear(void*, int8_t*, float*, int32_t*, int, const uint8_t*, const void*, const float*,
+              const void*, void*, int, int, int, int, int, int);
 int bw_elementwise(void*, const void*, int, int, const void*, int, float, void*, int8_t*, float*,
                    int32_t*, int, int, int);
 int bw_attention(void*, const void*, int, const void*, int, int64_t, const int32_t*,
@@ -87,7 +89,7 @@ Results check(const std::string& name) {
         bw_repack(context, packed.data(), blocks.data(), N, K);
         std::vector<float> y(T * N), expected(T * N);
         bw_linear(context, codes.data(), x_scales.data(), sums.data(), 2, blocks.data(),
-                  scales.data(), nullptr, nullptr, y.data(), 0, T, N, K, K);
+                  scales.data(), nullptr, nullptr, y.data(), 0, T, N, K, K, 0);
         for (int t = 0; t < T; ++t)
             for (int n = 0; n < N; ++n) {
                 int32_t sum = 0;
@@ -101,13 +103,18 @@ Results check(const std::string& name) {
         std::vector<int8_t> group_codes(T * K);
         std::vector<float> group_x_scales(T * groups), group_scales(64 * groups);
         std::vector<int32_t> group_sums(T * groups);
-        for (float& value : group_scales) value = uniform();
+        std::vector<uint16_t> half_scales(64 * groups);  // the same numbers in float16
+        for (int i = 0; i < 64 * groups; ++i) {
+            const int fraction = static_cast<int>(next() % 1024);
+            half_scales[i] = static_cast<uint16_t>((i % 2 ? 0xB800 : 0x3800) | fraction);
+            group_scales[i] = (i % 2 ? -0.5f : 0.5f) * (1 + fraction / 1024.0f);
+        }
         bw_elementwise(context, x.data(), 0, -1, nullptr, 0, 0, nullptr, group_codes.data(),
                        group_x_scales.data(), group_sums.data(), T, K, group);
         results.codes.insert(results.codes.end(), group_codes.begin(), group_codes.end());
         bw_linear(context, group_codes.data(), group_x_scales.data(), group_sums.data(), 2,
                   blocks.data(), group_scales.data(), nullptr, nullptr, y.data(), 0, T, N, K,
-                  group);
+                  group, 0);
         for (int t = 0; t < T; ++t)
             for (int n = 0; n < N; ++n) {
                 volatile float total = 0;  // of products that are rounded each
@@ -123,6 +130,21 @@ Results check(const std::string& name) {
                 expected[t * N + n] = total;
             }
         expect_equal(y, expected, "ternary_linear by groups");
+        bw_linear(context, group_codes.data(), group_x_scales.data(), group_sums.data(), 2,
+                  blocks.data(), bytes(half_scales), nullptr, nullptr, y.data(), 0, T, N, K,
+                  group, 2);
+        expect_equal(y, expected, "ternary_linear by groups of float16 scales");
+
+        const std::vector<int64_t> ids{N - 1, 0, 31, 32};
+        std::vector<float> embedded(ids.size() * K), weights(ids.size() * K);
+        bw_ternary_rows(context, ids.data(), blocks.data(), bytes(half_scales), embedded.data(), 0,
+                        static_cast<int>(ids.size()), N, K, group, 2);
+        for (size_t i = 0; i < weights.size(); ++i) {
+            const int n = static_cast<int>(ids[i / K]), k = static_cast<int>(i % K);
+            weights[i] = static_cast<float>(trits[n * K + k]) *
+                         group_scales[(n / 32 * groups + k / group) * 32 + n % 32];
+        }
+        expect_equal(embedded, weights, "ternary_rows");
 
         std::vector<float> head(V * K), head_blocks(64 * K), logits(T * V), exact(T * V);
         for (float& value : head) value = uniform();
@@ -144,7 +166,7 @@ Results check(const std::string& name) {
         }
         bw_block_rows(context, bytes(offset_codes), bytes(code_blocks), V, K, 1, 4);
         bw_linear(context, codes.data(), x_scales.data(), sums.data(), 8, code_blocks.data(),
-                  ones.data(), nullptr, nullptr, logits.data(), 0, T, V, K, K);
+                  ones.data(), nullptr, nullptr, logits.data(), 0, T, V, K, K, 0);
         for (int t = 0; t < T; ++t)
             for (int v = 0; v < V; ++v) {
                 int32_t sum = 0;

@@ -27,6 +27,7 @@ def make_ternary(
     bias: bool = False,
     seed: int = 0,
     group: int | None = None,
+    scales_dtype: torch.dtype = torch.float32,
 ) -> TernaryWeight:
     g = make_generator(seed)
     weight = torch.randint(-1, 2, (out_features, in_features), dtype=torch.int8, generator=g)
@@ -35,7 +36,9 @@ def make_ternary(
     if group is not None:  # as files have them: zeros, and codes that are the other way round
         scales *= torch.randint(-1, 2, shape, generator=g)
     return TernaryWeight(
-        pack(weight), scales, torch.randn(out_features, generator=g) if bias else None
+        pack(weight),
+        scales.to(scales_dtype),
+        torch.randn(out_features, generator=g) if bias else None,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bitwatt_kernels.backend import QuantizedActivations
+from bitwatt_kernels.backend import QuantizedActivations, TernaryHead
 from bitwatt_kernels.cpu.native_backend import NativeBackend
 from torch import Tensor
 
@@ -33,6 +33,11 @@ def _head(backend: NativeBackend, x: Tensor) -> Tensor:
     return backend.head(x, backend.prepare_head(weight))
 
 
+def _ternary_head(backend: NativeBackend, x: Tensor) -> Tensor:
+    weight = backend.prepare_ternary(make_ternary(203, HIDDEN, group=64))
+    return backend.head(x, TernaryHead(weight, x.dtype))
+
+
 def _dense(backend: NativeBackend, x: Tensor) -> Tensor:
     weight = torch.randn(203, HIDDEN, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     return backend.dense_linear(x, weight, None, None)
@@ -51,6 +56,7 @@ OPERATIONS: dict[str, Operation] = {
     "quantize by groups": lambda b, x: b.quantize(x, group=64),
     "ternary_linear by groups": _ternary_by_groups,
     "head": _head,
+    "ternary head": _ternary_head,
     "dense_linear": _dense,
 }
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from bitwatt_kernels.backend import QuantizedActivations, TernaryHead
 from bitwatt_kernels.cpu.native_backend import NativeBackend
 from bitwatt_kernels.errors import DtypeError, KernelError, ShapeError
-from bitwatt_kernels.packing import TernaryWeight
+from bitwatt_kernels.packing import TernaryWeight, pack
 from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 
 from tests.kernels.cpu.factories import (
@@ -83,9 +84,13 @@ def test_ternary_linear_equals_the_reference(native, reference, shape, num_token
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 12, 31])
 @pytest.mark.parametrize("shape", GROUPED, ids=lambda s: f"N{s[0]}-K{s[1]}-group{s[2]}")
-def test_scales_by_groups_equal_the_reference(native, reference, shape, num_tokens, dtype):
+@pytest.mark.parametrize("scales_dtype", [torch.float32, torch.float16], ids=str)
+def test_scales_by_groups_equal_the_reference(
+    native, reference, scales_dtype, shape, num_tokens, dtype
+):
     rows, columns, group = shape
-    weight = make_ternary(rows, columns, bias=rows % 2 == 1, group=group)
+    weight = make_ternary(rows, columns, bias=rows % 2 == 1, group=group, scales_dtype=scales_dtype)
+    assert weight.scales.dtype == scales_dtype
     x = reference.quantize(make_activations(num_tokens, columns), group=group)
     residual = torch.randn(num_tokens, rows).to(dtype) if num_tokens % 2 else None
     ours = native.ternary_linear(x, native.prepare_ternary(weight), residual, dtype)
@@ -126,6 +131,23 @@ def test_a_prepared_weight_takes_two_bits_a_weight(native: NativeBackend) -> Non
     assert native.nbytes(prepared) == 256 * 2560 // 4 + 256 * 4
     grouped = native.prepare_ternary(make_ternary(256, 2560, group=128))
     assert native.nbytes(grouped) == 256 * 2560 // 4 + 256 * 20 * 4
+    as_stored = make_ternary(256, 2560, group=128, scales_dtype=torch.float16)
+    assert native.nbytes(native.prepare_ternary(as_stored)) == 256 * 2560 // 4 + 256 * 20 * 2
+
+
+def test_every_finite_float16_scale_is_widened_exactly(native: NativeBackend) -> None:
+    """Subnormal ones too. A sum of 1 at an activation's scale of 1 is the weight's scale."""
+    scales = torch.arange(1 << 16).to(torch.uint16).view(torch.float16)
+    scales = scales[scales.isfinite()].view(-1, 64)
+    codes = torch.zeros(len(scales), 64 * 64, dtype=torch.int8)
+    codes[:, ::64] = 1
+    weight = native.prepare_ternary(TernaryWeight(pack(codes), scales))
+    x = torch.zeros(64, 64, 64, dtype=torch.int8)
+    x[torch.arange(64), torch.arange(64), 0] = 1  # token t reads group t alone
+    one_each = torch.eye(64, dtype=torch.int32)
+    x = QuantizedActivations(x.flatten(1), torch.ones(64, 64), one_each)
+    sums = native.ternary_linear(x, weight, None, torch.float32)
+    assert torch.equal(sums, scales.float().T)
 
 
 def test_a_weight_of_other_width_is_refused(native, reference):
@@ -200,11 +222,25 @@ def test_a_tied_embedding_is_read_from_the_head(native, vocab_size, hidden_size,
     assert torch.equal(native.embed(token_ids, weight), weight[token_ids])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 64, None), (77, 192, 64), (500, 512, 128)], ids=str)
+def test_a_ternary_head_and_its_embedding_equal_the_reference(native, reference, shape, dtype):
+    vocab_size, hidden_size, group = shape
+    weight = make_ternary(vocab_size, hidden_size, group=group)
+    ours = TernaryHead(native.prepare_ternary(weight), dtype)
+    theirs = TernaryHead(weight, dtype)
+    token_ids = torch.cat([torch.arange(vocab_size), torch.tensor([1, 0, vocab_size - 1])])
+    assert torch.equal(native.embed(token_ids, ours), reference.embed(token_ids, theirs))
+    x = torch.randn(9, hidden_size).to(dtype)
+    assert torch.equal(native.head(x, ours), reference.head(x, theirs))
+
+
 @pytest.mark.parametrize("token_id", [-1, 32])
 def test_a_token_id_past_the_vocabulary_is_refused(native: NativeBackend, token_id: int) -> None:
-    head = native.prepare_head(torch.randn(32, 64))
-    with pytest.raises(KernelError, match="token id"):
-        native.embed(torch.tensor([0, token_id]), head)
+    ternary = TernaryHead(native.prepare_ternary(make_ternary(32, 64)), torch.float32)
+    for head in (native.prepare_head(torch.randn(32, 64)), ternary):
+        with pytest.raises(KernelError, match="token id"):
+            native.embed(torch.tensor([0, token_id]), head)
 
 
 def test_a_prepared_head_is_a_copy(native: NativeBackend) -> None:

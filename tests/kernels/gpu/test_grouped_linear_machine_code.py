@@ -13,7 +13,7 @@ ARGUMENTS = {
     "x_scales_ptr": "float32",
     "x_sums_ptr": "int32",
     "w_ptr": "uint8",
-    "w_scales_ptr": "float32",
+    "w_scales_ptr": "float16",  # as files have them
     "bias_ptr": "float32",
     "residual_ptr": "bfloat16",
     "y_ptr": "bfloat16",
@@ -29,7 +29,13 @@ TARGETS = [(90, 128), (80, 128), (90, 64), (100, 128)][: 4 if TEST_ALL else 1]
 
 
 def compile_grouped(
-    tile: GroupedTile, group: int, capability: int, *, has_tail: bool = False, has_all: bool = False
+    tile: GroupedTile,
+    group: int,
+    capability: int,
+    *,
+    scales: str = "float16",
+    has_tail: bool = False,
+    has_all: bool = False,
 ) -> MachineCode:
     constants = {
         "BLOCK_OUT": tile.block_out,
@@ -45,7 +51,7 @@ def compile_grouped(
     return compile_for(
         capability,
         grouped_linear_kernel,
-        ARGUMENTS,
+        ARGUMENTS | {"w_scales_ptr": scales},
         constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -75,4 +81,6 @@ def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
 
 
 def test_every_epilogue_and_a_tail_of_groups_compile() -> None:
-    assert compile_grouped(TILES[-1], 128, 90, has_tail=True, has_all=True).spills == 0
+    for scales in ("float16", "float32"):
+        code = compile_grouped(TILES[-1], 128, 90, scales=scales, has_tail=True, has_all=True)
+        assert code.spills == 0

@@ -29,8 +29,13 @@ def load(path: Path, weights: Weights, backend: str = "reference", **options: An
     return load_model(path, weights=weights, backend=chosen, dtype=torch.float32, **options)
 
 
-def with_inputs_quantized(theirs: Any, group: Callable[[int], int]) -> Any:
-    """Return the model with its linears reading int8, one scale to each group(in_features)."""
+def with_inputs_quantized(
+    theirs: Any, group: Callable[[int], int], of: tuple[str, ...] = ("_proj",)
+) -> Any:
+    """Return the model with its linears reading int8, one scale to each group(in_features).
+
+    of  ends of their names
+    """
 
     def quantize(linear: torch.nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:
         grouped = inputs[0].unflatten(-1, (-1, group(linear.in_features)))
@@ -38,7 +43,7 @@ def with_inputs_quantized(theirs: Any, group: Callable[[int], int]) -> Any:
         return ((grouped * scales).round().div(scales).flatten(-2),)
 
     for name, module in theirs.named_modules():
-        if name.endswith("_proj"):
+        if name.endswith(of):
             module.register_forward_pre_hook(quantize)
     return theirs
 
@@ -80,8 +85,9 @@ def assert_near_16_bit_model(ours: Transformer, theirs: Any) -> None:
     """A ternary model's logits beside those of the same weights with no activation quantized.
 
     A group of 128 normal numbers has its largest at 2.7 deviations, so that a code's rounding is
-    off by 2.7 / 127 / √12 = 0.6% of one. The 14 linears of two layers add such errors, which are
-    independent: 2.3% of the logits' spread, and twice that is room for what isn't normal.
+    off by 2.7 / 127 / √12 = 0.6% of one. The 14 linears of two layers add such errors, and a head
+    of ternary weights one more, which are independent: 2.4% of the logits' spread, and nearly twice
+    that is room for what isn't normal.
     """
     expected = expected_logits(theirs)
     error = (logits_of(ours) - expected).square().mean().sqrt() / expected.std()
@@ -90,14 +96,17 @@ def assert_near_16_bit_model(ours: Transformer, theirs: Any) -> None:
 
 @torch.no_grad()
 def assert_same_model_by_groups(
-    ours: Transformer, theirs: Any, group: Callable[[int], int]
+    ours: Transformer,
+    theirs: Any,
+    group: Callable[[int], int],
+    of: tuple[str, ...] = ("_proj",),
 ) -> None:
-    """Compare with theirs reading int8, one scale to each group(in_features).
+    """Compare with theirs reading int8, one scale to each group(in_features); of as above.
 
     A token alone in its context meets a rounding boundary of its own, or none: most meet none. In
     a prompt one that does reaches those that follow.
     """
-    theirs = with_inputs_quantized(theirs, group)
+    theirs = with_inputs_quantized(theirs, group, of)
     cache = make_kv_cache(ours, len(PROMPT))
     alone = forward(ours, cache, [(Context([i]), [token]) for i, token in enumerate(PROMPT)])
     difference = (alone - theirs(torch.tensor(PROMPT)[:, None]).logits[:, 0]).abs().amax(dim=1)

@@ -110,6 +110,20 @@ def test_packed_codes_scales_and_everything_else_stay_bit_for_bit(tmp_path, how)
     assert names_in(tmp_path) == ["again", "packed", "source"]
 
 
+def test_norms_of_linears_are_kept_or_the_conversion_is_refused(tmp_path):
+    source, packed = tmp_path / "source", tmp_path / "packed"
+    write_packed(source, "llama", linear_class="bitlinear", norm_eps=1e-4)
+    convert(source, packed, "hf")
+    assert open_checkpoint(packed).config == open_checkpoint(source).config
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, packed))
+    norms = [name for name in before if name.endswith("rms_norm.weight")]
+    assert len(norms) == 14
+    assert all(torch.equal(before[name], after[name]) for name in norms)
+    with pytest.raises(CheckpointError, match=r"a norm of its own .* \(--to hf keeps it\)"):
+        convert(source, tmp_path / "dense", "bf16")
+    assert names_in(tmp_path) == ["packed", "source"]
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_in_bfloat16_a_linear_is_what_the_dense_backend_makes_of_it(tmp_path, how):
     source, dense = tmp_path / "source", tmp_path / "dense"

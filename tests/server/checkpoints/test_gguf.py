@@ -10,6 +10,7 @@ import torch
 from bitwatt.checkpoints.gguf import GgufCheckpoint
 from bitwatt.checkpoints.survey import Survey
 from bitwatt.errors import CheckpointError
+from bitwatt.inspection import inspect
 from bitwatt_kernels.packing import unpack
 from numpy.typing import NDArray
 
@@ -34,6 +35,7 @@ from tests.server.checkpoints.gguf_writer import (
 )
 from tests.server.checkpoints.writers import Family, random_model, with_ternary_linears
 from tests.server.model.steps import CPU_BACKENDS
+from tests.server.test_inspection import check_forecast
 
 pytestmark = pytest.mark.slow
 
@@ -153,12 +155,20 @@ def as_floats(fmt: str) -> Store:
     return stored
 
 
-def as_ternary(fmt: str, *, scale_to: Literal["matrix", "row", "group"] = "matrix") -> Store:
-    """Return what ternarizes linears, with one scale to each of the named."""
+def as_ternary(
+    fmt: str,
+    *,
+    scale_to: Literal["matrix", "row", "group"] = "matrix",
+    also: tuple[str, ...] = (),
+) -> Store:
+    """Return what ternarizes linears, with one scale to each of the named.
+
+    also  tensors besides them
+    """
     group = {"TQ1_0": 256, "TQ2_0": 256, "I2_S": None, "Q2_0": 64}.get(fmt, 128)
 
     def stored(name: str, weight: NDArray[Any]) -> Stored:
-        if not is_linear(name):
+        if not (is_linear(name) or name in also):
             return store(weight)
         scale = np.abs(weight).mean()
         codes = np.clip(np.round(weight / scale), -1, 1).astype(np.int64)
@@ -365,6 +375,40 @@ def test_scales_to_groups_are_served_as_ternary_weights(tmp_path: Path, fmt: str
     assert_same_model_by_groups(ours, theirs, group)
 
 
+def test_groups_of_64_that_are_halves_of_128_are_served_as_those(tmp_path: Path) -> None:
+    """A matrix whose neighbours differ keeps its own, and so does what it is fused with."""
+    halves, wholes = tmp_path / "64.gguf", tmp_path / "128.gguf"
+    own = ("blk.0.attn_output.weight", "blk.1.attn_k.weight")
+
+    def written_by(width: int) -> Store:
+        def stored(name: str, weight: NDArray[Any]) -> Stored:
+            if not is_linear(name):
+                return store(weight)
+            random = np.random.default_rng(weight.size)
+            codes = random.integers(-1, 2, weight.shape)
+            scales = random.uniform(0.05, 0.1, (len(weight), weight.shape[1] // 64))
+            if name in own:
+                return store_ternary("Q2_0", codes, scales)
+            if width == 128:
+                return store_ternary("PQ2_0", codes, scales[:, ::2])
+            return store_ternary("Q2_0", codes, scales[:, ::2].repeat(2, axis=1))
+
+        return stored
+
+    write(halves, "llama", written_by(64))
+    write(wholes, "llama", written_by(128))
+    checkpoint = GgufCheckpoint(halves)
+    for name, shape, group in [
+        ("0.self_attn.o_proj", (256, 256), 64),
+        ("1.self_attn.k_proj", (128, 256), 64),
+        ("1.self_attn.v_proj", (128, 256), 128),
+        ("1.mlp.down_proj", (256, 512), 128),
+    ]:
+        weight = checkpoint.ternary(f"model.layers.{name}", *shape, fits=torch.float32)
+        assert (weight.group, weight.scales.dtype) == (group, torch.float16)
+    assert torch.equal(logits_of(load(halves, "ternary")), logits_of(load(wholes, "ternary")))
+
+
 @pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if name != "reference"])
 def test_every_backend_serves_scales_to_groups(tmp_path: Path, backend: str) -> None:
     path = tmp_path / "x.gguf"
@@ -374,6 +418,59 @@ def test_every_backend_serves_scales_to_groups(tmp_path: Path, backend: str) -> 
     parameters = sum(p.numel() for name, p in theirs.named_parameters() if "_proj" in name)
     most = parameters // (1 if backend == "torch" else 4) * 1.2
     assert parameters / 4 <= ours.memory().packed_weights_bytes <= most
+
+
+BOTH = ("token_embd.weight", "output.weight")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
+    ("fmt", "family", "changes", "also"),
+    [
+        ("PQ2_0", "qwen3", {"head_dim": 64}, BOTH),
+        ("Q2_0", "qwen3", {"head_dim": 64, "tie_word_embeddings": True}, BOTH[:1]),
+        ("TQ2_0", "llama", {}, BOTH[:1]),
+        ("PTQ1_0", "llama", {}, BOTH[1:]),
+    ],
+    ids=["both", "tied", "embedding", "head"],
+)
+def test_a_ternary_embedding_and_head_stay_packed(
+    tmp_path: Path,
+    backend: str,
+    fmt: str,
+    family: Family,
+    changes: dict[str, Any],
+    also: tuple[str, ...],
+) -> None:
+    path = tmp_path / "x.gguf"
+    stored = as_ternary(fmt, scale_to="group", also=also)
+    theirs = write(path, family, stored, architecture=family, **changes)
+    ours = load(path, "ternary", backend)
+    is_tied = "tie_word_embeddings" in changes
+    has_head = BOTH[1] in also or is_tied
+    assert_near_16_bit_model(ours, theirs)
+    group = 64 if fmt == "Q2_0" else 128
+    assert_same_model_by_groups(
+        ours,
+        theirs,
+        lambda columns: 256 if fmt == "TQ2_0" and columns == 256 else group,
+        of=("_proj", "lm_head") if has_head else ("_proj",),
+    )
+    one = theirs.lm_head.weight.numel()
+    packed = one // (1 if backend == "torch" else 4) + one // group * 2
+    expected = packed if is_tied else 2 * packed if also == BOTH else packed + 4 * one
+    if fmt == "TQ2_0":  # of 256: a row has but one scale, in float32
+        expected += 320 * 4 - one // group * 2
+    assert ours.memory().embedding_bytes == expected
+    check_forecast(path)
+
+
+def test_eight_bits_of_a_ternary_head_are_told_to_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write(path, "llama", as_ternary("PQ2_0", scale_to="group", also=BOTH))
+    ours, same = load(path, "ternary", head_bits=8), load(path, "ternary")
+    assert ours.notices[-1] == "head_bits 8 changes nothing: the head is ternary"
+    assert torch.equal(logits_of(ours), logits_of(same))
 
 
 @pytest.mark.parametrize(
@@ -387,6 +484,16 @@ def test_a_survey_says_what_shares_a_scale(
     survey = Survey(GgufCheckpoint(path))
     survey.ternary("model.layers.1.mlp.down_proj", 256, 512, fits=torch.float32)
     assert [matrix.scales for matrix in survey.matrices] == [told]
+
+
+def test_a_ternary_embedding_is_surveyed_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    theirs = write(path, "llama", as_ternary("PQ2_0", scale_to="group", also=BOTH))
+    found = inspect(path)
+    matrices = {matrix["name"]: matrix["scales"] for matrix in found["matrices"]}
+    assert matrices["model.embed_tokens"] == matrices["lm_head"] == "128 weights"
+    assert found["parameters"]["all"] == sum(p.numel() for p in theirs.parameters())
+    assert found["parameters"]["head"] == found["parameters"]["embedding"] == 320 * 256
 
 
 def test_one_matrix_of_scales_to_groups_leaves_the_others_theirs(tmp_path: Path) -> None:
@@ -458,6 +565,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "another architecture": (
         with_metadata(general__architecture="qwen35"),
         "architecture 'qwen35' is not supported: its gated delta net, and the rotated basis",
+    ),
+    "maple": (
+        with_metadata(general__architecture="maple"),
+        "architecture 'maple' is not supported: its layers are a mixture of experts",
     ),
     "a rotated basis": (
         with_metadata(prism__hadamard__version=1),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from bitwatt import builtin
 from bitwatt.checkpoints.registry import load_model
 from bitwatt.errors import CheckpointError, ConfigurationError
+from bitwatt.inspection import inspect
 from bitwatt.model.config import Weights
 from bitwatt_kernels.registry import choose_backend
 from safetensors.torch import load_file, save_file
@@ -141,6 +142,80 @@ def test_float_masters_are_ternarized_as_transformers_does(
 ) -> None:
     theirs = write_online(tmp_path, family)
     assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize(
+    ("family", "changes", "stored"),
+    [
+        ("llama", {}, "online"),
+        ("bitnet", {"hidden_act": "silu", "intermediate_size": 180}, "bitlinear"),
+        ("llama", {"intermediate_size": 180, "tie_word_embeddings": True}, "autobitlinear"),
+        ("qwen3", {"head_dim": 32}, "bitlinear"),
+    ],
+    ids=["llama", "bitnet-filled", "llama-filled", "qwen3"],
+)
+def test_a_norm_of_each_linear_s_own_is_computed_as_transformers_does(
+    tmp_path: Path, family: Family, changes: dict[str, Any], stored: str, backend: str
+) -> None:
+    """Each has weights of its own, and an eps that isn't the other norms'."""
+    if stored == "online":
+        theirs = write_online(tmp_path, family, norm_eps=1e-3, **changes)
+    else:
+        linear_class: Any = stored
+        theirs = write_packed(tmp_path, family, linear_class=linear_class, norm_eps=1e-3, **changes)
+    ours = load(tmp_path, "ternary", backend)
+    assert ours.config.linear_norm_eps == 1e-3
+    assert_same_ternary_model(ours, theirs)
+    dense = load(tmp_path, "dense", backend)
+    assert ours.memory().num_parameters == dense.memory().num_parameters
+    # Of 16-bit activations: int8 rounds each of the 14 linears' inputs by less than 1%.
+    exact = logits_of(dense)
+    assert (logits_of(ours) - exact).norm() < 0.05 * exact.norm()
+
+
+# What the published folders' config.json say, in small: all are packed with scales that divide, and
+# Falcon-E ties its head.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Llama3-8B-1.58": {"rope_theta": 500000.0, "num_attention_heads": 4, "head_dim": 32},
+    "Falcon3-1.58": {"rope_theta": 1000042.0, "head_dim": 64, "num_attention_heads": 2},
+    "Falcon-E": {"rope_theta": 1000042.0, "tie_word_embeddings": True, "num_key_value_heads": 1},
+}
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_llamas_of_ternary_weights_compute_what_transformers_does(
+    tmp_path: Path, name: str, backend: str
+) -> None:
+    theirs = write_packed(
+        tmp_path, "llama", linear_class="bitlinear", are_scales_spread=True, **PUBLISHED[name]
+    )
+    edit_config(tmp_path, quantization_config={"quant_method": "bitnet"})  # as they have it
+    matrices = inspect(tmp_path)["matrices"]
+    scales = {matrix["highest"] for matrix in matrices}
+    assert len(scales) == len(matrices) == 14
+    assert max(scales) > 1.5 * min(scales)
+    assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_falcon_e_s_masters_are_ternarized_where_its_config_says_so(
+    tmp_path: Path, backend: str
+) -> None:
+    theirs = write_online(tmp_path, "llama", **PUBLISHED["Falcon-E"])
+    assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+    edit_config(tmp_path, quantization_config=None)
+    with pytest.raises(CheckpointError, match="linears are dense, not ternary"):
+        load(tmp_path, "ternary", backend)
+
+
+def test_norms_of_linears_that_the_folder_lacks_are_named(tmp_path: Path) -> None:
+    write_packed(tmp_path, "llama", linear_class="bitlinear")
+    quantization = {"quant_method": "bitnet", "use_rms_norm": True}
+    edit_config(tmp_path, quantization_config=quantization)
+    with pytest.raises(CheckpointError, match=r"no tensor '.*\.q_proj\.rms_norm\.weight'"):
+        load(tmp_path, "ternary")
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -549,7 +624,15 @@ def test_modules_that_are_no_linears_may_be_named_as_not_converted(
     ("quantization", "message"),
     [
         ({"quant_method": "gptq"}, "'gptq' is not supported"),
-        ({"quant_method": "bitnet", "use_rms_norm": True}, "use_rms_norm"),
+        ({"quant_method": "bitnet", "use_rms_norm": "yes"}, "use_rms_norm is 'yes'"),
+        (
+            {"quant_method": "bitnet", "use_rms_norm": True, "rms_norm_eps": "1e-6"},
+            "rms_norm_eps of the linears is '1e-6'; expected a float",
+        ),
+        (
+            {"quant_method": "bitnet", "use_rms_norm": True, "rms_norm_eps": 0.0},
+            r"rms_norm_eps of the linears is 0\.0; it must be above 0",
+        ),
         ({"quant_method": "bitnet", "modules_to_not_convert": ["o_proj"]}, "o_proj"),
         ({"quant_method": "bitnet", "modules_to_not_convert": ["model.norm"]}, "model.norm"),
         ({"quant_method": "bitnet", "modules_to_not_convert": {"lm_head": 1}}, "lm_head"),

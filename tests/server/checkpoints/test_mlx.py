@@ -21,6 +21,7 @@ from tests.server.checkpoints.against_transformers import (
     assert_same_model,
     assert_same_model_by_groups,
     assert_same_ternary_model,
+    with_inputs_quantized,
 )
 from tests.server.checkpoints.writers import (
     Family,
@@ -91,7 +92,9 @@ def test_groups_are_served_as_ternary_weights(tmp_path: Path, group: int) -> Non
     assert_same_model(load(tmp_path, "dense"), theirs)
     ours = load(tmp_path, "ternary")
     assert_near_16_bit_model(ours, theirs)
-    assert_same_model_by_groups(ours, theirs, lambda _: group)
+    assert_same_model_by_groups(ours, theirs, lambda _: group, of=("_proj", "lm_head"))
+    values = theirs.model.embed_tokens.weight.numel() + theirs.lm_head.weight.numel()
+    assert ours.memory().embedding_bytes == values // 4 + values // group * 2
 
 
 def test_groups_of_32_are_served_as_dense_weights_and_else_refused(tmp_path: Path) -> None:
@@ -106,6 +109,7 @@ def test_linears_of_one_scale_are_served_as_ternary_ones(tmp_path: Path, family:
     # Of seeds 1 to 6 half move a code early that a near tie among the tokens hangs on: not 6.
     theirs = write_mlx(tmp_path / "mlx", family, scale_to="matrix", seed=6)
     theirs = with_ternary_linears(theirs, tmp_path / "packed")
+    theirs = with_inputs_quantized(theirs, lambda _: 128, of=("lm_head",))
     ours = load(tmp_path / "mlx", "ternary")
     assert_same_ternary_model(ours, theirs)
     assert open_checkpoint(tmp_path / "mlx").stored_as.startswith("MLX's groups")

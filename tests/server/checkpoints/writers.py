@@ -91,11 +91,17 @@ def write_dense(folder: Path, family: Family = "llama", *, seed: int = 0, **chan
     return model
 
 
-def write_online(folder: Path, family: Family, *, seed: int = 0, **changes: Any) -> Any:
-    """Write float32 masters to be ternarized while loading; return a model that does so."""
+def write_online(
+    folder: Path, family: Family, *, norm_eps: float | None = None, seed: int = 0, **changes: Any
+) -> Any:
+    """Write float32 masters to be ternarized while loading; return a model that does so.
+
+    norm_eps  of an RMSNorm of each linear's own, or None
+    """
     model = random_model(family, seed, **changes)
     model.save_pretrained(folder)
-    _set_quantization(folder, linear_class="autobitlinear", quantization_mode="online")
+    norms = _add_linear_norms(folder, norm_eps, seed)
+    _set_quantization(folder, linear_class="autobitlinear", quantization_mode="online", **norms)
     return _with_bit_linears(model, folder)
 
 
@@ -105,25 +111,33 @@ def write_packed(
     *,
     linear_class: Literal["autobitlinear", "bitlinear"],
     is_unpacked: bool = False,
+    norm_eps: float | None = None,
+    are_scales_spread: bool = False,
     seed: int = 0,
     **changes: Any,
 ) -> Any:
     """Write ternary weights, four a byte, with a scale that multiplies or divides.
 
     is_unpacked  store the ternary values as floats, as transformers saves autobitlinear models
+    norm_eps     of an RMSNorm of each linear's own, or None
+    are_scales_spread  each matrix's is multiplied by a number of its own, from 0.5 to 1.5
     """
     model = random_model(family, seed, **changes)
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
     for name in [n for n in tensors if n.endswith("_proj.weight")]:
         weight = tensors[name]
         scale = weight.abs().mean()
         values = (weight / scale).round().clamp(-1, 1)
+        if are_scales_spread:
+            scale = scale * (0.5 + torch.rand((), generator=generator))
         stored = scale if linear_class == "autobitlinear" else 1 / scale
         tensors[name] = values if is_unpacked else pack_weights(values.clone())
         tensors[f"{name}_scale"] = stored.reshape(1)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _set_quantization(folder, linear_class=linear_class, quantization_mode="offline")
+    norms = _add_linear_norms(folder, norm_eps, seed)
+    _set_quantization(folder, linear_class=linear_class, quantization_mode="offline", **norms)
     return _with_bit_linears(model, folder)
 
 
@@ -153,7 +167,20 @@ def edit_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
-def _set_quantization(folder: Path, **fields: str) -> None:
+def _add_linear_norms(folder: Path, eps: float | None, seed: int) -> dict[str, Any]:
+    """Add a norm of each linear's own to the folder's tensors; return the fields that say so."""
+    if eps is None:
+        return {}
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+    for name in [n for n in tensors if n.endswith("_proj.weight")]:
+        weight = 1 + 0.2 * torch.randn(tensors[name].shape[1], generator=generator)
+        tensors[name.replace(".weight", ".rms_norm.weight")] = weight
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return {"use_rms_norm": True, "rms_norm_eps": eps}
+
+
+def _set_quantization(folder: Path, **fields: Any) -> None:
     edit_config(folder, quantization_config={"quant_method": "bitnet", **fields})
 
 

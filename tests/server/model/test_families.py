@@ -49,6 +49,32 @@ def test_one_entry_serves_a_new_family(tmp_path: Path, monkeypatch: pytest.Monke
     assert torch.equal(logits_of(load(tmp_path)), expected)
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5"},
+            "'Qwen3_5ForConditionalGeneration' is not supported: its gated delta net, and the rot",
+        ),
+        ({"architectures": None, "model_type": "qwen3_5"}, "'qwen3_5' is not .* gated delta net"),
+        ({"architectures": ["Qwen3_5MoeForCausalLM"]}, "gated delta net and its experts are"),
+        ({"architectures": ["Qwen3NextForCausalLM"]}, "gated delta net and its experts are"),
+        ({"architectures": ["MapleForCausalLM"]}, "a mixture of experts, whose routing is missing"),
+        ({"model_type": "maple"}, "'maple' is not supported: its layers are a mixture of experts"),
+        ({"prism_hadamard": {"version": 1}}, "'prism_hadamard': the weights are in a rotated ba"),
+        ({"hadamard_block_size": 1024}, "'hadamard_block_size': the weights are in a rotated"),
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, "'Qwen3MoeForCausalLM' is not supported; "),
+    ],
+)
+def test_known_models_that_are_not_served_are_told_what_is_missing(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    write_dense(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*{reason}"):
+        load(tmp_path)
+
+
 def test_what_a_family_does_not_support_is_its_own_to_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

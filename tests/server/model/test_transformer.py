@@ -57,6 +57,24 @@ def assert_same(actual: Tensor, expected: Tensor, *, batch_invariant: bool) -> N
         torch.testing.assert_close(actual, expected, rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("cuts", [[1], [7, 8, 31], [64]], ids=str)
+def test_a_model_of_ternary_groups_head_and_all_is_the_same_in_chunks(
+    backend: str, cuts: list[int]
+) -> None:
+    model = random_model(
+        tiny_config(),
+        weights="ternary",
+        backend=choose_backend(torch.device("cpu"), backend).backend,
+        dtype=torch.bfloat16,
+        seed=3,
+        group=64,
+        has_ternary_head=True,
+    )
+    tokens = tokens_of(0, 70)
+    assert torch.equal(logits_in_chunks(model, tokens, cuts), logits_in_chunks(model, tokens, []))
+
+
 BACKENDS = pytest.mark.parametrize(
     ("backend", "batch_invariant"),
     [(name, invariant) for name in CPU_BACKENDS for invariant in (True, False)],

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitwatt.checkpoints.registry import load_model
+from bitwatt.inspection import inspect
 from bitwatt.training.export import export, round_as_exported
 from bitwatt.training.model import Architecture, LanguageModel
 from bitwatt.training.ternary import BitLinear, binary_codes, ternary_codes, weight_scale
 from bitwatt.training.tokenizer import train_tokenizer
+from bitwatt_kernels.registry import choose_backend
 from safetensors.torch import load_file
 
+from tests.server.model.steps import CPU_BACKENDS, Context, forward, make_kv_cache
 from tests.server.training.factories import make_training_config
 
 transformers = pytest.importorskip("transformers")
@@ -61,6 +65,25 @@ def test_transformers_reads_the_export_and_computes_the_same_logits(
     tolerance = 1e-4 if architecture == "llama" else 1e-2
     assert (ours - other).abs().max() < tolerance * ours.abs().max()
     assert (ours - other).abs().mean() < tolerance / 10 * ours.abs().mean()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("architecture", ["ternary", "binary"])
+def test_the_ternary_kernels_serve_the_export(
+    architecture: Architecture, backend: str, tmp_path: Path
+):
+    """Signs and their mean magnitude are ternary weights without a 0."""
+    model = exported(architecture, tmp_path)
+    chosen = choose_backend(torch.device("cpu"), backend).backend
+    ours = load_model(tmp_path, weights="ternary", backend=chosen, dtype=torch.float32)
+    shares = {matrix["zero"] for matrix in inspect(tmp_path)["matrices"]}
+    assert (shares == {0.0}) is (architecture == "binary")
+    tokens = list(range(3, 35))
+    logits = forward(ours, make_kv_cache(ours, 2), [(Context([0, 1]), tokens)])
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens]))[0]
+    assert (logits - expected).abs().max() < 1e-2 * expected.abs().max()
+    assert (logits - expected).abs().mean() < 1e-3 * expected.abs().mean()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -20,7 +20,7 @@ BW_API const char* bw_abi() {
     } facts[] = {
         BW_SIZE(Matrix), BW_FIELD(Matrix, blocks), BW_FIELD(Matrix, scales),
         BW_FIELD(Matrix, bias), BW_FIELD(Matrix, N), BW_FIELD(Matrix, K),
-        BW_FIELD(Matrix, scale_group),
+        BW_FIELD(Matrix, scale_group), BW_FIELD(Matrix, scales_dtype),
         BW_SIZE(Layer), BW_FIELD(Layer, qkv), BW_FIELD(Layer, o), BW_FIELD(Layer, gate_up),
         BW_FIELD(Layer, down), BW_FIELD(Layer, input_norm), BW_FIELD(Layer, attention_sub_norm),
         BW_FIELD(Layer, mlp_norm), BW_FIELD(Layer, mlp_sub_norm), BW_FIELD(Layer, H),

@@ -89,13 +89,24 @@ BW_API int bw_embed(Context* context, const int64_t* ids, const char* blocks, ch
     return kOk;
 }
 
+// Rows ids [T] of N in blocks of bw_repack, [T, K] of dtype: code * scale.
+BW_API int bw_ternary_rows(Context* context, const int64_t* ids, const uint8_t* blocks,
+                           const void* scales, void* out, int dtype, int T, int N, int K,
+                           int scale_group, int scales_dtype) {
+    for (int t = 0; t < T; ++t)
+        if (ids[t] < 0 || ids[t] >= N) return kTokenOutOfRange;
+    const TernaryRowsCall c{ids, blocks, scales, out, dtype, T, K, scale_group, scales_dtype};
+    ternary_rows(*context, c).run(*context);
+    return kOk;
+}
+
 // bits: 2 for blocks of bw_repack, 8 for those that bw_block_rows made of weights plus 128.
 BW_API int bw_linear(Context* context, int8_t* codes, float* x_scales, int32_t* x_sums, int bits,
-                     const uint8_t* blocks, const float* scales, const float* bias,
+                     const uint8_t* blocks, const void* scales, const float* bias,
                      const void* residual, void* out, int dtype, int T, int N, int K,
-                     int scale_group) {
+                     int scale_group, int scales_dtype) {
     const CodedLinearCall c{{codes, x_scales, x_sums}, bits, blocks, scales, bias, residual, out,
-                            dtype, T, N, K, scale_group};
+                            dtype, T, N, K, scale_group, scales_dtype};
     linear(*context, c).run(*context);
     return kOk;
 }

@@ -53,13 +53,25 @@ struct CodedLinearCall {
     Quantized x;
     int bits;               // 2: ternary weights; 8: weights in [-127, 127]
     const uint8_t* blocks;  // row blocks: [ceil(N / 32)][K / (32 / bits)][2][64]
-    const float* scales;    // [ceil(N / 32)][K / scale_group][32]
+    const void* scales;     // [ceil(N / 32)][K / scale_group][32], of scales_dtype
     const float* bias;      // [ceil(N / 32) * 32] or null
     const void* residual;   // [T, N] or null
     void* out;              // [T, N]
     int dtype;
     int T, N, K;
     int scale_group;  // columns that share a row's scale, a multiple of 64 where bits is 2; or K
+    int scales_dtype;  // float32; float16 too where there are groups
+};
+
+// out = code * scale of rows of ternary weights; blocks and scales as in CodedLinearCall
+struct TernaryRowsCall {
+    const int64_t* ids;  // [T]
+    const uint8_t* blocks;
+    const void* scales;
+    void* out;  // [T, K]
+    int dtype;
+    int T, K;
+    int scale_group, scales_dtype;
 };
 
 // Covers quantize, rms_norm and gated_activation with or without quantization: x is widened, gated
@@ -133,6 +145,7 @@ struct Kernels {
     const char* name;
     bool (*prepare)();  // once a process before the first kernel; false: not permitted here
     void (*linear)(const CodedLinearCall&, int first_block, int last_block);
+    void (*ternary_rows)(const TernaryRowsCall&, int first_token, int last_token);
     void (*elementwise)(const ElementwiseCall&, int first_token, int last_token);
     void (*rope_and_cache)(const RopeCall&, int first_token, int last_token);
     // partial: null to write the result, else for merge_splits a row's sums, its maximum and its

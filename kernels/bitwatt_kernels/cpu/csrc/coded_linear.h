@@ -307,7 +307,7 @@ BW_INLINE void finish(const CodedLinearCall& c, F32 y, int token, int row) {
 BW_INLINE void finish_sums(const CodedLinearCall& c, int zero, const int32_t* sums, int stride,
                            int token, int M, int row) {
     if (row >= c.N) return;
-    const F32 scales = load(c.scales + row);
+    const F32 scales = load(static_cast<const float*>(c.scales) + row);
     for (int m = 0; m < M; ++m) {
         const int t = token + m;
         const F32 y = to_float(load(sums + m * stride) - splat(zero * c.x.sums[t]));
@@ -320,8 +320,11 @@ BW_INLINE void finish_sums(const CodedLinearCall& c, int zero, const int32_t* su
 BW_INLINE void add_group(const CodedLinearCall& c, int zero, const int32_t* sums, int sum_stride,
                          int token, int M, int block, int r, int group, float* y, int y_stride) {
     const int num_groups = c.K / c.scale_group;
-    const size_t its_scales = static_cast<size_t>(block) * num_groups + group;
-    const F32 scales = load(c.scales + its_scales * kRowBlockRows + r * kGroupRows);
+    const size_t its_scales =
+        (static_cast<size_t>(block) * num_groups + group) * kRowBlockRows + r * kGroupRows;
+    const F32 scales = c.scales_dtype == kFloat16
+                           ? load_f16(static_cast<const uint16_t*>(c.scales) + its_scales)
+                           : load(static_cast<const float*>(c.scales) + its_scales);
     for (int m = 0; m < M; ++m) {
         const size_t i = static_cast<size_t>(token + m) * num_groups + group;
         const F32 sum = to_float(load(sums + m * sum_stride) - splat(zero * c.x.sums[i]));

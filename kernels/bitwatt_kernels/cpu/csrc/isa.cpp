@@ -4,6 +4,7 @@
 #include "coded_linear.h"
 #include "elementwise.h"
 #include "head.h"
+#include "ternary_rows.h"
 
 namespace bitwatt {
 
@@ -24,6 +25,7 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BW_NAME(BITWATT_ISA),
     prepare,
     BITWATT_ISA::linear,
+    BITWATT_ISA::ternary_rows,
     BITWATT_ISA::elementwise,
     BITWATT_ISA::rope_and_cache,
     BITWATT_ISA::attention,

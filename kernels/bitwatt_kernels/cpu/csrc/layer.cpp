@@ -57,7 +57,7 @@ int run_layer(Context& context, const Layer& layer, const StepCall& step, const 
     };
     const auto multiply = [&](const Matrix& m, const void* residual, void* y) {
         return linear(context, {w.x, 2, m.blocks, m.scales, m.bias, residual, y, dtype, T, m.N,
-                                m.K, m.scale_group});
+                                m.K, m.scale_group, m.scales_dtype});
     };
 
     const auto input = norm_quantize(h, layer.input_norm, layer.qkv);

@@ -9,9 +9,9 @@ namespace bitwatt {
 // Mirrored in abi.py: Matrix, Layer, StepCall, CacheView, RopeTable.
 struct Matrix {
     const uint8_t* blocks;
-    const float* scales;
+    const void* scales;
     const float* bias;  // or null
-    int N, K, scale_group;
+    int N, K, scale_group, scales_dtype;
 };
 
 struct Layer {

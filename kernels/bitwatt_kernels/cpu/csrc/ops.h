@@ -65,6 +65,12 @@ inline auto linear(const Context& context, const CodedLinearCall& c) {
                   [&context, c](int first, int last) { context.kernels->linear(c, first, last); });
 }
 
+inline auto ternary_rows(const Context& context, const TernaryRowsCall& c) {
+    return ranges(context, c.T, c.K / kElementsPerNanosecond, [&context, c](int first, int last) {
+        context.kernels->ternary_rows(c, first, last);
+    });
+}
+
 inline auto elementwise(const Context& context, const ElementwiseCall& c) {
     return ranges(context, c.T, c.K * (c.gated ? 2 : 1) / kElementsPerNanosecond,
                   [&context, c](int first, int last) {

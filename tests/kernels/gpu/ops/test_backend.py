@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bitwatt_kernels.backend import Backend
+from bitwatt_kernels.backend import Backend, TernaryHead
 from bitwatt_kernels.errors import BackendError, DtypeError, ShapeError
 from bitwatt_kernels.gpu.dense import dense_linear
 from bitwatt_kernels.gpu.head import Int8Head
@@ -120,6 +120,32 @@ def test_the_int8_head_stays_near_and_takes_half_the_bytes(
     assert ((rounded - exact).norm() / exact.norm()).item() < 0.02
     assert backend.nbytes(prepared) == 200 * 128 + 200 * 4
     assert backend.nbytes(backend.prepare_head(weight)) == 200 * 128 * 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("hidden_size", "group"), [(192, None), (192, 64), (1280, 128)])
+def test_a_ternary_head_and_its_embedding_equal_the_reference(
+    hidden_size: int,
+    group: int | None,
+    dtype: torch.dtype,
+    backend: TritonBackend,
+    reference: ReferenceBackend,
+    device: torch.device,
+) -> None:
+    """Five groups or three fill no chunk of four; 130 rows fill no tile."""
+    values = torch.randint(-1, 2, (130, hidden_size), generator=torch.Generator().manual_seed(1))
+    by_group = () if group is None else (hidden_size // group,)
+    scales_dtype = torch.float16 if group == 128 else torch.float32  # files have either
+    scales = randn(130, *by_group, dtype=scales_dtype, seed=2)
+    weight = TernaryWeight(pack(values.to(torch.int8)), scales)
+    ours = TernaryHead(backend.prepare_ternary(weight), dtype)
+    theirs = TernaryHead(reference.prepare_ternary(weight), dtype)
+    token_ids = torch.tensor([129, 0, 7, 7, 64])
+    rows = backend.embed(token_ids.to(device), ours)
+    assert torch.equal(rows.cpu(), reference.embed(token_ids, theirs))
+    x = randn(5, hidden_size, dtype=dtype, seed=3)
+    assert torch.equal(backend.head(x.to(device), ours).cpu(), reference.head(x, theirs))
+    assert backend.nbytes(ours) == backend.nbytes(ours.weight)
 
 
 @pytest.mark.parametrize("sequences", [[(20, 1), (3, 1)], [(9, 30), (0, 1)]], ids=str)
