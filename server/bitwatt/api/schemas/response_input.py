@@ -1,0 +1,267 @@
+"""What /v1/responses takes as input and tools, put as chat has it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
+
+from bitwatt.api.schemas.chat import MAX_MESSAGES
+from bitwatt.api.schemas.parameters import RESPONSES_TOOL, refuse
+from bitwatt.api.schemas.tools import MAX_CALLS, MAX_TOOLS, TOOL_NAME
+from bitwatt.errors import shorten
+
+__all__ = [
+    "Input",
+    "ResponsesToolChoice",
+    "ResponsesTools",
+    "chat_messages",
+    "chat_tool",
+    "chat_tool_choice",
+    "check_tools",
+]
+
+_ROLES = ("user", "assistant", "system", "developer")
+_PARTS = {
+    "input_text": "text",
+    "output_text": "text",
+    "text": "text",
+    "refusal": "refusal",
+    "reasoning_text": "text",
+    "summary_text": "text",
+}
+"""Where each type of content part has its text."""
+
+_MAX_NAME_CHARS = 256
+_PART_FIELDS = frozenset(
+    {"type", "text", "refusal", "annotations", "logprobs", "prompt_cache_breakpoint"}
+)
+_OF_ANY_ITEM = frozenset({"type", "id", "status", "created_by"})
+_ITEM_FIELDS = {
+    "message": _OF_ANY_ITEM | {"role", "content", "phase"},
+    "reasoning": _OF_ANY_ITEM | {"content", "summary", "encrypted_content"},
+    "function_call": _OF_ANY_ITEM | {"call_id", "name", "arguments", "async", "caller"},
+    "function_call_output": _OF_ANY_ITEM | {"call_id", "output", "name", "caller"},
+}
+
+_STRING = {"type": "string"}
+_CALL_ID = {"type": "string", "minLength": 1, "maxLength": _MAX_NAME_CHARS}
+
+
+def _item(kind: str, required: Mapping[str, Any], **optional: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"type": {"const": kind}, **required, **optional},
+        "required": ["type", *required],
+    }
+
+
+_TEXT_OR_PARTS = {
+    "anyOf": [
+        _STRING,
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": _STRING},
+                "required": ["type", "text"],
+            },
+        },
+    ]
+}
+_MESSAGE = _item("message", {"role": {"enum": list(_ROLES)}, "content": _TEXT_OR_PARTS})
+_ITEMS = [
+    _MESSAGE | {"required": ["role", "content"]},
+    _item(
+        "function_call",
+        {"call_id": _CALL_ID, "name": _CALL_ID, "arguments": _STRING},
+    ),
+    _item("function_call_output", {"call_id": _CALL_ID, "output": _TEXT_OR_PARTS}),
+]
+Input = Annotated[
+    list[dict[str, Any]],  # chat_messages makes them
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _STRING,
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_MESSAGES,
+                    "items": {"anyOf": _ITEMS},
+                },
+            ]
+        }
+    ),
+]
+_FUNCTION = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "name": {"type": "string", "pattern": TOOL_NAME},
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"]},
+        "strict": {"type": ["boolean", "null"]},
+    },
+    "required": ["type", "name"],
+}
+ResponsesTools = Annotated[
+    list[dict[str, Any]],  # check_tools and chat's tool_use_of check them
+    WithJsonSchema({"type": "array", "items": _FUNCTION, "maxItems": MAX_TOOLS}),
+]
+_NAMED = _item("function", {"name": _STRING})
+ResponsesToolChoice = Annotated[
+    Any,  # chat's tool_use_of checks it
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["none", "auto", "required"]},
+                _NAMED,
+                _item(
+                    "allowed_tools",
+                    {
+                        "mode": {"enum": ["auto", "required"]},
+                        "tools": {"type": "array", "items": _NAMED, "minItems": 1},
+                    },
+                ),
+            ]
+        }
+    ),
+]
+
+
+def chat_messages(given: Any, unknown: list[str]) -> list[dict[str, Any]]:
+    """Return chat's messages, and put the names of unknown fields into the list."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        raise refuse("input must be a string or a list of at least one item", "input")
+    if len(given) > MAX_MESSAGES:
+        raise refuse(f"input has {len(given)} items; the limit is {MAX_MESSAGES}", "input")
+    messages: list[dict[str, Any]] = []
+    turn: dict[str, Any] | None = None  # the assistant's, while items add to it
+    for index, item in enumerate(given):
+        at = f"input[{index}]"
+        if not isinstance(item, dict):
+            raise refuse(f"{at} must be an object, not {shorten(item)}", at)
+        kind = item.get("type", "message")
+        if not isinstance(kind, str) or kind not in _ITEM_FIELDS:
+            raise refuse(f"{at}: items of type {shorten(kind)} are not supported", at)
+        unknown += [f"input[].{name}" for name in item if name not in _ITEM_FIELDS[kind]]
+        match kind:
+            case "function_call_output":
+                call_id = _text_within(item, "call_id", at)
+                content = _text(item.get("output"), f"{at}.output", unknown)
+                messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+                turn = None
+                continue
+            case "message" if item.get("role") != "assistant":
+                messages.append(_message(item, at, unknown))
+                turn = None
+                continue
+            case "reasoning":
+                thought = _text(item.get("content") or item.get("summary") or [], at, unknown)
+                if not thought:
+                    continue
+                added: dict[str, Any] = {"reasoning_content": thought}
+                is_next = turn is None or "reasoning_content" in turn
+            case "message":
+                added = _message(item, at, unknown)
+                is_next = turn is None or bool(turn["content"]) or "tool_calls" in turn
+            case _:
+                calls = [] if turn is None else turn.get("tool_calls", [])
+                if len(calls) == MAX_CALLS:
+                    raise refuse(f"{at} is a call too many: a turn has {MAX_CALLS} at most", at)
+                added = {"tool_calls": [*calls, _call(item, at)]}
+                is_next = turn is None
+        if is_next or turn is None:
+            turn = {"role": "assistant", "content": ""}
+            messages.append(turn)
+        turn |= added
+    if not messages:
+        raise refuse("input has no message", "input")
+    return messages
+
+
+def check_tools(tools: Any, unknown: list[str]) -> None:
+    """Raise the error of a tool that isn't the caller's function, and list its unknown fields."""
+    if not isinstance(tools, list):
+        return
+    for index, tool in enumerate(tools):
+        at = f"tools[{index}]"
+        if not isinstance(tool, dict):
+            raise refuse(f"{at} must be an object, not {shorten(tool)}", at)
+        if tool.get("type") != "function":
+            raise refuse(
+                f"{at}.type is {shorten(tool.get('type'))}; function is supported: the caller runs "
+                "every tool",
+                f"{at}.type",
+            )
+        for name, value in tool.items():
+            if name not in RESPONSES_TOOL:
+                unknown.append(f"tools[].{name}")
+            elif not RESPONSES_TOOL[name].works:
+                RESPONSES_TOOL[name].check(f"{at}.{name}", value, tool)
+
+
+def chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a function as chat has it."""
+    fields = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {n: tool[n] for n in fields if n in tool}}
+
+
+def chat_tool_choice(choice: Any) -> Any:
+    """Return chat's word for the choice; what isn't one as it is, for chat to refuse."""
+    match choice:
+        case {"type": "function", "name": name}:
+            return {"type": "function", "function": {"name": name}}
+        case {"type": "allowed_tools", "mode": mode, "tools": [*tools]}:
+            named = [chat_tool_choice(tool) for tool in tools]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+        case _:
+            return choice
+
+
+def _message(item: Mapping[str, Any], at: str, unknown: list[str]) -> dict[str, Any]:
+    role = item.get("role")
+    if role not in _ROLES:
+        raise refuse(f"{at}.role is {shorten(role)}; it is one of {', '.join(_ROLES)}", at)
+    return {"role": role, "content": _text(item.get("content"), f"{at}.content", unknown)}
+
+
+def _call(item: Mapping[str, Any], at: str) -> dict[str, Any]:
+    arguments = item.get("arguments")
+    if not isinstance(arguments, str):
+        raise refuse(f"{at}.arguments is {shorten(arguments)}; it must be JSON in a string", at)
+    function = {"name": _text_within(item, "name", at), "arguments": arguments}
+    return {"id": _text_within(item, "call_id", at), "type": "function", "function": function}
+
+
+def _text_within(item: Mapping[str, Any], name: str, at: str) -> str:
+    """Return a field of an item that must be a short text."""
+    value = item.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME_CHARS:
+        raise refuse(
+            f"{at}.{name} is {shorten(value)}; it must be a string of 1 to {_MAX_NAME_CHARS} "
+            "characters",
+            f"{at}.{name}",
+        )
+    return value
+
+
+def _text(parts: Any, at: str, unknown: list[str]) -> str:
+    """Return a text, or that of parts, which become lines."""
+    if isinstance(parts, str):
+        return parts
+    if not isinstance(parts, list):
+        raise refuse(f"{at} must be a string or a list of text parts", at)
+    lines: list[str] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        name = _PARTS.get(kind) if isinstance(kind, str) else None
+        if name is None:
+            raise refuse(f"{at}: parts of type {shorten(kind)} are not supported; only text is", at)
+        if not isinstance(part.get(name), str):
+            raise refuse(f"{at}: a part of type {kind} has a string {name}", at)
+        unknown += [f"input[].content[].{field}" for field in part if field not in _PART_FIELDS]
+        lines.append(part[name])
+    return "\n".join(lines)
