@@ -54,6 +54,10 @@ def is_beyond_json_schema(body: dict[str, Any], error: dict[str, Any]) -> bool:
             "takes no tools",
         )
         return any(words in message for words in told)
+    if "takes no tools" in message:  # which Anthropic's errors, without a param, begin otherwise
+        return True
+    if param == "messages" and message.startswith("messages end with tool_use"):
+        return True
     if "tool_call" in str(param):
         return "tool_call_id" in message or "are an assistant's" in message
     if param == "continue_final_message":

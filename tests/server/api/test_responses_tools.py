@@ -1,8 +1,14 @@
 """Tools and reasoning in /v1/responses, by OpenAI's own client and types."""
 
 import json
+from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
+from bitwatt.api.kept_items import CallerItems
+from bitwatt.api.schemas.response_events import OutputMessage, OutputText
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.lib.streaming.responses import ResponseFunctionCallArgumentsDeltaEvent
 from openai.types import responses as kinds
 from openai.types.responses import Response
@@ -323,3 +329,93 @@ async def test_a_response_that_fails_within_a_call_tells_it_as_far_as_it_came():
     message, call = told(last["response"]["output"])
     assert message == ("message", "So:", "completed")
     assert (call[1], call[-1]) == ("weather", "incomplete")
+
+
+@asynccontextmanager
+async def caller(engine=None, **settings):
+    """Yield what sends a body to one application, under a key."""
+    text = make_tools_text(THINKER)
+    engine = engine or FakeEngine(reply=f"<think>hm</think>So: {CALL}")
+    engine.info = info_of(text)
+    app = make_app(engine, text=text, **settings)
+    async with make_client(app) as client:
+
+        async def send(given, key="k", **body):
+            headers = {"authorization": f"Bearer {key}"}
+            asked = {"model": "tiny", "input": given, "tools": [WEATHER]} | body
+            return await client.post("/v1/responses", json=asked, headers=headers)
+
+        yield send, engine, text
+
+
+def references(output):
+    return [{"type": "item_reference", "id": item["id"]} for item in output]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_an_item_of_an_earlier_response_may_be_referred_to(is_streamed):
+    asked = {"role": "user", "content": "hello"}
+    async with caller() as (send, engine, text):
+        answer = await send([asked], stream=is_streamed)
+        output = events_of(answer)[-1]["response"]["output"] if is_streamed else None
+        output = output or answer.json()["output"]
+        call = output[2]["call_id"]
+        result = {"type": "function_call_output", "call_id": call, "output": "sun"}
+        for items in (output, references(output)):
+            response = await send([asked, *items, result])
+            assert response.status_code == 200, response.text
+    whole, referred = engine.submitted[1:]
+    assert text.codec.decode(whole.prompt_token_ids) == text.codec.decode(referred.prompt_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "body", "key"),
+    [
+        ({}, {"store": False}, "k"),
+        ({"kept_items_bytes": 0}, {}, "k"),
+        ({"kept_items_bytes": 200}, {}, "k"),  # too few for the first item and those behind it
+        ({}, {}, "l"),
+    ],
+)
+async def test_an_item_is_not_there_where_it_was_not_to_be_kept_or_is_anothers(
+    settings, body, key, tmp_path
+):
+    (tmp_path / "keys").write_text("k\nl\n")
+    keys = {"api_key_file": str(tmp_path / "keys")}
+    async with caller(**keys, **settings) as (send, _, _):
+        output = (await send("hello", **body)).json()["output"]
+        response = await send(references(output), key)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert "input[0] refers to 'rs_" in error["message"]
+    assert "--kept-items-bytes" in error["message"]
+
+
+@pytest.mark.parametrize("reference", [{"id": 1}, {}, {"id": "x" * 257}])
+async def test_a_reference_without_an_id_is_refused(reference):
+    response, _, _ = await ask("x", {"input": [{"type": "item_reference", **reference}]})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "input[0].id"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 200)), max_size=30),
+    st.integers(0, 600),
+)
+def test_the_latest_items_are_kept_as_far_as_the_bytes_go(steps, max_bytes):
+    """Against a list, the latest last."""
+    kept, model = CallerItems(max_bytes), []
+    for at, (looked_up, size) in enumerate(steps):
+        for item in model:
+            if item.id == f"{looked_up}":
+                model = [*(i for i in model if i is not item), item]
+        found = kept.find(f"{looked_up}")
+        assert (found is not None) == (f"{looked_up}" in [item.id for item in model])
+        item = OutputMessage(id=f"{at}", status="completed", content=[OutputText(text="x" * size)])
+        kept.keep([item])
+        if len(msgspec.json.encode(item)) <= max_bytes:
+            model.append(item)
+        while sum(len(msgspec.json.encode(item)) for item in model) > max_bytes:
+            model.pop(0)
+        for item in model:
+            assert kept.find(item.id) == msgspec.to_builtins(item)

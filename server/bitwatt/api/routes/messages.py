@@ -37,6 +37,7 @@ router = APIRouter(route_class=JsonRoute)
 
 _NAMES = {
     "max_completion_tokens": "max_tokens",
+    "continue_final_message": "messages",
     "response_format": "output_config.format",
     "stop": "stop_sequences",
     "thinking_token_budget": "thinking.budget_tokens",

@@ -11,8 +11,10 @@ from msgspec.structs import replace
 
 from bitwatt.api.answering import Answering, Chunks, ResponseHead
 from bitwatt.api.chat_requests import as_chat
+from bitwatt.api.dependencies import KeptItemsOf
 from bitwatt.api.errors import describe
 from bitwatt.api.json_route import JsonRoute
+from bitwatt.api.kept_items import CallerItems
 from bitwatt.api.response_items import ResponseItems
 from bitwatt.api.schemas.response_events import (
     AnyResponseEvent,
@@ -43,17 +45,17 @@ _NAMES = {
 
 
 @router.post("/v1/responses")
-async def create_response(body: ResponsesBody, answering: Answering) -> Response:
+async def create_response(body: ResponsesBody, answering: Answering, kept: KeptItemsOf) -> Response:
     """Answer the conversation."""
     asked, posted = as_chat(
-        body.as_chat(),
+        body.as_chat(kept.find),
         _NAMES,
         request_id=f"resp_{token_hex(24)}",
         key_salt=answering.key_salt,
     )
 
     async def new_writer(generation: Generation, head: ResponseHead, _: Chunks) -> _Writer:
-        return _Writer(generation, head, body)
+        return _Writer(generation, head, body, kept)
 
     return await answering(body, asked, new_writer, posted=posted)
 
@@ -65,8 +67,15 @@ _TOOL = {"type": "function", "description": None, "parameters": None, "strict": 
 class _Writer:
     """Puts a generation as responses have it: items, in events that open and close them."""
 
-    def __init__(self, generation: Generation, head: ResponseHead, body: ResponsesBody) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        head: ResponseHead,
+        body: ResponsesBody,
+        kept: CallerItems,
+    ) -> None:
         self._generation = generation
+        self._kept = None if body.is_forgotten else kept
         self._pads = body.stream_options is not None and bool(
             body.stream_options.include_obfuscation
         )
@@ -136,6 +145,8 @@ class _Writer:
         if delta.finish_reason is None:
             return
         yield from self._items.finish(is_cut=is_cut)
+        if self._kept is not None:
+            self._kept.keep(self._items.so_far())
         self._ended = replace(
             self._begun,
             status="incomplete" if is_cut else "completed",

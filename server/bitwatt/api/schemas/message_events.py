@@ -40,7 +40,6 @@ class TextBlock(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     """What the model says."""
 
     text: str
-    citations: None = None
 
 
 class ThinkingBlock(msgspec.Struct, frozen=True, kw_only=True, tag="thinking"):

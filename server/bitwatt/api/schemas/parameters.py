@@ -405,7 +405,12 @@ RESPONSES: Parameters = {
         "prompt",
         note="Nothing is kept between requests: send the whole conversation as `input`.",
     ),
-    **_refused("OpenAI", "store", at=(False,), note="Nothing is kept, whether it says so or not."),
+    **_refused(
+        "OpenAI",
+        "store",
+        at=(False,),
+        note="No response is kept. Its items are for a while, unless false.",
+    ),
     **_refused("OpenAI", "top_logprobs", at=(0,)),
     **_refused("OpenAI", "truncation", at=("disabled",)),
     **_works("OpenAI", "tools", "tool_choice", "parallel_tool_calls"),

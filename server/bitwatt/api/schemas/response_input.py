@@ -1,6 +1,6 @@
 """What /v1/responses takes as input and tools, put as chat has it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
@@ -11,6 +11,7 @@ from bitwatt.api.schemas.tools import MAX_CALLS, MAX_TOOLS, TOOL_NAME
 from bitwatt.errors import shorten
 
 __all__ = [
+    "Find",
     "Input",
     "ResponsesToolChoice",
     "ResponsesTools",
@@ -18,6 +19,7 @@ __all__ = [
     "chat_tool",
     "chat_tool_choice",
     "check_tools",
+    "has_references",
 ]
 
 _ROLES = ("user", "assistant", "system", "developer")
@@ -31,6 +33,7 @@ _PARTS = {
 }
 """Where each type of content part has its text."""
 
+_REFERENCE = "item_reference"
 _MAX_NAME_CHARS = 256
 _PART_FIELDS = frozenset(
     {"type", "text", "refusal", "annotations", "logprobs", "prompt_cache_breakpoint"}
@@ -129,8 +132,22 @@ ResponsesToolChoice = Annotated[
 ]
 
 
-def chat_messages(given: Any, unknown: list[str]) -> list[dict[str, Any]]:
-    """Return chat's messages, and put the names of unknown fields into the list."""
+Find = Callable[[str], dict[str, Any] | None]
+"""Returns an item of an earlier response, by its id; None where it isn't kept."""
+
+
+def has_references(given: Any) -> bool:
+    """Return whether an item of the input stands for one of an earlier response."""
+    return isinstance(given, list) and any(
+        isinstance(item, dict) and item.get("type") == _REFERENCE for item in given
+    )
+
+
+def chat_messages(given: Any, unknown: list[str], find: Find) -> list[dict[str, Any]]:
+    """Return chat's messages, and put the names of unknown fields into the list.
+
+    find  resolves references
+    """
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     if not isinstance(given, list) or not given:
@@ -143,6 +160,15 @@ def chat_messages(given: Any, unknown: list[str]) -> list[dict[str, Any]]:
         at = f"input[{index}]"
         if not isinstance(item, dict):
             raise refuse(f"{at} must be an object, not {shorten(item)}", at)
+        if item.get("type") == _REFERENCE:
+            found = find(_text_within(item, "id", at))
+            if found is None:
+                raise refuse(
+                    f"{at} refers to {shorten(item['id'])}, which isn't kept (--kept-items-bytes): "
+                    "send the item itself",
+                    at,
+                )
+            item = found
         kind = item.get("type", "message")
         if not isinstance(kind, str) or kind not in _ITEM_FIELDS:
             raise refuse(f"{at}: items of type {shorten(kind)} are not supported", at)

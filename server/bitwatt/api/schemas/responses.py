@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from bitwatt.api.schemas.chat import ChatTemplateKwargs
 from bitwatt.api.schemas.common import Body, Bounded, SamplingBody, StopStrings, needs
@@ -15,6 +16,7 @@ from bitwatt.api.schemas.parameters import (
     refuse,
 )
 from bitwatt.api.schemas.response_input import (
+    Find,
     Input,
     ResponsesToolChoice,
     ResponsesTools,
@@ -22,13 +24,16 @@ from bitwatt.api.schemas.response_input import (
     chat_tool,
     chat_tool_choice,
     check_tools,
+    has_references,
 )
 from bitwatt.api.schemas.structured import check_schema
 from bitwatt.api.schemas.tools import MAX_TOOLS
+from bitwatt.errors import InvalidRequestError
 from bitwatt.serving.sampling_params import check_max_tokens
 
 __all__ = ["Reasoning", "ResponsesBody", "ResponsesStreamOptions", "TextConfig"]
 
+_SOME_ITEM: dict[str, Any] = {"type": "message", "role": "assistant", "content": ""}
 _SYSTEM = ("system", "developer")
 _MAX_PAIRS = 16
 
@@ -158,6 +163,11 @@ class ResponsesBody(SamplingBody):
         None, description="How a stream is sent; needs `stream`."
     )
 
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether nothing of the response is to be kept."""
+        return (self.model_extra or {}).get("store") is False
+
     @model_validator(mode="before")
     @classmethod
     def _settle_input(cls, data: Any) -> Any:
@@ -167,7 +177,9 @@ class ResponsesBody(SamplingBody):
         unknown: list[str] = []
         check_tools(data.get("tools"), unknown)
         if "input" in data:
-            data = data | {"input": chat_messages(data["input"], unknown)}
+            messages = chat_messages(data["input"], unknown, lambda _: _SOME_ITEM)
+            if not has_references(data["input"]):  # which only as_chat can resolve
+                data = data | {"input": messages}
         return {**data, **dict.fromkeys(unknown)}
 
     @model_validator(mode="after")
@@ -176,13 +188,21 @@ class ResponsesBody(SamplingBody):
             raise refuse("stream_options needs stream: true", "stream_options")
         return self
 
-    def as_chat(self) -> dict[str, Any]:
+    def as_chat(self, find: Find) -> dict[str, Any]:
         """Return the fields of the chat completion that asks for the same.
 
-        Raises  InvalidRequestError where nothing is to be generated
+        find  an item of an earlier response
+
+        Raises  InvalidRequestError where nothing is to be generated, or an item isn't kept
         """
         check_max_tokens("max_output_tokens", self.max_output_tokens, None)
         messages = list(self.input)
+        if has_references(messages):
+            try:
+                messages = chat_messages(messages, [], find)
+            except PydanticCustomError as error:
+                at = (error.context or {}).get("param")
+                raise InvalidRequestError(error.message(), param=at) from None
         if self.instructions:
             told = [self.instructions]
             while messages and messages[0]["role"] in _SYSTEM:
