@@ -320,6 +320,7 @@ def turns_of(role, **block):
         (turns_of("user", type="image"), "'image'"),
         (turns_of("assistant", **USE | {"input": "{}"}), "must be an object"),
         (turns_of("assistant", **USE | {"id": ""}), "1 to 256"),
+        (turns_of("user", type="tool_result", tool_use_id="a", content=0), "string or a list"),
         (turns_of("user", type="tool_result"), "tool_use_id of tool_result is None"),
         (
             turns_of("user", type="tool_result", tool_use_id="a", content=[{"type": "image"}]),

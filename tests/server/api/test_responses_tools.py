@@ -295,6 +295,7 @@ CALL_ITEM = {"type": "function_call", "call_id": "a", "name": "f", "arguments": 
             "input[0].output",
             "input_image",
         ),
+        ({"input": [{"type": "reasoning", "content": 0}]}, "input[0]", "string or a list"),
         ({"input": [{"type": "computer_call_output"}]}, "input[0]", "computer_call_output"),
         ({"reasoning": {"effort": "x" * 65}}, "reasoning.effort", "64"),
     ],

@@ -233,7 +233,7 @@ def _user_messages(
     messages: list[dict[str, Any]] = []
     for block in blocks:
         if block["type"] == "tool_result":
-            content = block.get("content") or ""
+            content = "" if block.get("content") is None else block["content"]
             if not isinstance(content, str):
                 content = text_of(content, f"{at}.content", unknown)
             call_id = _short_text(block, "tool_use_id", at)

@@ -185,7 +185,10 @@ def chat_messages(given: Any, unknown: list[str], find: Find) -> list[dict[str, 
                 turn = None
                 continue
             case "reasoning":
-                thought = _text(item.get("content") or item.get("summary") or [], at, unknown)
+                content = item.get("content")
+                if content is None or content == []:
+                    content = item.get("summary")
+                thought = "" if content is None else _text(content, at, unknown)
                 if not thought:
                     continue
                 added: dict[str, Any] = {"reasoning_content": thought}
