@@ -1,6 +1,6 @@
 """The items of a response's output, from the pieces of an answer, and the events that tell them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any
@@ -118,8 +118,12 @@ class _OpenItem:
 class ResponseItems:
     """Puts one answer's pieces into items, one after the other."""
 
-    def __init__(self) -> None:
-        """Begin."""
+    def __init__(self, namespaced: Mapping[str, Mapping[str, str]]) -> None:
+        """Begin.
+
+        namespaced  what the items of some calls say in place of the name
+        """
+        self._namespaced = namespaced
         self._num_events = 0
         self._ended: list[OutputItem] = []
         self._open: _OpenItem | None = None
@@ -147,7 +151,8 @@ class ResponseItems:
                 case Reasoning(text):
                     yield from self._extend(_REASONING, text)
                 case CallOpened(_, name):
-                    yield from self._begin(_CALL, call_id=f"call_{token_hex(12)}", name=name)
+                    own = self._namespaced.get(name, {"name": name})
+                    yield from self._begin(_CALL, call_id=f"call_{token_hex(12)}", **own)
                 case CallArguments(_, text):
                     yield from self._extend(_CALL, text)
                 case CallClosed() if self._open is not None:

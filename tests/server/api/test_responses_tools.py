@@ -227,6 +227,24 @@ async def test_reasoning_goes_back_with_the_answer_that_it_led_to():
     )
 
 
+async def test_a_function_of_a_namespace_is_called_by_both_names():
+    space = {"type": "namespace", "name": "sky", "description": "Above.", "tools": [WEATHER, CLOCK]}
+    reply = CALL.replace('"weather"', '"sky.weather"')
+    response, engine, text = await ask(reply, {"tools": [space, CLOCK]})
+    Response.model_validate_json(response.text, strict=True)
+    prompt = prompt_of(engine, text)
+    assert '"name": "sky.weather"' in prompt
+    assert '"name": "sky.clock"' in prompt
+    assert '"name": "clock"' in prompt
+    assert prompt.count("Above.") == 1
+    [call] = response.json()["output"]
+    assert (call["name"], call["namespace"]) == ("weather", "sky")
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "sun"}
+    again, engine, text = await ask("x", {"input": [call, result], "tools": [space]})
+    assert "x-bitwatt-ignored-fields" not in again.headers
+    assert 'CALL sky.weather {"city": "Rome"}' in prompt_of(engine, text)
+
+
 @pytest.mark.parametrize(
     ("choice", "names"),
     [
@@ -269,6 +287,27 @@ CALL_ITEM = {"type": "function_call", "call_id": "a", "name": "f", "arguments": 
         ({"tools": [{"type": "computer_use_preview"}]}, "tools[0].type", "computer_use_preview"),
         ({"tools": [CLOCK, {"type": "custom", "name": "x"}]}, "tools[1].type", "custom"),
         ({"tools": [1]}, "tools[0]", "object"),
+        ({"tools": [{"type": "namespace", "name": "a"}]}, "tools[0].tools", "list"),
+        (
+            {"tools": [{"type": "namespace", "name": "a", "tools": [{"type": "custom"}]}]},
+            "tools[0].tools[0].type",
+            "custom",
+        ),
+        (
+            {"tools": [{"type": "namespace", "name": "a", "tools": [CLOCK | {"name": "x" * 63}]}]},
+            "tools[0].tools[0].name",
+            "64 letters",
+        ),
+        (
+            {"tools": [{"type": "namespace", "name": "a", "tools": [{"type": "function"}]}]},
+            "tools[0].tools[0].name",
+            "None",
+        ),
+        (
+            {"tools": [{"type": "namespace", "name": None, "tools": [CLOCK]}]},
+            "tools[0].name",
+            "None",
+        ),
         ({"tools": [CLOCK, CLOCK]}, "tools", "twice"),
         ({"tools": [CLOCK] * 129}, "tools", "128"),
         ({"tools": [CLOCK | {"name": "a b"}]}, "tools[0].name", "tools[0].name is 'a b'"),

@@ -26,6 +26,7 @@ from bitwatt.api.schemas.response_events import (
     TextDelta,
     response_usage,
 )
+from bitwatt.api.schemas.response_tools import namespaced
 from bitwatt.api.schemas.responses import ResponsesBody
 from bitwatt.api.sse import named_event, padded_event
 from bitwatt.serving.choice import Delta
@@ -79,7 +80,7 @@ class _Writer:
         self._pads = body.stream_options is not None and bool(
             body.stream_options.include_obfuscation
         )
-        self._items = ResponseItems()
+        self._items = ResponseItems(namespaced(body.tools))
         self._has_begun = False
         self._begun = ResponseObject(
             id=head["id"],
@@ -97,7 +98,9 @@ class _Writer:
             temperature=1.0 if body.temperature is None else body.temperature,
             text=ResponseText(_format_of(body)),
             tool_choice=body.tool_choice or "auto",
-            tools=[_TOOL | tool for tool in body.tools or ()],
+            tools=[
+                tool if tool["type"] == "namespace" else _TOOL | tool for tool in body.tools or ()
+            ],
             top_p=1.0 if body.top_p is None else body.top_p,
             metadata=body.metadata or {},
         )

@@ -75,6 +75,7 @@ class OutputCall(msgspec.Struct, frozen=True, kw_only=True, tag="function_call")
     id: str
     call_id: str
     name: str
+    namespace: str | UnsetType = UNSET
     arguments: str
     status: ItemStatus
 

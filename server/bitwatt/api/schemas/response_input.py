@@ -1,4 +1,4 @@
-"""What /v1/responses takes as input and tools, put as chat has it."""
+"""What /v1/responses takes as input, put as chat has it."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -6,19 +6,15 @@ from typing import Annotated, Any
 from pydantic import WithJsonSchema
 
 from bitwatt.api.schemas.chat import MAX_MESSAGES
-from bitwatt.api.schemas.parameters import RESPONSES_TOOL, refuse
-from bitwatt.api.schemas.tools import MAX_CALLS, MAX_TOOLS, TOOL_NAME
+from bitwatt.api.schemas.parameters import refuse
+from bitwatt.api.schemas.response_tools import qualified
+from bitwatt.api.schemas.tools import MAX_CALLS
 from bitwatt.errors import shorten
 
 __all__ = [
     "Find",
     "Input",
-    "ResponsesToolChoice",
-    "ResponsesTools",
     "chat_messages",
-    "chat_tool",
-    "chat_tool_choice",
-    "check_tools",
     "has_references",
 ]
 
@@ -42,8 +38,9 @@ _OF_ANY_ITEM = frozenset({"type", "id", "status", "created_by"})
 _ITEM_FIELDS = {
     "message": _OF_ANY_ITEM | {"role", "content", "phase"},
     "reasoning": _OF_ANY_ITEM | {"content", "summary", "encrypted_content"},
-    "function_call": _OF_ANY_ITEM | {"call_id", "name", "arguments", "async", "caller"},
-    "function_call_output": _OF_ANY_ITEM | {"call_id", "output", "name", "caller"},
+    "function_call": _OF_ANY_ITEM
+    | {"call_id", "name", "namespace", "arguments", "async", "caller"},
+    "function_call_output": _OF_ANY_ITEM | {"call_id", "output", "name", "namespace", "caller"},
 }
 
 _STRING = {"type": "string"}
@@ -96,41 +93,6 @@ Input = Annotated[
         }
     ),
 ]
-_FUNCTION = {
-    "type": "object",
-    "properties": {
-        "type": {"const": "function"},
-        "name": {"type": "string", "pattern": TOOL_NAME},
-        "description": {"type": ["string", "null"]},
-        "parameters": {"type": ["object", "null"]},
-        "strict": {"type": ["boolean", "null"]},
-    },
-    "required": ["type", "name"],
-}
-ResponsesTools = Annotated[
-    list[dict[str, Any]],  # check_tools and chat's tool_use_of check them
-    WithJsonSchema({"type": "array", "items": _FUNCTION, "maxItems": MAX_TOOLS}),
-]
-_NAMED = _item("function", {"name": _STRING})
-ResponsesToolChoice = Annotated[
-    Any,  # chat's tool_use_of checks it
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": ["none", "auto", "required"]},
-                _NAMED,
-                _item(
-                    "allowed_tools",
-                    {
-                        "mode": {"enum": ["auto", "required"]},
-                        "tools": {"type": "array", "items": _NAMED, "minItems": 1},
-                    },
-                ),
-            ]
-        }
-    ),
-]
-
 
 Find = Callable[[str], dict[str, Any] | None]
 """Returns an item of an earlier response, by its id; None where it isn't kept."""
@@ -211,45 +173,6 @@ def chat_messages(given: Any, unknown: list[str], find: Find) -> list[dict[str, 
     return messages
 
 
-def check_tools(tools: Any, unknown: list[str]) -> None:
-    """Raise the error of a tool that isn't the caller's function, and list its unknown fields."""
-    if not isinstance(tools, list):
-        return
-    for index, tool in enumerate(tools):
-        at = f"tools[{index}]"
-        if not isinstance(tool, dict):
-            raise refuse(f"{at} must be an object, not {shorten(tool)}", at)
-        if tool.get("type") != "function":
-            raise refuse(
-                f"{at}.type is {shorten(tool.get('type'))}; function is supported: the caller runs "
-                "every tool",
-                f"{at}.type",
-            )
-        for name, value in tool.items():
-            if name not in RESPONSES_TOOL:
-                unknown.append(f"tools[].{name}")
-            elif not RESPONSES_TOOL[name].works:
-                RESPONSES_TOOL[name].check(f"{at}.{name}", value, tool)
-
-
-def chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a function as chat has it."""
-    fields = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {n: tool[n] for n in fields if n in tool}}
-
-
-def chat_tool_choice(choice: Any) -> Any:
-    """Return chat's word for the choice; what isn't one as it is, for chat to refuse."""
-    match choice:
-        case {"type": "function", "name": name}:
-            return {"type": "function", "function": {"name": name}}
-        case {"type": "allowed_tools", "mode": mode, "tools": [*tools]}:
-            named = [chat_tool_choice(tool) for tool in tools]
-            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
-        case _:
-            return choice
-
-
 def _message(item: Mapping[str, Any], at: str, unknown: list[str]) -> dict[str, Any]:
     role = item.get("role")
     if role not in _ROLES:
@@ -261,7 +184,10 @@ def _call(item: Mapping[str, Any], at: str) -> dict[str, Any]:
     arguments = item.get("arguments")
     if not isinstance(arguments, str):
         raise refuse(f"{at}.arguments is {shorten(arguments)}; it must be JSON in a string", at)
-    function = {"name": _text_within(item, "name", at), "arguments": arguments}
+    name = _text_within(item, "name", at)
+    if item.get("namespace") is not None:
+        name = qualified(_text_within(item, "namespace", at), name)
+    function = {"name": name, "arguments": arguments}
     return {"id": _text_within(item, "call_id", at), "type": "function", "function": function}
 
 

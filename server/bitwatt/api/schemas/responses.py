@@ -18,13 +18,15 @@ from bitwatt.api.schemas.parameters import (
 from bitwatt.api.schemas.response_input import (
     Find,
     Input,
+    chat_messages,
+    has_references,
+)
+from bitwatt.api.schemas.response_tools import (
     ResponsesToolChoice,
     ResponsesTools,
-    chat_messages,
-    chat_tool,
     chat_tool_choice,
+    chat_tools,
     check_tools,
-    has_references,
 )
 from bitwatt.api.schemas.structured import check_schema
 from bitwatt.api.schemas.tools import MAX_TOOLS
@@ -216,7 +218,7 @@ class ResponsesBody(SamplingBody):
             "response_format": _response_format(None if self.text is None else self.text.format),
             "reasoning_effort": None if self.reasoning is None else self.reasoning.effort,
             "chat_template_kwargs": self.chat_template_kwargs,
-            "tools": self.tools and [chat_tool(tool) for tool in self.tools],
+            "tools": chat_tools(self.tools),
             "tool_choice": chat_tool_choice(self.tool_choice),
             "parallel_tool_calls": self.parallel_tool_calls,
         }
