@@ -215,15 +215,19 @@ async def test_reasoning_goes_back_with_the_answer_that_it_led_to():
         thought | {"content": [{"type": "reasoning_text", "text": "one"}]},
         call,
         {"type": "function_call_output", "call_id": "a", "output": "r"},
+        {"role": "assistant", "content": "w"},
+        {"role": "assistant", "content": ""},
         thought | {"summary": [{"type": "summary_text", "text": "two"}]},
         {"role": "assistant", "content": "x"},
         thought | {"encrypted_content": "???"},
         thought | {"content": [{"type": "reasoning_text", "text": "three"}]},
+        thought | {"content": [{"type": "reasoning_text", "text": "four"}]},
         {"role": "user", "content": "p"},
     ]
     _, engine, text = await ask("x", {"input": items}, template)
     assert prompt_of(engine, text) == (
-        "user[]q;assistant[one]CALL;tool[]r;assistant[two]x;assistant[three];user[]p;"
+        "user[]q;assistant[one]CALL;tool[]r;assistant[]w;assistant[two]x;"
+        "assistant[three\nfour];user[]p;"
     )
 
 

@@ -153,8 +153,10 @@ def chat_messages(given: Any, unknown: list[str], find: Find) -> list[dict[str, 
                 thought = "" if content is None else _text(content, at, unknown)
                 if not thought:
                     continue
+                is_next = turn is None or bool(turn["content"]) or "tool_calls" in turn
+                if turn is not None and not is_next and "reasoning_content" in turn:
+                    thought = f"{turn['reasoning_content']}\n{thought}"
                 added: dict[str, Any] = {"reasoning_content": thought}
-                is_next = turn is None or "reasoning_content" in turn
             case "message":
                 added = _message(item, at, unknown)
                 is_next = turn is None or bool(turn["content"]) or "tool_calls" in turn
