@@ -2,11 +2,13 @@
 
 import json
 from contextlib import asynccontextmanager
+from itertools import product
 
 import msgspec
 import pytest
 from bitwatt.api.kept_items import CallerItems
 from bitwatt.api.schemas.response_events import OutputMessage, OutputText
+from bitwatt.api.schemas.response_input import chat_messages
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.lib.streaming.responses import ResponseFunctionCallArgumentsDeltaEvent
@@ -463,3 +465,28 @@ def test_the_latest_items_are_kept_as_far_as_the_bytes_go(steps, max_bytes):
             model.pop(0)
         for item in model:
             assert kept.find(item.id) == msgspec.to_builtins(item)
+
+
+def test_no_item_of_an_input_is_lost_in_whatever_order_they_come():
+    """Every sequence of up to four of these."""
+    items = {
+        "silent": {"role": "assistant", "content": ""},
+        "said": {"role": "assistant", "content": "x"},
+        "asked": {"role": "user", "content": "u"},
+        "thought": {"type": "reasoning", "summary": [{"type": "summary_text", "text": "t"}]},
+        "called": CALL_ITEM,
+        "brought": {"type": "function_call_output", "call_id": "a", "output": "o"},
+    }
+    for length in range(1, 5):
+        for names in product(items, repeat=length):
+            unknown = []
+            messages = chat_messages([items[name] for name in names], unknown, lambda _: None)
+            assert not unknown
+            contents = [message["content"] for message in messages]
+            thoughts = "".join(message.get("reasoning_content", "") for message in messages)
+            calls = [call for message in messages for call in message.get("tool_calls", ())]
+            assert contents.count("x") == names.count("said")
+            assert contents.count("u") == names.count("asked")
+            assert contents.count("o") == names.count("brought")
+            assert thoughts.count("t") == names.count("thought")
+            assert len(calls) == names.count("called")
