@@ -84,6 +84,8 @@ def _type(schema: Mapping[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "$ref" in schema:
         return "object"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(_type, schema["anyOf"])))
     if schema["type"] == "array":
         return f"list of {_plural(schema['items'])}"
     return str(schema["type"])
@@ -215,10 +217,12 @@ _TABLES: dict[str, Callable[[], str]] = {
     "responses": lambda: _body(ResponsesBody, _SAMPLING),
     "anthropic messages": lambda: _body(MessagesBody, _SAMPLING),
     "parameters of responses": lambda: _parameters(parameters.RESPONSES),
+    "parameters of responses tools": lambda: _parameters(parameters.RESPONSES_TOOL),
     "parameters of text": lambda: _parameters(parameters.TEXT),
     "parameters of reasoning": lambda: _parameters(parameters.REASONING),
     "parameters of anthropic messages": lambda: _parameters(parameters.MESSAGES),
     "parameters of count tokens": lambda: _parameters(parameters.MESSAGES_COUNT),
+    "parameters of anthropic tools": lambda: _parameters(parameters.MESSAGES_TOOL),
     "parameters of thinking": lambda: _parameters(parameters.THINKING),
     "parameters of output config": lambda: _parameters(parameters.OUTPUT_CONFIG),
     "tokenize": lambda: _body(TokenizeBody),

@@ -293,6 +293,13 @@ class ServeSettings(Settings):
         description="Refuse fields that no API known here defines with 400, in place of passing "
         "over them and naming them in X-Bitwatt-Ignored-Fields",
     )
+    kept_items_bytes: Annotated[int, BeforeValidator(read_bytes), Shown("BYTES")] = Field(
+        4 * 2**20,
+        ge=0,
+        le=2**30,
+        description="Bytes of the latest items of /v1/responses that are kept in memory for each "
+        "key, for later inputs that refer to them; those of requests with store: false aren't",
+    )
     max_body_bytes: Annotated[int, BeforeValidator(read_bytes), Shown("BYTES")] = Field(
         2 * 2**20, ge=1024, le=2**30, description="Bytes of a request's body; more are answered 413"
     )

@@ -113,6 +113,46 @@ _TOOL = st.fixed_dictionaries(
     }
 )
 _CHANCE = st.booleans()
+_FLAT_TOOL = _TOOL.map(lambda tool: {"type": tool["type"], **tool["function"]})
+_ANTHROPIC_TOOL = _TOOL.map(
+    lambda tool: {
+        "name": tool["function"]["name"],
+        "input_schema": tool["function"].get("parameters", {}),
+    }
+)
+_ID = st.sampled_from(["a", "b", "", "x" * 300])
+_ITEM = st.one_of(
+    _MESSAGE,
+    st.fixed_dictionaries(
+        {
+            "type": st.just("function_call"),
+            "call_id": _ID,
+            "name": st.just("f"),
+            "arguments": st.sampled_from(["{}", "{", '{"a": 1}']) | _TEXT,
+        }
+    ),
+    st.fixed_dictionaries(
+        {"type": st.just("function_call_output"), "call_id": _ID, "output": _TEXT}
+    ),
+    st.fixed_dictionaries(
+        {"type": st.just("reasoning"), "summary": st.just([])},
+        optional={"content": st.just([{"type": "reasoning_text", "text": "hm"}])},
+    ),
+    st.fixed_dictionaries({"type": st.just("item_reference"), "id": _ID}),
+)
+_BLOCK = st.one_of(
+    st.fixed_dictionaries({"type": st.just("text"), "text": _TEXT}),
+    st.fixed_dictionaries({"type": st.just("thinking"), "thinking": _TEXT}),
+    st.fixed_dictionaries(
+        {"type": st.just("tool_use"), "id": _ID, "name": st.just("f"), "input": st.just({"a": 1})}
+    ),
+    st.fixed_dictionaries(
+        {"type": st.just("tool_result"), "tool_use_id": _ID}, optional={"content": _TEXT}
+    ),
+)
+_TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant"]), "content": st.lists(_BLOCK, max_size=3)}
+)
 
 
 @st.composite
@@ -138,7 +178,7 @@ _LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "n": st.sampled_from([1, 1, 2, 3, 16, 17]),
     "model": st.sampled_from([*_MODELS, "gpt-4", "builtin/", "", "x" * 300]),
     "prompt": _TEXT | _TOKEN_IDS | st.lists(_TEXT | _TOKEN_IDS, max_size=5),
-    "messages": st.lists(_MESSAGE, max_size=4),
+    "messages": st.lists(_MESSAGE, max_size=4) | st.lists(_TURN, max_size=4),
     "tokens": _TOKEN_IDS,
     "stop": st.text(max_size=3) | st.lists(st.text(max_size=2), max_size=5),
     "stop_token_ids": _TOKEN_IDS,
@@ -149,15 +189,28 @@ _LIKELY: dict[str, st.SearchStrategy[Any]] = {
     ),
     "stream_options": st.fixed_dictionaries({}, optional={"include_usage": _CHANCE}),
     "cache_salt": st.text(max_size=300),
-    "tools": st.lists(_TOOL, max_size=3),
-    "tool_choice": st.sampled_from(
-        ["none", "auto", "required", "sometimes", {"type": "function", "function": {"name": "f"}}]
+    "tools": st.one_of(
+        *(st.lists(tool, max_size=3) for tool in (_TOOL, _FLAT_TOOL, _ANTHROPIC_TOOL))
     ),
+    "tool_choice": st.sampled_from(
+        [
+            *("none", "auto", "required", "sometimes"),
+            {"type": "function", "function": {"name": "f"}},
+            {"type": "function", "name": "f"},
+            *({"type": kind, "name": "f"} for kind in ("auto", "any", "tool", "none", "some")),
+        ]
+    ),
+    "thinking": st.fixed_dictionaries(
+        {"type": st.sampled_from(["enabled", "disabled", "adaptive"])},
+        optional={"budget_tokens": st.sampled_from([0, 1, 1024, 2**31, -1])},
+    ),
+    "reasoning": st.fixed_dictionaries({"effort": st.sampled_from(["none", "low", "colossal"])}),
+    "output_config": st.fixed_dictionaries({"effort": st.sampled_from(["max", "colossal"])}),
     "reasoning_effort": st.sampled_from(["none", "low", "high", "colossal"]) | st.text(max_size=9),
     "thinking_token_budget": st.sampled_from([-1, 0, 1, 2**31 - 1, 2**31, -2]),
 }
 _NEEDED = {
-    "input": _TEXT | st.lists(_MESSAGE, max_size=4),
+    "input": _TEXT | st.lists(_ITEM, max_size=4),
     "model": st.sampled_from(_MODELS),
     "prompt": _TEXT | _TOKEN_IDS,
     "messages": st.lists(

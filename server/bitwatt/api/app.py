@@ -14,6 +14,7 @@ from bitwatt.api.dependencies import IGNORED_FIELDS_HEADER
 from bitwatt.api.energy_forms import JOULES_HEADER, METHOD_HEADER
 from bitwatt.api.errors import install_error_handlers
 from bitwatt.api.json_route import LargeBodyTurns
+from bitwatt.api.kept_items import KeptItems
 from bitwatt.api.key_limits import KeyLimits, LimitKeys
 from bitwatt.api.middleware import (
     CheckHost,
@@ -125,6 +126,7 @@ def create_app(
     app.state.history = history
     app.state.shadow = shadow
     app.state.key_limits = key_limits
+    app.state.kept_items = KeptItems(settings.kept_items_bytes)
     app.state.twin = remote
     install_error_handlers(app)
     answering = (completions, chat, responses, messages)

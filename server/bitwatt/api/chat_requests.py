@@ -1,6 +1,7 @@
 """What a chat asks of a model, whichever API it came by."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from bitwatt.serving.request import GenerationRequest
 from bitwatt.serving.twins import Posted
 from bitwatt.text.processor import TextProcessor
 
-__all__ = ["as_chat", "as_chat_body", "chat_request"]
+__all__ = ["as_chat", "as_chat_body", "chat_prompt", "chat_request", "refusing_in"]
 
 _PATH = "/v1/chat/completions"
 
@@ -30,16 +31,7 @@ def chat_request(body: ChatBody, *, request_id: str, key_salt: str) -> Generatio
     budget = body.thinking_token_budget
 
     async def encode(text: TextProcessor, info: EngineInfo) -> list[list[int]]:
-        prompt = await text.encode_chat(
-            [message.as_template_input() for message in body.messages],
-            tools=body.template_tools(use),
-            kwargs=body.told_to_template,
-            add_generation_prompt=body.add_generation_prompt is not False,
-            continue_final_message=continued is not None,
-            add_special_tokens=bool(body.add_special_tokens),
-            max_tokens=info.max_model_len,
-        )
-        return [prompt]
+        return [await chat_prompt(body, text, max_tokens=info.max_model_len)]
 
     params = body.sampling_params()
     return GenerationRequest(
@@ -58,10 +50,29 @@ def chat_request(body: ChatBody, *, request_id: str, key_salt: str) -> Generatio
     )
 
 
+async def chat_prompt(
+    body: ChatBody, text: TextProcessor, *, max_tokens: int | None = None
+) -> list[int]:
+    """Return the tokens of the prompt, as the model's template puts it.
+
+    Raises  InvalidRequestError, also where it has more than max_tokens
+    """
+    return await text.encode_chat(
+        [message.as_template_input() for message in body.messages],
+        tools=body.template_tools(body.tool_use()),
+        kwargs=body.told_to_template,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+        add_special_tokens=bool(body.add_special_tokens),
+        max_tokens=max_tokens,
+    )
+
+
 def as_chat_body(fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatBody:
     """Return the chat body that another API's request comes to.
 
-    names  the other API's name of a field, where it has one of its own: errors have it
+    names  the other API's name of a field, where it has one of its own: errors have it. A name
+           that begins with a dot is of a field within another
 
     Raises  RequestValidationError
     """
@@ -89,14 +100,8 @@ def as_chat(
     Raises  InvalidRequestError and RequestValidationError, in the other API's names
     """
     body = as_chat_body(fields, names)
-    try:
+    with refusing_in(names):
         asked = chat_request(body, request_id=request_id, key_salt=key_salt)
-    except InvalidRequestError as error:
-        name = names.get(error.param or "")
-        if name is None:
-            raise
-        message = str(error).replace(str(error.param), name)
-        raise InvalidRequestError(message, param=name, code=error.code) from None
     outputs = asked.params.structured_outputs
     if outputs is not None:
         outputs = replace(outputs, param=names.get(outputs.param, outputs.param))
@@ -105,6 +110,31 @@ def as_chat(
         params=replace(asked.params, structured_outputs=outputs),
         prompt_param=names.get("messages", "messages"),
         max_tokens_param=names["max_completion_tokens"],
-        answer=None,  # these APIs' writers take the text as it is
     )
     return asked, Posted(_PATH, msgspec.json.encode(body.model_dump(exclude_none=True)))
+
+
+@contextmanager
+def refusing_in(names: Mapping[str, str]) -> Iterator[None]:
+    """Have an InvalidRequestError of the block name the other API's field.
+
+    names  as as_chat_body has them
+    """
+    try:
+        yield
+    except InvalidRequestError as error:
+        if error.param is None:
+            raise
+        name = _renamed(error.param, names)
+        message = str(error).replace(error.param, name)
+        raise InvalidRequestError(message, param=name, code=error.code) from None
+
+
+def _renamed(param: str, names: Mapping[str, str]) -> str:
+    """Return the other API's name of a field of chat's, as `tools[0].name`."""
+    if param in names:
+        return names[param]
+    for ours, others in names.items():
+        if ours.startswith("."):
+            param = param.replace(ours, others)
+    return param

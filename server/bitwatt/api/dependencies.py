@@ -12,6 +12,7 @@ from urllib.parse import quote
 from fastapi import Depends, Request
 
 from bitwatt.api.energy_forms import ENERGY_FIELD
+from bitwatt.api.kept_items import CallerItems, KeptItems
 from bitwatt.api.key_limits import KeyLimits
 from bitwatt.api.middleware import KEY_DIGEST
 from bitwatt.api.schemas.common import Body
@@ -27,6 +28,7 @@ from bitwatt.telemetry.metrics import Metrics
 __all__ = [
     "IGNORED_FIELDS_HEADER",
     "ChargeOf",
+    "KeptItemsOf",
     "KeySalt",
     "MirrorWish",
     "Models",
@@ -65,6 +67,15 @@ async def _key_salt(request: Request, settings: SettingsOf) -> str:
 
 
 KeySalt = Annotated[str, Depends(_key_salt)]
+
+
+async def _kept_items(request: Request) -> CallerItems:
+    kept: KeptItems = request.app.state.kept_items
+    return kept.of(request.scope.get(KEY_DIGEST))
+
+
+KeptItemsOf = Annotated[CallerItems, Depends(_kept_items)]
+"""The items of the caller's earlier responses."""
 
 
 def _shadow(request: Request) -> Shadow:

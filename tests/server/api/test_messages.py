@@ -102,10 +102,19 @@ async def test_a_message_says_why_it_ended_whole_and_streamed(change, reason, st
         (ASKED | {"max_tokens": 999}, 400, "invalid_request_error", "max_tokens is 999"),
         (ASKED | {"messages": []}, 400, "invalid_request_error", "messages"),
         (
-            ASKED | {"messages": [*HELLO, {"role": "assistant", "content": "{"}]},
+            ASKED
+            | {
+                "messages": [
+                    *HELLO,
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}],
+                    },
+                ]
+            },
             400,
             "invalid_request_error",
-            "not continued",
+            "end with tool_use",
         ),
         (
             ASKED | {"messages": [{"role": "user", "content": [{"type": "image"}]}]},

@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 
 from tests.fakes import FakeEngine, make_app, make_client
+from tests.server.api.test_tools import CALL, THINKER, info_of, make_tools_text
 
 pytestmark = pytest.mark.anyio
 
@@ -103,6 +104,30 @@ async def test_every_named_event_of_a_stream_is_as_it_is_described(path, body, e
     assert len(lines) > 5
     for line in lines:
         check(document, schema["contentSchema"], json.loads(line))
+
+
+@pytest.mark.parametrize(("path", "body"), [("responses", RESPONSE), ("messages", MESSAGE)])
+async def test_calls_and_thinking_are_described_too(path, body):
+    text = make_tools_text(THINKER)
+    engine = FakeEngine(reply=f"<think>hm</think>so {CALL}", info=info_of(text))
+    tool = {"name": "weather", "input_schema": {}}
+    if path == "responses":
+        tool = {"name": "weather", "type": "function"}
+    limit = {"max_tokens": 200} if path == "messages" else {"max_output_tokens": 200}
+    async with make_client(make_app(engine, text=text)) as client:
+        document = (await client.get("/openapi.json")).json()
+        asked = body | limit | {"tools": [tool]}
+        whole = await client.post(f"/v1/{path}", json=asked)
+        stream = await client.post(f"/v1/{path}", json=asked | {"stream": True})
+    operation = document["paths"][f"/v1/{path}"]["post"]
+    check(document, operation["requestBody"]["content"]["application/json"]["schema"], asked)
+    content = operation["responses"]["200"]["content"]
+    check(document, content["application/json"]["schema"], whole.json())
+    data = content["text/event-stream"]["schema"]["properties"]["data"]["anyOf"][0]
+    lines = [line.removeprefix("data: ") for line in stream.text.split("\n") if "data: " in line]
+    assert "weather" in stream.text
+    for line in lines:
+        check(document, data["contentSchema"], json.loads(line))
 
 
 @pytest.mark.parametrize(

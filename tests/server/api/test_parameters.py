@@ -1,7 +1,7 @@
 """Every parameter of OpenAI's APIs and of those that add to them: works, passes, or is a 400."""
 
 import pytest
-from anthropic.types import message_count_tokens_params, message_create_params
+from anthropic.types import message_count_tokens_params, message_create_params, tool_param
 from bitwatt.api.schemas import parameters
 from bitwatt.api.schemas.chat import ChatBody, Message
 from bitwatt.api.schemas.common import StreamOptions
@@ -29,7 +29,7 @@ from openai.types.chat import (
 from openai.types.chat import (
     completion_create_params as chat_create_params,
 )
-from openai.types.responses import response_create_params
+from openai.types.responses import function_tool_param, response_create_params
 from openai.types.shared_params import function_definition
 
 from tests.fakes import make_app, make_client
@@ -44,11 +44,11 @@ ROUTES = {
     "/v1/responses": (parameters.RESPONSES, {"model": "tiny", "input": "a"}),
     "/v1/messages": (
         parameters.MESSAGES,
-        {"model": "tiny", "messages": HELLO, "max_tokens": 9},
+        {"model": "tiny", "messages": HELLO, "max_tokens": 9, "tool_choice": {"type": "auto"}},
     ),
     "/v1/messages/count_tokens": (
         parameters.MESSAGES_COUNT,
-        {"model": "tiny", "messages": HELLO},
+        {"model": "tiny", "messages": HELLO, "tool_choice": {"type": "auto"}},
     ),
     "/detokenize": (parameters.DETOKENIZE, {"model": "tiny", "tokens": [5]}),
 }
@@ -98,7 +98,7 @@ WORKING = {
     "stop_sequences": ["zebra"],
     "system": [{"type": "text", "text": "be brief"}],
     "thinking": {"type": "enabled", "budget_tokens": 1024},
-    "output_config": {"format": None},
+    "output_config": {"format": None, "effort": "low"},
 }
 ASKS = {"for": ["something"]}
 IGNORED = "x-bitwatt-ignored-fields"
@@ -157,6 +157,8 @@ def of_openai(*kinds):
         ),
         (parameters.TOOL, [chat_completion_function_tool_param.ChatCompletionFunctionToolParam]),
         (parameters.FUNCTION, [function_definition.FunctionDefinition]),
+        (parameters.RESPONSES_TOOL, [function_tool_param.FunctionToolParam]),
+        (parameters.MESSAGES_TOOL, [tool_param.ToolParam]),
         (
             parameters.TOOL_CALL,
             [

@@ -157,7 +157,7 @@ async def test_input_is_put_to_the_model_as_chat_puts_it(given, prompt, told):
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"input": []}, "input"),
         ({"input": [1]}, "input[0]"),
         ({"input": [{"type": {}, "role": "user", "content": "x"}]}, "input[0]"),

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import asynccontextmanager
+from functools import cache
 
 import openai
 import pytest
@@ -49,10 +50,14 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-def make_tools_text(template):
+@cache
+def _codec_of(template):
     marks = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-    published = PublishedTemplate(template, ("<|im_start|>", "<|im_end|>"), marks)
-    return TextProcessor(published.codec())
+    return PublishedTemplate(template, ("<|im_start|>", "<|im_end|>"), marks).codec()
+
+
+def make_tools_text(template):
+    return TextProcessor(_codec_of(template))
 
 
 def info_of(text, **changes):

@@ -1,8 +1,9 @@
 """/v1/messages, Anthropic's: what is answered, whole or as events."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from bitwatt.serving.usage import Usage
 from bitwatt.telemetry.energy.ledger import RequestEnergy
@@ -10,31 +11,59 @@ from bitwatt.telemetry.energy.ledger import RequestEnergy
 __all__ = [
     "AnthropicMessage",
     "AnthropicUsage",
+    "Block",
     "BlockDelta",
     "BlockStart",
     "BlockStop",
+    "JsonPiece",
     "MessageDelta",
     "MessageEnd",
     "MessageEvent",
     "MessageStart",
     "MessageStop",
     "Ping",
+    "SignaturePiece",
     "StopReason",
     "TextBlock",
     "TextPiece",
+    "ThinkingBlock",
+    "ThinkingPiece",
     "TokensCount",
+    "ToolUseBlock",
     "anthropic_usage",
 ]
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
-class TextBlock(msgspec.Struct, frozen=True, kw_only=True):
+class TextBlock(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     """What the model says."""
 
-    type: Literal["text"] = "text"
     text: str
-    citations: None = None
+
+
+class ThinkingBlock(msgspec.Struct, frozen=True, kw_only=True, tag="thinking"):
+    """What the model thought before."""
+
+    thinking: str
+    signature: str
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True, kw_only=True, tag="tool_use"):
+    """A call of one of the caller's tools."""
+
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+Block = TextBlock | ThinkingBlock | ToolUseBlock
+
+
+class OutputTokensDetails(msgspec.Struct, frozen=True):
+    """What the output's tokens were."""
+
+    thinking_tokens: int
 
 
 class AnthropicUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,16 +76,21 @@ class AnthropicUsage(msgspec.Struct, frozen=True, kw_only=True):
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: OutputTokensDetails | UnsetType = UNSET
     bitwatt: RequestEnergy
 
 
 def anthropic_usage(usage: Usage) -> AnthropicUsage:
     """Return the usage as Anthropic counts it."""
     cached = usage.prompt_tokens_details.cached_tokens
+    details = usage.completion_tokens_details
     return AnthropicUsage(
         input_tokens=usage.prompt_tokens - cached,
         cache_read_input_tokens=cached,
         output_tokens=usage.completion_tokens,
+        output_tokens_details=UNSET
+        if isinstance(details, UnsetType)
+        else OutputTokensDetails(details.reasoning_tokens),
         bitwatt=usage.bitwatt,
     )
 
@@ -68,7 +102,7 @@ class AnthropicMessage(msgspec.Struct, frozen=True, kw_only=True):
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     model: str
-    content: list[TextBlock]
+    content: list[Block]
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: AnthropicUsage
@@ -94,7 +128,7 @@ class BlockStart(msgspec.Struct, frozen=True, tag="content_block_start"):
     """A block of the message begins."""
 
     index: int
-    content_block: TextBlock
+    content_block: Block
 
 
 class TextPiece(msgspec.Struct, frozen=True, tag="text_delta"):
@@ -103,11 +137,32 @@ class TextPiece(msgspec.Struct, frozen=True, tag="text_delta"):
     text: str
 
 
+class ThinkingPiece(msgspec.Struct, frozen=True, tag="thinking_delta"):
+    """What is new of thinking."""
+
+    thinking: str
+
+
+class SignaturePiece(msgspec.Struct, frozen=True, tag="signature_delta"):
+    """The signature of a thinking block, which ends it."""
+
+    signature: str
+
+
+class JsonPiece(msgspec.Struct, frozen=True, tag="input_json_delta"):
+    """What is new of a call's input."""
+
+    partial_json: str
+
+
+Piece = TextPiece | ThinkingPiece | SignaturePiece | JsonPiece
+
+
 class BlockDelta(msgspec.Struct, frozen=True, tag="content_block_delta"):
     """What is new of a block."""
 
     index: int
-    delta: TextPiece
+    delta: Piece
 
 
 class BlockStop(msgspec.Struct, frozen=True, tag="content_block_stop"):

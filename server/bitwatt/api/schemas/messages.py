@@ -3,57 +3,29 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
 from bitwatt.api.schemas.chat import MAX_MESSAGES, ChatTemplateKwargs
-from bitwatt.api.schemas.common import Body, Bounded, ModelName, SamplingBody, StopStrings
-from bitwatt.api.schemas.parameters import (
-    MESSAGES,
-    MESSAGES_COUNT,
-    OUTPUT_CONFIG,
-    THINKING,
-    refuse,
+from bitwatt.api.schemas.common import Body, Bounded, ModelName, SamplingBody, StopStrings, whole
+from bitwatt.api.schemas.message_turns import (
+    MessagesToolChoice,
+    MessagesTools,
+    System,
+    Turns,
+    chat_messages,
+    chat_tool,
+    chat_tool_choice,
+    check_tools,
+    text_of,
 )
+from bitwatt.api.schemas.parameters import MESSAGES, MESSAGES_COUNT, OUTPUT_CONFIG, THINKING
 from bitwatt.api.schemas.structured import check_schema
-from bitwatt.errors import shorten
+from bitwatt.api.schemas.tools import MAX_TOOLS
 from bitwatt.serving.sampling_params import check_max_tokens
+from bitwatt.text.chat_template import EFFORT, SWITCHES
 
 __all__ = ["CountTokensBody", "MessagesBody", "OutputConfig", "Thinking"]
 
-_BLOCK_FIELDS = {
-    "text": frozenset({"type", "text", "cache_control", "citations"}),
-    "thinking": frozenset({"type", "thinking", "signature"}),
-}
-
-_STRING_OR_BLOCKS: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-            },
-        },
-    ]
-}
-Turns = Annotated[
-    list[dict[str, Any]],
-    WithJsonSchema(
-        {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": MAX_MESSAGES,
-            "items": {
-                "type": "object",
-                "properties": {"role": {"const": "user"}, "content": _STRING_OR_BLOCKS},
-                "required": ["role", "content"],
-            },
-        }
-    ),
-]
-System = Annotated[str, WithJsonSchema(_STRING_OR_BLOCKS)]
 OutputFormat = Annotated[
     dict[str, Any],
     WithJsonSchema(
@@ -74,6 +46,16 @@ class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive"] = Field(
         description="`enabled` and `disabled` are told to the template; `adaptive` leaves it be."
     )
+    budget_tokens: Annotated[int, BeforeValidator(whole)] | None = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="Tokens of thinking at most, after which it is ended. Anthropic has 1024 at "
+        "least.",
+    )
+    display: Literal["summarized", "omitted"] | None = Field(
+        None, description="`omitted` leaves the text of thinking blocks out."
+    )
 
 
 class OutputConfig(Body):
@@ -84,18 +66,25 @@ class OutputConfig(Body):
     format: OutputFormat | None = Field(
         None, description="`json_schema`, JSON by `schema`; any text unless given."
     )
+    effort: str | None = Field(
+        None,
+        max_length=64,
+        description="What templates that know a `reasoning_effort` are told, as `low`, `medium` or "
+        "`high`.",
+    )
 
 
 def _settle(data: Any) -> Any:
-    """Make chat's messages of the turns, and one text of the system's."""
+    """Make chat's messages of the turns and one text of the system's, and look at the tools."""
     if not isinstance(data, dict):
         return data
     unknown: list[str] = []
     settled = dict(data)
     if isinstance(data.get("system"), list):
-        settled["system"] = _text_of(data["system"], "system", unknown)["content"]
+        settled["system"] = text_of(data["system"], "system", unknown)
     if isinstance(data.get("messages"), list):
-        settled["messages"] = _messages(data["messages"], unknown)
+        settled["messages"] = chat_messages(data["messages"], unknown)
+    check_tools(data.get("tools"), data.get("tool_choice"), unknown)
     return {**settled, **dict.fromkeys(unknown)}
 
 
@@ -111,27 +100,50 @@ class _Conversation:
     system: str | None
     messages: list[dict[str, Any]]
     thinking: Thinking | None
+    output_config: OutputConfig | None
+    tools: list[dict[str, Any]] | None
+    tool_choice: dict[str, Any] | None
     chat_template_kwargs: dict[str, Any] | None
 
     def _as_chat(self) -> dict[str, Any]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         kind = None if self.thinking is None else self.thinking.type
-        told = {"enabled": {"enable_thinking": True}, "disabled": {"enable_thinking": False}}
-        kwargs = told.get(str(kind), {}) | (self.chat_template_kwargs or {})
+        effort = None if self.output_config is None else self.output_config.effort
+        kwargs: dict[str, Any] = {} if effort is None else {EFFORT: effort}
+        if kind in ("enabled", "disabled"):
+            kwargs |= dict.fromkeys(SWITCHES, kind == "enabled")
+        is_begun = self.messages[-1]["role"] == "assistant"
         return {
             "messages": [*system, *self.messages],
-            "chat_template_kwargs": kwargs or None,
+            "continue_final_message": True if is_begun else None,
+            "add_generation_prompt": False if is_begun else None,
+            "chat_template_kwargs": (kwargs | (self.chat_template_kwargs or {})) or None,
+            "tools": self.tools and [chat_tool(tool) for tool in self.tools],
+            **chat_tool_choice(self.tool_choice),
         }
 
 
 _TURNS = Field(
     min_length=1,
     max_length=MAX_MESSAGES,
-    description="The conversation so far, which ends with the user: a beginning of the answer is "
-    "not continued. Content is a string or blocks of `text`, and of `thinking` in earlier answers.",
+    description="The conversation so far. Where it ends with the assistant, the model goes on with "
+    "that. Content is a string or blocks: `text`; a user's `tool_result`; an assistant's "
+    "`thinking` and `tool_use`.",
 )
 _SYSTEM = Field(None, description="What the system says: a string or text blocks.")
 _THINKING = Field(None, description="Whether a model that reasons does so.")
+_OUTPUT = Field(None, description="What the answer must be, and how hard the model tries.")
+_TOOLS = Field(
+    None,
+    max_length=MAX_TOOLS,
+    description="Up to 128 tools that the model may call, each with a `name`, a `description`, an "
+    "`input_schema`, and `strict`.",
+)
+_CHOICE = Field(
+    None,
+    description="By `type`: `auto`, the default; `any`: it calls at least one; `tool`: the one "
+    "that is named, once; `none`. `disable_parallel_tool_use` has it call one at most.",
+)
 _KWARGS = Field(None, description="What the model's template may be told. As in vLLM.")
 
 
@@ -151,7 +163,9 @@ class MessagesBody(_Conversation, SamplingBody):
         None, description="Strings that end the answer, as completions have them in `stop`."
     )
     thinking: Thinking | None = _THINKING
-    output_config: OutputConfig | None = Field(None, description="What the answer must be.")
+    output_config: OutputConfig | None = _OUTPUT
+    tools: MessagesTools | None = _TOOLS
+    tool_choice: MessagesToolChoice | None = _CHOICE
     chat_template_kwargs: ChatTemplateKwargs | None = _KWARGS
 
     _settle_turns = model_validator(mode="before")(_settle)
@@ -168,6 +182,7 @@ class MessagesBody(_Conversation, SamplingBody):
             **self._as_chat(),
             "stop": self.stop_sequences,
             "max_completion_tokens": self.max_tokens,
+            "thinking_token_budget": self.thinking and self.thinking.budget_tokens,
             "response_format": form and _response_format(form),
         }
 
@@ -177,12 +192,15 @@ class CountTokensBody(_Conversation, Body):
 
     model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
     parameters: ClassVar = MESSAGES_COUNT
-    nested: ClassVar[tuple[str, ...]] = ("thinking",)
+    nested: ClassVar[tuple[str, ...]] = ("thinking", "output_config")
 
     model: ModelName
     messages: Turns = _TURNS
     system: System | None = _SYSTEM
     thinking: Thinking | None = _THINKING
+    output_config: OutputConfig | None = _OUTPUT
+    tools: MessagesTools | None = _TOOLS
+    tool_choice: MessagesToolChoice | None = _CHOICE
     chat_template_kwargs: ChatTemplateKwargs | None = _KWARGS
 
     _settle_turns = model_validator(mode="before")(_settle)
@@ -199,44 +217,3 @@ def _response_format(given: Mapping[str, Any]) -> dict[str, Any]:
     check_schema("output_config.format", given.get("schema"))
     schema = {"name": "output", "schema": given.get("schema")}
     return {"type": "json_schema", "json_schema": schema}
-
-
-def _messages(given: list[Any], unknown: list[str]) -> list[dict[str, Any]]:
-    """Return chat's messages, and put the names of unknown fields into the list."""
-    messages: list[dict[str, Any]] = []
-    for index, turn in enumerate(given):
-        at = f"messages[{index}]"
-        role = turn.get("role") if isinstance(turn, dict) else None
-        if role not in ("user", "assistant", "system"):
-            raise refuse(f"{at}.role is {shorten(role)}; it is user or assistant", at)
-        unknown += [f"messages[].{name}" for name in turn if name not in ("role", "content")]
-        content = turn.get("content")
-        if isinstance(content, str):
-            said: dict[str, Any] = {"content": content}
-        else:
-            said = _text_of(content, f"{at}.content", unknown)
-        messages.append({"role": role, **said})
-    if messages and messages[-1]["role"] == "assistant":
-        raise refuse("messages end with the assistant's turn, which is not continued", "messages")
-    return messages
-
-
-def _text_of(blocks: Any, at: str, unknown: list[str]) -> dict[str, Any]:
-    """Return what blocks say, whose texts become lines, and what was thought before."""
-    if not isinstance(blocks, list):
-        raise refuse(f"{at} must be a string or a list of blocks", at)
-    texts: dict[str, list[str]] = {"text": [], "thinking": []}
-    for block in blocks:
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind == "redacted_thinking":
-            continue
-        if not isinstance(kind, str) or kind not in texts:
-            raise refuse(f"{at}: blocks of type {shorten(kind)} are not supported", at)
-        if not isinstance(block.get(kind), str):
-            raise refuse(f"{at}: a block of type {kind} has a string {kind}", at)
-        place = "system[]" if at == "system" else "messages[].content[]"
-        unknown += [f"{place}.{name}" for name in block if name not in _BLOCK_FIELDS[kind]]
-        texts[kind].append(block[kind])
-    said = {"content": "\n".join(texts["text"])}
-    thought = "\n".join(texts["thinking"])
-    return {**said, "reasoning_content": thought} if thought else said

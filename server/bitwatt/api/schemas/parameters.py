@@ -23,10 +23,12 @@ __all__ = [
     "MESSAGE",
     "MESSAGES",
     "MESSAGES_COUNT",
+    "MESSAGES_TOOL",
     "OUTPUT_CONFIG",
     "REASONING",
     "RESPONSES",
     "RESPONSES_STREAM_OPTIONS",
+    "RESPONSES_TOOL",
     "STREAM_OPTIONS",
     "TEXT",
     "THINKING",
@@ -403,12 +405,15 @@ RESPONSES: Parameters = {
         "prompt",
         note="Nothing is kept between requests: send the whole conversation as `input`.",
     ),
-    **_refused("OpenAI", "store", at=(False,), note="Nothing is kept, whether it says so or not."),
+    **_refused(
+        "OpenAI",
+        "store",
+        at=(False,),
+        note="No response is kept. Its items are for a while, unless false.",
+    ),
     **_refused("OpenAI", "top_logprobs", at=(0,)),
     **_refused("OpenAI", "truncation", at=("disabled",)),
-    **_refused("OpenAI", "tools", at=([],)),
-    **_refused("OpenAI", "tool_choice", at=("auto", "none")),
-    **_harmless("OpenAI", "parallel_tool_calls"),
+    **_works("OpenAI", "tools", "tool_choice", "parallel_tool_calls"),
     **_SAMPLING,
     **_works("vLLM", "stop"),
     **_harmless("vLLM", "request_id", note="`X-Request-Id` is what comes back."),
@@ -417,6 +422,15 @@ RESPONSES: Parameters = {
     **_refused("vLLM", "mm_processor_kwargs", "vllm_xargs", at=({},)),
     **_refused("vLLM", "skip_special_tokens", at=(True,)),
     **_refused("vLLM", "enable_response_messages", "include_stop_str_in_output", at=(False,)),
+}
+
+RESPONSES_TOOL: Parameters = {
+    **_works("OpenAI", "type", "name", "description", "parameters", "strict"),
+    **_harmless("OpenAI", "output_schema", note="Templates tell the model of no such thing."),
+    **_refused("OpenAI", "allowed_callers", at=([], ["direct"])),
+    **_refused("OpenAI", "async", at=(False,), note="The caller runs every tool."),
+    **_refused("OpenAI", "defer_loading", at=(False,), note="The model sees every tool."),
+    **_harmless("LiteLLM", "cache_control", note="Every prefix is cached."),
 }
 
 RESPONSES_STREAM_OPTIONS: Parameters = _works("OpenAI", "include_obfuscation")
@@ -428,13 +442,15 @@ TEXT: Parameters = {
 
 REASONING: Parameters = {
     **_works("OpenAI", "effort"),
-    **_harmless("OpenAI", "context", "generate_summary", "mode", "summary"),
+    **_harmless("OpenAI", "context", "mode"),
+    **_harmless(
+        "OpenAI", "generate_summary", "summary", note="Reasoning comes whole, and no summary of it."
+    ),
 }
 
 _CONVERSATION: Parameters = {
-    **_works("Anthropic", "model", "messages", "system", "thinking"),
-    **_refused("Anthropic", "tools", at=([],)),
-    **_refused("Anthropic", "tool_choice", at=({"type": "auto"}, {"type": "none"})),
+    **_works("Anthropic", "model", "messages", "system", "thinking", "output_config"),
+    **_works("Anthropic", "tools", "tool_choice"),
     **_refused("Anthropic", "mcp_servers", at=([],)),
     **_refused("Anthropic", "context_management", at=({},)),
     **_harmless("Anthropic", "cache_control", note="Every prefix is cached."),
@@ -449,7 +465,6 @@ MESSAGES: Parameters = {
     **_works(
         "Anthropic",
         "max_tokens",
-        "output_config",
         "stop_sequences",
         "stream",
         "temperature",
@@ -463,20 +478,22 @@ MESSAGES: Parameters = {
     **_refused("vLLM", "kv_transfer_params"),
 }
 
-MESSAGES_COUNT: Parameters = {
-    **_CONVERSATION,
-    **_harmless("Anthropic", "output_config", note="A grammar is no part of a prompt."),
+MESSAGES_COUNT: Parameters = _CONVERSATION
+
+MESSAGES_TOOL: Parameters = {
+    **_works("Anthropic", "type", "name", "description", "input_schema", "strict"),
+    **_harmless("Anthropic", "cache_control", note="Every prefix is cached."),
+    **_harmless("Anthropic", "eager_input_streaming", note="Input is streamed as it is drawn."),
+    **_refused("Anthropic", "allowed_callers", at=([], ["direct"])),
+    **_refused("Anthropic", "defer_loading", at=(False,), note="The model sees every tool."),
+    **_refused("Anthropic", "input_examples", at=([],), note="`description` may have them."),
 }
 
-THINKING: Parameters = {
-    **_works("Anthropic", "type"),
-    **_harmless("Anthropic", "budget_tokens", note="The model ends its thinking by itself."),
-    **_harmless("Anthropic", "display"),
-}
+THINKING: Parameters = _works("Anthropic", "type", "budget_tokens", "display")
 
 OUTPUT_CONFIG: Parameters = {
-    **_works("Anthropic", "format"),
-    **_harmless("Anthropic", "effort", "task_budget", note="The model has one."),
+    **_works("Anthropic", "format", "effort"),
+    **_harmless("Anthropic", "task_budget", note="The model knows of none."),
 }
 
 TOKENIZE: Parameters = {

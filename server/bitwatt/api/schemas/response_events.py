@@ -10,11 +10,19 @@ from bitwatt.telemetry.energy.ledger import RequestEnergy
 
 __all__ = [
     "AnyResponseEvent",
+    "ArgumentsDelta",
+    "ArgumentsDone",
     "ContentPartEvent",
     "IncompleteDetails",
     "ItemEvent",
+    "OutputCall",
+    "OutputItem",
     "OutputMessage",
+    "OutputReasoning",
     "OutputText",
+    "ReasoningDelta",
+    "ReasoningDone",
+    "ReasoningText",
     "ResponseError",
     "ResponseEvent",
     "ResponseObject",
@@ -26,25 +34,53 @@ __all__ = [
 ]
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputText(msgspec.Struct, frozen=True, kw_only=True):
+class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag="output_text"):
     """The text of a message."""
 
-    type: Literal["output_text"] = "output_text"
     text: str
     annotations: list[str] = []
     logprobs: list[str] = []
 
 
-class OutputMessage(msgspec.Struct, frozen=True, kw_only=True):
+class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag="message"):
     """What the model says."""
 
-    type: Literal["message"] = "message"
     id: str
-    status: Literal["in_progress", "completed", "incomplete"]
+    status: ItemStatus
     role: Literal["assistant"] = "assistant"
     content: list[OutputText]
+
+
+class ReasoningText(msgspec.Struct, frozen=True, kw_only=True, tag="reasoning_text"):
+    """The text of reasoning."""
+
+    text: str
+
+
+class OutputReasoning(msgspec.Struct, frozen=True, kw_only=True, tag="reasoning"):
+    """What the model thought before; nobody sums it up."""
+
+    id: str
+    status: ItemStatus
+    summary: list[str] = []
+    content: list[ReasoningText]
+
+
+class OutputCall(msgspec.Struct, frozen=True, kw_only=True, tag="function_call"):
+    """A call of one of the caller's functions; arguments are JSON, unless they were cut."""
+
+    id: str
+    call_id: str
+    name: str
+    namespace: str | UnsetType = UNSET
+    arguments: str
+    status: ItemStatus
+
+
+OutputItem = OutputReasoning | OutputMessage | OutputCall
 
 
 class InputTokensDetails(PromptTokensDetails, frozen=True, kw_only=True):
@@ -73,11 +109,13 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
 def response_usage(usage: Usage) -> ResponseUsage:
     """Return the usage by the names that responses have."""
     cached = usage.prompt_tokens_details.cached_tokens
+    details = usage.completion_tokens_details
+    num_reasoning = 0 if isinstance(details, UnsetType) else details.reasoning_tokens
     return ResponseUsage(
         input_tokens=usage.prompt_tokens,
         input_tokens_details=InputTokensDetails(cached_tokens=cached, cache_write_tokens=0),
         output_tokens=usage.completion_tokens,
-        output_tokens_details=OutputTokensDetails(0),
+        output_tokens_details=OutputTokensDetails(num_reasoning),
         total_tokens=usage.total_tokens,
         bitwatt=usage.bitwatt,
     )
@@ -115,15 +153,15 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     instructions: str | None
     max_output_tokens: int | None
     model: str
-    output: list[OutputMessage]
-    parallel_tool_calls: bool = True
+    output: list[OutputItem]
+    parallel_tool_calls: bool
     previous_response_id: None = None
     reasoning: dict[str, str | None]
     store: Literal[False] = False
     temperature: float
     text: ResponseText
-    tool_choice: str = "auto"
-    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
     top_p: float
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
@@ -145,19 +183,22 @@ class ItemEvent(_Event, frozen=True, kw_only=True):
     """An item of the output begins, or ends."""
 
     output_index: int
-    item: OutputMessage
+    item: OutputItem
 
 
-class _PartEvent(_Event, frozen=True, kw_only=True):
+class _ItemPartEvent(_Event, frozen=True, kw_only=True):
     item_id: str
     output_index: int
+
+
+class _PartEvent(_ItemPartEvent, frozen=True, kw_only=True):
     content_index: int
 
 
 class ContentPartEvent(_PartEvent, frozen=True, kw_only=True):
-    """A part of a message begins, or ends."""
+    """A part of a message or of reasoning begins, or ends."""
 
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class TextDelta(_PartEvent, frozen=True, kw_only=True):
@@ -175,4 +216,38 @@ class TextDone(_PartEvent, frozen=True, kw_only=True):
     logprobs: list[str] = []
 
 
-AnyResponseEvent = ResponseEvent | ItemEvent | ContentPartEvent | TextDelta | TextDone
+class ReasoningDelta(_PartEvent, frozen=True, kw_only=True):
+    """What is new of reasoning."""
+
+    delta: str
+
+
+class ReasoningDone(_PartEvent, frozen=True, kw_only=True):
+    """The whole of reasoning."""
+
+    text: str
+
+
+class ArgumentsDelta(_ItemPartEvent, frozen=True, kw_only=True):
+    """What is new of a call's arguments."""
+
+    delta: str
+
+
+class ArgumentsDone(_ItemPartEvent, frozen=True, kw_only=True):
+    """The whole of a call's arguments."""
+
+    arguments: str
+
+
+AnyResponseEvent = (
+    ResponseEvent
+    | ItemEvent
+    | ContentPartEvent
+    | TextDelta
+    | TextDone
+    | ReasoningDelta
+    | ReasoningDone
+    | ArgumentsDelta
+    | ArgumentsDone
+)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
-from bitwatt.api.schemas.chat import MAX_MESSAGES, ChatTemplateKwargs
+from bitwatt.api.schemas.chat import ChatTemplateKwargs
 from bitwatt.api.schemas.common import Body, Bounded, SamplingBody, StopStrings, needs
 from bitwatt.api.schemas.parameters import (
     REASONING,
@@ -14,43 +15,30 @@ from bitwatt.api.schemas.parameters import (
     TEXT,
     refuse,
 )
+from bitwatt.api.schemas.response_input import (
+    Find,
+    Input,
+    chat_messages,
+    has_references,
+)
+from bitwatt.api.schemas.response_tools import (
+    ResponsesToolChoice,
+    ResponsesTools,
+    chat_tool_choice,
+    chat_tools,
+    check_tools,
+)
 from bitwatt.api.schemas.structured import check_schema
-from bitwatt.errors import shorten
+from bitwatt.api.schemas.tools import MAX_TOOLS
+from bitwatt.errors import InvalidRequestError
 from bitwatt.serving.sampling_params import check_max_tokens
 
 __all__ = ["Reasoning", "ResponsesBody", "ResponsesStreamOptions", "TextConfig"]
 
-_ROLES = ("user", "assistant", "system", "developer")
-_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-"""Where each type of content part has its text."""
-
+_SOME_ITEM: dict[str, Any] = {"type": "message", "role": "assistant", "content": ""}
 _SYSTEM = ("system", "developer")
 _MAX_PAIRS = 16
 
-Input = Annotated[
-    list[dict[str, Any]],
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": MAX_MESSAGES,
-                    "items": {
-                        "type": "object",
-                        "properties": {
-                            "type": {"const": "message"},
-                            "role": {"enum": list(_ROLES)},
-                            "content": {"type": "string"},
-                        },
-                        "required": ["role", "content"],
-                    },
-                },
-            ]
-        }
-    ),
-]
 TextFormat = Annotated[
     dict[str, Any],
     WithJsonSchema(
@@ -116,8 +104,8 @@ class Reasoning(Body):
     effort: str | None = Field(
         None,
         max_length=64,
-        description="`none` has the template turn reasoning off, where it can; the model decides "
-        "between all others.",
+        description="`none` has the template turn reasoning off, where it can; others turn it on, "
+        "and are put to the template as chat's `reasoning_effort`.",
     )
 
 
@@ -140,7 +128,7 @@ class ResponsesBody(SamplingBody):
 
     input: Input = Field(
         description="The conversation: a text, or a list of messages, whose content is a string "
-        "or parts of text, and of earlier answers' items."
+        "or parts of text, of earlier answers' items, and of what their calls brought."
     )
     instructions: str | None = Field(
         None, description="What the system says, before all of `input`."
@@ -150,6 +138,20 @@ class ResponsesBody(SamplingBody):
     )
     text: TextConfig | None = Field(None, description="What the answer's text must be.")
     reasoning: Reasoning | None = Field(None, description="How a model that reasons does so.")
+    tools: ResponsesTools | None = Field(
+        None,
+        max_length=MAX_TOOLS,
+        description="Up to 128 functions that the model may call, each with a `name`, a "
+        "`description`, `parameters`, a JSON schema, and `strict`, false unless given.",
+    )
+    tool_choice: ResponsesToolChoice | None = Field(
+        None,
+        description="`none`, `auto`, `required`, an object that names a function, or "
+        "`allowed_tools`, as chat completions have them.",
+    )
+    parallel_tool_calls: bool | None = Field(
+        None, description="Whether an answer may have several calls, unless false."
+    )
     metadata: dict[str, str] | None = Field(
         None, max_length=_MAX_PAIRS, description="Comes back with the response."
     )
@@ -163,15 +165,24 @@ class ResponsesBody(SamplingBody):
         None, description="How a stream is sent; needs `stream`."
     )
 
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether nothing of the response is to be kept."""
+        return (self.model_extra or {}).get("store") is False
+
     @model_validator(mode="before")
     @classmethod
     def _settle_input(cls, data: Any) -> Any:
-        """Make chat's messages of the input."""
-        if not isinstance(data, dict) or "input" not in data:
+        """Make chat's messages of the input, and look at the tools."""
+        if not isinstance(data, dict):
             return data
         unknown: list[str] = []
-        messages = _messages(data["input"], unknown)
-        return {**data, "input": messages, **dict.fromkeys(unknown)}
+        check_tools(data.get("tools"), unknown)
+        if "input" in data:
+            messages = chat_messages(data["input"], unknown, lambda _: _SOME_ITEM)
+            if not has_references(data["input"]):  # which only as_chat can resolve
+                data = data | {"input": messages}
+        return {**data, **dict.fromkeys(unknown)}
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "ResponsesBody":
@@ -179,28 +190,37 @@ class ResponsesBody(SamplingBody):
             raise refuse("stream_options needs stream: true", "stream_options")
         return self
 
-    def as_chat(self) -> dict[str, Any]:
+    def as_chat(self, find: Find) -> dict[str, Any]:
         """Return the fields of the chat completion that asks for the same.
 
-        Raises  InvalidRequestError where nothing is to be generated
+        find  an item of an earlier response
+
+        Raises  InvalidRequestError where nothing is to be generated, or an item isn't kept
         """
         check_max_tokens("max_output_tokens", self.max_output_tokens, None)
         messages = list(self.input)
+        if has_references(messages):
+            try:
+                messages = chat_messages(messages, [], find)
+            except PydanticCustomError as error:
+                at = (error.context or {}).get("param")
+                raise InvalidRequestError(error.message(), param=at) from None
         if self.instructions:
             told = [self.instructions]
             while messages and messages[0]["role"] in _SYSTEM:
                 told.append(messages.pop(0)["content"])  # many templates take one system turn
             messages.insert(0, {"role": "system", "content": "\n\n".join(told)})
-        effort = None if self.reasoning is None else self.reasoning.effort
-        thinking = {"enable_thinking": False} if effort == "none" else {}
-        kwargs = thinking | (self.chat_template_kwargs or {})
         return {
             **self.sampling(),
             "messages": messages,
             "stop": self.stop,
             "max_completion_tokens": self.max_output_tokens,
             "response_format": _response_format(None if self.text is None else self.text.format),
-            "chat_template_kwargs": kwargs or None,
+            "reasoning_effort": None if self.reasoning is None else self.reasoning.effort,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "tools": chat_tools(self.tools),
+            "tool_choice": chat_tool_choice(self.tool_choice),
+            "parallel_tool_calls": self.parallel_tool_calls,
         }
 
 
@@ -213,66 +233,3 @@ def _response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return {"type": kind}
     check_schema("text.format", given.get("schema"))
     return {"type": kind, "json_schema": {n: v for n, v in given.items() if n != "type"}}
-
-
-def _messages(given: Any, unknown: list[str]) -> list[dict[str, Any]]:
-    """Return chat's messages, and put the names of unknown fields into the list."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        raise refuse("input must be a string or a list of at least one item", "input")
-    if len(given) > MAX_MESSAGES:
-        raise refuse(f"input has {len(given)} items; the limit is {MAX_MESSAGES}", "input")
-    messages: list[dict[str, Any]] = []
-    reasoning = ""
-    for index, item in enumerate(given):
-        at = f"input[{index}]"
-        if not isinstance(item, dict):
-            raise refuse(f"{at} must be an object, not {shorten(item)}", at)
-        match item.get("type", "message"):
-            case "message":
-                message = _message(item, at, unknown)
-                if reasoning and message["role"] == "assistant":
-                    message["reasoning_content"], reasoning = reasoning, ""
-                messages.append(message)
-            case "reasoning":
-                reasoning = _text(item.get("content") or item.get("summary") or [], at, unknown)
-            case kind:
-                raise refuse(f"{at}: items of type {shorten(kind)} are not supported", at)
-    if not messages:
-        raise refuse("input has no message", "input")
-    return messages
-
-
-_MESSAGE_FIELDS = frozenset({"type", "role", "content", "id", "status", "phase"})
-_PART_FIELDS = frozenset(
-    {"type", "text", "refusal", "annotations", "logprobs", "prompt_cache_breakpoint"}
-)
-
-
-def _message(item: Mapping[str, Any], at: str, unknown: list[str]) -> dict[str, Any]:
-    role = item.get("role")
-    if role not in _ROLES:
-        raise refuse(f"{at}.role is {shorten(role)}; it is one of {', '.join(_ROLES)}", at)
-    unknown += [f"input[].{name}" for name in item if name not in _MESSAGE_FIELDS]
-    content = item.get("content")
-    if not isinstance(content, str):
-        content = _text(content, f"{at}.content", unknown)
-    return {"role": role, "content": content}
-
-
-def _text(parts: Any, at: str, unknown: list[str]) -> str:
-    """Return the text of parts, which become lines."""
-    if not isinstance(parts, list):
-        raise refuse(f"{at} must be a string or a list of text parts", at)
-    lines: list[str] = []
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        name = {**_PARTS, "reasoning_text": "text", "summary_text": "text"}.get(str(kind))
-        if name is None:
-            raise refuse(f"{at}: parts of type {shorten(kind)} are not supported; only text is", at)
-        if not isinstance(part.get(name), str):
-            raise refuse(f"{at}: a part of type {kind} has a string {name}", at)
-        unknown += [f"input[].content[].{field}" for field in part if field not in _PART_FIELDS]
-        lines.append(part[name])
-    return "\n".join(lines)

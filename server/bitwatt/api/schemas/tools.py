@@ -14,6 +14,8 @@ from bitwatt.serving.answers import Tool, ToolUse
 
 __all__ = [
     "MAX_CALLS",
+    "MAX_TOOLS",
+    "TOOL_NAME",
     "CalledFunction",
     "ToolCallBody",
     "ToolChoice",
@@ -25,7 +27,7 @@ __all__ = [
 
 MAX_TOOLS = 128
 MAX_CALLS = 128
-_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+TOOL_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 _NAMED: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -79,7 +81,7 @@ Tools = Annotated[
                     "function": {
                         "type": "object",
                         "properties": {
-                            "name": {"type": "string", "pattern": _NAME},
+                            "name": {"type": "string", "pattern": TOOL_NAME},
                             "description": {"type": ["string", "null"]},
                             "parameters": {"type": ["object", "null"]},
                             "strict": {"type": ["boolean", "null"]},
@@ -201,7 +203,7 @@ def _tool(given: Mapping[str, Any], at: str) -> Tool:
     if not isinstance(function, Mapping):
         raise InvalidRequestError(f"{at}.function must be an object", param=f"{at}.function")
     name = function.get("name")
-    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+    if not isinstance(name, str) or not re.fullmatch(TOOL_NAME, name):
         raise InvalidRequestError(
             f"{at}.function.name is {shorten(name)}; it has 1 to 64 letters, digits, _, - and .",
             param=f"{at}.function.name",
