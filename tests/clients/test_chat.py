@@ -9,7 +9,8 @@ import pytest
 from bitwatt.scheduling.request import FinishReason
 from bitwatt_client.chat import Conversation
 from bitwatt_client.errors import ServerError
-from bitwatt_client.server import Chunk, Server
+from bitwatt_client.events import Chunk
+from bitwatt_client.server import Server
 from bitwatt_client.terminal import printable
 
 from tests.fakes import FakeEngine, make_app, make_client, run_server

@@ -10,7 +10,8 @@ from typing import TextIO
 import httpx
 
 from bitwatt_client.errors import ClientError, ServerError, told
-from bitwatt_client.server import Chunk, Message, Server, mean_tpot_s
+from bitwatt_client.events import Chunk
+from bitwatt_client.server import Message, Server, mean_tpot_s
 from bitwatt_client.terminal import plural, printable
 
 __all__ = ["Conversation"]

@@ -1,0 +1,91 @@
+"""The command chat."""
+
+import asyncio
+import sys
+from contextlib import suppress
+from typing import Annotated
+
+import httpx
+from bitwatt_client import ClientError, Server, new_http_client
+from bitwatt_client.chat import Conversation
+from bitwatt_client.command_line import INTERRUPTED, say, wait_while_it_loads
+from bitwatt_client.errors import told
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+
+from bitwatt.addresses import checked_url
+from bitwatt.knobs import Settings, Shown
+from bitwatt.quantities import read_count
+
+__all__ = ["ChatSettings", "run_chat"]
+
+
+class ChatSettings(Settings):
+    """Talk to a model."""
+
+    model_config = SettingsConfigDict(env_prefix="BITWATT_CLIENT_", cli_prog_name="bitwatt chat")
+
+    url: CliPositionalArg[str] = Field("http://127.0.0.1:8000", description="The model's server")
+    model: Annotated[str | None, Shown("NAME", "the server's first")] = Field(
+        None, description="The model"
+    )
+    max_tokens: Annotated[
+        int | None, BeforeValidator(read_count), Shown("TOKENS", "as the context has room for")
+    ] = Field(None, ge=1, description="Tokens of an answer at most")
+    api_key: Annotated[str | None, Shown("KEY")] = Field(
+        None, description="The server's key", repr=False
+    )
+
+    check_url = field_validator("url")(checked_url)
+
+
+def run_chat(settings: ChatSettings) -> int:
+    """Converse until the end of the input; return the exit status.
+
+    1 where the server or the model isn't there, or, without a person at the terminal to see it,
+    where an answer failed
+    """
+    with suppress(ImportError):
+        import readline  # noqa: F401  # gives input() a history and keys to edit with
+    try:
+        with asyncio.Runner() as runner:
+            http = new_http_client()
+            try:
+                server = Server(http, settings.url, settings.model or "", api_key=settings.api_key)
+                runner.run(_open_chat(server))
+                conversation = Conversation(
+                    server,
+                    runner,
+                    out=sys.stdout,
+                    notices=sys.stderr,
+                    max_tokens=settings.max_tokens,
+                )
+                conversation.run(_read_line)
+            finally:
+                runner.run(http.aclose())
+    except (ClientError, httpx.HTTPError) as error:
+        say(f"bitwatt chat: {told(error)}")
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 1 if conversation.num_failed and not sys.stdin.isatty() else 0
+
+
+def _read_line() -> str:
+    # Bytes that are no UTF-8 come as lone surrogates, which no request can carry.
+    line = input("> " if sys.stdin.isatty() else "")
+    return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+async def _open_chat(server: Server) -> None:
+    """Choose the model, wait for it, and say who answers and what may be typed."""
+    await server.choose_model()
+    await wait_while_it_loads(server)
+    card = next(card for card in await server.list_cards() if card.name == server.model)
+    told = [f"{card.name} at {server.url}"]
+    if card.weights is not None:
+        told.append(f"{card.weights} weights")
+    if card.max_model_len is not None:
+        told.append(f"a context of {card.max_model_len} tokens")
+    say(", ".join(told) + ".")
+    say("Type a message. /help lists commands; /exit or Ctrl-D leaves; Ctrl-C ends an answer.")
