@@ -29,6 +29,18 @@ class ChatSettings(Settings):
     model: Annotated[str | None, Shown("NAME", "the server's first")] = Field(
         None, description="The model"
     )
+    both: bool = Field(
+        False, description="Have the model and its twin answer, side by side on a terminal"
+    )
+    twin: Annotated[str | None, Shown("NAME", "the server's last")] = Field(
+        None, description="The other model of --both"
+    )
+    system: Annotated[str | None, Shown("TEXT")] = Field(
+        None, description="How the model is to answer"
+    )
+    markdown: bool = Field(
+        True, description="Show Markdown as it is meant, on a terminal where Rich is installed"
+    )
     max_tokens: Annotated[
         int | None, BeforeValidator(read_count), Shown("TOKENS", "as the context has room for")
     ] = Field(None, ge=1, description="Tokens of an answer at most")
@@ -49,16 +61,17 @@ def run_chat(settings: ChatSettings) -> int:
         import readline  # noqa: F401  # gives input() a history and keys to edit with
     try:
         with asyncio.Runner() as runner:
-            http = new_http_client()
+            http = new_http_client(max_connections=2)
             try:
-                server = Server(http, settings.url, settings.model or "", api_key=settings.api_key)
-                runner.run(_open_chat(server))
+                servers = runner.run(_open_chat(settings, http))
                 conversation = Conversation(
-                    server,
+                    servers,
                     runner,
                     out=sys.stdout,
                     notices=sys.stderr,
                     max_tokens=settings.max_tokens,
+                    system=settings.system,
+                    markdown=settings.markdown,
                 )
                 conversation.run(_read_line)
             finally:
@@ -77,15 +90,27 @@ def _read_line() -> str:
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-async def _open_chat(server: Server) -> None:
-    """Choose the model, wait for it, and say who answers and what may be typed."""
-    await server.choose_model()
-    await wait_while_it_loads(server)
-    card = next(card for card in await server.list_cards() if card.name == server.model)
-    told = [f"{card.name} at {server.url}"]
-    if card.weights is not None:
-        told.append(f"{card.weights} weights")
-    if card.max_model_len is not None:
-        told.append(f"a context of {card.max_model_len} tokens")
-    say(", ".join(told) + ".")
+async def _open_chat(settings: ChatSettings, http: httpx.AsyncClient) -> list[Server]:
+    """Choose the models, wait for them, and say who answers and what may be typed.
+
+    Raises  ClientError where one is not there, or --both has but one
+    """
+    names = [settings.model or "", settings.twin or ""][: 1 + settings.both]
+    servers = [Server(http, settings.url, name, api_key=settings.api_key) for name in names]
+    for number, server in enumerate(servers):
+        await server.choose_model(first=number == 0)
+    if len({server.model for server in servers}) < len(servers):
+        raise ClientError(
+            f"{servers[0].url} has no second model beside {servers[0].model} for --both (--twin)"
+        )
+    for server in servers:
+        await wait_while_it_loads(server)
+        card = next(card for card in await server.list_cards() if card.name == server.model)
+        told = [f"{card.name} at {server.url}"]
+        if card.weights is not None:
+            told.append(f"{card.weights} weights")
+        if card.max_model_len is not None:
+            told.append(f"a context of {card.max_model_len} tokens")
+        say(", ".join(told) + ".")
     say("Type a message. /help lists commands; /exit or Ctrl-D leaves; Ctrl-C ends an answer.")
+    return servers
