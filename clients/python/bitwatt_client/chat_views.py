@@ -66,12 +66,9 @@ class MarkdownView:
     """
 
     def __init__(self, console: Any) -> None:
-        from rich.live import Live
-
         self._console = console
-        self._live = Live(console=console, transient=True, auto_refresh=False)
+        self._live: Any = None
         self._rest = ""
-        self._is_live = False
 
     def push(self, side: int, text: str) -> None:  # noqa: ARG002 - there is one
         """Show it."""
@@ -81,9 +78,8 @@ class MarkdownView:
             self._pause()
             self._print(whole)
         if self._rest.strip():
-            if not self._is_live:
-                self._live.start()
-                self._is_live = True
+            if self._live is None:
+                self._live = _new_live(self._console)
             self._live.update(_markdown(self._rest), refresh=True)
 
     def end(self) -> None:
@@ -94,9 +90,9 @@ class MarkdownView:
         self._rest = ""
 
     def _pause(self) -> None:
-        if self._is_live:
+        if self._live is not None:
             self._live.stop()
-            self._is_live = False
+            self._live = None  # one that is started again would draw over what came between
 
     def _print(self, text: str) -> None:
         self._console.print(_markdown(text))
@@ -106,13 +102,10 @@ class SidesView:
     """Shows two answers in columns; the whole of them once both have ended."""
 
     def __init__(self, console: Any, names: Sequence[str]) -> None:
-        from rich.live import Live
-
         self._console = console
         self._names = names
         self._texts = [""] * len(names)
-        self._live = Live(console=console, transient=True, auto_refresh=False)
-        self._live.start()
+        self._live = _new_live(console)
 
     def push(self, side: int, text: str) -> None:
         """Show the last lines that the terminal has room for."""
@@ -137,6 +130,15 @@ class SidesView:
             cells.append(Text("\n").join(lines if num_lines is None else lines[-num_lines:]))
         table.add_row(*cells)
         return table
+
+
+def _new_live(console: Any) -> Any:
+    """Return what is drawn anew in place, and leaves nothing when it stops."""
+    from rich.live import Live
+
+    live = Live(console=console, transient=True, auto_refresh=False)
+    live.start()
+    return live
 
 
 def _markdown(text: str) -> Any:
