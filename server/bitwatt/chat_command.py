@@ -1,8 +1,11 @@
 """The command chat."""
 
 import asyncio
+import atexit
+import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import httpx
@@ -18,6 +21,10 @@ from bitwatt.knobs import Settings, Shown
 from bitwatt.quantities import read_count
 
 __all__ = ["ChatSettings", "run_chat"]
+
+_STATE = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+_HISTORY = _STATE / "bitwatt/chat_history"
+_MAX_HISTORY_LINES = 1000
 
 
 class ChatSettings(Settings):
@@ -57,8 +64,8 @@ def run_chat(settings: ChatSettings) -> int:
     1 where the server or the model isn't there, or, without a person at the terminal to see it,
     where an answer failed
     """
-    with suppress(ImportError):
-        import readline  # noqa: F401  # gives input() a history and keys to edit with
+    if sys.stdin.isatty():
+        _keep_history(_HISTORY)
     try:
         with asyncio.Runner() as runner:
             http = new_http_client(max_connections=2)
@@ -82,6 +89,25 @@ def run_chat(settings: ChatSettings) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 1 if conversation.num_failed and not sys.stdin.isatty() else 0
+
+
+def _keep_history(path: Path) -> None:
+    """Give input() keys to edit with, and the lines typed in earlier chats; keep this one's."""
+    try:
+        import readline
+    except ImportError:  # a Python built without it
+        return
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # what a person asks is theirs
+        readline.read_history_file(path)
+    readline.set_history_length(_MAX_HISTORY_LINES)
+
+    def write() -> None:
+        with suppress(OSError):
+            readline.write_history_file(path)
+
+    atexit.register(write)
 
 
 def _read_line() -> str:

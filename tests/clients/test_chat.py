@@ -3,7 +3,11 @@
 import asyncio
 import io
 import json
+import os
+import pty
+import re
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -278,3 +282,45 @@ async def test_ctrl_c_during_an_answer_ends_that_answer_alone():
     assert out == b"the quick brown fox"
     assert "(interrupted)" in error.decode()
     assert "Traceback" not in error.decode()
+
+
+def test_the_command_on_a_terminal_renders_markdown_and_remembers_lines(tmp_path):
+    """Through a pseudo-terminal, as a person sees it."""
+    code = """
+import sys
+from bitwatt import chat_command
+from bitwatt_client.chat import Conversation
+from tests.clients.test_chat import FakeServer
+import asyncio
+chat_command._keep_history(chat_command._HISTORY)
+with asyncio.Runner() as runner:
+    conversation = Conversation(
+        [FakeServer("**bold**\\n\\n- one")], runner, out=sys.stdout, notices=sys.stderr
+    )
+    conversation.run(chat_command._read_line)
+"""
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "COLUMNS": "60"}
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said, num_read = b"", 0
+    for awaited, typed in ((b"> ", b"hello\r"), (b"tok/s", b""), (b"> ", b"/exit\r")):
+        while (found := said.find(awaited, num_read)) < 0:
+            said += os.read(ours, 4096)
+        num_read = found + len(awaited)
+        os.write(ours, typed)
+    status = process.wait(timeout=30)
+    os.close(ours)
+    assert status == 0
+    assert b"\x1b[1mbold\x1b[0m" in said
+    assert "• one" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode())
+    kept = tmp_path / "bitwatt/chat_history"
+    assert kept.read_text().splitlines() == ["hello", "/exit"]
+    assert kept.stat().st_mode & 0o077 == 0

@@ -69,6 +69,7 @@ class MarkdownView:
         self._console = console
         self._live: Any = None
         self._rest = ""
+        self._has_printed = False
 
     def push(self, side: int, text: str) -> None:  # noqa: ARG002 - there is one
         """Show it."""
@@ -95,7 +96,10 @@ class MarkdownView:
             self._live = None  # one that is started again would draw over what came between
 
     def _print(self, text: str) -> None:
+        if self._has_printed:
+            self._console.print()
         self._console.print(_markdown(text))
+        self._has_printed = True
 
 
 class SidesView:
