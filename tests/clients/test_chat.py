@@ -129,6 +129,9 @@ def test_a_question_is_asked_again_in_place_of_its_answer():
     _, _, noticed = converse(server, "/retry", "a", "/retry", "b")
     assert server.sent == [["a"], ["a"], ["a", "two", "b"]]
     assert "(nothing was asked yet)" in noticed
+    server = FakeServer("one", [ServerError(500, "no luck")], "two")
+    converse(server, "a", "b", "/retry", "/clear", "/retry")
+    assert server.sent == [["a"], ["a", "one", "b"], ["a", "one", "b"]]
 
 
 def test_what_was_said_is_saved(tmp_path):

@@ -61,6 +61,7 @@ class Conversation:
         self._max_tokens = max_tokens
         self._system = system
         self._markdown = markdown
+        self._last_line: str | None = None
         self.num_failed = 0
 
     def run(self, read: Callable[[], str]) -> None:
@@ -86,6 +87,7 @@ class Conversation:
                 case "/clear" if not rest:
                     for side in self._sides:
                         side.turns.clear()
+                    self._last_line = None
                     self._notice("(all forgotten)")
                 case "/retry" if not rest:
                     self._retry()
@@ -118,16 +120,16 @@ class Conversation:
             self._notice(f"(written to {name})")
 
     def _retry(self) -> None:
-        asked = [side.turns[-1][0] for side in self._sides if side.turns]
-        if not asked:
+        if self._last_line is None:
             self._notice("(nothing was asked yet)")
             return
-        for side in self._sides:
-            if side.turns and side.turns[-1][0] == asked[0]:
+        for side in self._sides:  # where it was answered; the answer may have failed
+            if side.turns and side.turns[-1][0]["content"] == self._last_line:
                 side.turns.pop()
-        self._answer(asked[0]["content"])
+        self._answer(self._last_line)
 
     def _answer(self, line: str) -> None:
+        self._last_line = line
         question = {"role": "user", "content": line}
         view = new_view(
             self._out,
@@ -142,7 +144,8 @@ class Conversation:
             self._runner.run(self._ask_all(question, view))
         except KeyboardInterrupt:
             is_interrupted = True
-        view.end()
+        finally:
+            view.end()
         for side in self._sides:
             self._conclude(side, question, is_interrupted=is_interrupted)
 
