@@ -22,14 +22,9 @@ from pydantic_settings import (
 
 from bitwatt import __version__
 from bitwatt.application import new_application
-from bitwatt.commands import (
-    ChatSettings,
-    CompareSettings,
-    TuneSettings,
-    run_chat,
-    run_compare,
-    run_tune,
-)
+from bitwatt.bench_command import BenchSettings, run_bench_command
+from bitwatt.chat_command import ChatSettings, run_chat
+from bitwatt.commands import CompareSettings, TuneSettings, run_compare, run_tune
 from bitwatt.completion import Shell, completion_script
 from bitwatt.gpus import why_no_gpu
 from bitwatt.knobs import Settings, knobs_of, new_cli_source
@@ -52,6 +47,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "serve": ServeSettings,
     "compare": CompareSettings,
     "chat": ChatSettings,
+    "bench": BenchSettings,
     "tune": TuneSettings,
     "train": TrainSettings,
     "eval": EvalSettings,
@@ -92,6 +88,9 @@ class Bitwatt(BaseSettings):
         description="Measure two models under equal work, in alternating windows"
     )
     chat: CliSubCommand[ChatSettings] = Field(description="Talk to a served model")
+    bench: CliSubCommand[BenchSettings] = Field(
+        description="Measure an OpenAI-compatible server under load"
+    )
     tune: CliSubCommand[TuneSettings] = Field(
         description="Find the fastest launch configurations of this machine's GPU"
     )
@@ -127,6 +126,8 @@ class Bitwatt(BaseSettings):
             sys.exit(_with_warnings(run_compare, self.compare))
         elif self.chat is not None:
             sys.exit(_with_warnings(run_chat, self.chat))
+        elif self.bench is not None:
+            sys.exit(_with_warnings(run_bench_command, self.bench))
         elif self.tune is not None:
             sys.exit(_with_warnings(run_tune, self.tune))
         elif self.train is not None:

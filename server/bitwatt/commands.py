@@ -1,16 +1,13 @@
-"""The commands beside `bitwatt serve`: compare, chat and tune."""
+"""The commands compare and tune."""
 
 import asyncio
 import json
-import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
 import httpx
 from bitwatt_client import (
@@ -29,12 +26,11 @@ from bitwatt_client import (
     quality_as_json,
     quality_as_table,
 )
-from bitwatt_client.chat import Conversation
+from bitwatt_client.command_line import INTERRUPTED, interruptible, say, wait_while_it_loads
 from bitwatt_client.errors import told
 from bitwatt_client.plot import save_png
 from bitwatt_client.progress import Progress
 from bitwatt_client.prompts import DEFAULT_PROMPTS, Line, read_prompts, read_texts
-from bitwatt_client.terminal import printable
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
 
@@ -43,19 +39,11 @@ from bitwatt.knobs import Settings, Shown
 from bitwatt.quantities import read_count
 
 __all__ = [
-    "ChatSettings",
     "CompareSettings",
     "TuneSettings",
-    "run_chat",
     "run_compare",
     "run_tune",
 ]
-
-
-T = TypeVar("T")
-
-_POLL_S = 0.5
-_INTERRUPTED = 130  # 128 and SIGINT's number, as shells have it
 
 
 class CompareSettings(Settings):
@@ -132,47 +120,28 @@ class CompareSettings(Settings):
         return self
 
 
-class ChatSettings(Settings):
-    """Talk to a model."""
-
-    model_config = SettingsConfigDict(env_prefix="BITWATT_CLIENT_", cli_prog_name="bitwatt chat")
-
-    url: CliPositionalArg[str] = Field("http://127.0.0.1:8000", description="The model's server")
-    model: Annotated[str | None, Shown("NAME", "the server's first")] = Field(
-        None, description="The model"
-    )
-    max_tokens: Annotated[
-        int | None, BeforeValidator(read_count), Shown("TOKENS", "as the context has room for")
-    ] = Field(None, ge=1, description="Tokens of an answer at most")
-    api_key: Annotated[str | None, Shown("KEY")] = Field(
-        None, description="The server's key", repr=False
-    )
-
-    check_url = field_validator("url")(checked_url)
-
-
 def run_compare(settings: CompareSettings) -> int:
     """Measure, print the table, write what was asked for; return the exit status."""
     try:
         if settings.quality is not None:
             return _run_quality(settings, read_texts(settings.quality))
         prompts = DEFAULT_PROMPTS if settings.prompts is None else read_prompts(settings.prompts)
-        comparison = asyncio.run(_interruptible(_compare(settings, prompts)))
+        comparison = asyncio.run(interruptible(_compare(settings, prompts)))
         print(as_table(comparison))
         _write_json(as_json(comparison), settings.json_path)
         if settings.png is not None:
             save_png(comparison, settings.png)
     except (ClientError, httpx.HTTPError, ValueError, OSError) as error:
-        _say(f"bitwatt compare: {told(error)}")
+        say(f"bitwatt compare: {told(error)}")
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return _INTERRUPTED
+        return INTERRUPTED
     return 0
 
 
 def _run_quality(settings: CompareSettings, lines: tuple[Line, ...]) -> int:
     try:
-        comparison = asyncio.run(_interruptible(_compare_quality(settings, lines)))
+        comparison = asyncio.run(interruptible(_compare_quality(settings, lines)))
     except ComparisonError as error:  # a line each
         raise ComparisonError(f"{settings.quality}, {error}") from error
     print(quality_as_table(comparison))
@@ -183,32 +152,6 @@ def _run_quality(settings: CompareSettings, lines: tuple[Line, ...]) -> int:
 def _write_json(comparison: dict[str, Any], path: Path | None) -> None:
     if path is not None:
         path.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
-
-
-async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Return what the work brings; Ctrl-C cancels it, and the second leaves at once.
-
-    asyncio's own handler raises at the second, into whatever is being ended then: a traceback.
-    """
-    task = asyncio.ensure_future(work)
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        return await task
-    loop = asyncio.get_running_loop()
-    is_interrupted = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal is_interrupted
-        if is_interrupted:
-            os._exit(_INTERRUPTED)
-        is_interrupted = True
-        loop.call_soon_threadsafe(task.cancel)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        return await task
-    finally:
-        if not is_interrupted:  # else a second may come until the process has ended
-            signal.signal(signal.SIGINT, before)
 
 
 @asynccontextmanager
@@ -222,7 +165,7 @@ async def _pair(settings: CompareSettings) -> AsyncGenerator[tuple[Server, Serve
         if (a.url, a.model) == (b.url, b.model):
             raise ClientError(f"both are {a.model} of {a.url}; name two (--model-a, --model-b)")
         for server in (a, b):
-            await _wait_while_it_loads(server)
+            await wait_while_it_loads(server)
         yield a, b
 
 
@@ -260,72 +203,6 @@ async def _compare(settings: CompareSettings, prompts: tuple[str, ...]) -> Compa
             return await compare(
                 a, b, plan, on_window=progress.add, on_request=progress.add_request
             )
-
-
-def run_chat(settings: ChatSettings) -> int:
-    """Converse until the end of the input; return the exit status.
-
-    1 where the server or the model isn't there, or, without a person at the terminal to see it,
-    where an answer failed
-    """
-    with suppress(ImportError):
-        import readline  # noqa: F401  # gives input() a history and keys to edit with
-    try:
-        with asyncio.Runner() as runner:
-            http = new_http_client()
-            try:
-                server = Server(http, settings.url, settings.model or "", api_key=settings.api_key)
-                runner.run(_open_chat(server))
-                conversation = Conversation(
-                    server,
-                    runner,
-                    out=sys.stdout,
-                    notices=sys.stderr,
-                    max_tokens=settings.max_tokens,
-                )
-                conversation.run(_read_line)
-            finally:
-                runner.run(http.aclose())
-    except (ClientError, httpx.HTTPError) as error:
-        _say(f"bitwatt chat: {told(error)}")
-        return 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    return 1 if conversation.num_failed and not sys.stdin.isatty() else 0
-
-
-def _read_line() -> str:
-    # Bytes that are no UTF-8 come as lone surrogates, which no request can carry.
-    line = input("> " if sys.stdin.isatty() else "")
-    return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-async def _open_chat(server: Server) -> None:
-    """Choose the model, wait for it, and say who answers and what may be typed."""
-    await server.choose_model()
-    await _wait_while_it_loads(server)
-    card = next(card for card in await server.list_cards() if card.name == server.model)
-    told = [f"{card.name} at {server.url}"]
-    if card.weights is not None:
-        told.append(f"{card.weights} weights")
-    if card.max_model_len is not None:
-        told.append(f"a context of {card.max_model_len} tokens")
-    _say(", ".join(told) + ".")
-    _say("Type a message. /help lists commands; /exit or Ctrl-D leaves; Ctrl-C ends an answer.")
-
-
-async def _wait_while_it_loads(server: Server) -> None:
-    is_told = False
-    while await server.is_loading():
-        if not is_told:
-            _say(f"{server.model} loads at {server.url}: waiting")
-            is_told = True
-        await asyncio.sleep(_POLL_S)
-
-
-def _say(text: str) -> None:
-    """Write a line for the person; what a server says of itself can't command the terminal."""
-    print(printable(text), file=sys.stderr)
 
 
 def _split(value: Any) -> Any:

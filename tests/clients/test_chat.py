@@ -2,17 +2,23 @@
 
 import asyncio
 import io
+import json
+import os
+import pty
+import re
 import signal
+import subprocess
 import sys
 
 import pytest
 from bitwatt.scheduling.request import FinishReason
 from bitwatt_client.chat import Conversation
 from bitwatt_client.errors import ServerError
-from bitwatt_client.server import Chunk, Server
+from bitwatt_client.events import Chunk
+from bitwatt_client.server import Server
 from bitwatt_client.terminal import printable
 
-from tests.fakes import FakeEngine, make_app, make_client, run_server
+from tests.fakes import FakeEngine, make_app, make_client, make_served_app, run_server
 
 
 class Script:
@@ -28,11 +34,12 @@ class Script:
         return line
 
 
-def converse(server, *lines, max_tokens=None):
+def converse(server, *lines, **options):
     """Return the conversation that these lines made, what was answered and what was noticed."""
     out, notices = io.StringIO(), io.StringIO()
+    servers = server if isinstance(server, list) else [server]
     with asyncio.Runner() as runner:
-        conversation = Conversation(server, runner, out=out, notices=notices, max_tokens=max_tokens)
+        conversation = Conversation(servers, runner, out=out, notices=notices, **options)
         conversation.run(Script(*lines))
     return conversation, out.getvalue(), notices.getvalue()
 
@@ -48,7 +55,10 @@ class FakeServer:
     sent  the messages of every request that was answered
     """
 
-    def __init__(self, *replies, most_messages=1000, finish_reason="stop", energy=None):
+    def __init__(
+        self, *replies, most_messages=1000, finish_reason="stop", energy=None, model="tiny"
+    ):
+        self.model = model
         self._replies = list(replies)
         self._most_messages = most_messages
         self._finish_reason = finish_reason
@@ -85,8 +95,54 @@ def test_commands_are_obeyed_and_do_not_reach_the_model():
     server = FakeServer()
     _, _, noticed = converse(server, "a", "/help", "/clear", "b", "/sing", "/usr/bin", "/exit", "c")
     assert server.sent == [["a"], ["b"], ["b", "yes", "/usr/bin"]]
-    assert "/clear  begin anew" in noticed
+    assert "/clear        begin anew" in noticed
     assert "(/sing is no command; /help lists them)" in noticed
+
+
+def test_both_models_keep_what_they_said_themselves_and_one_that_fails_leaves_the_other():
+    left = FakeServer("l1", [ServerError(500, "no luck")], "l3", model="left")
+    right = FakeServer("r1", "r2", "r3", model="right")
+    conversation, said, noticed = converse([left, right], "a", "b", "c")
+    assert said == "left: l1\n\nright: r1" + "left: \n\nright: r2" + "left: l3\n\nright: r3"
+    assert left.sent[-1] == ["a", "l1", "c"]
+    assert right.sent[-1] == ["a", "r1", "b", "r2", "c"]
+    assert conversation.num_failed == 1
+    assert "(left: 500: no luck)" in noticed
+    assert noticed.count("(right: 4 tokens") == 3
+
+
+def test_a_system_message_holds_until_it_is_taken_back():
+    server = FakeServer()
+    _, _, noticed = converse(
+        server, "a", "/system Be brief.", "b", "/clear", "c", "/system", "d", "/system", system="Hm"
+    )
+    assert server.sent[0] == ["Hm", "a"]
+    assert server.sent[1] == ["Be brief.", "a", "yes", "b"]
+    assert server.sent[2] == ["Be brief.", "c"]
+    assert server.sent[3] == ["c", "yes", "d"]
+    assert "(it was: Be brief.; there is none any more)" in noticed
+    assert "(there was none: /system TEXT sets one)" in noticed
+
+
+def test_a_question_is_asked_again_in_place_of_its_answer():
+    server = FakeServer("one", "two", "three")
+    _, _, noticed = converse(server, "/retry", "a", "/retry", "b")
+    assert server.sent == [["a"], ["a"], ["a", "two", "b"]]
+    assert "(nothing was asked yet)" in noticed
+    server = FakeServer("one", [ServerError(500, "no luck")], "two")
+    converse(server, "a", "b", "/retry", "/clear", "/retry")
+    assert server.sent == [["a"], ["a", "one", "b"], ["a", "one", "b"]]
+
+
+def test_what_was_said_is_saved(tmp_path):
+    path = tmp_path / "said.json"
+    away = tmp_path / "no" / "said.json"
+    _, _, noticed = converse(FakeServer(), "é", f"/save {path}", f"/save {away}", "/save")
+    assert json.loads(path.read_text()) == {
+        "tiny": [{"role": "user", "content": "é"}, {"role": "assistant", "content": "yes"}]
+    }
+    assert f"({away} can't be written: No such file or directory)" in noticed
+    assert "(/save FILE names a file)" in noticed
 
 
 def test_a_full_context_forgets_the_oldest_turns_and_says_so():
@@ -171,6 +227,24 @@ async def test_the_command_says_who_answers_and_what_may_be_typed():
 
 
 @pytest.mark.anyio
+async def test_the_command_has_both_twins_answer_one_pipe():
+    app = make_served_app({"a": FakeEngine(reply="one"), "b": FakeEngine(reply="two")})
+    async with run_server(app) as url:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, url, "--both", "--system", "be brief", stdin=-1, stdout=-1, stderr=-1
+        )
+        out, error = await process.communicate(b"hi\n")
+        alone = await asyncio.create_subprocess_exec(
+            *COMMAND, url, "--both", "--twin", "a", stdin=-1, stdout=-1, stderr=-1
+        )
+        _, refused = await alone.communicate(b"hi\n")
+    assert (process.returncode, alone.returncode) == (0, 1)
+    assert out == b"a: one\n\nb: two"
+    assert error.count(b"joules unavailable") == 2
+    assert b"has no second model beside a for --both (--twin)" in refused
+
+
+@pytest.mark.anyio
 async def test_the_command_refuses_a_wrong_model_before_the_first_question():
     async with run_server(make_app()) as url:
         process = await asyncio.create_subprocess_exec(
@@ -211,3 +285,45 @@ async def test_ctrl_c_during_an_answer_ends_that_answer_alone():
     assert out == b"the quick brown fox"
     assert "(interrupted)" in error.decode()
     assert "Traceback" not in error.decode()
+
+
+def test_the_command_on_a_terminal_renders_markdown_and_remembers_lines(tmp_path):
+    """Through a pseudo-terminal, as a person sees it."""
+    code = """
+import sys
+from bitwatt import chat_command
+from bitwatt_client.chat import Conversation
+from tests.clients.test_chat import FakeServer
+import asyncio
+chat_command._keep_history(chat_command._HISTORY)
+with asyncio.Runner() as runner:
+    conversation = Conversation(
+        [FakeServer("**bold**\\n\\n- one")], runner, out=sys.stdout, notices=sys.stderr
+    )
+    conversation.run(chat_command._read_line)
+"""
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "COLUMNS": "60"}
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said, num_read = b"", 0
+    for awaited, typed in ((b"> ", b"hello\r"), (b"tok/s", b""), (b"> ", b"/exit\r")):
+        while (found := said.find(awaited, num_read)) < 0:
+            said += os.read(ours, 4096)
+        num_read = found + len(awaited)
+        os.write(ours, typed)
+    status = process.wait(timeout=30)
+    os.close(ours)
+    assert status == 0
+    assert b"\x1b[1mbold\x1b[0m" in said
+    assert "• one" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode())
+    kept = tmp_path / "bitwatt/chat_history"
+    assert kept.read_text().splitlines() == ["hello", "/exit"]
+    assert kept.stat().st_mode & 0o077 == 0

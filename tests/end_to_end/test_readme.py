@@ -44,6 +44,8 @@ MADE = {".venv/", "build/", "runs/"}
 
 # Commands that no test types, and why.
 NOT_RUN = {
+    "bitwatt bench URL": "tests/clients/test_bench.py runs it on an address",
+    "bitwatt chat": "tests/clients/test_chat.py runs it on an address",
     "bitwatt compare URL_A URL_B": "tests/clients/test_compare.py runs it on addresses",
     "bitwatt serve ORG/NAME": "tests/server/test_hub.py asks a local hub",
     "bitwatt serve PATH": "tests/server/checkpoints reads folders of every kind",

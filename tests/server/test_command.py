@@ -534,7 +534,10 @@ def test_a_variable_that_sets_nothing_is_told_with_the_one_that_was_meant(
         (["chat", "--modle", "x"], "bitwatt chat: --modle is no flag; did you mean --model?"),
         (["compare", "u", "v", "--dollars-per-hour", "1"], "write --usd-per-hour"),
         (["sevre"], "bitwatt: 'sevre' is no command; did you mean serve?"),
-        (["banana"], "is no command: there are serve, compare, chat, tune, train, eval, paper"),
+        (
+            ["banana"],
+            "is no command: there are serve, compare, chat, bench, tune, train, eval, paper",
+        ),
         (["serve", "--port"], "bitwatt serve: argument --port: expected one argument"),
     ],
 )

@@ -1,24 +1,31 @@
-"""A conversation at the terminal."""
+"""A conversation at the terminal, with one model or with two at once."""
 
 import asyncio
+import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import TextIO
 
 import httpx
 
+from bitwatt_client.chat_views import AnswerView, new_view
 from bitwatt_client.errors import ClientError, ServerError, told
-from bitwatt_client.server import Chunk, Message, Server, mean_tpot_s
+from bitwatt_client.events import Chunk
+from bitwatt_client.server import Message, Server, mean_tpot_s
 from bitwatt_client.terminal import plural, printable
 
 __all__ = ["Conversation"]
 
 _HELP = """\
-/clear  begin anew
-/exit   leave, as Ctrl-D does
-/help   this list
+/clear        begin anew
+/system TEXT  how the model is to answer; without a TEXT, what holds and that it holds no more
+/retry        ask the last question again
+/save FILE    write what was said, as JSON
+/exit         leave, as Ctrl-D does
+/help         this list
 Ctrl-C ends an answer; what it has said is kept."""
 
 
@@ -32,20 +39,29 @@ class Conversation:
 
     def __init__(
         self,
-        server: Server,
+        servers: Sequence[Server],
         runner: asyncio.Runner,
         *,
         out: TextIO,
         notices: TextIO,
         max_tokens: int | None = None,
+        system: str | None = None,
+        markdown: bool = True,
     ) -> None:
-        self._server = server
+        """Begin.
+
+        servers   of the model that answers, or of two that both do, each with its own history
+        system    how they are to answer
+        markdown  whether a terminal is shown Markdown as it is meant
+        """
+        self._sides = [_Side(server) for server in servers]
         self._runner = runner
         self._out = out
         self._notices = notices
         self._max_tokens = max_tokens
-        self._turns: list[tuple[Message, Message]] = []
-        self._told_why_no_joules = False
+        self._system = system
+        self._markdown = markdown
+        self._last_line: str | None = None
         self.num_failed = 0
 
     def run(self, read: Callable[[], str]) -> None:
@@ -58,14 +74,23 @@ class Conversation:
             except KeyboardInterrupt:
                 self._notice("\n(/exit or Ctrl-D leaves)")
                 continue
-            match line:
+            command, _, rest = line.partition(" ")
+            match command:
                 case "":
                     pass
                 case "/exit" | "/quit" | "/bye":
                     return
-                case "/clear":
-                    self._turns.clear()
+                case "/system":
+                    self._set_system(rest.strip())
+                case "/save":
+                    self._save(rest.strip())
+                case "/clear" if not rest:
+                    for side in self._sides:
+                        side.turns.clear()
+                    self._last_line = None
                     self._notice("(all forgotten)")
+                case "/retry" if not rest:
+                    self._retry()
                 case "/help" | "/?":
                     self._notice(_HELP)
                 case _ if line.startswith("/") and line[1:].isalpha():
@@ -73,48 +98,139 @@ class Conversation:
                 case _:
                     self._answer(line)
 
-    def _answer(self, line: str) -> None:
-        answer = _Answer(self._out)
-        question = {"role": "user", "content": line}
-        try:
-            while not self._fits(question, answer):
-                self._drop_older_half()
-        except KeyboardInterrupt:
-            self._notice("\n(interrupted)")
-        except (ClientError, httpx.HTTPError) as error:
-            self.num_failed += 1
-            self._notice(("\n" if answer.text else "") + f"({told(error)})")
-            return
+    def _set_system(self, text: str) -> None:
+        before, self._system = self._system, text or None
+        if text:
+            self._notice("(it holds from the next answer on)")
+        elif before is None:
+            self._notice("(there was none: /system TEXT sets one)")
         else:
-            self._notice(f"\n({self._measured(answer)})")
+            self._notice(f"(it was: {before}; there is none any more)")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            self._notice("(/save FILE names a file)")
+            return
+        said = {side.server.model: side.messages(self._system) for side in self._sides}
+        try:
+            Path(name).expanduser().write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            self._notice(f"({name} can't be written: {error.strerror})")
+        else:
+            self._notice(f"(written to {name})")
+
+    def _retry(self) -> None:
+        if self._last_line is None:
+            self._notice("(nothing was asked yet)")
+            return
+        for side in self._sides:  # where it was answered; the answer may have failed
+            if side.turns and side.turns[-1][0]["content"] == self._last_line:
+                side.turns.pop()
+        self._answer(self._last_line)
+
+    def _answer(self, line: str) -> None:
+        self._last_line = line
+        question = {"role": "user", "content": line}
+        view = new_view(
+            self._out,
+            [side.server.model for side in self._sides],
+            is_terminal=self._out.isatty(),
+            markdown=self._markdown,
+        )
+        is_interrupted = False
+        for side in self._sides:
+            side.begin()
+        try:
+            self._runner.run(self._ask_all(question, view))
+        except KeyboardInterrupt:
+            is_interrupted = True
+        finally:
+            view.end()
+        for side in self._sides:
+            self._conclude(side, question, is_interrupted=is_interrupted)
+
+    async def _ask_all(self, question: Message, view: AnswerView) -> None:
+        async def ask(number: int, side: "_Side") -> None:
+            try:
+                while not await self._fits(side, question, lambda text: view.push(number, text)):
+                    self._drop_older_half(side)
+            except (ClientError, httpx.HTTPError) as error:
+                side.error = error
+
+        first, *others = [ask(number, side) for number, side in enumerate(self._sides)]
+        tasks = [asyncio.ensure_future(other) for other in others]
+        try:
+            await first
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _conclude(self, side: "_Side", question: Message, *, is_interrupted: bool) -> None:
+        """Say how an answer went, and keep it."""
+        answer, error = side.answer, side.error
+        name = f"{side.server.model}: " if len(self._sides) > 1 else ""
+        if error is not None:
+            self.num_failed += 1
+            self._notice(("\n" if answer.text else "") + f"({name}{told(error)})")
+            return
+        if is_interrupted and answer.last is None:
+            self._notice(f"\n({name}interrupted)")
+        else:
+            self._notice(f"\n({name}{side.measured()})")
         if answer.text:
-            self._turns.append((question, {"role": "assistant", "content": answer.text}))
+            side.turns.append((question, {"role": "assistant", "content": answer.text}))
         if answer.finish_reason == "length" and self._max_tokens is None:
             self._notice("(the context is full, so the answer was cut off)")
-            if len(self._turns) > 1:
-                self._drop_older_half()
+            if len(side.turns) > 1:
+                self._drop_older_half(side)
 
-    def _fits(self, question: Message, answer: "_Answer") -> bool:
+    async def _fits(self, side: "_Side", question: Message, push: Callable[[str], None]) -> bool:
         """Answer the question; return False if the context has no room for all that was said."""
-        messages = [*(message for turn in self._turns for message in turn), question]
+        messages = [*side.messages(self._system), question]
         options = {} if self._max_tokens is None else {"max_tokens": self._max_tokens}
         try:
-            self._runner.run(answer.take(self._server, messages, options))
+            await side.answer.take(side.server, messages, options, push)
         except ServerError as error:
-            if not self._turns or not _is_context_full(error):
+            if not side.turns or not _is_context_full(error):
                 raise
             return False
         return True
 
-    def _drop_older_half(self) -> None:
-        num_dropped = (len(self._turns) + 1) // 2
-        del self._turns[:num_dropped]
+    def _drop_older_half(self, side: "_Side") -> None:
+        num_dropped = (len(side.turns) + 1) // 2
+        del side.turns[:num_dropped]
         turns = "oldest turn is" if num_dropped == 1 else f"{num_dropped} oldest turns are"
         self._notice(f"(the context is full: the {turns} forgotten)")
 
-    def _measured(self, answer: "_Answer") -> str:
-        """Return an answer's tokens, pace and joules."""
-        last = answer.last
+    def _notice(self, text: str) -> None:
+        self._out.flush()
+        self._notices.write(printable(text) + "\n")
+        self._notices.flush()
+
+
+class _Side:
+    """A model that answers, what was said with it, and the answer under way."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.turns: list[tuple[Message, Message]] = []
+        self._told_why_no_joules = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Make room for the next answer."""
+        self.answer = _Answer()
+        self.error: ClientError | httpx.HTTPError | None = None
+
+    def messages(self, system: str | None) -> list[Message]:
+        """Return all that was said, behind how it is to be answered."""
+        said = [message for turn in self.turns for message in turn]
+        return said if system is None else [{"role": "system", "content": system}, *said]
+
+    def measured(self) -> str:
+        """Return the answer's tokens, pace and joules."""
+        answer, last = self.answer, self.answer.last
         if last is None or last.num_tokens is None:
             return "no usage was told"
         parts = [plural(last.num_tokens, "token")]
@@ -136,40 +252,40 @@ class Conversation:
             parts.append("joules unavailable")
         return ", ".join(parts)
 
-    def _notice(self, text: str) -> None:
-        self._out.flush()
-        self._notices.write(printable(text) + "\n")
-        self._notices.flush()
-
 
 class _Answer:
     """An answer as it comes.
 
     started_s     when it was asked for
-    text_times_s  when each chunk that has text or the end was read
+    text_times_s  when each chunk that has text, thinking or the end was read
     last          the chunk with the usage
     """
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self) -> None:
         self.text = ""
         self.finish_reason: str | None = None
         self.started_s = 0.0
         self.text_times_s: list[float] = []
         self.last: Chunk | None = None
 
-    async def take(self, server: Server, messages: list[Message], options: dict[str, int]) -> None:
+    async def take(
+        self,
+        server: Server,
+        messages: list[Message],
+        options: dict[str, int],
+        push: Callable[[str], None],
+    ) -> None:
         self.started_s = time.perf_counter()
         async with aclosing(server.stream_chat(messages, **options)) as chunks:
             async for chunk in chunks:
-                if chunk.text or chunk.finish_reason:
+                if chunk.is_output:
                     self.text_times_s.append(chunk.read_s)
                 self.text += chunk.text
                 self.finish_reason = chunk.finish_reason or self.finish_reason
                 if chunk.num_tokens is not None:
                     self.last = chunk
-                self._out.write(printable(chunk.text))
-                self._out.flush()
+                if chunk.text:
+                    push(chunk.text)
 
 
 def _is_context_full(error: ServerError) -> bool:

@@ -1,4 +1,4 @@
-"""How far a comparison is: a bar on a terminal, a line a window anywhere."""
+"""How far a comparison or a benchmark is: a bar on a terminal, a line a window anywhere."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Self, TextIO
 from bitwatt_client.load import Window
 from bitwatt_client.terminal import duration, printable
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "RequestProgress"]
 
 _WIDTH = 24
 
@@ -72,8 +72,7 @@ class Progress:
             return
         done = self._num_windows_done + self._num_requests_done / self._num_requests
         share = min(1.0, done / self._num_windows)
-        filled = round(share * _WIDTH)
-        bar = f"{'█' * filled}{'·' * (_WIDTH - filled)} {self._num_windows_done} of "
+        bar = f"{_bar(share)} {self._num_windows_done} of "
         # One model may be many times slower: the pace is known after a window of each.
         left = ""
         if self._num_windows_done > 1:
@@ -86,3 +85,51 @@ class Progress:
         if self._has_bar:
             self._out.write("\r\x1b[K")
             self._out.flush()
+
+
+class RequestProgress:
+    """A bar of requests that have ended, with the time left; nothing where there is no terminal.
+
+    As a context it takes the bar away at the end, whatever ends it.
+    """
+
+    def __init__(
+        self, num_requests: int, out: TextIO, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._num_requests = num_requests
+        self._num_done = 0
+        self._out = out
+        self._has_bar = out.isatty()
+        self._clock = clock
+        self._started_s = clock()
+        self._show()
+
+    def add(self) -> None:
+        """Tell of a request that ended."""
+        self._num_done += 1
+        self._show()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._has_bar:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+
+    def _show(self) -> None:
+        if not self._has_bar:
+            return
+        share = self._num_done / self._num_requests
+        left = ""
+        if self._num_done:
+            left_s = (self._clock() - self._started_s) * (1 - share) / share
+            left = f", {duration(left_s)} left"
+        told = f"{self._num_done} of {self._num_requests} requests{left}"
+        self._out.write(f"\r\x1b[K{_bar(share)} {told}")
+        self._out.flush()
+
+
+def _bar(share: float) -> str:
+    filled = round(share * _WIDTH)
+    return "█" * filled + "·" * (_WIDTH - filled)

@@ -1,20 +1,28 @@
 """One model of an OpenAI-compatible server, called and timed."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import httpx
 
 from bitwatt_client.errors import ClientError, ServerError, StreamError
+from bitwatt_client.events import Chunk, read_comment, read_event
 from bitwatt_client.exposition import Samples, parse_samples
 
-__all__ = ["Answer", "Chunk", "Message", "ModelCard", "Server", "mean_tpot_s", "new_http_client"]
+__all__ = [
+    "Answer",
+    "Message",
+    "ModelCard",
+    "Server",
+    "mean_tpot_s",
+    "new_http_client",
+    "whole_answer",
+]
 
 Message = Mapping[str, str]
 
@@ -28,31 +36,13 @@ class ModelCard:
     weights: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """One event of a stream.
-
-    read_s                         when it was read, as time.perf_counter() tells; what waited
-                                   together for its reader has one time
-    num_prompt_tokens, num_tokens  with the last chunk, as the server counted them
-    energy_joules, energy_reason   with it too: what the request took, or why that isn't known
-    """
-
-    text: str
-    finish_reason: str | None = None
-    num_prompt_tokens: int | None = None
-    num_tokens: int | None = None
-    energy_joules: float | None = None
-    energy_reason: str | None = None
-    read_s: float = field(default_factory=time.perf_counter)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A streamed answer and its times, in seconds of one monotonic clock.
 
     num_tokens     generated, as the server counted them
-    text_times_s   when each chunk that has text or the end was read
+    text_times_s   when each chunk that has text, thinking or the end was read
+    energy_joules, energy_reason, cost_usd  as the server told them; None where it told none
     """
 
     text: str
@@ -61,6 +51,9 @@ class Answer:
     finish_reason: str | None
     started_s: float
     text_times_s: tuple[float, ...]
+    energy_joules: float | None = None
+    energy_reason: str | None = None
+    cost_usd: float | None = None
 
     @property
     def ttft_s(self) -> float:
@@ -118,12 +111,24 @@ class Server:
     """One model of a server. Safe to call from many tasks of one event loop."""
 
     def __init__(
-        self, http: httpx.AsyncClient, url: str, model: str, *, api_key: str | None = None
+        self,
+        http: httpx.AsyncClient,
+        url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        asks_energy: bool = False,
     ) -> None:
+        """Begin.
+
+        asks_energy  whether a server is asked for each request's joules and dollars
+        """
         self.url = url.rstrip("/").removesuffix("/v1")
         self.model = model
         self._http = http
         self._headers = {"X-Bitwatt-Shadow": "0"}  # mirrors would disturb what is measured
+        if asks_energy:
+            self._headers["X-Bitwatt-Energy"] = "1"
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
@@ -199,16 +204,30 @@ class Server:
 
         Raises  ServerError, StreamError, httpx.HTTPError
         """
+        async with aclosing(
+            self._stream("/v1/chat/completions", {"messages": list(messages), **options})
+        ) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def stream_completion(
+        self, prompt: str | Sequence[int], **options: Any
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield the continuation as it comes, as `stream_chat` does."""
+        async with aclosing(
+            self._stream("/v1/completions", {"prompt": prompt, **options})
+        ) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _stream(self, path: str, given: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
         body = {
             "model": self.model,
-            "messages": list(messages),
             "stream": True,
             "stream_options": {"include_usage": True},
-            **options,
+            **given,
         }
-        request = self._http.stream(
-            "POST", f"{self.url}/v1/chat/completions", json=body, headers=self._headers
-        )
+        request = self._http.stream("POST", self.url + path, json=body, headers=self._headers)
         read_clock = _ReadClock()
         async with request as response:
             if response.status_code != 200:
@@ -217,11 +236,13 @@ class Server:
             async with aclosing(_lines(response)) as lines:
                 async for line in lines:
                     data = line.removeprefix("data:").strip()
-                    if data == line or not data:
-                        continue  # a comment, or the space between events
+                    if data == line or not data:  # a comment, or the space between events
+                        if (told := read_comment(line, read_clock())) is not None:
+                            yield told
+                        continue
                     if data == "[DONE]":
                         return
-                    yield _chunk(data, read_clock())
+                    yield read_event(data, read_clock())
         raise StreamError("the stream broke off before [DONE]")
 
     async def answer(self, messages: Sequence[Message], **options: Any) -> Answer:
@@ -229,29 +250,7 @@ class Server:
 
         Raises  ServerError, StreamError, httpx.HTTPError
         """
-        started_s = time.perf_counter()
-        texts: list[str] = []
-        times_s: list[float] = []
-        finish_reason: str | None = None
-        num_prompt_tokens = num_tokens = None
-        async with aclosing(self.stream_chat(messages, **options)) as chunks:
-            async for chunk in chunks:
-                if chunk.text or chunk.finish_reason is not None:
-                    times_s.append(chunk.read_s)
-                    texts.append(chunk.text)
-                finish_reason = chunk.finish_reason or finish_reason
-                if chunk.num_tokens is not None:
-                    num_prompt_tokens, num_tokens = chunk.num_prompt_tokens, chunk.num_tokens
-        if not times_s or num_tokens is None:
-            raise StreamError("the stream brought no answer with its usage")
-        return Answer(
-            text="".join(texts),
-            num_prompt_tokens=num_prompt_tokens or 0,
-            num_tokens=num_tokens,
-            finish_reason=finish_reason,
-            started_s=started_s,
-            text_times_s=tuple(times_s),
-        )
+        return await whole_answer(self.stream_chat(messages, **options), time.perf_counter())
 
     async def complete(self, prompt: str, **options: Any) -> dict[str, Any]:
         """Return what /v1/completions answers; options go into the request's body.
@@ -278,39 +277,58 @@ class Server:
         return response
 
 
-def new_http_client(*, max_connections: int = 1, timeout_s: float = 600.0) -> httpx.AsyncClient:
-    """Return a client with room for so many requests at once; to be closed."""
+async def whole_answer(chunks: AsyncGenerator[Chunk, None], started_s: float) -> Answer:
+    """Return what the chunks of a stream make together.
+
+    started_s  from which its times are counted, by time.perf_counter()
+
+    Raises  ServerError, StreamError, httpx.HTTPError
+    """
+    texts: list[str] = []
+    times_s: list[float] = []
+    finish_reason: str | None = None
+    num_prompt_tokens = num_tokens = None
+    energy_joules = energy_reason = cost_usd = None
+    async with aclosing(chunks) as events:
+        async for chunk in events:
+            if chunk.is_output:
+                times_s.append(chunk.read_s)
+                texts.append(chunk.text)
+            finish_reason = chunk.finish_reason or finish_reason
+            if chunk.num_tokens is not None:
+                num_prompt_tokens, num_tokens = chunk.num_prompt_tokens, chunk.num_tokens
+            energy_joules = energy_joules if chunk.energy_joules is None else chunk.energy_joules
+            energy_reason = chunk.energy_reason or energy_reason
+            cost_usd = cost_usd if chunk.cost_usd is None else chunk.cost_usd
+    if not times_s or num_tokens is None:
+        raise StreamError("the stream brought no answer with its usage")
+    return Answer(
+        text="".join(texts),
+        num_prompt_tokens=num_prompt_tokens or 0,
+        num_tokens=num_tokens,
+        finish_reason=finish_reason,
+        started_s=started_s,
+        text_times_s=tuple(times_s),
+        energy_joules=energy_joules,
+        energy_reason=energy_reason,
+        cost_usd=cost_usd,
+    )
+
+
+def new_http_client(
+    *, max_connections: int | None = 1, timeout_s: float = 600.0
+) -> httpx.AsyncClient:
+    """Return a client with room for so many requests at once, or for any; to be closed."""
+    most = None if max_connections is None else max_connections + 2
     return httpx.AsyncClient(
-        timeout=httpx.Timeout(timeout_s, connect=10.0),
-        limits=httpx.Limits(max_connections=max_connections + 2),
+        timeout=httpx.Timeout(timeout_s, connect=10.0, pool=None),
+        limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
     )
 
 
 async def _lines(response: httpx.Response) -> AsyncGenerator[str, None]:
     async for line in response.aiter_lines():
         yield line
-
-
-def _chunk(data: str, read_s: float) -> Chunk:
-    try:
-        event = json.loads(data)
-        if "error" in event:
-            raise StreamError(str(event["error"]["message"]))
-        usage = event.get("usage") or {}
-        energy = usage.get("bitwatt") or {}
-        choices = event["choices"]
-        choice = choices[0] if choices else {}
-        return Chunk(
-            text=choice.get("delta", {}).get("content") or "",
-            finish_reason=choice.get("finish_reason"),
-            num_prompt_tokens=usage.get("prompt_tokens"),
-            num_tokens=usage.get("completion_tokens"),
-            energy_joules=energy.get("energy_joules"),
-            energy_reason=energy.get("reason"),
-            read_s=read_s,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise StreamError(f"an event makes no sense: {data[:200]}") from error
 
 
 def _server_error(response: httpx.Response, where: str = "") -> ServerError:

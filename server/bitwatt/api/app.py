@@ -136,7 +136,7 @@ def create_app(
         partial(
             describe_api,
             app,
-            models=served,
+            models=list(served),
             needs_key=bool(settings.key_digests),
             open_paths=open_paths,
             allow_priority=settings.allow_priority,

@@ -34,6 +34,7 @@ __all__ = [
     "RequestTimeoutError",
     "describe",
     "error_response",
+    "example_error",
     "install_error_handlers",
     "is_anthropic",
 ]
@@ -192,6 +193,11 @@ def error_response(
 ) -> Response:
     """Return an error response."""
     return _error(status, message, code, headers=headers).response()
+
+
+def example_error(status: int, message: str, code: str | None, param: str | None) -> ApiError:
+    """Return an error as it would be sent, for the API's description."""
+    return _error(status, message, code, param=param)
 
 
 def install_error_handlers(app: FastAPI) -> None:

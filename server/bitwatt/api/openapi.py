@@ -1,6 +1,6 @@
 """GET /openapi.json: routes and request bodies as FastAPI knows them, answers as they are sent."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, get_args
 
@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from bitwatt.api.errors import AnthropicErrorBody, ErrorBody, is_anthropic
+from bitwatt.api.openapi_examples import ANSWER_EXAMPLES, error_example
 from bitwatt.api.routes.models import ModelCard, ModelList
 from bitwatt.api.schemas.chat_events import ChatChunk, ChatCompletion
 from bitwatt.api.schemas.completions import Completion
@@ -65,7 +66,7 @@ _OF_BODIES = frozenset({408, 413, 415, 429, 500, 503, 504})
 def describe_api(
     app: FastAPI,
     *,
-    models: Iterable[str],
+    models: Sequence[str],
     needs_key: bool,
     open_paths: Collection[str],
     allow_priority: bool,
@@ -79,13 +80,13 @@ def describe_api(
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            operation["responses"] = _responses(path, method, schema_of)
+            operation["responses"] = _responses(path, method, schema_of, models[0])
             if path not in open_paths:
                 operation["security"] = [{"key": []}] if needs_key else [{}, {"key": []}]
     described = document["components"]
     for unsent in ("HTTPValidationError", "ValidationError"):
         described["schemas"].pop(unsent, None)
-    _name_models(document, list(models))
+    _name_models(document, models)
     if not allow_priority:
         for body in ("ChatBody", "CompletionBody", "ResponsesBody", "MessagesBody"):
             described["schemas"][body]["properties"]["priority"]["anyOf"][0] = {"const": 0}
@@ -94,40 +95,57 @@ def describe_api(
     return document
 
 
-def _name_models(document: _Json, models: list[str]) -> None:
+def _name_models(document: _Json, models: Sequence[str]) -> None:
     """Say which models there are, wherever one is to be named."""
     for body in document["components"]["schemas"].values():
         if "model" in body["properties"]:
-            body["properties"]["model"]["enum"] = models
+            body["properties"]["model"]["enum"] = list(models)
             body["example"] = body["example"] | {"model": models[0]}
     [name] = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
-    name["schema"]["enum"] = models
+    name["schema"]["enum"] = list(models)
 
 
-def _responses(path: str, method: str, schema_of: Mapping[str, _Json]) -> _Json:
+def _responses(path: str, method: str, schema_of: Mapping[str, _Json], model: str) -> _Json:
     """Return every answer that the route gives, by status."""
 
-    def json(kind: Any) -> _Json:
-        return {"application/json": {"schema": schema_of[str(kind)]}}
+    def json(kind: Any, example: Any = None) -> _Json:
+        media = {"schema": schema_of[str(kind)]}
+        return {"application/json": media if example is None else media | {"example": example}}
 
     error_body = AnthropicErrorBody if is_anthropic(path) else ErrorBody
-    content: _Json = json(_ANSWERS[path]) if path in _ANSWERS else dict(_TEXT)
+    content: _Json = dict(_TEXT)
+    if path in _ANSWERS:
+        content = json(_ANSWERS[path], _of_model(ANSWER_EXAMPLES.get(path), model))
     if path in _EVENTS:
         events = [schema_of[str(kind)] for kind in (*_EVENTS[path], error_body)]
         content["text/event-stream"] = {"schema": _event({"anyOf": events})}
     responses: _Json = {"200": {"description": "The answer.", "content": content}}
     if path in _PROBES:
-        responses["503"] = {"description": "Not all is well.", "content": content}
+        away = json(_ANSWERS[path], {"status": "error", "models": {model: "down"}})
+        responses["503"] = {"description": "Not all is well.", "content": away}
     for status, meaning in _ERRORS.items():
         if status in _OF_BODIES and method != "post":
             continue
         if status in _OF_MODELS and method != "post" and "{name}" not in path:
             continue
+        body = json(error_body, error_example(status, path))
         if status == 503 and is_anthropic(path):
             status = 529
-        responses[str(status)] = {"description": meaning, "content": json(error_body)}
+        responses[str(status)] = {"description": meaning, "content": body}
     responses["default"] = {"description": "Another error.", "content": json(error_body)}
     return responses
+
+
+def _of_model(example: Any, model: str) -> Any:
+    """Return the example as one of a model that is served."""
+    match example:
+        case dict():
+            return {key: _of_model(value, model) for key, value in example.items()}
+        case list():
+            return [_of_model(value, model) for value in example]
+        case "builtin":
+            return model
+    return example
 
 
 def _event(data: _Json) -> _Json:

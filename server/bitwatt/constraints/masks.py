@@ -168,11 +168,13 @@ class _Lane:
     def __init__(self) -> None:
         self.is_idle = threading.Event()
         self.is_idle.set()
-        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._queue: SimpleQueue[Sequence[_Asked] | None] = SimpleQueue()
         self._guard = threading.Lock()
         self._num_left = 0
         self._is_given_up = False
         self._current: Constraint | None = None
+        self._asked: Sequence[_Asked] = ()  # together with the current one
+        self._num_begun = 0  # of them
         self._began_cpu_s = 0.0
         self._began_s = 0.0
         self._thread = threading.Thread(target=self._serve, name="masks", daemon=True)
@@ -182,8 +184,7 @@ class _Lane:
         with self._guard:
             self._num_left += len(asked)
             self.is_idle.clear()
-        for one in asked:
-            self._queue.put(one)
+        self._queue.put(asked)
 
     def end(self) -> None:
         self._queue.put(None)
@@ -211,10 +212,10 @@ class _Lane:
             logger.warning("a request is given up: %s", told)
             self._current.grammar.failure = told
             self._current.fail(told)
-            left = []
+            left = [*self._asked[self._num_begun :]]
             while not self._queue.empty():
-                if (one := self._queue.get()) is not None:
-                    left.append(one)
+                if (asked := self._queue.get()) is not None:
+                    left += asked
             self._queue.put(None)
         lane = _Lane()
         if left:
@@ -223,25 +224,31 @@ class _Lane:
 
     def _serve(self) -> None:
         while (asked := self._queue.get()) is not None:
-            constraint, token_ids = asked
             with self._guard:
-                self._began_cpu_s = time.thread_time()
-                self._began_s = time.monotonic()
-                self._current = constraint
-            reason, mask = constraint.failure or constraint.grammar.failure, None
-            if reason is None:
-                try:
-                    mask = constraint.advance(token_ids)
-                except BaseException as error:  # a panic of the library's is one too
-                    reason = str(error) or type(error).__name__
-            with self._guard:
-                if self._is_given_up:
-                    return
-                self._current = None
-                if mask is not None:
-                    constraint.mask = mask
-                else:
-                    constraint.fail(reason or "")
-                self._num_left -= 1
-                if not self._num_left:
-                    self.is_idle.set()
+                self._begin(asked, 0)
+            for number, (constraint, token_ids) in enumerate(asked, start=1):
+                reason, mask = constraint.failure or constraint.grammar.failure, None
+                if reason is None:
+                    try:
+                        mask = constraint.advance(token_ids)
+                    except BaseException as error:  # a panic of the library's is one too
+                        reason = str(error) or type(error).__name__
+                with self._guard:
+                    if self._is_given_up:
+                        return
+                    if mask is not None:
+                        constraint.mask = mask
+                    else:
+                        constraint.fail(reason or "")
+                    self._num_left -= 1
+                    self._begin(asked, number)
+                    if not self._num_left:
+                        self.is_idle.set()
+
+    def _begin(self, asked: Sequence[_Asked], number: int) -> None:
+        """Note which is worked on from now on, if one is left."""
+        self._current = None
+        if number < len(asked):
+            self._current, self._asked, self._num_begun = asked[number][0], asked, number + 1
+            self._began_cpu_s = time.thread_time()
+            self._began_s = time.monotonic()

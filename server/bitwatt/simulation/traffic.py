@@ -3,11 +3,12 @@
 import json
 import math
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+
+from bitwatt_client.lengths import MAX_TOKENS, Lengths, read_lengths
 
 from bitwatt.errors import BitwattError
 
@@ -21,9 +22,6 @@ __all__ = [
     "read_lengths",
     "read_log",
 ]
-
-_Z95 = 1.6448536269514722  # of a normal distribution, 95% lie below
-_MAX_TOKENS = 1 << 20
 
 
 class TrafficError(BitwattError):
@@ -43,52 +41,6 @@ class Arrival:
     num_tokens: int
     prefix: int = 0
     num_prefix_tokens: int = 0
-
-
-class Lengths(Protocol):
-    """A distribution of numbers of tokens."""
-
-    def draw(self, chance: random.Random) -> int:
-        """Return a number of tokens, at least 1."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Uniform:
-    low: int
-    high: int
-
-    def draw(self, chance: random.Random) -> int:
-        return chance.randint(self.low, self.high)
-
-
-@dataclass(frozen=True, slots=True)
-class _Lognormal:
-    median: int
-    p95: int
-
-    def draw(self, chance: random.Random) -> int:
-        sigma = math.log(self.p95 / self.median) / _Z95
-        return max(1, min(_MAX_TOKENS, round(chance.lognormvariate(math.log(self.median), sigma))))
-
-
-def read_lengths(written: str) -> Lengths:
-    """Return the distribution: 128, 16-256 (uniform) or lognormal:MEDIAN:P95.
-
-    Raises  ValueError, which says how one is written
-    """
-    if match := re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", written):
-        low = int(match[1])
-        high = int(match[2] or low)
-        if 1 <= low <= high <= _MAX_TOKENS:
-            return _Uniform(low, high)
-    elif match := re.fullmatch(r"lognormal:(\d{1,7}):(\d{1,7})", written):
-        median, p95 = int(match[1]), int(match[2])
-        if 1 <= median <= p95 <= _MAX_TOKENS:
-            return _Lognormal(median, p95)
-    raise ValueError(
-        f"write 128, 16-256 or lognormal:MEDIAN:P95, ascending, of 1 to {_MAX_TOKENS} tokens"
-    )
 
 
 class Traffic(Protocol):
@@ -199,6 +151,6 @@ def _arrival(given: dict[str, object]) -> Arrival:
 
 def _count(given: dict[str, object], name: str) -> int:
     value = given[name]
-    if type(value) is not int or not 1 <= value <= _MAX_TOKENS:
-        raise ValueError(f"{name} is {str(value)[:40]!r}, not 1 to {_MAX_TOKENS}")
+    if type(value) is not int or not 1 <= value <= MAX_TOKENS:
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not 1 to {MAX_TOKENS}")
     return value

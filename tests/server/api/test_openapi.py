@@ -237,3 +237,23 @@ async def test_nothing_is_described_that_is_never_sent():
     assert '"422"' not in text
     assert "ValidationError" not in text
     assert '"schema":{}' not in text
+
+
+async def test_every_answer_and_error_has_an_example_that_is_as_it_is_described():
+    async with make_client(make_app()) as client:
+        document = (await client.get("/openapi.json")).json()
+    num_examples = 0
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                media = answer["content"].get("application/json", {})
+                if "example" in media:
+                    check(document, media["schema"], media["example"])
+                    num_examples += 1
+                is_told = status != "default" and path != "/bitwatt/v1/comparison"
+                assert "example" in media or not is_told or not media, (path, status)
+    assert num_examples > 100
+    chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert chat["200"]["content"]["application/json"]["example"]["model"] == "tiny"
+    too_large = chat["413"]["content"]["application/json"]["example"]["error"]
+    assert too_large["code"] == "request_too_large"

@@ -11,10 +11,14 @@ export class ApiError extends Error {
 
 export const keepKey = (key) => sessionStorage.setItem(KEY, key);
 
-async function call(path, options = {}) {
+/** Return the headers with the key, unless they have one. */
+export function withKey(headers) {
   const key = sessionStorage.getItem(KEY);
-  const headers = { ...options.headers };
-  if (key) headers.Authorization = `Bearer ${key}`;
+  return key ? { Authorization: `Bearer ${key}`, ...headers } : { ...headers };
+}
+
+async function call(path, options = {}) {
+  const headers = withKey(options.headers);
   let response;
   try {
     response = await fetch(path, { ...options, headers, cache: "no-store" });
