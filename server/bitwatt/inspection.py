@@ -23,15 +23,16 @@ _MATRIX_HEAD = ("ternary linears", "number", "out × in", "−1", "0", "+1", "sc
 _MEMORY_HEAD = ("MB", "backend", "packed", "embedding", "other", "KV cache", "all", "context")
 
 
-def inspect(path: Path, **engine: Any) -> dict[str, Any]:
+def inspect(path: Path, *, quantize: bool = False, **engine: Any) -> dict[str, Any]:
     """Return what is at path: family, sizes, matrices, warnings, and memory by backend.
 
     Every tensor is read. "refused" has what loading would end at.
 
-    engine  settings of EngineConfig besides path, weights, backend and device
-    Raises  CheckpointError for what can't be opened
+    quantize  what it is once its dense linears are ternarized
+    engine    settings of EngineConfig besides path, weights, backend and device
+    Raises    CheckpointError for what can't be opened
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, quantize=quantize)
     survey = Survey(checkpoint)
     kinds: tuple[Weights, ...] = ("ternary", "dense") if checkpoint.is_ternary else ("dense",)
     memory = [

@@ -136,6 +136,7 @@ class LLM:
         prefix_caching: bool = True,
         speculate: Speculation = "off",
         head_bits: HeadBits = 16,
+        quantize: bool = False,
     ) -> None:
         """Load a model; the knobs are those of `bitwatt serve`, in docs/settings.md.
 
@@ -176,6 +177,7 @@ class LLM:
                 prefix_caching=prefix_caching,
                 speculate=speculate,
                 head_bits=head_bits,
+                quantize=quantize,
             )
         )
         for notice in (

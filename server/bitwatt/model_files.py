@@ -35,13 +35,16 @@ class InspectSettings(Settings):
     )
 
     groups: ClassVar[dict[str, str]] = {
-        "max_num_seqs": "What would be served",
+        "quantize": "What would be served",
         "json_path": "Output",
     }
 
     path: Annotated[CliPositionalArg[str], BeforeValidator(check_source), Shown("PATH")] = Field(
         description="A model's folder, as on Hugging Face, or a .gguf file; or "
         "ORG/NAME[:FILE][@REVISION] of its hub, where there is no such path",
+    )
+    quantize: bool = Field(
+        False, description="What it is once a model that isn't ternary is ternarized"
     )
     max_num_seqs: Annotated[int, Shown("REQUESTS")] = Field(
         64, ge=1, le=MAX_NUM_SEQS, description="Requests that run at once"
@@ -70,6 +73,7 @@ def run_inspect(settings: InspectSettings) -> int:
     try:
         found = inspect(
             fetch(settings.path),
+            quantize=settings.quantize,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=max(512, settings.max_num_seqs),
             max_model_len=settings.max_model_len,

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitwatt.checkpoints.bitnet_packing import pack_bitnet
-from bitwatt.checkpoints.registry import Checkpoint, open_checkpoint
+from bitwatt.checkpoints.checkpoint import Checkpoint
+from bitwatt.checkpoints.registry import open_checkpoint
 from bitwatt.errors import CheckpointError
 from bitwatt.model.build import build_transformer
 from bitwatt.model.config import (

@@ -6,7 +6,7 @@ import torch
 from bitwatt_kernels.packing import TernaryWeight, unpack
 from torch import Tensor
 
-from bitwatt.checkpoints.registry import Checkpoint
+from bitwatt.checkpoints.checkpoint import Checkpoint
 from bitwatt.errors import CheckpointError
 from bitwatt.model.padding import padded
 

@@ -82,6 +82,7 @@ class ServedModel:
     """A model under the name callers know it by.
 
     quality  what its card says; None where it says nothing
+    root     what its files are called; the name it's served by may be another
     grammars  tries those that its answers are to go by
     """
 
@@ -92,6 +93,7 @@ class ServedModel:
     energy: ModelEnergy = field(default_factory=ModelEnergy)
     callers: Callers = field(default_factory=Callers)
     quality: Quality | None = None
+    root: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     grammars: GrammarChecker = field(init=False)
 

@@ -25,6 +25,7 @@ class GenerationRequest:
     encode  makes the prompts, which differ with the model's vocabulary
     answer  how each answer is read, and what it must be; None takes it as it is
     lists_stop_tokens  as Generation has it
+    has_id_prompts     whether prompts are token ids as the caller sent them, of one vocabulary
     others  as planning.plan_choices has them
     """
 
@@ -37,7 +38,14 @@ class GenerationRequest:
     prompt_param: str = "prompt"
     max_tokens_param: str = "max_tokens"
     lists_stop_tokens: bool = False
+    has_id_prompts: bool = False
     answer: AnswerOptions | None = None
+
+    @property
+    def has_token_ids(self) -> bool:
+        """Whether it says by token ids what another vocabulary would read otherwise."""
+        params = self.params
+        return self.has_id_prompts or bool(params.stop_token_ids or params.logit_bias)
 
     async def for_model(self, model: ServedModel) -> Generation:
         """Return the choices that the model is to generate.

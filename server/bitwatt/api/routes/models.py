@@ -16,15 +16,21 @@ router = APIRouter()
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A model; null where its engine has not said yet."""
+    """A model; null where its engine has not said yet.
+
+    root       what its files are called, as vLLM has it: a folder, a GGUF file, or ORG/NAME
+    quantized  where --quantize made its ternary weights of dense ones: what that means
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["bitwatt"] = "bitwatt"
+    root: str
     max_model_len: int | None
     weights: str | None
     dtype: str | None
+    quantized: str | None
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +45,11 @@ def _card(model: ServedModel) -> ModelCard:
     return ModelCard(
         id=model.name,
         created=model.created,
+        root=model.root or model.name,
         max_model_len=None if info is None else info.max_model_len,
         weights=None if info is None else info.weights,
         dtype=None if info is None else info.dtype,
+        quantized=None if info is None else info.quantized,
     )
 
 
