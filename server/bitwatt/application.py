@@ -89,6 +89,7 @@ def new_application(
     from bitwatt.api.app import create_app
     from bitwatt.engine.client import EngineClient
     from bitwatt.serving.models import ServedModel
+    from bitwatt.serving.sampling_params import checked_defaults
     from bitwatt.telemetry.metering import EnergyMeters, EngineObserver
     from bitwatt.telemetry.metrics import Metrics
     from bitwatt.telemetry.tracing import Tracing
@@ -127,6 +128,9 @@ def new_application(
             energy=energy,
             quality=quality_told(path),
             root=root,
+            sampling_defaults=checked_defaults(
+                text.codec.sampling_defaults, path, settings.generation_config
+            ),
         )
     tracing = Tracing.to_endpoint(settings.otlp_endpoint) if settings.otlp_endpoint else None
     app = create_app(

@@ -27,6 +27,7 @@ from bitwatt.model.config import Dtype, HeadBits, Weights, WeightsName, weights_
 from bitwatt.model.folder import why_no_folder
 from bitwatt.quantities import read_bytes, read_count
 from bitwatt.scheduling.drafting import Speculation
+from bitwatt.serving.sampling_params import GenerationConfig
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
@@ -297,6 +298,12 @@ class ServeSettings(Settings):
         "auto",
         description="How the models write their thinking: think is between <think> and </think>; "
         "auto reads it from their chat templates; none leaves it in the content",
+    )
+    generation_config: GenerationConfig = Field(
+        "auto",
+        description="Where a request is silent on temperature, top_p, top_k, min_p or "
+        "repetition_penalty: what the model's generation_config.json or GGUF metadata recommends, "
+        "or none of it",
     )
     strict_fields: bool = Field(
         False,

@@ -12,7 +12,8 @@ class Checkpoint(TensorSource, Protocol):
     """A model on disk. Its tensors may be views of mapped files, to be copied by the reader.
 
     stored_as  how the linears are stored, and what a ternary one's scale means
-    why_dense  what refuses ternary weights of linears that are dense; None where they're ternary
+    why_dense  what refuses ternary weights of linears that are dense; None where they're ternary,
+               which floats may be, too: dense() reads these as well, and is_ternary is False
     """
 
     stored_as: str

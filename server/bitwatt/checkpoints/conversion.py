@@ -92,7 +92,7 @@ def _write(checkpoint: Checkpoint, folder: Path, target: Target) -> int:
     checkpoint.check_all_read()
     num_bytes = shards.finish()
     config = _config(checkpoint.config)
-    if target == "hf" and checkpoint.is_ternary:
+    if target == "hf" and checkpoint.why_dense is None:
         config["quantization_config"] = {
             "linear_class": "autobitlinear",
             "quant_method": "bitnet",
@@ -107,7 +107,7 @@ class _Copying:
 
     def __init__(self, checkpoint: Checkpoint, target: Target, shards: "_Shards") -> None:
         self.config = checkpoint.config
-        self.is_ternary = checkpoint.is_ternary
+        self.is_ternary = checkpoint.why_dense is None
         self.notices: list[str] = []
         self._checkpoint = checkpoint
         self._is_packed = target == "hf"

@@ -11,7 +11,9 @@ import torch
 from bitwatt_kernels.packing import TernaryWeight
 from torch import Tensor
 
+from bitwatt.checkpoints.exact import EXACT_FLOATS, NOT_EXACT, looks_ternary, pack_exactly
 from bitwatt.checkpoints.gguf_blocks import (
+    STORED_FLOATS,
     TERNARY_FORMATS,
     decode_floats,
     decode_groups,
@@ -80,11 +82,11 @@ class GgufCheckpoint:
             scaling = RopeDivisors(tuple(divisors.tolist()))
             self.config = replace(self.config, rope_scaling=scaling)
         self.why_dense = self._find_why_dense()
-        self.is_ternary = self.why_dense is None
         formats = dict.fromkeys(tensor.layout.name for tensor in self._linears())
+        self.is_ternary = self.why_dense is None and TERNARY_FORMATS.issuperset(formats)
         self.stored_as = " and ".join(formats)
-        if self.is_ternary:
-            self.stored_as += "; W = t · scale"
+        if self.why_dense is None:
+            self.stored_as += "; W = t · scale" if self.is_ternary else f", {EXACT_FLOATS}"
 
     @staticmethod
     def recognizes(path: Path) -> bool:
@@ -113,9 +115,12 @@ class GgufCheckpoint:
     ) -> TernaryWeight:
         name += ".weight"
         tensor = self._take(name, (out_features, in_features))
-        parts = self._decoded(tensor, decode_groups)
         try:
-            weight = pack_groups(parts, out_features, in_features)
+            if tensor.layout.name in TERNARY_FORMATS:
+                parts = self._decoded(tensor, decode_groups)
+                weight = pack_groups(parts, out_features, in_features)
+            else:
+                weight = self._packed_floats(tensor)
         except ValueError as error:
             raise self._error(tensor, str(error)) from error
         self._check_range(tensor, *largest_sums(weight, in_features).aminmax(), fits)
@@ -158,12 +163,30 @@ class GgufCheckpoint:
         """Return why the linears aren't served as ternary ones; None where they are."""
         linears = self._linears()
         dense = [tensor for tensor in linears if tensor.layout.name not in TERNARY_FORMATS]
+        if self._look_ternary(dense):
+            return None
         if dense:
             are = f"the linears are {dense[0].layout.name}"
             if len(dense) < len(linears):
                 are = f"tensor {shorten(dense[0].name)} is {dense[0].layout.name}"
             return f"{self._gguf.path}: {are}, not ternary: serve them as dense (--weights dense)"
         return None
+
+    def _look_ternary(self, linears: list[GgufTensor]) -> bool:
+        """Return whether linears that are floats look exactly ternary, all of them."""
+        if any(tensor.layout.name not in STORED_FLOATS for tensor in linears):
+            return False
+        return {looks_ternary(self._floats(tensor)) for tensor in linears} - {None} == {True}
+
+    def _floats(self, tensor: GgufTensor) -> Tensor:
+        [rows] = self._decoded(tensor, decode_floats)  # of such a type all at once
+        return rows
+
+    def _packed_floats(self, tensor: GgufTensor) -> TernaryWeight:
+        weight = pack_exactly(self._floats(tensor))
+        if weight is None:
+            raise self._error(tensor, NOT_EXACT)
+        return weight
 
     def _take(self, name: str, shape: tuple[int, ...]) -> GgufTensor:
         """Return the tensor of that name among ours, which then counts as read."""

@@ -49,7 +49,7 @@ class Survey:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
-        self.is_ternary = checkpoint.is_ternary
+        self.is_ternary = checkpoint.why_dense is None  # each linear is counted once
         self.notices: list[str] = []  # of building, once a backend: the checkpoint has its own
         self.matrices: list[Matrix] = []
         self.parameters: dict[str, int] = {}

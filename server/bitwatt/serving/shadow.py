@@ -153,7 +153,8 @@ class Shadow:
             pair = (generation.model.name, twins[0].name)
             self._metrics[declared.SHADOW_REQUESTS].labels(*pair, "dropped").inc()
             return
-        asked = Asked(request, posted, len(generation.submits))
+        same = request.settled_for(generation.model)  # by the twin's defaults it were another
+        asked = Asked(same, posted, len(generation.submits))
         generation.tap = lambda deltas: self._tap(deltas, generation, twins[0], asked)
 
     async def _tap(

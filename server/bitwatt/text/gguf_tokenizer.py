@@ -121,7 +121,7 @@ def read_gguf_text(path: Path) -> TokenizerFiles:
         elif key.startswith("tokenizer.chat_template."):
             templates[key.removeprefix("tokenizer.chat_template.")] = gguf.require(key, str)
     sampling = {
-        name: value
+        name: float(f"{value:.7g}") if number is float else value  # as it was before float32
         for name, (key, number) in _SAMPLING.items()
         if (value := gguf.get(f"general.sampling.{key}", number)) is not None
     }
@@ -140,6 +140,9 @@ def write_gguf_text(path: Path, folder: Path) -> None:
         config["chat_template"] = [
             {"name": name, "template": source} for name, source in files.templates.items()
         ]
+    if files.sampling_defaults:
+        sampling = json.dumps(dict(files.sampling_defaults), indent=2) + "\n"
+        (folder / "generation_config.json").write_text(sampling, encoding="utf-8")
     files.tokenizer.save(str(folder / "tokenizer.json"))
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

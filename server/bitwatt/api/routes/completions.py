@@ -54,6 +54,7 @@ async def create_completion(body: CompletionBody, answering: Answering) -> Respo
         params=params,
         seed=seed_of(params),
         encode=encode,
+        silent=body.silent,
         default_max_tokens=DEFAULT_MAX_TOKENS,
         key_salt=answering.key_salt,
         # Those who have a prompt scored count on an entry for each token, text or not.

@@ -19,6 +19,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """A model; null where its engine has not said yet.
 
     root       what its files are called, as vLLM has it: a folder, a GGUF file, or ORG/NAME
+    default_sampling_params  what stands where a request is silent, besides the API's own defaults
     quantized  where --quantize made its ternary weights of dense ones: what that means
     """
 
@@ -31,6 +32,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     weights: str | None
     dtype: str | None
     quantized: str | None
+    default_sampling_params: dict[str, float]
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,7 @@ def _card(model: ServedModel) -> ModelCard:
         weights=None if info is None else info.weights,
         dtype=None if info is None else info.dtype,
         quantized=None if info is None else info.quantized,
+        default_sampling_params=dict(model.sampling_defaults),
     )
 
 
