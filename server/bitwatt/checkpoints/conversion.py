@@ -1,4 +1,7 @@
-"""Writes what any checkpoint holds as a Hugging Face folder, ternary or in 16 bits."""
+"""Writes what any checkpoint holds as a Hugging Face folder, ternary or in 16 bits.
+
+As a GGUF file gguf_export.py writes it.
+"""
 
 import json
 import shutil
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from bitwatt.checkpoints.bitnet_packing import pack_bitnet
 from bitwatt.checkpoints.checkpoint import Checkpoint
+from bitwatt.checkpoints.gguf_export import GgufTarget, convert_to_gguf
 from bitwatt.checkpoints.registry import open_checkpoint
 from bitwatt.errors import CheckpointError
 from bitwatt.model.build import build_transformer
@@ -28,7 +32,7 @@ from bitwatt.model.config import (
 from bitwatt.model.padding import padded
 from bitwatt.model.sizes_only import SizesOnly
 
-__all__ = ["Target", "convert"]
+__all__ = ["GgufTarget", "Target", "convert", "convert_to_gguf"]
 
 Target = Literal["hf", "bf16"]
 """Ternary linears as packed codes and a scale; or dense ones in bfloat16, as the cost twin has."""
@@ -50,6 +54,8 @@ def convert(
     destination: Path,
     target: Target,
     write_texts: Callable[[Path], None] | None = None,
+    *,
+    quantize: bool = False,
 ) -> int:
     """Write the model at source to a new folder; return the bytes of its tensors.
 
@@ -57,6 +63,7 @@ def convert(
     makes of it in that dtype. Embedding and head are rounded for "bf16" alone, norms never.
 
     write_texts  writes the tokenizer to a folder, where source is none to copy it from
+    quantize     ternarizes linears that are dense
     Raises       CheckpointError for what can't be read, or not be written so; nothing is left then
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -69,7 +76,7 @@ def convert(
             f"{partial} is there already, of a conversion that runs or was broken off; remove it"
         ) from None
     try:
-        num_bytes = _write(open_checkpoint(source), partial, target)
+        num_bytes = _write(open_checkpoint(source, quantize=quantize), partial, target)
         if write_texts is None:
             _copy_texts(source, partial)
         else:

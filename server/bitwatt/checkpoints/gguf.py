@@ -24,7 +24,7 @@ from bitwatt.checkpoints.groups import largest_sums, pack_groups
 from bitwatt.errors import CheckpointError, shorten
 from bitwatt.model.config import RopeDivisors
 
-__all__ = ["GgufCheckpoint"]
+__all__ = ["GgufCheckpoint", "stored_name"]
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ class GgufCheckpoint:
     def _find_biases(self) -> None:
         """Add to the config which linears have a bias: a file says it by having them."""
         first = {
-            name for name in _LINEARS if _stored(f"model.layers.0.{name}.bias") in self._unread
+            name for name in _LINEARS if stored_name(f"model.layers.0.{name}.bias") in self._unread
         }
         self.config = replace(
             self.config,
@@ -153,7 +153,7 @@ class GgufCheckpoint:
 
     def _linears(self) -> list[GgufTensor]:
         names = (
-            _stored(f"model.layers.{layer}.{linear}.weight")
+            stored_name(f"model.layers.{layer}.{linear}.weight")
             for layer in range(self.config.num_layers)
             for linear in _LINEARS
         )
@@ -190,7 +190,7 @@ class GgufCheckpoint:
 
     def _take(self, name: str, shape: tuple[int, ...]) -> GgufTensor:
         """Return the tensor of that name among ours, which then counts as read."""
-        stored = _stored(name)
+        stored = stored_name(name)
         if stored not in self._gguf.tensors:
             raise CheckpointError(f"{self._gguf.path} has no tensor {shorten(stored)}")
         self._unread.discard(stored)
@@ -236,7 +236,7 @@ class GgufCheckpoint:
         return CheckpointError(f"{file}: tensor {shorten(tensor.name)} {reason}")
 
 
-def _stored(name: str) -> str:
+def stored_name(name: str) -> str:
     """Return GGUF's name of a tensor."""
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
     module, dot, kind = (layer[2] if layer else name).rpartition(".")
