@@ -5,8 +5,8 @@
 Tiny models of random ternary weights, of each architecture that llama.cpp has with SiLU, with the
 embedded model's tokenizer, are exported by `bitwatt convert`'s code as TQ2_0 and as Q2_0. bitwatt
 scores llama.cpp's tokens with `--weights dense` in float32, which is the weights' own arithmetic;
-llama.cpp rounds activations to 8 bits. Where a token isn't bitwatt's likeliest, what lies between it
-and that one is told, in nats: a rounding decides between near ties alone.
+llama.cpp rounds activations to 8 bits. Where a token isn't bitwatt's likeliest, what lies between
+it and that one is told, in nats: a rounding decides between near ties alone.
 
 --python  an interpreter that has llama-cpp-python; python -m bitwatt.bench.llama_cpp makes one
 """
@@ -69,10 +69,11 @@ def write_folder(folder: Path, architecture: str, group: int | None, seed: int) 
         width = group or columns
         scales = (0.7 + 0.6 * torch.rand(rows, columns // width, generator=generator)).half()
         scales = (scales * (1.5 / columns) ** 0.5).half().repeat_interleave(width, dim=1)
-        return torch.randint(-1, 2, (rows, columns), generator=generator).half() * scales
+        values: Tensor = scales * torch.randint(-1, 2, (rows, columns), generator=generator)
+        return values
 
     def vector(size: int, around: float = 1.0) -> Tensor:
-        return around + 0.2 * torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator) * 0.2 + around
 
     tensors = {
         "model.embed_tokens.weight": torch.randn(VOCAB, HIDDEN, generator=generator).half(),
