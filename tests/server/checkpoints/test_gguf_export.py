@@ -42,6 +42,8 @@ def write(folder: Path, kind: str, rule: str = "row") -> None:
         more["rope_parameters"]["original_max_position_embeddings"] = 64
     if kind == "tied":
         more = {"tie_word_embeddings": True}
+    if kind == "qwen3":
+        more = {"head_dim": 64}
     if kind == "relu2":
         write_packed(folder, "bitnet", linear_class="autobitlinear", **SIZES)
     else:
