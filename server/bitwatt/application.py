@@ -126,7 +126,7 @@ def new_application(
             text=text,
             metrics=model_metrics,
             energy=energy,
-            quality=quality_told(path),
+            quality=None if quantize else quality_told(path),  # which is of what it was made of
             root=root,
             sampling_defaults=checked_defaults(
                 text.codec.sampling_defaults, path, settings.generation_config

@@ -115,37 +115,37 @@ def convert_to_gguf(
     """
     if destination.suffix != ".gguf":
         raise CheckpointError(f"{destination} is the name of no GGUF file: it ends in .gguf")
-    if destination.exists():
-        raise CheckpointError(f"{destination} is there already; give another, or remove it")
+    partial = destination.with_name(f"{destination.stem}.partial.gguf")
+    for path in (destination, partial):
+        if path.exists():
+            raise CheckpointError(f"{path} is there already; give another name, or remove it")
     checkpoint = open_checkpoint(source, quantize=quantize)
     if checkpoint.why_dense is not None:
         raise CheckpointError(
             f"{checkpoint.why_dense}; --to {target} writes ternary models, and --quantize makes "
             "one, at a loss of quality"
         )
-    partial = destination.with_name(f"{destination.name}.partial.gguf")
-    writer = GgufWriter(destination.parent)
     try:
-        copying = _Copying(checkpoint, _BLOCKS[target], writer)
-        build_transformer(
-            copying,
-            weights="dense",  # which asks for every tensor in its own size
-            backend=cast(Backend, SizesOnly("reference")),
-            dtype=torch.bfloat16,
-        )
-        checkpoint.check_all_read()
-        config = checkpoint.config
-        if isinstance(config.rope_scaling, RopeDivisors | Llama3RopeScaling):
-            copying.write(_ROPE_DIVISORS, rope_divisors(config))
-        keys = texts(
-            vocab_size=config.vocab_size, bos=config.bos_token_id, eos=config.eos_token_ids
-        )
-        num_bytes = writer.finish(partial, _metadata(config, source) | dict(keys))
+        with GgufWriter(destination.parent) as writer:
+            copying = _Copying(checkpoint, _BLOCKS[target], writer)
+            build_transformer(
+                copying,
+                weights="dense",  # which asks for every tensor in its own size
+                backend=cast(Backend, SizesOnly("reference")),
+                dtype=torch.bfloat16,
+            )
+            checkpoint.check_all_read()
+            config = checkpoint.config
+            if isinstance(config.rope_scaling, RopeDivisors | Llama3RopeScaling):
+                copying.write(_ROPE_DIVISORS, rope_divisors(config))
+            keys = texts(
+                vocab_size=config.vocab_size, bos=config.bos_token_id, eos=config.eos_token_ids
+            )
+            num_bytes = writer.finish(partial, _metadata(config, source) | dict(keys))
         _compare(config, partial)
         check_texts(partial)
         partial.replace(destination)
     finally:
-        writer.close()
         partial.unlink(missing_ok=True)
     return Written(num_bytes, copying.told())
 

@@ -8,7 +8,7 @@ import struct
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 __all__ = ["GgufWriter", "MetadataValue", "encoded"]
 
@@ -21,7 +21,7 @@ _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 
 
 class GgufWriter:
-    """A file of tensors that are added one by one, with no more than one in memory."""
+    """A file of tensors that are added one by one, with no more than one in memory; a context."""
 
     def __init__(self, folder: Path) -> None:
         """Begin; the tensors wait in a file of the folder without a name."""
@@ -51,8 +51,10 @@ class GgufWriter:
             shutil.copyfileobj(self._data, file, 1 << 20)
         return num_bytes
 
-    def close(self) -> None:
-        """Give up what waits."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._data.close()
 
 

@@ -30,9 +30,8 @@ __all__ = ["pieces", "trained"]  # fixtures
 def exported(source: Path, path: Path, **changes: Any) -> Path:
     """Write the text of a folder or file into a GGUF file without tensors; return its path."""
     keys: dict[str, Any] = {"vocab_size": 600, "bos": 0, "eos": (1,)}
-    writer = GgufWriter(path.parent)
-    writer.finish(path, gguf_text(source, **(keys | changes)))
-    writer.close()
+    with GgufWriter(path.parent) as writer:
+        writer.finish(path, gguf_text(source, **(keys | changes)))
     return path
 
 
