@@ -4,13 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitwatt.checkpoints.registry import load_model, open_checkpoint
-from bitwatt.checkpoints.survey import Survey
-from bitwatt.engine.build import build_engine
-from bitwatt.engine.messages import EngineConfig
+from bitwatt.checkpoints.registry import open_checkpoint
 from bitwatt.errors import CheckpointError
+from bitwatt.inspection import inspect
 from bitwatt_kernels.packing import times_scales, unpack
-from bitwatt_kernels.registry import choose_backend
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +15,7 @@ from tests.server.checkpoints.against_transformers import load, logits_of
 from tests.server.checkpoints.gguf_writer import store, write_gguf
 from tests.server.checkpoints.test_gguf import metadata_of, tensors_of
 from tests.server.checkpoints.writers import random_model, write_dense
+from tests.server.test_inspection import check_forecast
 
 SIZES = {"hidden_size": 256, "intermediate_size": 384}
 LINEAR = "model.layers.1.mlp.down_proj"
@@ -126,14 +124,9 @@ def test_a_value_that_is_not_finite_is_refused_as_ever(tmp_path, value):
             load(tmp_path, weights)
 
 
-def test_a_survey_counts_each_linear_once_and_its_forecast_is_the_engines(tmp_path):
+def test_each_linear_is_counted_once_and_the_forecast_is_what_engines_report(tmp_path):
     tensors = write(tmp_path, "128 weights")
-    survey = Survey(open_checkpoint(tmp_path))
-    backend = choose_backend(torch.device("cpu"), "torch").backend
-    model = load_model(tmp_path, weights="ternary", backend=backend, dtype=torch.bfloat16)
-    assert survey.is_ternary
-    assert model.memory().num_parameters == sum(t.numel() for t in tensors.values())
-    settings = {"device": "cpu", "backend": "torch", "kv_cache_bytes": 2**24}
-    core, info = build_engine(EngineConfig(model_path=str(tmp_path), **settings))
-    core.close()
-    assert info.memory.packed_weights_bytes == model.memory().packed_weights_bytes
+    found = inspect(tmp_path)
+    assert found["parameters"]["all"] == sum(tensor.numel() for tensor in tensors.values())
+    assert {matrix["scales"] for matrix in found["matrices"]} == {"128 weights"}
+    check_forecast(tmp_path, max_num_seqs=3)

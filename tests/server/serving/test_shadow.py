@@ -37,7 +37,7 @@ BODY = {"model": "tiny", "prompt": "fox", "max_tokens": 64, "temperature": 0}
 class Pair:
     """A server of two models around fake engines, on one device unless their info differs."""
 
-    def __init__(self, *, original=None, twin=None, twin_text=None, **settings):
+    def __init__(self, *, original=None, twin=None, twin_text=None, defaults=None, **settings):
         self.original = original or FakeEngine(reply="the quick brown fox")
         self.twin = twin or FakeEngine(reply="the quick brown cat")
         self.metrics = Metrics()
@@ -48,6 +48,7 @@ class Pair:
                 name=name,
                 metrics=self.metrics,
                 text=None if name == "tiny" else twin_text,
+                sampling_defaults=(defaults or {}).get(name),
             )
             for name, engine in engines.items()
         }
@@ -140,6 +141,17 @@ async def test_token_ids_are_asked_of_a_twin_of_the_same_vocabulary():
     async with run_server(pair.app) as url:
         await ask(url, prompt=[5, 6], stop_token_ids=[7])
         await pair.settle("compared")
+
+
+async def test_a_mirror_is_drawn_by_the_defaults_of_the_model_that_was_called():
+    defaults = {"tiny": {"temperature": 0.5}, "tiny-fp16": {"temperature": 0.9, "top_k": 3}}
+    pair = Pair(defaults=defaults)
+    async with run_server(pair.app) as url:
+        await ask(url, temperature=None)
+        await pair.settle("compared")
+    [original], [mirror] = pair.original.submitted, pair.twin.submitted
+    assert original.sampling.temperature == mirror.sampling.temperature == 0.5
+    assert mirror.sampling.top_k == 0
 
 
 async def test_the_mirror_asks_the_same_in_the_least_priority():
