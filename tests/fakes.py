@@ -261,6 +261,7 @@ def make_model(
     name: str = "tiny",
     metrics: Metrics | None = None,
     text: TextProcessor | None = None,
+    sampling_defaults: Mapping[str, float] | None = None,
 ) -> ServedModel:
     """Return a served model around the engine, whose metrics were told if it is ready."""
     model = ServedModel(
@@ -268,6 +269,7 @@ def make_model(
         engine=engine,
         text=text or make_text(),
         metrics=(metrics or Metrics()).model(name),
+        sampling_defaults=sampling_defaults or {},
     )
     if engine.is_ready and engine.info is not None:
         model.metrics.on_ready(engine.info)

@@ -22,11 +22,17 @@ __all__ = ["Application", "ModelSpec", "models_to_serve", "new_application"]
 
 
 class ModelSpec(NamedTuple):
-    """A model to serve."""
+    """A model to serve.
+
+    root      what its files are called: a folder, a GGUF file without the ending, or ORG/NAME
+    quantize  whether its linears are ternarized; also of a twin that has the same in 16 bits
+    """
 
     name: str
     path: Path
     weights: Weights
+    root: str
+    quantize: bool = False
 
 
 class Application(NamedTuple):
@@ -42,22 +48,29 @@ def models_to_serve(settings: ServeSettings) -> list[ModelSpec]:
     Raises  HubError where a model of the hub can't be had
     """
     if settings.path is None:
-        ternary = ModelSpec("builtin", builtin.TERNARY, "ternary")
-        twin = ModelSpec("builtin-twin", builtin.FP16, "dense")
-        if not builtin.FP16.is_dir():  # as in a wheel
-            twin = ModelSpec("builtin-fp16", builtin.TERNARY, "dense")
-        return [ternary, twin] if settings.serves_pair else [ternary]
-    path = fetch(settings.path)
+        model = ModelSpec("builtin", builtin.TERNARY, "ternary", "builtin")
+    else:
+        path, root = _located(settings.path)
+        name = settings.served_model_name or root
+        model = ModelSpec(name, path, settings.weights or "ternary", root, settings.quantize)
+    if not settings.serves_pair:
+        return [model]
+    if settings.twin is not None:
+        path, root = _located(settings.twin)
+        return [model, ModelSpec(f"{model.name}-twin", path, "dense", root)]
+    if settings.path is None and builtin.FP16.is_dir():  # which a wheel lacks
+        return [model, ModelSpec("builtin-twin", builtin.FP16, "dense", "builtin-twin")]
+    return [model, model._replace(name=f"{model.name}-fp16", weights="dense")]
+
+
+def _located(source: str) -> tuple[Path, str]:
+    """Return where a model is, and what it is called there."""
+    path = fetch(source)
     path = path.resolve() if path.is_dir() else path.absolute()  # a file's link has its name
-    source = named(settings.path)
-    name = settings.served_model_name
-    if name is None:
-        name = path.name.removesuffix(".gguf")
-        name = source.repository if isinstance(source, HubModel) else name
-    models = [ModelSpec(name, path, settings.weights or "ternary")]
-    if settings.compare:
-        models.append(ModelSpec(f"{name}-fp16", path, "dense"))
-    return models
+    model = named(source)
+    if isinstance(model, HubModel):
+        return path, model.repository
+    return path, path.name.removesuffix(".gguf")
 
 
 def new_application(
@@ -76,6 +89,7 @@ def new_application(
     from bitwatt.api.app import create_app
     from bitwatt.engine.client import EngineClient
     from bitwatt.serving.models import ServedModel
+    from bitwatt.serving.sampling_params import checked_defaults
     from bitwatt.telemetry.metering import EnergyMeters, EngineObserver
     from bitwatt.telemetry.metrics import Metrics
     from bitwatt.telemetry.tracing import Tracing
@@ -84,7 +98,7 @@ def new_application(
     metrics = Metrics()
     meters = EnergyMeters(settings.energy_source, metrics)
     served: dict[str, ServedModel] = {}
-    for name, path, weights in models_to_serve(settings):
+    for name, path, weights, root, quantize in models_to_serve(settings):
         model_metrics = metrics.model(name)
         model_metrics.set_prices(settings.prices)
         energy = meters.model(name, model_metrics)
@@ -98,7 +112,7 @@ def new_application(
         served[name] = ServedModel(
             name=name,
             engine=EngineClient(
-                settings.engine_config(path, weights),
+                settings.engine_config(path, weights, quantize=quantize),
                 name=name,
                 max_queue=settings.max_queue,
                 load_timeout_s=settings.load_timeout,
@@ -112,7 +126,11 @@ def new_application(
             text=text,
             metrics=model_metrics,
             energy=energy,
-            quality=quality_told(path),
+            quality=None if quantize else quality_told(path),  # which is of what it was made of
+            root=root,
+            sampling_defaults=checked_defaults(
+                text.codec.sampling_defaults, path, settings.generation_config
+            ),
         )
     tracing = Tracing.to_endpoint(settings.otlp_endpoint) if settings.otlp_endpoint else None
     app = create_app(

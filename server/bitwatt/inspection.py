@@ -12,6 +12,7 @@ from bitwatt.engine.forecast import forecast
 from bitwatt.engine.messages import EngineConfig
 from bitwatt.errors import BitwattError, CheckpointError
 from bitwatt.model.config import ModelConfig, Weights
+from bitwatt.serving.sampling_params import checked_defaults
 from bitwatt.text.codec import TextCodec
 
 __all__ = ["as_markdown", "inspect"]
@@ -23,17 +24,20 @@ _MATRIX_HEAD = ("ternary", "number", "out × in", "−1", "0", "+1", "scale", "o
 _MEMORY_HEAD = ("MB", "backend", "packed", "embedding", "other", "KV cache", "all", "context")
 
 
-def inspect(path: Path, **engine: Any) -> dict[str, Any]:
+def inspect(path: Path, *, quantize: bool = False, **engine: Any) -> dict[str, Any]:
     """Return what is at path: family, sizes, matrices, warnings, and memory by backend.
 
     Every tensor is read. "refused" has what loading would end at.
 
-    engine  settings of EngineConfig besides path, weights, backend and device
-    Raises  CheckpointError for what can't be opened
+    quantize  what it is once its dense linears are ternarized
+    engine    settings of EngineConfig besides path, weights, backend and device
+    Raises    CheckpointError for what can't be opened
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, quantize=quantize)
     survey = Survey(checkpoint)
-    kinds: tuple[Weights, ...] = ("ternary", "dense") if checkpoint.is_ternary else ("dense",)
+    kinds: tuple[Weights, ...] = (
+        ("ternary", "dense") if checkpoint.why_dense is None else ("dense",)
+    )
     memory = [
         {"weights": weights, "backend": backend} | _memory(survey, path, weights, backend, engine)
         for weights in kinds
@@ -41,7 +45,8 @@ def inspect(path: Path, **engine: Any) -> dict[str, Any]:
     ]
     if not survey.refused:
         survey.finish()
-    refused = list(dict.fromkeys([*survey.refused, *_why_no_text(path)]))
+    sampling, why_no_text = _sampling(path)
+    refused = list(dict.fromkeys([*survey.refused, *why_no_text]))
     matrices = [asdict(matrix) | {"kind": _kind(matrix.name)} for matrix in survey.matrices]
     return {
         "path": str(path),
@@ -51,6 +56,7 @@ def inspect(path: Path, **engine: Any) -> dict[str, Any]:
         "sizes": _sizes(checkpoint.config),
         "parameters": _parameters(survey),
         "matrices": matrices,
+        "sampling": sampling,
         "refused": refused,
         "warnings": survey.warnings,
         "memory": memory,
@@ -72,6 +78,9 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     if found["matrices"]:
         lines += ["", *_table(_MATRIX_HEAD, _matrix_rows(found["matrices"]))]
     lines += ["", *_table(_MEMORY_HEAD, map(_memory_row, found["memory"]))]
+    if found["sampling"]:
+        told = ", ".join(f"{name} {value}" for name, value in found["sampling"].items())
+        lines += ["", f"Where a request is silent: {told}."]
     for title in ("refused", "warnings"):
         if found[title]:
             lines += ["", f"{title.capitalize()}:", *(f"- {told}" for told in found[title])]
@@ -168,9 +177,10 @@ def _file_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _why_no_text(path: Path) -> list[str]:
+def _sampling(path: Path) -> tuple[dict[str, float], list[str]]:
+    """Return the defaults for requests, and what ends the reading of the model's texts."""
     try:
-        TextCodec.from_folder(path)
+        told = TextCodec.from_folder(path).sampling_defaults
+        return dict(checked_defaults(told, path, "auto")), []
     except CheckpointError as error:
-        return [str(error)]
-    return []
+        return {}, [str(error)]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from bitwatt import builtin
 from bitwatt.constraints.compiling import refused, written_for_matcher
@@ -36,7 +36,7 @@ from bitwatt.model.folder import why_no_folder
 from bitwatt.scheduling.drafting import Speculation
 from bitwatt.serving.choice import ChoiceReader, FinishReasonName
 from bitwatt.serving.planning import plan_choices, seed_of
-from bitwatt.serving.sampling_params import SamplingParams
+from bitwatt.serving.sampling_params import GenerationConfig, SamplingParams, checked_defaults
 from bitwatt.text.codec import TextCodec
 
 __all__ = ["LLM", "Answer", "Choice", "PromptTokenLogprobs"]
@@ -136,6 +136,8 @@ class LLM:
         prefix_caching: bool = True,
         speculate: Speculation = "off",
         head_bits: HeadBits = 16,
+        quantize: bool = False,
+        generation_config: GenerationConfig = "auto",
     ) -> None:
         """Load a model; the knobs are those of `bitwatt serve`, in docs/settings.md.
 
@@ -157,7 +159,15 @@ class LLM:
         self._is_closed = False
         self._turn = threading.Lock()
         self._holder: int | None = None  # the thread whose turn it is
+        if generation_config not in get_args(GenerationConfig):
+            raise ConfigurationError(
+                f"generation_config is {shorten(generation_config)}; it must be auto or none "
+                "(--generation-config)"
+            )
         self._codec = TextCodec.from_folder(path)
+        self._sampling_defaults: Mapping[str, Any] = checked_defaults(
+            self._codec.sampling_defaults, path, generation_config
+        )
         self._core, self.info = build_engine(
             EngineConfig(
                 model_path=str(path),
@@ -176,6 +186,7 @@ class LLM:
                 prefix_caching=prefix_caching,
                 speculate=speculate,
                 head_bits=head_bits,
+                quantize=quantize,
             )
         )
         for notice in (
@@ -183,6 +194,10 @@ class LLM:
             *self._codec.vocabulary.notices_for(self.info.vocab_size),
         ):
             logger.warning("%s: %s", path, notice)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Return what generate() and chat() take for None: what the model's files recommend."""
+        return SamplingParams(**self._sampling_defaults)
 
     def generate(
         self,
@@ -196,7 +211,7 @@ class LLM:
         An interrupt, as Ctrl-C, gives up what runs; the model is as usable as before.
 
         prompts          a text, or several texts or lists of token ids
-        sampling_params  one for all, or one each; None is SamplingParams()
+        sampling_params  one for all, or one each; None is get_default_sampling_params()
         on_progress      called as choices end, with how many have and how many there are: a bar is
                          a call of one's own library from here
 
@@ -284,7 +299,8 @@ class LLM:
         on_progress: Callable[[int, int], object] | None,
     ) -> list[Answer]:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+            given = sampling_params or self.get_default_sampling_params()
+            sampling_params = [given] * len(prompts)
         _check_list("sampling_params", sampling_params, "SamplingParams, or a list of them")
         for index, params in enumerate(sampling_params):
             if not isinstance(params, SamplingParams):

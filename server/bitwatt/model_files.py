@@ -35,13 +35,16 @@ class InspectSettings(Settings):
     )
 
     groups: ClassVar[dict[str, str]] = {
-        "max_num_seqs": "What would be served",
+        "quantize": "What would be served",
         "json_path": "Output",
     }
 
     path: Annotated[CliPositionalArg[str], BeforeValidator(check_source), Shown("PATH")] = Field(
         description="A model's folder, as on Hugging Face, or a .gguf file; or "
         "ORG/NAME[:FILE][@REVISION] of its hub, where there is no such path",
+    )
+    quantize: bool = Field(
+        False, description="What it is once a model that isn't ternary is ternarized"
     )
     max_num_seqs: Annotated[int, Shown("REQUESTS")] = Field(
         64, ge=1, le=MAX_NUM_SEQS, description="Requests that run at once"
@@ -70,6 +73,7 @@ def run_inspect(settings: InspectSettings) -> int:
     try:
         found = inspect(
             fetch(settings.path),
+            quantize=settings.quantize,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=max(512, settings.max_num_seqs),
             max_model_len=settings.max_model_len,
@@ -89,7 +93,7 @@ def run_inspect(settings: InspectSettings) -> int:
 
 
 class ConvertSettings(Settings):
-    """Write a model as a new Hugging Face folder: ternary as codes and scales, or in 16 bits."""
+    """Write a model as a new Hugging Face folder or GGUF file."""
 
     model_config = SettingsConfigDict(
         env_prefix="BITWATT_CONVERT_", cli_prog_name="bitwatt convert"
@@ -100,28 +104,53 @@ class ConvertSettings(Settings):
         "ORG/NAME[:FILE][@REVISION] of its hub, where there is no such path",
     )
     destination: Annotated[CliPositionalArg[Path], Shown("DESTINATION")] = Field(
-        description="Folder to write, which is not there yet"
+        description="Folder, or .gguf file, to write, which is not there yet"
     )
-    to: Literal["hf", "bf16"] = Field(
+    quantize: bool = Field(
+        False, description="Ternarize a model that was not trained as a ternary one, at a loss"
+    )
+    to: Literal["hf", "bf16", "gguf-tq2_0", "gguf-q2_0"] = Field(
         description="Form to write: hf packs ternary linears four weights a byte, with a scale a "
         "matrix, and keeps everything else; bf16 makes every matrix one of bfloat16, as --weights "
-        "dense does"
+        "dense does; gguf-tq2_0 and gguf-q2_0 write a file for llama.cpp, with a float16 scale to "
+        "256 or 64 weights"
     )
 
 
 def run_convert(settings: ConvertSettings) -> int:
     """Convert, say what was written; return the exit status."""
-    from bitwatt.checkpoints.conversion import convert
+    from bitwatt.checkpoints.conversion import convert, convert_to_gguf
     from bitwatt.text.gguf_tokenizer import write_gguf_text
+    from bitwatt.text.gguf_vocabulary import check_gguf_text, gguf_text
 
+    notices: list[str] = []
     try:
         source = fetch(settings.path)
-        write_texts = partial(write_gguf_text, source) if is_gguf(source) else None
-        num_bytes = convert(source, settings.destination, settings.to, write_texts)
+        if settings.to == "hf" or settings.to == "bf16":  # as mypy narrows
+            write_texts = partial(write_gguf_text, source) if is_gguf(source) else None
+            num_bytes = convert(
+                source,
+                settings.destination,
+                settings.to,
+                write_texts,
+                quantize=settings.quantize,
+            )
+        else:
+            written = convert_to_gguf(
+                source,
+                settings.destination,
+                settings.to,
+                texts=partial(gguf_text, source),
+                check_texts=partial(check_gguf_text, source),
+                quantize=settings.quantize,
+            )
+            num_bytes, notices = written.num_bytes, written.notices
     except (BitwattError, OSError) as error:
         print(f"bitwatt convert: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
+    for notice in notices:
+        print(f"bitwatt convert: {notice}", file=sys.stderr)
     print(f"{settings.destination}: {num_bytes / 1e6:.1f} MB of tensors")
     return 0

@@ -27,6 +27,7 @@ from bitwatt.model.config import Dtype, HeadBits, Weights, WeightsName, weights_
 from bitwatt.model.folder import why_no_folder
 from bitwatt.quantities import read_bytes, read_count
 from bitwatt.scheduling.drafting import Speculation
+from bitwatt.serving.sampling_params import GenerationConfig
 from bitwatt.telemetry.energy.counter import EnergyChoice
 from bitwatt.telemetry.logs import LogFormat
 from bitwatt.telemetry.prices import Prices
@@ -198,8 +199,18 @@ class ServeSettings(Settings):
         description="Weights to serve: packed in 2 bits, or dense in the dtype of --dtype; fp16 is "
         "another name for dense",
     )
+    quantize: bool = Field(
+        False,
+        description="Ternarize a PATH that was not trained as a ternary model, by BitNet b1.58's "
+        "rule: it answers worse, mostly without sense, and the server says so wherever it is named",
+    )
     compare: Annotated[bool | None, Shown("", "on for the embedded pair, off with a PATH")] = Field(
         None, description="Serve NAME-fp16 beside it, the same model with 16-bit weights"
+    )
+    twin: Annotated[str | None, BeforeValidator(check_source), Shown("PATH", "none")] = Field(
+        None,
+        description="Another model to serve dense beside it as NAME-twin, the quality twin, with "
+        "its own tokenizer and chat template; named in the same way as PATH",
     )
     twin_url: Annotated[str | None, AfterValidator(_server), Shown("URL", "none")] = Field(
         None,
@@ -287,6 +298,12 @@ class ServeSettings(Settings):
         "auto",
         description="How the models write their thinking: think is between <think> and </think>; "
         "auto reads it from their chat templates; none leaves it in the content",
+    )
+    generation_config: GenerationConfig = Field(
+        "auto",
+        description="Where a request is silent on temperature, top_p, top_k, min_p or "
+        "repetition_penalty: what the model's generation_config.json or GGUF metadata recommends, "
+        "or none of it",
     )
     strict_fields: bool = Field(
         False,
@@ -489,12 +506,14 @@ class ServeSettings(Settings):
 
     @model_validator(mode="after")
     def _names_one_thing(self) -> "ServeSettings":
-        if self.path is None and (self.weights or self.served_model_name):
-            raise ValueError("--weights and --served-model-name need a PATH")
+        if self.path is None and (self.weights or self.served_model_name or self.quantize):
+            raise ValueError("--weights, --served-model-name and --quantize need a PATH")
         if self.compare and self.weights == "dense":
             raise ValueError("--compare serves both weights; drop --weights dense")
-        if self.compare and self.twin_url:
-            raise ValueError("--compare and --twin-url give two twins; drop one")
+        twins = {"--compare": self.compare, "--twin": self.twin, "--twin-url": self.twin_url}
+        given = [flag for flag, value in twins.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} give {len(given)} twins; keep one")
         limits_keys = self.max_open_requests_per_key or self.tokens_per_minute_per_key
         if limits_keys and not self.key_digests:
             raise ValueError(
@@ -505,13 +524,15 @@ class ServeSettings(Settings):
             raise ValueError("--twin-key-file needs --twin-url")
         if self.shadow_percent and not (self.serves_pair or self.twin_url):
             raise ValueError(
-                "--shadow-percent mirrors to a second model; add --compare or --twin-url"
+                "--shadow-percent mirrors to a second model; add --compare, --twin or --twin-url"
             )
         return self
 
     @property
     def serves_pair(self) -> bool:
         """Whether this server has both models."""
+        if self.twin is not None:
+            return True
         if self.compare is None:
             return self.path is None and self.twin_url is None
         return self.compare
@@ -539,7 +560,9 @@ class ServeSettings(Settings):
             gco2_per_kwh=self.gco2_per_kwh,
         )
 
-    def engine_config(self, model_path: Path, weights: Weights) -> EngineConfig:
+    def engine_config(
+        self, model_path: Path, weights: Weights, *, quantize: bool = False
+    ) -> EngineConfig:
         """Return the setting-up of an engine for this model folder."""
         return EngineConfig(
             model_path=str(model_path),
@@ -559,4 +582,5 @@ class ServeSettings(Settings):
             prefix_caching=self.prefix_caching,
             speculate=self.speculate,
             head_bits=self.head_bits,
+            quantize=quantize,
         )

@@ -314,6 +314,56 @@ def test_compare_serves_one_checkpoint_with_both_weights(tmp_path):
     assert (only.name, only.weights) == ("x", "dense")
 
 
+def test_the_quality_twin_is_another_checkpoint_beside_the_model(tmp_path):
+    for name in ("my-model", "its-base"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    model, base = tmp_path / "my-model", tmp_path / "its-base"
+    one, twin = models_to_serve(make_settings(path=model, twin=base))
+    assert (one.name, one.path, one.weights, one.root) == ("my-model", model, "ternary", "my-model")
+    assert (twin.name, twin.path, twin.weights) == ("my-model-twin", base, "dense")
+    assert twin.root == "its-base"
+    settings = make_settings(path=model, twin=base, served_model_name="x", weights="dense")
+    assert [(m.name, m.weights) for m in models_to_serve(settings)] == [
+        ("x", "dense"),
+        ("x-twin", "dense"),
+    ]
+    assert settings.engine_config(base, "dense").num_engines_per_gpu == 2
+    embedded, other = models_to_serve(make_settings(twin=base))
+    assert (embedded.name, other.name, other.path) == ("builtin", "builtin-twin", base)
+
+
+def test_quantizing_is_for_the_model_and_its_cost_twin_and_not_for_the_quality_twin():
+    folder = str(builtin.FP16)
+    asked = {"path": folder, "quantize": True}
+    served = models_to_serve(make_settings(compare=True, **asked))
+    assert [(m.name, m.quantize) for m in served] == [("fp16", True), ("fp16-fp16", True)]
+    served = models_to_serve(make_settings(twin=folder, **asked))
+    assert [(m.name, m.quantize) for m in served] == [("fp16", True), ("fp16-twin", False)]
+    assert make_settings(**asked).engine_config(builtin.FP16, "ternary", quantize=True).quantize
+    with pytest.raises(ValueError, match="--quantize need a PATH"):
+        make_settings(quantize=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--compare", "--twin", "."], "--compare and --twin give 2 twins; keep one"),
+        (["--twin", ".", "--twin-url", "http://b"], "--twin and --twin-url give 2 twins"),
+        (
+            ["--compare", "--twin", ".", "--twin-url", "http://b"],
+            "--compare and --twin and --twin-url give 3 twins; keep one",
+        ),
+        (["--twin", "/no/such/folder"], "--twin '/no/such/folder': is not a folder"),
+        (["--twin", ".", "--twin-key-file", __file__], "--twin-key-file needs --twin-url"),
+    ],
+)
+def test_one_twin_is_served_at_most_and_it_must_be_there(capsys, flags, said):
+    status, _, error = run(capsys, "serve", str(builtin.TERNARY), *flags)
+    assert status == 2
+    assert said in error
+
+
 class _BuiltError(Exception):
     """What a server would be made of."""
 
@@ -377,7 +427,7 @@ def test_every_engine_setting_reaches_the_engine(tmp_path):
     config = make_settings(**unlike_the_defaults).engine_config(tmp_path, "dense")
     assert config.model_path == str(tmp_path)
     assert config.weights == "dense"
-    not_settings = {"model_path", "weights", "num_engines_per_gpu"}
+    not_settings = {"model_path", "weights", "num_engines_per_gpu", "quantize"}
     assert set(config.__struct_fields__) - not_settings == unlike_the_defaults.keys()
     for name, value in unlike_the_defaults.items():
         assert getattr(config, name) == value

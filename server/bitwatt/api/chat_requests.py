@@ -39,6 +39,7 @@ def chat_request(body: ChatBody, *, request_id: str, key_salt: str) -> Generatio
         params=params,
         seed=seed_of(params),
         encode=encode,
+        silent=body.silent,
         key_salt=key_salt,
         prompt_param="messages",
         max_tokens_param=body.max_tokens_param,

@@ -9,6 +9,7 @@ from bitwatt.bench.cpu import bench_cpu, bench_groups
 from bitwatt.bench.engine import bench_batching, bench_exactness
 from bitwatt.bench.grammars import bench_grammars
 from bitwatt.bench.hostile import bench_hostile
+from bitwatt.bench.loading import bench_loading
 from bitwatt.bench.measure import describe_machine
 from bitwatt.bench.mirrors import bench_mirrors
 from bitwatt.bench.scheduling import bench_scheduler
@@ -28,6 +29,7 @@ _BENCHES: dict[str, Callable[..., object]] = {
     "mirrors": bench_mirrors,
     "cpu": bench_cpu,
     "groups": bench_groups,
+    "loading": bench_loading,
 }
 
 

@@ -5,9 +5,12 @@ python llama_cpp_child.py write MODEL.gguf HEAD_BITS
                                               embedding, which is the head too, of f16 or q8_0
 python llama_cpp_child.py serve MODEL.gguf    reads "decode" or "prefill" a line from standard
                                               input, answers each with the seconds it took
+python llama_cpp_child.py tokens MODEL.gguf   reads {"prompt": ids, "count": n, "texts": [...]} as
+                                              JSON, answers {"greedy": ids, "encoded": [ids ...]}
 """
 
 import ctypes
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -132,6 +135,23 @@ def serve(path: str) -> None:
         print(time.perf_counter() - started, flush=True)
 
 
+def tokens(path: str) -> None:
+    import llama_cpp
+    import numpy as np
+
+    asked = json.load(sys.stdin)
+    model = llama_cpp.Llama(path, n_gpu_layers=0, n_ctx=256, n_threads=NUM_THREADS, verbose=False)
+    model.eval(asked["prompt"])
+    greedy = []
+    for _ in range(asked["count"]):
+        logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
+        greedy.append(int(np.ctypeslib.as_array(logits, (model.n_vocab(),)).argmax()))
+        model.eval(greedy[-1:])
+    encoded = [model.tokenize(text.encode(), add_bos=True, special=True) for text in asked["texts"]]
+    told = {"version": llama_cpp.__version__, "greedy": greedy, "encoded": encoded}
+    print(json.dumps(told), flush=True)
+
+
 if __name__ == "__main__":
-    commands: dict[str, Callable[..., None]] = {"write": write, "serve": serve}
+    commands: dict[str, Callable[..., None]] = {"write": write, "serve": serve, "tokens": tokens}
     commands[sys.argv[1]](*sys.argv[2:])

@@ -1,4 +1,7 @@
-"""Writes what any checkpoint holds as a Hugging Face folder, ternary or in 16 bits."""
+"""Writes what any checkpoint holds as a Hugging Face folder, ternary or in 16 bits.
+
+As a GGUF file gguf_export.py writes it.
+"""
 
 import json
 import shutil
@@ -14,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitwatt.checkpoints.bitnet_packing import pack_bitnet
-from bitwatt.checkpoints.registry import Checkpoint, open_checkpoint
+from bitwatt.checkpoints.checkpoint import Checkpoint
+from bitwatt.checkpoints.gguf_export import GgufTarget, convert_to_gguf
+from bitwatt.checkpoints.registry import open_checkpoint
 from bitwatt.errors import CheckpointError
 from bitwatt.model.build import build_transformer
 from bitwatt.model.config import (
@@ -27,7 +32,7 @@ from bitwatt.model.config import (
 from bitwatt.model.padding import padded
 from bitwatt.model.sizes_only import SizesOnly
 
-__all__ = ["Target", "convert"]
+__all__ = ["GgufTarget", "Target", "convert", "convert_to_gguf"]
 
 Target = Literal["hf", "bf16"]
 """Ternary linears as packed codes and a scale; or dense ones in bfloat16, as the cost twin has."""
@@ -49,6 +54,8 @@ def convert(
     destination: Path,
     target: Target,
     write_texts: Callable[[Path], None] | None = None,
+    *,
+    quantize: bool = False,
 ) -> int:
     """Write the model at source to a new folder; return the bytes of its tensors.
 
@@ -56,6 +63,7 @@ def convert(
     makes of it in that dtype. Embedding and head are rounded for "bf16" alone, norms never.
 
     write_texts  writes the tokenizer to a folder, where source is none to copy it from
+    quantize     ternarizes linears that are dense
     Raises       CheckpointError for what can't be read, or not be written so; nothing is left then
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -68,7 +76,7 @@ def convert(
             f"{partial} is there already, of a conversion that runs or was broken off; remove it"
         ) from None
     try:
-        num_bytes = _write(open_checkpoint(source), partial, target)
+        num_bytes = _write(open_checkpoint(source, quantize=quantize), partial, target)
         if write_texts is None:
             _copy_texts(source, partial)
         else:
@@ -96,7 +104,7 @@ def _write(checkpoint: Checkpoint, folder: Path, target: Target) -> int:
     checkpoint.check_all_read()
     num_bytes = shards.finish()
     config = _config(checkpoint.config)
-    if target == "hf" and checkpoint.is_ternary:
+    if target == "hf" and checkpoint.why_dense is None:
         config["quantization_config"] = {
             "linear_class": "autobitlinear",
             "quant_method": "bitnet",
@@ -116,7 +124,7 @@ class _Copying:
 
     def __init__(self, checkpoint: Checkpoint, target: Target, shards: "_Shards") -> None:
         self.config = checkpoint.config
-        self.is_ternary = checkpoint.is_ternary
+        self.is_ternary = checkpoint.why_dense is None
         self.notices: list[str] = []
         self._checkpoint = checkpoint
         self._is_packed = target == "hf"

@@ -11,7 +11,9 @@ import torch
 from bitwatt_kernels.packing import TernaryWeight
 from torch import Tensor
 
+from bitwatt.checkpoints.exact import EXACT_FLOATS, NOT_EXACT, looks_ternary, pack_exactly
 from bitwatt.checkpoints.gguf_blocks import (
+    STORED_FLOATS,
     TERNARY_FORMATS,
     decode_floats,
     decode_groups,
@@ -22,7 +24,7 @@ from bitwatt.checkpoints.groups import largest_sums, pack_groups
 from bitwatt.errors import CheckpointError, shorten
 from bitwatt.model.config import RopeDivisors
 
-__all__ = ["GgufCheckpoint"]
+__all__ = ["GgufCheckpoint", "stored_name"]
 
 T = TypeVar("T")
 
@@ -80,11 +82,11 @@ class GgufCheckpoint:
             scaling = RopeDivisors(tuple(divisors.tolist()))
             self.config = replace(self.config, rope_scaling=scaling)
         self.why_dense = self._find_why_dense()
-        self.is_ternary = self.why_dense is None
         formats = dict.fromkeys(tensor.layout.name for tensor in self._linears())
+        self.is_ternary = self.why_dense is None and TERNARY_FORMATS.issuperset(formats)
         self.stored_as = " and ".join(formats)
-        if self.is_ternary:
-            self.stored_as += "; W = t · scale"
+        if self.why_dense is None:
+            self.stored_as += "; W = t · scale" if self.is_ternary else f", {EXACT_FLOATS}"
 
     @staticmethod
     def recognizes(path: Path) -> bool:
@@ -109,17 +111,24 @@ class GgufCheckpoint:
         return self._in_order(name, weight.view(shape))
 
     def stores_ternary(self, name: str, /) -> bool:
-        tensor = self._gguf.tensors.get(_stored(f"{name}.weight"))
-        return tensor is not None and tensor.layout.name in TERNARY_FORMATS
+        tensor = self._gguf.tensors.get(stored_name(f"{name}.weight"))
+        if tensor is None or self.why_dense is not None:
+            return False
+        if tensor.layout.name in STORED_FLOATS:
+            return looks_ternary(self._floats(tensor)) is True
+        return tensor.layout.name in TERNARY_FORMATS
 
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
     ) -> TernaryWeight:
         name += ".weight"
         tensor = self._take(name, (out_features, in_features))
-        parts = self._decoded(tensor, decode_groups)
         try:
-            weight = pack_groups(parts, out_features, in_features)
+            if tensor.layout.name in TERNARY_FORMATS:
+                parts = self._decoded(tensor, decode_groups)
+                weight = pack_groups(parts, out_features, in_features)
+            else:
+                weight = self._packed_floats(tensor)
         except ValueError as error:
             raise self._error(tensor, str(error)) from error
         self._check_range(tensor, *largest_sums(weight, in_features).aminmax(), fits)
@@ -141,7 +150,7 @@ class GgufCheckpoint:
     def _find_biases(self) -> None:
         """Add to the config which linears have a bias: a file says it by having them."""
         first = {
-            name for name in _LINEARS if _stored(f"model.layers.0.{name}.bias") in self._unread
+            name for name in _LINEARS if stored_name(f"model.layers.0.{name}.bias") in self._unread
         }
         self.config = replace(
             self.config,
@@ -152,7 +161,7 @@ class GgufCheckpoint:
 
     def _linears(self) -> list[GgufTensor]:
         names = (
-            _stored(f"model.layers.{layer}.{linear}.weight")
+            stored_name(f"model.layers.{layer}.{linear}.weight")
             for layer in range(self.config.num_layers)
             for linear in _LINEARS
         )
@@ -162,6 +171,8 @@ class GgufCheckpoint:
         """Return why the linears aren't served as ternary ones; None where they are."""
         linears = self._linears()
         dense = [tensor for tensor in linears if tensor.layout.name not in TERNARY_FORMATS]
+        if self._look_ternary(dense):
+            return None
         if dense:
             are = f"the linears are {dense[0].layout.name}"
             if len(dense) < len(linears):
@@ -169,9 +180,25 @@ class GgufCheckpoint:
             return f"{self._gguf.path}: {are}, not ternary: serve them as dense (--weights dense)"
         return None
 
+    def _look_ternary(self, linears: list[GgufTensor]) -> bool:
+        """Return whether linears that are floats look exactly ternary, all of them."""
+        if any(tensor.layout.name not in STORED_FLOATS for tensor in linears):
+            return False
+        return {looks_ternary(self._floats(tensor)) for tensor in linears} - {None} == {True}
+
+    def _floats(self, tensor: GgufTensor) -> Tensor:
+        [rows] = self._decoded(tensor, decode_floats)  # of such a type all at once
+        return rows
+
+    def _packed_floats(self, tensor: GgufTensor) -> TernaryWeight:
+        weight = pack_exactly(self._floats(tensor))
+        if weight is None:
+            raise self._error(tensor, NOT_EXACT)
+        return weight
+
     def _take(self, name: str, shape: tuple[int, ...]) -> GgufTensor:
         """Return the tensor of that name among ours, which then counts as read."""
-        stored = _stored(name)
+        stored = stored_name(name)
         if stored not in self._gguf.tensors:
             raise CheckpointError(f"{self._gguf.path} has no tensor {shorten(stored)}")
         self._unread.discard(stored)
@@ -217,7 +244,7 @@ class GgufCheckpoint:
         return CheckpointError(f"{file}: tensor {shorten(tensor.name)} {reason}")
 
 
-def _stored(name: str) -> str:
+def stored_name(name: str) -> str:
     """Return GGUF's name of a tensor."""
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
     module, dot, kind = (layer[2] if layer else name).rpartition(".")

@@ -12,7 +12,7 @@ from torch import Tensor
 from bitwatt.checkpoints.gguf_file import GgufTensor
 from bitwatt.checkpoints.groups import Groups
 
-__all__ = ["TERNARY_FORMATS", "decode_floats", "decode_groups"]
+__all__ = ["STORED_FLOATS", "TERNARY_FORMATS", "decode_floats", "decode_groups"]
 
 # Weights decoded at once, 4 MB of float32: what decoding takes besides its result stays small.
 _CHUNK_WEIGHTS = 1 << 20
@@ -42,8 +42,8 @@ def decode_floats(tensor: GgufTensor, data: memoryview) -> Iterator[Tensor]:
     if fmt in TERNARY_FORMATS:
         for groups in decode_groups(tensor, data):
             yield groups.dequantized()
-    elif fmt in _STORED:
-        yield torch.frombuffer(data, dtype=_STORED[fmt]).view(-1, columns)
+    elif fmt in STORED_FLOATS:
+        yield torch.frombuffer(data, dtype=STORED_FLOATS[fmt]).view(-1, columns)
     else:
         for blocks in _chunks(tensor, data):
             yield _FLOATS[fmt](blocks).view(-1, columns)
@@ -224,7 +224,7 @@ _FLOATS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
 }
-_STORED: Mapping[str, torch.dtype] = {
+STORED_FLOATS: Mapping[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,

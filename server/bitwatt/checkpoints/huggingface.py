@@ -13,6 +13,7 @@ from bitwatt_kernels.reference.linear import ternarize
 from torch import Tensor
 
 from bitwatt.checkpoints.bitnet_packing import unpack_bitnet
+from bitwatt.checkpoints.exact import EXACT_FLOATS, NOT_EXACT, looks_ternary, pack_exactly
 from bitwatt.checkpoints.files import is_there, read_json
 from bitwatt.checkpoints.groups import largest_sums, pack_groups, why_not_by_group
 from bitwatt.checkpoints.mlx import MlxTensors, check_quantization
@@ -96,12 +97,16 @@ class HuggingFaceCheckpoint:
         self.notices += self._tensors.notices
         self._unread = set(self._tensors)
         self._tie(config_path)
-        self.why_dense = None if self._quantization else _WHY_DENSE
-        self.stored_as = str(self._quantization or "floats")
+        self.why_dense = None
+        self.stored_as = str(self._quantization)
+        if self._quantization is None:
+            self.why_dense = None if self._looks_ternary() else _WHY_DENSE
+            self.stored_as = "floats" if self.why_dense else EXACT_FLOATS
         if self._mlx is not None:
             self.why_dense = self._why_mlx_is_dense(self._mlx)
             self.stored_as = "MLX's groups of 2 bits; W = t · scale"
-        self.is_ternary = self.why_dense is None
+        self._is_exact = self.why_dense is None and self._quantization is None and not self._mlx
+        self.is_ternary = self.why_dense is None and not self._is_exact
 
     @staticmethod
     def recognizes(path: Path) -> bool:
@@ -121,6 +126,9 @@ class HuggingFaceCheckpoint:
         return tensor
 
     def stores_ternary(self, name: str, /) -> bool:
+        if self._is_exact:
+            stored = self._stored(f"{name}.weight")
+            return stored in self._tensors and looks_ternary(self._tensors.read(stored)) is True
         if self._mlx is None or why_not_by_group(self._mlx.group):
             return False
         return self._mlx.is_grouped(self._stored(f"{name}.weight"))
@@ -131,6 +139,8 @@ class HuggingFaceCheckpoint:
         weight_name = f"{name}.weight"
         if self._mlx is not None:
             return self._packed_groups(self._mlx, weight_name, out_features, in_features, fits)
+        if self._is_exact:
+            return self._packed_floats(weight_name, (out_features, in_features), fits)
         quantization = self._quantization
         assert quantization is not None
         weight = self._read(weight_name)
@@ -164,6 +174,33 @@ class HuggingFaceCheckpoint:
         extra = sorted(n for n in self._unread if not n.endswith(".rotary_emb.inv_freq"))
         if extra:
             raise self._error(extra[0], f"has no place in this model (and {len(extra) - 1} others)")
+
+    def _looks_ternary(self) -> bool:
+        """Return whether linears that are floats look exactly ternary, all of them."""
+        if self._mlx is not None:
+            return False
+        found = {
+            looks_ternary(weight)
+            for name in self._tensors
+            if name.endswith("_proj.weight")
+            and (weight := self._tensors.read(name)).is_floating_point()
+            and weight.dim() == 2
+        }
+        return found - {None} == {True}
+
+    def _packed_floats(self, name: str, shape: tuple[int, int], fits: torch.dtype) -> TernaryWeight:
+        weight = self._read(name, shape)
+        self._expect_float(name, weight)
+        try:
+            packed = pack_exactly(weight)
+        except ValueError as error:
+            raise self._error(name, str(error)) from error
+        if packed is None:
+            raise self._error(name, NOT_EXACT)
+        largest = largest_sums(packed, shape[1]).abs().max()
+        self._check_sums(name, packed.scales.abs().max(), largest, fits)
+        self._notice_if_zero(name, is_zero=not bool(weight.any()))
+        return packed
 
     def _why_mlx_is_dense(self, tensors: MlxTensors) -> str | None:
         """Return why the linears of an MLX folder aren't served as ternary ones, or None."""

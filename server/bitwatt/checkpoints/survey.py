@@ -6,7 +6,7 @@ import torch
 from bitwatt_kernels.packing import TernaryWeight, unpack
 from torch import Tensor
 
-from bitwatt.checkpoints.registry import Checkpoint
+from bitwatt.checkpoints.checkpoint import Checkpoint
 from bitwatt.errors import CheckpointError
 from bitwatt.model.padding import padded
 
@@ -49,7 +49,7 @@ class Survey:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
-        self.is_ternary = checkpoint.is_ternary
+        self.is_ternary = checkpoint.why_dense is None  # each linear is counted once
         self.notices: list[str] = []  # of building, once a backend: the checkpoint has its own
         self.matrices: list[Matrix] = []
         self.parameters: dict[str, int] = {}

@@ -13,6 +13,7 @@ from bitwatt_kernels.registry import BACKENDS, BackendChoice, choose_backend
 from bitwatt.checkpoints.files import read_json
 from bitwatt.checkpoints.gguf import GgufCheckpoint
 from bitwatt.checkpoints.gguf_file import is_gguf
+from bitwatt.checkpoints.quantized import QUANTIZED
 from bitwatt.checkpoints.registry import load_model
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
@@ -63,6 +64,7 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         dtype=DTYPES[config.dtype],
         max_model_len=config.max_model_len,
         head_bits=config.head_bits,
+        quantize=config.quantize,
     )
     kv_cache, max_model_len = _make_kv_cache(config, model)
     scheduler = _make_scheduler(config, kv_cache.num_blocks, max_model_len)
@@ -273,6 +275,7 @@ def _describe(
         notices=notices,
         fallback=fallback,
         load_s=load_s,
+        quantized=QUANTIZED if config.quantize else None,
     )
 
 

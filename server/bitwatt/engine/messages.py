@@ -69,6 +69,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
                 answer
     head_bits   of the output head's weights, and of a tied embedding's: 16, which stands for
                 dtype, or 8
+    quantize    ternarizes a checkpoint whose linears are dense, for either weights
     Raises      ConfigurationError, which names the value, what is accepted and the knob
     """
 
@@ -89,6 +90,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     prefix_caching: bool = True
     speculate: Speculation = "off"
     head_bits: HeadBits = 16
+    quantize: bool = False
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "weights", weights_named(self.weights))
@@ -152,6 +154,7 @@ _ACCEPTED: dict[str, _Accepted] = {
     "num_engines_per_gpu": _count(1, 16),
     "prefix_caching": ("True or False", lambda value: isinstance(value, bool)),
     "speculate": ("ngram or off", lambda value: value in get_args(Speculation)),
+    "quantize": ("True or False", lambda value: isinstance(value, bool)),
     "head_bits": ("8 or 16", lambda value: type(value) is int and value in get_args(HeadBits)),
 }
 
@@ -320,6 +323,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     notices        what an operator should act on, such as a backend that was passed over
     fallback       where a slower backend runs than could: which, and what to do; else None
     load_s         seconds that building the engine took
+    quantized      where ternary weights were made of dense ones: what that means; else None
     """
 
     weights: Weights
@@ -342,6 +346,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     notices: list[str] = []
     fallback: str | None = None
     load_s: float = 0.0
+    quantized: str | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

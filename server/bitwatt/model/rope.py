@@ -15,7 +15,7 @@ from bitwatt.model.config import (
     YarnRopeScaling,
 )
 
-__all__ = ["rope_table"]
+__all__ = ["rope_divisors", "rope_table"]
 
 
 def rope_table(config: ModelConfig, device: torch.device) -> Tensor:
@@ -30,6 +30,15 @@ def rope_table(config: ModelConfig, device: torch.device) -> Tensor:
     if isinstance(scaling, YarnRopeScaling):
         table *= scaling.attention_factor
     return table.to(device)
+
+
+def rope_divisors(config: ModelConfig) -> Tensor:
+    """Return what each rotary frequency is divided by, [head_dim / 2] float32."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    if config.rope_scaling is None:
+        return torch.ones_like(frequencies)
+    return frequencies / _stretch(frequencies, config.rope_scaling, config.rope_theta)
 
 
 def _stretch(frequencies: Tensor, scaling: RopeScaling, theta: float) -> Tensor:

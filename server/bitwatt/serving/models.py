@@ -11,6 +11,7 @@ from bitwatt.constraints.checker import GrammarChecker
 from bitwatt.engine.messages import EngineInfo, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, InvalidRequestError, shorten
 from bitwatt.model.card import Quality
+from bitwatt.serving.sampling_params import SamplingDefaults
 from bitwatt.telemetry.metering import ModelEnergy
 from bitwatt.telemetry.metrics import ModelMetrics
 from bitwatt.text.processor import TextProcessor
@@ -82,6 +83,8 @@ class ServedModel:
     """A model under the name callers know it by.
 
     quality  what its card says; None where it says nothing
+    root     what its files are called; the name it's served by may be another
+    sampling_defaults  stand where a request is silent
     grammars  tries those that its answers are to go by
     """
 
@@ -92,6 +95,8 @@ class ServedModel:
     energy: ModelEnergy = field(default_factory=ModelEnergy)
     callers: Callers = field(default_factory=Callers)
     quality: Quality | None = None
+    root: str | None = None
+    sampling_defaults: SamplingDefaults = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
     grammars: GrammarChecker = field(init=False)
 

@@ -15,7 +15,7 @@ import httpx
 import msgspec
 
 from bitwatt.errors import BitwattError, EngineUnavailableError, RequestFailedError, shorten
-from bitwatt.serving.models import Callers
+from bitwatt.serving.models import Callers, ServedModel
 from bitwatt.serving.state import ComparisonState, ModelSide, TwinLink, aligned
 from bitwatt.serving.twins import Answer, Asked, Device, Posted
 from bitwatt.serving.usage import Usage
@@ -65,6 +65,9 @@ class RemoteTwin:
     def device(self) -> Device | None:
         info = None if self._side is None else self._side.engine
         return None if info is None else (info.device, info.device_uuid)
+
+    def has_vocabulary_of(self, model: ServedModel) -> bool:  # noqa: ARG002
+        return True  # for all that is known
 
     @property
     def link(self) -> TwinLink:

@@ -1,7 +1,8 @@
 """A caller's request, whichever model is to answer it."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bitwatt.engine.messages import EngineInfo
 from bitwatt.errors import InvalidRequestError
@@ -22,9 +23,11 @@ Encode = Callable[[TextProcessor, EngineInfo], Awaitable[list[list[int]]]]
 class GenerationRequest:
     """What is asked. The twin that a request is mirrored to is asked the same, by the same seed.
 
+    silent  names of params' fields that the caller left to the model's own defaults
     encode  makes the prompts, which differ with the model's vocabulary
     answer  how each answer is read, and what it must be; None takes it as it is
     lists_stop_tokens  as Generation has it
+    has_id_prompts     whether prompts are token ids as the caller sent them, of one vocabulary
     others  as planning.plan_choices has them
     """
 
@@ -32,18 +35,34 @@ class GenerationRequest:
     params: SamplingParams
     seed: int
     encode: Encode
+    silent: frozenset[str] = frozenset()
     default_max_tokens: int | None = None
     key_salt: str = ""
     prompt_param: str = "prompt"
     max_tokens_param: str = "max_tokens"
     lists_stop_tokens: bool = False
+    has_id_prompts: bool = False
     answer: AnswerOptions | None = None
+
+    @property
+    def has_token_ids(self) -> bool:
+        """Whether it says by token ids what another vocabulary would read otherwise."""
+        params = self.params
+        return self.has_id_prompts or bool(params.stop_token_ids or params.logit_bias)
+
+    def settled_for(self, model: ServedModel) -> "GenerationRequest":
+        """Return the same with the model's own defaults where the caller said nothing."""
+        defaults: dict[str, Any] = {
+            name: value for name, value in model.sampling_defaults.items() if name in self.silent
+        }
+        return replace(self, params=replace(self.params, **defaults), silent=frozenset())
 
     async def for_model(self, model: ServedModel) -> Generation:
         """Return the choices that the model is to generate.
 
         Raises  EngineUnavailableError, InvalidRequestError
         """
+        params = self.settled_for(model).params
         info = model.require_info()
         asked = self.params.structured_outputs
         source = None if asked is None else asked.source()
@@ -63,7 +82,7 @@ class GenerationRequest:
             if answers[0].grammar is not None and answers[0].grammar is not source:
                 grammar = await model.grammars.check(answers[0].grammar)
         submits = plan_choices(
-            self.params,
+            params,
             info,
             prompts,
             request_id=self.request_id,

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import UnionType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bitwatt.constraints.structured_outputs import StructuredOutputsParams
-from bitwatt.errors import InvalidRequestError, shorten
+from bitwatt.errors import CheckpointError, InvalidRequestError, shorten
 
 __all__ = [
     "BOUNDS",
@@ -21,9 +22,18 @@ __all__ = [
     "MAX_STOP_CHARS_IN_ALL",
     "MAX_STOP_TOKEN_IDS",
     "Bounds",
+    "GenerationConfig",
+    "SamplingDefaults",
     "SamplingParams",
     "check_max_tokens",
+    "checked_defaults",
 ]
+
+GenerationConfig = Literal["auto", "none"]
+"""Whether what a model's files recommend stands where a request is silent."""
+
+SamplingDefaults = Mapping[str, float]
+"""Values of some fields of SamplingParams."""
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's completions, and vLLM
 MAX_CHOICES = 128  # OpenAI's
@@ -92,6 +102,30 @@ def check_max_tokens(name: str, max_tokens: int | None, prompt_logprobs: int | N
         raise InvalidRequestError(
             f"{name} is 0; it must be from 1 to {_INT32}, or 0 with prompt_logprobs", param=name
         )
+
+
+def checked_defaults(
+    told: SamplingDefaults, path: Path, generation_config: GenerationConfig
+) -> SamplingDefaults:
+    """Return what stands where a request is silent: what the model at path recommends, or nothing.
+
+    Raises  CheckpointError for a value that no request could ask for
+    """
+    if generation_config == "none":
+        return {}
+    defaults = {
+        name: int(value) if BOUNDS[name].is_whole and value == value // 1 else value
+        for name, value in told.items()
+    }
+    for name, value in defaults.items():
+        try:
+            BOUNDS[name].check(name, value)
+        except InvalidRequestError as error:
+            raise CheckpointError(
+                f"{path}: its default for requests can't be used: {error} "
+                "(--generation-config none takes none)"
+            ) from error
+    return defaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,8 +125,12 @@ class Shadow:
         generation  the request's, by the model that the caller named
         posted      the same request as it came
 
-        Raises  InvalidRequestError where a mirror is wanted and there is no twin
+        Token ids are no request to a twin of another vocabulary: such are dropped.
+
+        Raises  InvalidRequestError where a mirror is wanted and there is no twin, or that can't
+                be asked
         """
+        is_wanted = wish is True
         if wish is None:
             wish = secrets.randbelow(100 * _PARTS_OF_A_PERCENT) < self._parts
         if not wish:
@@ -136,10 +140,21 @@ class Shadow:
         twins += [LocalTwin(m, self._aside) for m in models if m is not generation.model]
         if len(twins) != 1:
             raise InvalidRequestError(
-                f"{FIELD} needs two models, {len(twins) + 1} served here (--compare, --twin-url)",
+                f"{FIELD} needs two models, {len(twins) + 1} served here (--compare, --twin, "
+                "--twin-url)",
                 param=FIELD,
             )
-        asked = Asked(request, posted, len(generation.submits))
+        if request.has_token_ids and not twins[0].has_vocabulary_of(generation.model):
+            if is_wanted:
+                raise InvalidRequestError(
+                    f"{FIELD} can't ask {twins[0].name} by token ids: its vocabulary is another",
+                    param=FIELD,
+                )
+            pair = (generation.model.name, twins[0].name)
+            self._metrics[declared.SHADOW_REQUESTS].labels(*pair, "dropped").inc()
+            return
+        same = request.settled_for(generation.model)  # by the twin's defaults it were another
+        asked = Asked(same, posted, len(generation.submits))
         generation.tap = lambda deltas: self._tap(deltas, generation, twins[0], asked)
 
     async def _tap(

@@ -70,6 +70,9 @@ class Twin(Protocol):
     @property
     def callers(self) -> Callers: ...
 
+    def has_vocabulary_of(self, model: ServedModel) -> bool:
+        """Return whether token ids mean to it what they mean to the model; True where unknown."""
+
     async def look(self, *, at_once: bool = False) -> None:
         """Bring what is known of its callers up to date, every now and then or at once."""
 
@@ -105,6 +108,10 @@ class LocalTwin:
     @property
     def callers(self) -> Callers:
         return self._model.callers
+
+    def has_vocabulary_of(self, model: ServedModel) -> bool:
+        own, other = self._model.text.vocabulary, model.text.vocabulary
+        return own is other or own.literal_bytes == other.literal_bytes
 
     async def look(self, *, at_once: bool = False) -> None:
         """Do nothing: its callers come by here."""

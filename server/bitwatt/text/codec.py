@@ -45,6 +45,7 @@ class TextCodec:
         tool_template: ChatTemplate | CheckpointError | None = None,
         *,
         control_tokens: Sequence[str] | None = None,
+        sampling_defaults: Mapping[str, float] | None = None,
         allow_control_tokens: bool = False,
         call_format: ToolCallParser = "auto",
         thinking_format: ReasoningParser = "auto",
@@ -53,11 +54,12 @@ class TextCodec:
 
         template, tool_template  an error is what each conversation is refused with; tools have a
                                  template of their own in some models
-        control_tokens           see TokenizerFiles
+        control_tokens, sampling_defaults  see TokenizerFiles
         allow_control_tokens     whether control tokens in messages are taken as such, so that
                                  whoever writes a message can write turns, too
         call_format, thinking_format  see forms_of
         """
+        self.sampling_defaults = sampling_defaults or {}
         tokenizer.no_truncation()  # a folder's own setting would cut prompts in silence
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -82,7 +84,7 @@ class TextCodec:
     def from_folder(cls, folder: Path, **options: Any) -> "TextCodec":
         """Return the text side of a Hugging Face folder, or of a GGUF file.
 
-        options  as TextCodec has them, but for control_tokens
+        options  as TextCodec has them, but for what the model's files say
 
         tokenizer_files.py and gguf_tokenizer.py say what is read.
 
@@ -100,6 +102,7 @@ class TextCodec:
                 default,
                 tool_use,
                 control_tokens=files.control_tokens,
+                sampling_defaults=files.sampling_defaults,
                 **options,
             )
         except InvalidRequestError as error:  # of the probe

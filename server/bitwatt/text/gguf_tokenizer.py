@@ -29,7 +29,14 @@ from bitwatt.errors import CheckpointError, shorten
 from bitwatt.text.encoding import raised_as
 from bitwatt.text.tokenizer_files import TokenizerFiles
 
-__all__ = ["read_gguf_text", "write_gguf_text"]
+__all__ = [
+    "SAMPLING_KEYS",
+    "SPECIAL_TOKENS",
+    "SPLITTINGS",
+    "merges_by_score",
+    "read_gguf_text",
+    "write_gguf_text",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +44,7 @@ T = TypeVar("T", int, float)
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # of tokenizer.ggml.token_type
 
-_SPECIAL_TOKENS = {
+SPECIAL_TOKENS = {
     "bos_token": "bos",
     "eos_token": "eos",
     "unk_token": "unknown",
@@ -46,7 +53,7 @@ _SPECIAL_TOKENS = {
     "cls_token": "cls",
     "mask_token": "mask",
 }
-_SAMPLING = {
+SAMPLING_KEYS = {
     "temperature": ("temp", float),
     "top_k": ("top_k", int),
     "top_p": ("top_p", float),
@@ -81,7 +88,7 @@ class _Splitting:
 _LLAMA_BPE = _Splitting(
     expressions=(_WORDS.format(numbers=r"\p{N}{1,3}"),), adds_bos=True, takes_whole=True
 )
-_SPLITTINGS: Mapping[str, _Splitting] = {
+SPLITTINGS: Mapping[str, _Splitting] = {
     "llama-bpe": _LLAMA_BPE,
     "llama3": _LLAMA_BPE,
     "llama-v3": _LLAMA_BPE,
@@ -121,8 +128,8 @@ def read_gguf_text(path: Path) -> TokenizerFiles:
         elif key.startswith("tokenizer.chat_template."):
             templates[key.removeprefix("tokenizer.chat_template.")] = gguf.require(key, str)
     sampling = {
-        name: value
-        for name, (key, number) in _SAMPLING.items()
+        name: float(f"{value:.7g}") if number is float else value  # as it was before float32
+        for name, (key, number) in SAMPLING_KEYS.items()
         if (value := gguf.get(f"general.sampling.{key}", number)) is not None
     }
     return TokenizerFiles(tokenizer, vocabulary.named, templates, None, sampling)
@@ -140,6 +147,9 @@ def write_gguf_text(path: Path, folder: Path) -> None:
         config["chat_template"] = [
             {"name": name, "template": source} for name, source in files.templates.items()
         ]
+    if files.sampling_defaults:
+        sampling = json.dumps(dict(files.sampling_defaults), indent=2) + "\n"
+        (folder / "generation_config.json").write_text(sampling, encoding="utf-8")
     files.tokenizer.save(str(folder / "tokenizer.json"))
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
@@ -173,7 +183,7 @@ class _Vocabulary:
             if text and kind in {_UNKNOWN, _CONTROL, _USER_DEFINED}:
                 is_special = kind != _USER_DEFINED
                 self.added.append(AddedToken(text, special=is_special, normalized=False))
-        special = {name: self.special_id(key) for name, key in _SPECIAL_TOKENS.items()}
+        special = {name: self.special_id(key) for name, key in SPECIAL_TOKENS.items()}
         self.named = {name: self._texts[at] for name, at in special.items() if at is not None}
 
     def special_id(self, name: str, default: int | None = None) -> int | None:
@@ -210,9 +220,9 @@ def _byte_level(gguf: Gguf, vocabulary: _Vocabulary) -> Tokenizer:
         is_llama_3 = vocabulary.named.get("bos_token") == "<|begin_of_text|>"
         name = "llama-bpe" if is_llama_3 else "default"
         logger.warning("%s: key %r is missing; texts are split as %s", gguf.path, key, name)
-    if name not in _SPLITTINGS:
-        raise gguf.error(key, f"is {shorten(name)}; {', '.join(_SPLITTINGS)} are supported")
-    splitting = _SPLITTINGS[name]
+    if name not in SPLITTINGS:
+        raise gguf.error(key, f"is {shorten(name)}; {', '.join(SPLITTINGS)} are supported")
+    splitting = SPLITTINGS[name]
     merges = gguf.array("tokenizer.ggml.merges", str)
     if merges is None:
         raise gguf.error("tokenizer.ggml.merges", "is missing")
@@ -255,7 +265,7 @@ def _sentencepiece(gguf: Gguf, vocabulary: _Vocabulary) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(
             vocab=ids,
-            merges=_merges_by_score(pieces, vocabulary.scores),
+            merges=merges_by_score(pieces, vocabulary.scores),
             unk_token=None if unknown is None else vocabulary.text(unknown),
             fuse_unk=True,
             byte_fallback=True,
@@ -276,7 +286,7 @@ def _sentencepiece(gguf: Gguf, vocabulary: _Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _merges_by_score(pieces: Sequence[str], scores: Mapping[str, float]) -> list[tuple[str, str]]:
+def merges_by_score(pieces: Sequence[str], scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return the pairs of pieces that make another one, those of the highest score first."""
     known = set(pieces)
     return [

@@ -17,9 +17,12 @@ from tokenizers import AddedToken, Tokenizer
 from bitwatt.errors import CheckpointError, shorten
 from bitwatt.text.encoding import raised_as
 
-__all__ = ["TokenizerFiles", "read_tokenizer_files"]
+__all__ = ["SAMPLING_NAMES", "TokenizerFiles", "read_tokenizer_files"]
 
 logger = logging.getLogger(__name__)
+
+SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""What is read of generation_config.json besides token ids, by names of SamplingParams."""
 
 _NAMED_TOKENS = (
     "bos_token",
@@ -43,7 +46,7 @@ class TokenizerFiles:
     special_tokens     texts by name: bos_token, eos_token and so on
     templates          sources by name; "default" is the one for conversations without tools
     control_tokens     added tokens that direct the model besides the special ones, where it's told
-    sampling_defaults  what a GGUF file recommends, by names of SamplingParams
+    sampling_defaults  what the model's authors recommend, by SAMPLING_NAMES, of any value
     """
 
     tokenizer: Tokenizer
@@ -77,7 +80,17 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         {name: token.content for name, token in tokens.named.items()},
         _read_templates(folder, config),
         None if listed is None else tuple(listed),
+        _read_sampling(folder / "generation_config.json"),
     )
+
+
+def _read_sampling(path: Path) -> dict[str, float]:
+    given = _read_object(path)
+    found = {name: given[name] for name in SAMPLING_NAMES if given.get(name) is not None}
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{path} has {name} of {shorten(value)}; a number is needed")
+    return found
 
 
 def _refuse_growth(tokenizer: Tokenizer, path: Path) -> None:

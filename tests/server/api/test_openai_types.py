@@ -30,7 +30,14 @@ pytestmark = pytest.mark.anyio
 
 OURS = {
     CompletionUsage: {"bitwatt"},
-    Model: {"max_model_len", "weights", "dtype"},
+    Model: {
+        "max_model_len",
+        "weights",
+        "dtype",
+        "root",
+        "quantized",
+        "default_sampling_params",
+    },
     Completion: {"obfuscation"},  # OpenAI documents it for both; the SDK has it for chat alone
 }
 """What we add, by name."""

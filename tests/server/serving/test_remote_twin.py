@@ -207,7 +207,7 @@ def test_another_servers_points_are_put_at_the_nearest_of_ours(theirs_s, onto_s,
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"compare": True, "twin_url": "http://a"}, "give two twins"),
+        ({"compare": True, "twin_url": "http://a"}, "give 2 twins"),
         ({"twin_url": "a:8000"}, "twin_url"),
         ({"twin_url": "http://user:word@a"}, "twin_url"),
         ({"twin_key_file": "/no/such"}, "can't be read"),

@@ -10,8 +10,11 @@ from bitwatt.engine.messages import EngineStats
 from bitwatt.serving.shadow import agreement
 from bitwatt.settings import ServeSettings
 from bitwatt.telemetry.metrics import Metrics
+from bitwatt.text.codec import TextCodec
+from bitwatt.text.processor import TextProcessor
 from bitwatt_client import Server, Work, new_http_client, run_window
 from bitwatt_client.exposition import parse_samples
+from tokenizers import Tokenizer
 
 from tests.fakes import (
     FakeEngine,
@@ -20,6 +23,7 @@ from tests.fakes import (
     make_info,
     make_model,
     make_settings,
+    make_tokenizer,
     run_server,
 )
 
@@ -33,13 +37,19 @@ BODY = {"model": "tiny", "prompt": "fox", "max_tokens": 64, "temperature": 0}
 class Pair:
     """A server of two models around fake engines, on one device unless their info differs."""
 
-    def __init__(self, *, original=None, twin=None, **settings):
+    def __init__(self, *, original=None, twin=None, twin_text=None, defaults=None, **settings):
         self.original = original or FakeEngine(reply="the quick brown fox")
         self.twin = twin or FakeEngine(reply="the quick brown cat")
         self.metrics = Metrics()
         engines = {"tiny": self.original, "tiny-fp16": self.twin}
         self.models = {
-            name: make_model(engine, name=name, metrics=self.metrics)
+            name: make_model(
+                engine,
+                name=name,
+                metrics=self.metrics,
+                text=None if name == "tiny" else twin_text,
+                sampling_defaults=(defaults or {}).get(name),
+            )
             for name, engine in engines.items()
         }
         self.app = create_app(self.models, make_settings(**settings), self.metrics)
@@ -102,6 +112,46 @@ async def test_a_mirrored_pair_is_compared():
     # "the quick brown " is 16 of 19 characters.
     assert pair.counted("bitwatt_shadow_text_agreement_sum") == pytest.approx(16 / 19)
     assert pair.counted("bitwatt_shadow_energy_joules_total") is None
+
+
+def other_text():
+    """Return the text of a model with another vocabulary."""
+    tokenizer = Tokenizer.from_str(make_tokenizer().to_str())
+    tokenizer.add_tokens(["<other>"])
+    return TextProcessor(TextCodec(tokenizer))
+
+
+async def test_a_twin_of_another_vocabulary_is_asked_by_texts_alone():
+    pair = Pair(twin_text=other_text(), shadow_percent=100)
+    async with run_server(pair.app) as url:
+        await ask(url, headers={})
+        await pair.settle("compared")
+        for said in ({"prompt": [5, 6]}, {"stop_token_ids": [5]}, {"logit_bias": {"5": 1}}):
+            answer = await ask(url, headers={}, **said)
+            assert answer.status_code == 200
+            answer = await ask(url, **said)
+            assert answer.status_code == 400
+            assert "can't ask tiny-fp16 by token ids" in answer.json()["error"]["message"]
+    assert pair.outcomes("dropped") == 3
+    assert pair.outcomes("compared") == 1
+
+
+async def test_token_ids_are_asked_of_a_twin_of_the_same_vocabulary():
+    pair = Pair()
+    async with run_server(pair.app) as url:
+        await ask(url, prompt=[5, 6], stop_token_ids=[7])
+        await pair.settle("compared")
+
+
+async def test_a_mirror_is_drawn_by_the_defaults_of_the_model_that_was_called():
+    defaults = {"tiny": {"temperature": 0.5}, "tiny-fp16": {"temperature": 0.9, "top_k": 3}}
+    pair = Pair(defaults=defaults)
+    async with run_server(pair.app) as url:
+        await ask(url, temperature=None)
+        await pair.settle("compared")
+    [original], [mirror] = pair.original.submitted, pair.twin.submitted
+    assert original.sampling.temperature == mirror.sampling.temperature == 0.5
+    assert mirror.sampling.top_k == 0
 
 
 async def test_the_mirror_asks_the_same_in_the_least_priority():

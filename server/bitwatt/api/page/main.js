@@ -14,7 +14,7 @@ const POLL_MS = 1000;
 const TRY_AGAIN_MS = 3000;
 
 const HOW_TO_COMPARE = {
-  ternary: "bitwatt serve --compare, or --twin-url of another server, sets its 16-bit twin beside it and shows what ternary weights save",
+  ternary: "bitwatt serve --compare sets the same model in 16 bits beside it, --twin another one, --twin-url one of another server, and shows what ternary weights save",
   dense: "--twin-url of the server that has the ternary model sets it beside this one and shows what ternary weights save",
 };
 
@@ -114,6 +114,7 @@ async function poll() {
   ask.show(sides);
   if (state.time_s.length) charts.take(state, sides);
   const problems = models.filter((model) => model.fallback).map((model) => `${model.name}: ${model.fallback}.`);
+  problems.push(...models.filter((model) => model.quantized).map((model) => `${model.name}: ${model.quantized}.`));
   if (state.twin?.problem) problems.push(`The twin at ${state.twin.url}: ${state.twin.problem}.`);
   showProblem(problems.join(" "));
   showHeadline();

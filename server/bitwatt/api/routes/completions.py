@@ -54,10 +54,12 @@ async def create_completion(body: CompletionBody, answering: Answering) -> Respo
         params=params,
         seed=seed_of(params),
         encode=encode,
+        silent=body.silent,
         default_max_tokens=DEFAULT_MAX_TOKENS,
         key_salt=answering.key_salt,
         # Those who have a prompt scored count on an entry for each token, text or not.
         lists_stop_tokens=bool(body.echo),
+        has_id_prompts=any(isinstance(prompt, list) for prompt in body.prompt),
     )
 
     async def new_writer(generation: Generation, head: ResponseHead, chunks: Chunks) -> _Writer:

@@ -16,15 +16,23 @@ router = APIRouter()
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A model; null where its engine has not said yet."""
+    """A model; null where its engine has not said yet.
+
+    root       what its files are called, as vLLM has it: a folder, a GGUF file, or ORG/NAME
+    default_sampling_params  what stands where a request is silent, besides the API's own defaults
+    quantized  where --quantize made its ternary weights of dense ones: what that means
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["bitwatt"] = "bitwatt"
+    root: str
     max_model_len: int | None
     weights: str | None
     dtype: str | None
+    quantized: str | None
+    default_sampling_params: dict[str, float]
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +47,12 @@ def _card(model: ServedModel) -> ModelCard:
     return ModelCard(
         id=model.name,
         created=model.created,
+        root=model.root or model.name,
         max_model_len=None if info is None else info.max_model_len,
         weights=None if info is None else info.weights,
         dtype=None if info is None else info.dtype,
+        quantized=None if info is None else info.quantized,
+        default_sampling_params=dict(model.sampling_defaults),
     )
 
 

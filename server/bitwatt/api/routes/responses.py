@@ -82,6 +82,11 @@ class _Writer:
         )
         self._items = ResponseItems(namespaced(body.tools))
         self._has_begun = False
+        defaults = generation.model.sampling_defaults
+        temperature, top_p = (
+            defaults.get(name, 1.0) if given is None else given
+            for name, given in (("temperature", body.temperature), ("top_p", body.top_p))
+        )
         self._begun = ResponseObject(
             id=head["id"],
             created_at=head["created"],
@@ -95,13 +100,13 @@ class _Writer:
                 "effort": None if body.reasoning is None else body.reasoning.effort,
                 "summary": None,
             },
-            temperature=1.0 if body.temperature is None else body.temperature,
+            temperature=temperature,
             text=ResponseText(_format_of(body)),
             tool_choice=body.tool_choice or "auto",
             tools=[
                 tool if tool["type"] == "namespace" else _TOOL | tool for tool in body.tools or ()
             ],
-            top_p=1.0 if body.top_p is None else body.top_p,
+            top_p=top_p,
             metadata=body.metadata or {},
         )
         self._ended = self._begun

@@ -33,6 +33,7 @@ from bitwatt.serving.sampling_params import (
     MAX_STOPS,
     SamplingParams,
 )
+from bitwatt.text.tokenizer_files import SAMPLING_NAMES
 
 __all__ = [
     "Body",
@@ -275,6 +276,11 @@ class SamplingBody(Body):
     stream: bool | None = Field(
         None, description="Sends the answer in pieces, as server-sent events that end in `[DONE]`."
     )
+
+    @property
+    def silent(self) -> frozenset[str]:
+        """The fields that say nothing, of those for which a model may have its own defaults."""
+        return frozenset(name for name in SAMPLING_NAMES if getattr(self, name) is None)
 
     def sampling(self) -> dict[str, Any]:
         """Return these fields as another route's body takes them."""

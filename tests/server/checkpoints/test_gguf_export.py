@@ -1,0 +1,208 @@
+"""Exported GGUF files hold what the source holds, and others read them."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from bitwatt import builtin
+from bitwatt.checkpoints.conversion import convert, convert_to_gguf
+from bitwatt.checkpoints.gguf_export import GgufTarget, Written
+from bitwatt.cli import main
+from bitwatt.errors import CheckpointError
+from bitwatt.text.gguf_vocabulary import check_gguf_text, gguf_text
+from bitwatt.text.tokenizer_files import read_tokenizer_files
+from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
+from safetensors.torch import load_file, save_file
+
+from tests.server.checkpoints.against_transformers import load, logits_of
+from tests.server.checkpoints.test_conversion import LLAMA3, linears
+from tests.server.checkpoints.test_exact import made_ternary
+from tests.server.checkpoints.writers import edit_config, write_dense, write_packed
+
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "vocab_size": 4200,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+TARGETS: list[GgufTarget] = ["gguf-tq2_0", "gguf-q2_0"]
+KINDS = ["llama", "llama3", "qwen2", "qwen3", "yarn", "tied", "relu2"]
+
+
+def write(folder: Path, kind: str, rule: str = "row") -> None:
+    """Write a ternary model whose scales float16 holds, with the embedded model's tokenizer."""
+    more: dict[str, Any] = {"llama3": {"rope_parameters": LLAMA3}}.get(kind, {})
+    if kind == "yarn":
+        more = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}
+        more["rope_parameters"]["original_max_position_embeddings"] = 64
+    if kind == "tied":
+        more = {"tie_word_embeddings": True}
+    if kind == "qwen3":
+        more = {"head_dim": 64}
+    if kind == "relu2":
+        write_packed(folder, "bitnet", linear_class="autobitlinear", **SIZES)
+    else:
+        write_dense(folder, kind if kind.startswith("qwen") else "llama", **SIZES, **more)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name.endswith("_scale"):
+            tensors[name] = tensor.half().float()
+        elif name.endswith("_proj.weight") and kind != "relu2":
+            tensors[name] = made_ternary(tensor, rule, torch.float16)
+    save_file(tensors, path, metadata={"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(builtin.TERNARY / name, folder / name)
+
+
+def export(source: Path, destination: Path, target: GgufTarget, **options: Any) -> Written:
+    return convert_to_gguf(
+        source,
+        destination,
+        target,
+        texts=partial(gguf_text, source),
+        check_texts=partial(check_gguf_text, source),
+        **options,
+    )
+
+
+def assert_same(source: Path, written: Path) -> None:
+    """Compare each linear's codes and scales, and what the models compute of all the rest."""
+    before, after = linears(source), linears(written)
+    assert before.keys() == after.keys()
+    for name, pair in before.items():
+        for one, other in zip(pair, after[name], strict=True):
+            assert torch.equal(one, other), name
+    assert torch.equal(logits_of(load(source, "ternary")), logits_of(load(written, "ternary")))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_comes_back_bit_for_bit(tmp_path, kind, target):
+    source, written = tmp_path / "source", tmp_path / "x.gguf"
+    write(source, kind)
+    assert export(source, written, target).notices == []
+    if kind not in ("llama3", "yarn"):  # whose frequencies are written in float32
+        assert_same(source, written)
+    else:
+        logits = [logits_of(load(path, "dense")) for path in (source, written)]
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "x.gguf"]
+
+
+@pytest.mark.parametrize("rule", ["128 weights", "64 weights"])
+def test_groups_come_back_bit_for_bit(tmp_path, rule):
+    write(tmp_path / "source", "qwen3", rule)
+    export(tmp_path / "source", tmp_path / "x.gguf", "gguf-q2_0")
+    before, after = linears(tmp_path / "source"), linears(tmp_path / "x.gguf")
+    for name, (codes, scales) in before.items():
+        one, other = TernaryWeight(codes, scales), TernaryWeight(*after[name])
+        values = [times_scales(unpack(w.codes).float(), w.scales) for w in (one, other)]
+        assert torch.equal(*values), name
+    with pytest.raises(CheckpointError, match="TQ2_0 one to 256 \\(--to gguf-q2_0 has one to 64"):
+        export(tmp_path / "source", tmp_path / "y.gguf", "gguf-tq2_0")
+
+
+def test_a_file_is_exported_in_the_other_format_and_back(tmp_path):
+    write(tmp_path / "source", "llama")
+    first, second, third = (tmp_path / f"{name}.gguf" for name in "abc")
+    export(tmp_path / "source", first, "gguf-tq2_0")
+    export(first, second, "gguf-q2_0")
+    export(second, third, "gguf-tq2_0")
+    assert_same(first, second)
+    for one in (first, third):
+        reader = gguf.GGUFReader(one)
+        told = [(t.name, t.tensor_type, t.data.tobytes()) for t in reader.tensors]
+        keys = {name: f.contents() for name, f in reader.fields.items() if name != "general.name"}
+        if one == first:
+            expected, expected_keys = told, keys
+    assert told == expected
+    assert keys == expected_keys
+
+
+def test_the_gguf_package_reads_the_same_weights_and_keys(tmp_path):
+    write(tmp_path / "source", "qwen3")
+    export(tmp_path / "source", tmp_path / "x.gguf", "gguf-tq2_0")
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    stored = {t.name: t for t in reader.tensors}
+    linear = stored["blk.1.ffn_down.weight"]
+    assert linear.tensor_type == gguf.GGMLQuantizationType.TQ2_0
+    values = torch.from_numpy(gguf.dequantize(linear.data, linear.tensor_type).copy())
+    tensors = load_file(tmp_path / "source" / "model.safetensors")
+    assert torch.equal(values, tensors["model.layers.1.mlp.down_proj.weight"].float())
+    assert stored["blk.0.attn_q_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "qwen3"
+    assert fields["qwen3.attention.head_count_kv"] == 2
+    assert fields["tokenizer.ggml.model"] == "gpt2"
+    assert fields["tokenizer.ggml.pre"] == "smollm"
+    assert len(fields["tokenizer.ggml.tokens"]) == SIZES["vocab_size"]
+    assert fields["tokenizer.ggml.token_type"][:3] == [3, 3, 3]
+    assert fields["tokenizer.ggml.token_type"][-1] == 5
+    template = read_tokenizer_files(tmp_path / "source").templates["default"]
+    assert fields["tokenizer.chat_template"] == template
+
+
+def test_scales_that_float16_lacks_are_rounded_and_said_to_be(tmp_path):
+    written = export(builtin.TERNARY, tmp_path / "x.gguf", "gguf-tq2_0")
+    assert written.notices == ["scales are rounded to float16, by up to 0.03%"]
+    before, after = linears(builtin.TERNARY), linears(tmp_path / "x.gguf")
+    for name, (codes, scales) in before.items():
+        assert torch.equal(codes, after[name][0])
+        assert torch.equal(scales.half().float(), after[name][1])
+
+
+def test_a_dense_model_is_exported_where_it_is_quantized_alone(tmp_path):
+    write_dense(tmp_path / "source", **SIZES)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(builtin.TERNARY / name, tmp_path / "source" / name)
+    with pytest.raises(CheckpointError, match=r"dense, not ternary: .*--quantize makes one"):
+        export(tmp_path / "source", tmp_path / "x.gguf", "gguf-q2_0")
+    export(tmp_path / "source", tmp_path / "x.gguf", "gguf-q2_0", quantize=True)
+    convert(tmp_path / "source", tmp_path / "hf", "hf", quantize=True)
+    expected = linears(tmp_path / "hf")
+    for name, (codes, _) in linears(tmp_path / "x.gguf").items():
+        assert torch.equal(codes, expected[name][0])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e5])
+def test_what_float16_can_not_hold_is_refused_and_nothing_left(tmp_path, scale):
+    write(tmp_path / "source", "relu2")
+    path = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight_scale"
+    save_file(tensors | {name: torch.tensor([scale])}, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"up_proj has scales .* float16 ones"):
+        export(tmp_path / "source", tmp_path / "x.gguf", "gguf-q2_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_rows_that_are_no_whole_blocks_and_wrong_names_are_refused(tmp_path):
+    write(tmp_path / "source", "llama")
+    edit_config(tmp_path / "source", hidden_act="silu")
+    small = tmp_path / "small"
+    write_packed(small, "llama", linear_class="autobitlinear")
+    with pytest.raises(
+        CheckpointError, match=r"rows of 128 weights, and TQ2_0 blocks of 256 \(--to"
+    ):
+        export(small, tmp_path / "x.gguf", "gguf-tq2_0")
+    with pytest.raises(CheckpointError, match=r"it ends in \.gguf"):
+        export(tmp_path / "source", tmp_path / "x", "gguf-q2_0")
+    (tmp_path / "x.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"x\.gguf is there already"):
+        export(tmp_path / "source", tmp_path / "x.gguf", "gguf-q2_0")
+
+
+def test_the_command_says_what_it_wrote_and_what_it_rounded(capsys, tmp_path):
+    path = tmp_path / "x.gguf"
+    with pytest.raises(SystemExit) as exit_:
+        main(["convert", str(builtin.TERNARY), str(path), "--to", "gguf-q2_0"])
+    captured = capsys.readouterr()
+    assert exit_.value.code == 0
+    assert captured.out == f"{path}: 3.5 MB of tensors\n"
+    assert captured.err == ("bitwatt convert: scales are rounded to float16, by up to 0.03%\n")
