@@ -28,6 +28,7 @@ from bitwatt.api.openapi import describe_api
 from bitwatt.api.routes import (
     chat,
     completions,
+    embeddings,
     messages,
     models,
     probes,
@@ -127,7 +128,7 @@ def create_app(
     app.state.key_limits = key_limits
     app.state.twin = remote
     install_error_handlers(app)
-    answering = (completions, chat, responses, messages)
+    answering = (completions, chat, responses, messages, embeddings)
     for resource in (models, *answering, tokenize, probes, state, twin, page):
         app.include_router(resource.router)
     app.openapi = cache(  # type: ignore[method-assign]

@@ -40,4 +40,5 @@ def _packed(row: Tensor) -> bytes | None:
     if not row.isfinite().all():
         return None
     length = torch.linalg.vector_norm(row).clamp(min=_LEAST_NORM)
-    return (row / length).float().numpy().tobytes()
+    data: bytes = (row / length).float().numpy().tobytes()
+    return data

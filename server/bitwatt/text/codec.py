@@ -48,6 +48,7 @@ class TextCodec:
         allow_control_tokens: bool = False,
         call_format: ToolCallParser = "auto",
         thinking_format: ReasoningParser = "auto",
+        description: bytes = b"{}",
     ) -> None:
         """Take the tokenizer and what was made of the model's templates.
 
@@ -57,6 +58,7 @@ class TextCodec:
         allow_control_tokens     whether control tokens in messages are taken as such, so that
                                  whoever writes a message can write turns, too
         call_format, thinking_format  see forms_of
+        description              see TokenizerFiles.describe
         """
         tokenizer.no_truncation()  # a folder's own setting would cut prompts in silence
         tokenizer.no_padding()
@@ -76,13 +78,14 @@ class TextCodec:
             thinking_format=thinking_format,
         )
         self.vocabulary = Vocabulary(tokenizer, self.forms.marks)
+        self.description = description
         self._around = self._find_around()
 
     @classmethod
     def from_folder(cls, folder: Path, **options: Any) -> "TextCodec":
         """Return the text side of a Hugging Face folder, or of a GGUF file.
 
-        options  as TextCodec has them, but for control_tokens
+        options  as TextCodec has them, but for control_tokens and description
 
         tokenizer_files.py and gguf_tokenizer.py say what is read.
 
@@ -100,6 +103,7 @@ class TextCodec:
                 default,
                 tool_use,
                 control_tokens=files.control_tokens,
+                description=files.describe(),
                 **options,
             )
         except InvalidRequestError as error:  # of the probe

@@ -32,7 +32,7 @@ class TokenizeBody(Body):
     parameters: ClassVar = TOKENIZE
     nested: ClassVar = ("messages",)
 
-    model: ModelName
+    model: ModelName | None = None
     prompt: str | None = Field(None, description="A text; either this or `messages`.")
     messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
         None,
@@ -89,7 +89,7 @@ class DetokenizeBody(Body):
     )
     parameters: ClassVar = DETOKENIZE
 
-    model: ModelName
+    model: ModelName | None = None
     tokens: TokenIds = Field(description="Token ids, special tokens among them.")
 
 
