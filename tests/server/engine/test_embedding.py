@@ -4,6 +4,7 @@ import math
 import random
 from array import array
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +26,15 @@ from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 from bitwatt.scheduling.scheduler import Plan, Scheduler
 
+from tests.server.checkpoints.against_transformers import (
+    DENSE_TOLERANCE,
+    FLIPPED_TOLERANCE,
+    PROMPT,
+    load,
+)
+from tests.server.checkpoints.writers import write_dense, write_online
 from tests.server.engine.test_exactness import CONFIG, Limits, make_core, make_model
-from tests.server.model.steps import make_kv_cache, step_layout
+from tests.server.model.steps import CPU_BACKENDS, make_kv_cache, step_layout
 
 pytestmark = pytest.mark.slow
 
@@ -249,3 +257,40 @@ def make_fake_core() -> EngineCore:
         BlockAllocator(64, 16), max_num_seqs=4, max_num_batched_tokens=16, max_model_len=256
     )
     return EngineCore(scheduler, FakeRunner(320))
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_dense_model_s_embedding_is_transformers_last_hidden_state(
+    tmp_path: Path, backend: str
+) -> None:
+    """Vectors whose relative error is e are, divided by their lengths, at most 2e apart."""
+    theirs = write_dense(tmp_path, "llama")
+    core = make_core(load(tmp_path, "dense", backend), ROOMY)
+    ours = torch.tensor(embedding_of(run(core, [make_submit("x", PROMPT)])["x"]))
+    core.close()
+    assert torch.linalg.vector_norm(ours - last_state(theirs)) < 2 * DENSE_TOLERANCE
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_ternary_model_s_embedding_is_transformers_last_hidden_state(
+    tmp_path: Path, backend: str
+) -> None:
+    theirs = write_online(tmp_path, "bitnet")
+    core = make_core(load(tmp_path, "ternary", backend), ROOMY)
+    prompts = {str(i): PROMPT[i : i + 1] for i in range(len(PROMPT))} | {"all": PROMPT}
+    outputs = run(core, [make_submit(name, prompt) for name, prompt in prompts.items()])
+    core.close()
+    apart = [
+        float(torch.linalg.vector_norm(torch.tensor(embedding_of(outputs[name])) - expected))
+        for name, expected in ((name, last_state(theirs, p)) for name, p in prompts.items())
+    ]
+    # Most tokens that are alone meet no rounding boundary; FLIPPED_TOLERANCE says what one does.
+    assert sorted(apart)[len(apart) // 4] < 2 * DENSE_TOLERANCE
+    assert max(apart) < 2 * FLIPPED_TOLERANCE
+
+
+@torch.no_grad()
+def last_state(theirs: Any, prompt: list[int] = PROMPT) -> torch.Tensor:
+    """Return what transformers has for the last token behind its final norm, of length 1."""
+    hidden: torch.Tensor = theirs.model(torch.tensor([prompt])).last_hidden_state[0, -1]
+    return torch.nn.functional.normalize(hidden, dim=0)
