@@ -11,15 +11,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
+from bitwatt.errors import BitwattError
 from bitwatt.simulation.capacity import percentile
 from bitwatt.simulation.replica import Engine, Replica, Served
 from bitwatt.simulation.routers import Router
 from bitwatt.simulation.step_times import StepTimes
 from bitwatt.simulation.traffic import Arrival, Lengths
 
-__all__ = ["NUM_HOURS", "DayTraffic", "Failures", "FleetRun", "Hour", "simulate_fleet"]
+__all__ = [
+    "NUM_HOURS",
+    "DayTraffic",
+    "Failures",
+    "FleetError",
+    "FleetRun",
+    "Hour",
+    "simulate_fleet",
+]
 
 NUM_HOURS = 24
+
+
+class FleetError(BitwattError):
+    """There is nothing to simulate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +201,7 @@ def simulate_fleet(
         else:
             fleet.replicas[chosen].run_until(time_s)
             fleet.served.append(fleet.replicas[chosen].submit(arrival))
+    _refuse_impossible(fleet.served)
     fleet.crash_until(traffic.day_s)
     for replica in fleet.replicas:
         replica.run_to_end()
@@ -206,6 +220,15 @@ def simulate_fleet(
         busy_s=busy_s,
         num_tokens=sum(s.num_tokens for s in fleet.served if s.error is None),
     )
+
+
+def _refuse_impossible(served: Sequence[Served]) -> None:
+    never = [one for one in served if one.is_impossible]
+    if never:
+        raise FleetError(
+            f"{len(never)} of {len(served)} requests could never run: {never[0].error} "
+            "(--prefix-tokens, --prompt-tokens, --answer-tokens, --max-model-len, --num-blocks)"
+        )
 
 
 def _hour(served: Sequence[Served], share: float) -> Hour:
