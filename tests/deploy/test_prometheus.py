@@ -299,13 +299,20 @@ async def call(client, model, index):
     await client.post("/v1/completions", json=body | {"ignore_eos": True})
 
 
+async def repeat(client, model):
+    """Ask for an answer that says its prompt again: what is drafted there."""
+    body = {"model": model, "prompt": [300, 400, 500] * 8, "max_tokens": 8, "temperature": 0}
+    await client.post("/v1/completions", json=body | {"logit_bias": {300: 100}})
+
+
 async def load(url):
     """Call both models without pause, more at once than they take."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         index = 0
         while True:
             index += 1
-            calls = [call(client, model, index) for model in ("builtin", "builtin-twin")]
+            models = ("builtin", "builtin-twin")
+            calls = [ask for m in models for ask in (call(client, m, index), repeat(client, m))]
             await asyncio.gather(*calls, *(call(client, "builtin", index) for _ in range(8)))
             await asyncio.sleep(0.02)
 
@@ -353,7 +360,9 @@ def choices_of(result, label):
 
 
 async def observe(folder):
-    settings = make_settings(max_num_seqs=4, max_queue=2, num_threads=1, **PRICES)
+    settings = make_settings(
+        max_num_seqs=4, max_queue=2, num_threads=1, speculate="ngram", **PRICES
+    )
     metrics, other_metrics = Metrics(), Metrics()
     served = make_served(metrics, settings)
     others = {

@@ -49,7 +49,7 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the value of the one series of that name with those labels."""
-        text = httpx.get(f"{self.url}/metrics").text
+        text = httpx.get(f"{self.url}/metrics", timeout=60).text
         values = [
             float(line.rsplit(" ", 1)[1])
             for line in text.splitlines()

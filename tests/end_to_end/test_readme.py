@@ -52,7 +52,10 @@ NOT_RUN = {
     "python -m bitwatt.training sizes": "takes hours: test_sizes.py trains a little",
 }
 
-QUICKLY = {"bitwatt eval": ["--every", "100"]}
+QUICKLY = {
+    "bitwatt eval": ["--every", "100"],
+    "bitwatt plan": ["--max-num-seqs", "4", "--simulated-requests", "200"],
+}
 """Commands that take minutes as the README says them, and what makes them a quick look."""
 
 

@@ -218,11 +218,12 @@ class Generation:
                     ended,
                     submit,
                     output,
+                    num_tokens=reader.num_tokens,
                     energy=energy,
                     num_choices=self.num_choices,
                     counts_prompt=index % self.num_choices == 0,
                 )
-                self._observe_end(index // self.num_choices, metrics.num_tokens)
+                self._observe_end(index // self.num_choices, reader.num_tokens)
 
     def _observe_end(self, prompt: int, num_tokens: int) -> None:
         """Note that a choice ended; with its prompt's last, observe what vLLM calls a request."""

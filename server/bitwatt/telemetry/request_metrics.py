@@ -26,8 +26,8 @@ class RequestMetrics:
         "_first_token_s",
         "_last_token_s",
         "_model",
+        "_num_drawn",
         "_observe_latency",
-        "num_tokens",
     )
 
     def __init__(
@@ -41,7 +41,7 @@ class RequestMetrics:
         self._first: TokenOutput | None = None
         self._first_token_s: float | None = None
         self._last_token_s = 0.0
-        self.num_tokens = 0
+        self._num_drawn = 0
 
     def on_output(self, output: TokenOutput) -> None:
         """Observe an output of the engine."""
@@ -49,7 +49,7 @@ class RequestMetrics:
         if not num_tokens:
             return
         now = self._clock()
-        if self.num_tokens:
+        if self._num_drawn:
             latency_s = (now - self._last_token_s) / num_tokens
             for _ in range(num_tokens):
                 self._observe_latency(latency_s)
@@ -58,7 +58,7 @@ class RequestMetrics:
             self._first_token_s = now
             self._model[declared.TIME_TO_FIRST_TOKEN].observe(now - self._arrival_s)
         self._last_token_s = now
-        self.num_tokens += num_tokens
+        self._num_drawn += num_tokens
 
     def on_end(
         self,
@@ -66,6 +66,7 @@ class RequestMetrics:
         submit: Submit,
         last: TokenOutput | None,
         *,
+        num_tokens: int,
         energy: RequestEnergy,
         num_choices: int = 1,
         counts_prompt: bool = True,
@@ -73,6 +74,7 @@ class RequestMetrics:
         """Observe the choice's end.
 
         last           the engine's last output, if it came so far
+        num_tokens     of the answer, as its usage counts them: the engine may have drawn more
         num_choices    of the prompt
         counts_prompt  whether this one of them tells the prompt's tokens in a trace
         """
@@ -80,7 +82,7 @@ class RequestMetrics:
         num_prompt_tokens = len(submit.prompt_token_ids)
         model.on_ended(reason)
         model[declared.REQUEST_PROMPT_TOKENS].observe(num_prompt_tokens)
-        model[declared.REQUEST_GENERATION_TOKENS].observe(self.num_tokens)
+        model[declared.REQUEST_GENERATION_TOKENS].observe(num_tokens)
         model[declared.REQUEST_MAX_TOKENS].observe(submit.sampling.max_tokens)
         num_cached = 0 if last is None else last.num_cached_tokens
         model[declared.REQUEST_COMPUTED_TOKENS].observe(num_prompt_tokens - num_cached)
@@ -102,7 +104,7 @@ class RequestMetrics:
             time_to_first_token_s=None if first_s is None else first_s - self._arrival_s,
             queue_s=None if told is None else told.queue_s,
             finish_reason=reason,
-            num_tokens=self.num_tokens,
+            num_tokens=num_tokens,
             num_cached_tokens=num_cached,
             counts_prompt=counts_prompt,
         )
@@ -114,5 +116,5 @@ class RequestMetrics:
         model[declared.PREFILL_TIME].observe(prefill_s)
         model[declared.DECODE_TIME].observe(decode_s)
         model[declared.INFERENCE_TIME].observe(prefill_s + decode_s)
-        if self.num_tokens > 1:
-            model[declared.TIME_PER_OUTPUT_TOKEN].observe(decode_s / (self.num_tokens - 1))
+        if self._num_drawn > 1:
+            model[declared.TIME_PER_OUTPUT_TOKEN].observe(decode_s / (self._num_drawn - 1))

@@ -188,6 +188,36 @@ async def test_an_engine_that_is_away_is_described_too():
             check(document, described["content"]["application/json"]["schema"], response.json())
 
 
+def keywords(schema):
+    """Yield every keyword of a schema and of those in it."""
+    for name, value in schema.items():
+        yield name
+        match name, value:
+            case (("properties" | "$defs" | "patternProperties" | "dependentSchemas"), dict()):
+                for inner in value.values():
+                    yield from keywords(inner)
+            case (("const" | "default" | "enum" | "examples" | "example" | "discriminator"), _):
+                pass
+            case _, dict():
+                yield from keywords(value)
+            case _, list():
+                for inner in value:
+                    if isinstance(inner, dict):
+                        yield from keywords(inner)
+
+
+async def test_a_bound_is_written_in_json_schemas_words():
+    # A bound that pydantic can't place, as on a union, stood there as `ge` and said nothing.
+    async with make_client(make_app()) as client:
+        document = (await client.get("/openapi.json")).json()
+    validator = jsonschema.Draft202012Validator
+    known = set(validator.VALIDATORS) | set(validator.META_SCHEMA["properties"]) | {"$ref"}
+    known |= {"$defs", "title", "description", "default", "examples", "example", "discriminator"}
+    known |= {"then", "else", "format", "nullable", "deprecated", "readOnly", "writeOnly"}
+    found = {k for schema in document["components"]["schemas"].values() for k in keywords(schema)}
+    assert found <= known
+
+
 async def test_nothing_is_described_that_is_never_sent():
     async with make_client(make_app()) as client:
         text = (await client.get("/openapi.json")).text

@@ -328,6 +328,22 @@ async def test_choices_of_a_prompt_are_one_request_with_its_longest_as_vllm_coun
     assert all_tokens / 2 < value(metrics, f"{longest}_sum") < all_tokens
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("chunk_size", [1, 10])
+async def test_tokens_behind_a_stop_string_are_no_tokens_of_the_answer(chunk_size):
+    # Where one output brought them too, the server counted what no caller got.
+    metrics = Metrics()
+    engine = FakeEngine(reply="the quick brown fox jumps", chunk_size=chunk_size)
+    app = create_app({"tiny": make_model(engine, metrics=metrics)}, make_settings(), metrics)
+    async with make_client(app) as client:
+        body = {"model": "tiny", "prompt": "a", "stop": "k bro", "max_tokens": 30}
+        answer = (await client.post("/v1/completions", json=body)).json()
+    assert answer["choices"][0]["text"] == "the quic"
+    assert answer["usage"]["completion_tokens"] == 3
+    assert value(metrics, "vllm:request_generation_tokens_sum") == 3
+    assert value(metrics, "vllm:request_max_num_generation_tokens_sum") == 3
+
+
 def test_what_is_written_is_what_prometheus_client_writes(monkeypatch):
     monkeypatch.setattr("bitwatt.telemetry.metrics.rss_anon_bytes", lambda: 5)
     process = [*ProcessCollector(registry=None).collect()]  # its times stand still

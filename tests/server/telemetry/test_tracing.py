@@ -111,7 +111,7 @@ def test_a_choices_joules_and_their_price_are_in_its_span():
     for prices in (Prices(), Prices(usd_per_kwh=0.5, pue=1.25)):
         model.set_prices(prices)
         with tracing.request("/v1/completions", {}):
-            RequestMetrics(model).on_end("stop", submit, None, energy=measured)
+            RequestMetrics(model).on_end("stop", submit, None, num_tokens=0, energy=measured)
     provider.shutdown()
     unpriced, priced = (
         span.attributes

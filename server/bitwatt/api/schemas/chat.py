@@ -258,10 +258,10 @@ class ChatBody(GenerationBody):
         "and are put to the template as `low`, `medium` or `high`. One that isn't known leaves the "
         "template to its default.",
     )
-    thinking_token_budget: Annotated[int, BeforeValidator(whole)] | None = Field(
+    thinking_token_budget: (
+        Annotated[int, Field(ge=-1, le=2**31 - 1), BeforeValidator(whole)] | None
+    ) = Field(
         None,
-        ge=-1,
-        le=2**31 - 1,
         description="Tokens of thinking at most, after which it is ended; -1 for any number. As in "
         "vLLM.",
     )

@@ -117,7 +117,8 @@ class Attributor:
         self._settled_s = interval.end_s
         self._steps = deque(step for step in self._steps if step.end_s > interval.end_s)
         busy_s = _union_s([step for step, _ in shares], interval)
-        waiting = self._waiting_joules(interval, length_s - busy_s, learns=is_up and not shares)
+        waiting_s = max(0.0, length_s - busy_s)  # a sum's rounding may have it busy for longer
+        waiting = self._waiting_joules(interval, waiting_s, learns=is_up and not shares)
         if is_up:
             split.idle = waiting
         else:

@@ -213,6 +213,18 @@ steps = st.builds(
 )
 
 
+def test_steps_whose_sum_rounds_up_leave_no_time_below_nothing():
+    # 0.12 and 0.84 s are more than 0.3 to 1.26 s by an ulp, and idle got -1e-16 joules.
+    attributor = Attributor()
+    for start_s, end_s in ((0, 0.42), (0.42, 3)):
+        attributor.add_step(
+            StepWork(model="m", start_s=start_s, end_s=end_s, prefill={}, decode=["a"])
+        )
+    split = attributor.split(Interval(0.3, 0.3 + 0.96, 1.0))
+    assert split.idle == 0
+    assert split.by_request["a"] == pytest.approx(1.0)
+
+
 @settings(deadline=None)
 @given(
     st.lists(steps, max_size=8),
