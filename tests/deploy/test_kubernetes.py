@@ -260,6 +260,10 @@ def test_each_inference_pool_selects_one_backends_pods():
             <= deployment("gpu", backend)["spec"]["template"]["metadata"]["labels"].items()
         ]
         assert [f"bitwatt-{backend}" for backend in selected] == [pool["metadata"]["name"]]
+    for backend in BACKENDS:
+        labels = deployment("gpu", backend)["spec"]["template"]["metadata"]["labels"]
+        assert labels["llm-d.ai/engine-type"] == "vllm"
+        assert labels["llm-d.ai/role"] == "both"
     [route] = of_kind("gpu", "HTTPRoute")
     for rule in route["spec"]["rules"]:
         [backend] = rule["backendRefs"]
