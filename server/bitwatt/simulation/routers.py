@@ -63,8 +63,8 @@ class TwoChoices:
 class PrefixAffine:
     """A beginning's own replica by its hash, or where that one is crowded the next on the ring.
 
-    A replica with max_open open requests is crowded. Where four in a row are, the least loaded of
-    them is taken: consistent hashing that spills.
+    A replica with max_open open requests is crowded. Where four in a row are, two choices decide:
+    else the one beginning that everybody sends would be four replicas' alone.
     """
 
     name = "prefix affine"
@@ -74,16 +74,15 @@ class PrefixAffine:
         self._num_replicas = num_replicas
         self._max_open = max_open
         self._seed = seed
+        self._elsewhere = TwoChoices(num_replicas, seed=seed)
 
     def choose(self, arrival: Arrival, look: Look, /) -> int | None:
         """Return the replica."""
         home = random.Random(f"{self._seed} {arrival.prefix}").randrange(self._num_replicas)
-        candidates = []
         for index in _up_from(home, self._num_replicas, look, _MOST_LOOKS):
             if (look(index) or 0) < self._max_open:
                 return index
-            candidates.append(index)
-        return _least_open(candidates, look)
+        return self._elsewhere.choose(arrival, look)
 
 
 def new_routers(num_replicas: int, *, max_open: int, seed: int = 0) -> list[Router]:
