@@ -1,6 +1,7 @@
 """Public fakes: an engine without a model, a tokenizer trained in a blink, a server around them."""
 
 import asyncio
+import math
 from array import array
 from collections.abc import (
     AsyncGenerator,
@@ -104,6 +105,7 @@ def make_info(**changes: Any) -> EngineInfo:
         "num_blocks": 64,
         "block_size": 16,
         "max_num_seqs": 8,
+        "hidden_size": 4,
         "memory": MemoryUse(
             packed_weights_bytes=100,
             embedding_bytes=200,
@@ -191,6 +193,9 @@ class FakeEngine:
 
     def _outputs(self, request: Submit) -> list[TokenOutput]:
         sampling = request.sampling
+        if sampling.embeds:
+            last = self._output(request, [], FinishReason.LENGTH, is_first=True)
+            return [msgspec.structs.replace(last, embedding=self._embedding(request))]
         reply = self.replies[sampling.seed % len(self.replies)] if self.replies else self.reply
         token_ids = [*make_tokenizer().encode(reply).ids, 0]
         reason = self.ends_with
@@ -210,6 +215,13 @@ class FakeEngine:
             for start in starts
         ]
         return [msgspec.structs.replace(first, prompt_logprobs=self._scores(request)), *others]
+
+    def _embedding(self, request: Submit) -> bytes:
+        """Return a vector of length 1 whose first number says how many tokens the prompt has."""
+        assert self.info is not None
+        first = 1 / (1 + len(request.prompt_token_ids))
+        rest = [0.0] * (self.info.hidden_size - 2)
+        return array("f", [first, math.sqrt(1 - first**2), *rest]).tobytes()
 
     def _scores(self, request: Submit) -> PromptLogprobs | None:
         """Return what the API gets of a prompt: at position i -i/4, rank 2, and -1, -2, …."""

@@ -26,6 +26,7 @@ from bitwatt.bench_command import BenchSettings, run_bench_command
 from bitwatt.chat_command import ChatSettings, run_chat
 from bitwatt.commands import CompareSettings, TuneSettings, run_compare, run_tune
 from bitwatt.completion import Shell, completion_script
+from bitwatt.fleets import FleetSettings, run_fleet
 from bitwatt.gpus import why_no_gpu
 from bitwatt.knobs import Settings, knobs_of, new_cli_source
 from bitwatt.mistakes import did_you_mean, unknown_variables
@@ -55,6 +56,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "inspect": InspectSettings,
     "convert": ConvertSettings,
     "plan": PlanSettings,
+    "fleet": FleetSettings,
 }
 """The settings of each command, by its name."""
 
@@ -114,6 +116,10 @@ class Bitwatt(BaseSettings):
         description="Say how many machines a traffic takes, ternary and in 16 bits, and their cost"
     )
 
+    fleet: CliSubCommand[FleetSettings] = Field(
+        description="Simulate many replicas over a day, by how requests find them"
+    )
+
     def cli_cmd(self) -> None:
         """Run what was asked for."""
         if self.version:
@@ -142,6 +148,8 @@ class Bitwatt(BaseSettings):
             sys.exit(_with_warnings(run_convert, self.convert))
         elif self.plan is not None:
             sys.exit(_with_warnings(run_plan, self.plan))
+        elif self.fleet is not None:
+            sys.exit(_with_warnings(run_fleet, self.fleet))
         else:
             sys.exit("bitwatt: a command is needed; see bitwatt --help")
 

@@ -16,6 +16,7 @@ from bitwatt.api.schemas import parameters
 from bitwatt.api.schemas.chat import ChatBody, Message
 from bitwatt.api.schemas.common import Body, GenerationBody, SamplingBody, StreamOptions
 from bitwatt.api.schemas.completions import CompletionBody
+from bitwatt.api.schemas.embeddings import EmbeddingBody
 from bitwatt.api.schemas.messages import MessagesBody
 from bitwatt.api.schemas.parameters import Parameter, Parameters
 from bitwatt.api.schemas.responses import ResponsesBody
@@ -124,7 +125,7 @@ def _default(model: type[Body], name: str) -> str:
     if default is None and name not in ("max_tokens", "logprobs"):
         default = _DEFAULTS.get(name)
     if default is None and field.annotation == bool | None:
-        default = False
+        default = "unless false" in (field.description or "")
     return "" if default in (None, "") else f"`{json.dumps(default)}`"
 
 
@@ -225,6 +226,8 @@ _TABLES: dict[str, Callable[[], str]] = {
     "parameters of anthropic tools": lambda: _parameters(parameters.MESSAGES_TOOL),
     "parameters of thinking": lambda: _parameters(parameters.THINKING),
     "parameters of output config": lambda: _parameters(parameters.OUTPUT_CONFIG),
+    "embeddings": lambda: _body(EmbeddingBody),
+    "parameters of embeddings": lambda: _parameters(parameters.EMBEDDINGS),
     "tokenize": lambda: _body(TokenizeBody),
     "detokenize": lambda: _body(DetokenizeBody),
     **{

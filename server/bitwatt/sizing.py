@@ -21,7 +21,7 @@ from bitwatt.knobs import Settings, Shown
 from bitwatt.quantities import read_count
 from bitwatt.settings import ServeSettings
 
-__all__ = ["PlanSettings", "run_plan"]
+__all__ = ["PlanSettings", "checked_lengths", "run_plan"]
 
 _INTERRUPTED = 130  # 128 and SIGINT's number, as shells have it
 _UTILIZATIONS = (0.3, 0.55, 0.8)  # of what a machine bears, at which --validate replays
@@ -31,7 +31,8 @@ _Share = Annotated[float, Shown("PERCENT")]
 _DEFAULTS = ServeSettings.model_fields
 
 
-def _checked_lengths(written: str) -> str:
+def checked_lengths(written: str) -> str:
+    """Return what describes a distribution of tokens; raises ValueError where it doesn't."""
     from bitwatt.simulation.traffic import read_lengths
 
     read_lengths(written)
@@ -61,11 +62,11 @@ class PlanSettings(Settings):
     requests_per_second: Annotated[float | None, Shown("RATE", "the log's, or else 10")] = Field(
         None, gt=0, le=1e7, description="Requests a second, over all machines"
     )
-    prompt_tokens: Annotated[str, BeforeValidator(_checked_lengths), Shown("LENGTHS")] = Field(
+    prompt_tokens: Annotated[str, BeforeValidator(checked_lengths), Shown("LENGTHS")] = Field(
         "64-256",
         description="Tokens of prompts: 128, 16-256 (uniform) or lognormal:MEDIAN:P95",
     )
-    answer_tokens: Annotated[str, BeforeValidator(_checked_lengths), Shown("LENGTHS")] = Field(
+    answer_tokens: Annotated[str, BeforeValidator(checked_lengths), Shown("LENGTHS")] = Field(
         "32-96", description="Tokens of answers, written alike"
     )
     log: Annotated[Path | None, Shown("FILE", "Poisson arrivals of these lengths")] = Field(

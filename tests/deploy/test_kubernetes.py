@@ -1,9 +1,11 @@
 """The Kubernetes manifests: rendered by kubectl, valid by its schemas, hardened, and consistent.
 
-The policies are the restricted Pod Security Standard's, and what linters of manifests ask for. No
-linter itself is in a package of Python, npm or Debian.
+The policies are the restricted Pod Security Standard's, and what linters of manifests ask for; one
+of them, checkov, has its own say.
 """
 
+import copy
+import json
 import re
 import subprocess
 import sys
@@ -123,6 +125,30 @@ def test_pods_keep_to_what_linters_ask_for(variant, backend):
     assert mounted == {volume["name"] for volume in spec["volumes"]}
     spread = spec["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"]
     assert spread["app.kubernetes.io/component"] == backend
+
+
+# Of the image, which is the operator's: by a digest or not, pulled or built on the node.
+ALLOWED_BY_CHECKOV = {"CKV_K8S_15", "CKV_K8S_43"}
+
+
+@pytest.mark.slow
+@pytest.mark.needs_program("checkov")
+def test_checkov_finds_nothing_but_what_is_said_of_the_image(tmp_path):
+    for variant in VARIANTS:
+        text = yaml.safe_dump_all(rendered(variant).values())
+        (tmp_path / f"{variant}.yaml").write_text(text)
+    worse = copy.deepcopy(deployment("cpu", "ternary"))
+    worse["spec"]["template"]["spec"]["containers"][0]["securityContext"]["privileged"] = True
+    (tmp_path / "worse.yaml").write_text(yaml.safe_dump(worse))
+    command = ["checkov", "--directory", tmp_path, "--framework", "kubernetes", "--output", "json"]
+    done = subprocess.run(
+        [*command, "--skip-download", "--quiet"], capture_output=True, text=True, cwd=tmp_path
+    )
+    found = {path.name: set() for path in tmp_path.iterdir()}
+    for check in json.loads(done.stdout)["results"]["failed_checks"]:
+        found[check["file_path"].lstrip("/")].add(check["check_id"])
+    assert found["cpu.yaml"] == found["gpu.yaml"] == ALLOWED_BY_CHECKOV
+    assert "CKV_K8S_16" in found["worse.yaml"], "a privileged container"
 
 
 @pytest.mark.parametrize(("variant", "backend"), deployments())
@@ -260,6 +286,10 @@ def test_each_inference_pool_selects_one_backends_pods():
             <= deployment("gpu", backend)["spec"]["template"]["metadata"]["labels"].items()
         ]
         assert [f"bitwatt-{backend}" for backend in selected] == [pool["metadata"]["name"]]
+    for backend in BACKENDS:
+        labels = deployment("gpu", backend)["spec"]["template"]["metadata"]["labels"]
+        assert labels["llm-d.ai/engine-type"] == "vllm"
+        assert labels["llm-d.ai/role"] == "both"
     [route] = of_kind("gpu", "HTTPRoute")
     for rule in route["spec"]["rules"]:
         [backend] = rule["backendRefs"]

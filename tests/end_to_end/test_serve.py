@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterable
+from operator import mul
 
 import httpx
 import openai
@@ -67,6 +69,27 @@ def test_sdk_gets_the_same_completion_plain_and_streamed(server: Server, model: 
     plain = client.completions.create(**settings)
     chunks = client.completions.create(**settings, stream=True)
     assert "".join(c.choices[0].text for c in chunks) == plain.choices[0].text
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sdk_gets_embeddings_of_length_1_that_know_what_is_alike(
+    server: Server, model: str
+) -> None:
+    client = make_client(server)
+    texts = ["What does textwrap.dedent do?", "What does textwrap.dedent do", "12 + 34 ="]
+    answer = client.embeddings.create(model=model, input=texts)
+    plain = client.embeddings.create(model=model, input=texts, encoding_format="float")
+    alone = [client.embeddings.create(model=model, input=text).data[0].embedding for text in texts]
+    vectors = [entry.embedding for entry in answer.data]
+    assert vectors == [entry.embedding for entry in plain.data]
+    for vector in vectors:
+        assert math.hypot(*vector) == pytest.approx(1, abs=1e-6)
+    if model == MODELS[0]:  # the twin's sums hang on the batch
+        assert vectors == alone
+    alike, other = (sum(map(mul, vectors[0], vectors[i])) for i in (1, 2))
+    assert alike > other
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
+    assert answer.usage.bitwatt  # joules, or why there are none
 
 
 @pytest.mark.needs_program("curl")

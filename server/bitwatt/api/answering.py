@@ -21,12 +21,12 @@ from bitwatt.api.dependencies import (
     ShadowOf,
     WantsEnergy,
     name_ignored_fields,
+    refuse_priority,
 )
 from bitwatt.api.energy_forms import EnergyForms
 from bitwatt.api.json_route import json_response
 from bitwatt.api.schemas.common import SamplingBody, StreamOptions
 from bitwatt.api.sse import DONE, EventStream, error_event, event, padded_event
-from bitwatt.errors import InvalidRequestError
 from bitwatt.serving.choice import Delta
 from bitwatt.serving.generation import Generation
 from bitwatt.serving.request import GenerationRequest
@@ -124,12 +124,7 @@ class _Answering:
 
         Raises  InvalidRequestError, EngineError, ClientDisconnectedError, RequestTimeoutError
         """
-        if body.priority and not self.settings.allow_priority:
-            raise InvalidRequestError(
-                f"priority is {body.priority}; it is not taken from callers here "
-                "(--allow-priority)",
-                param="priority",
-            )
+        refuse_priority(body.priority, self.settings)
         headers = name_ignored_fields(self.request, body)
         timeout_s = self.settings.request_timeout
         model = self.models.find(body.model)
@@ -149,7 +144,7 @@ class _Answering:
                 whole = writer.whole(choices)
                 if not self.wants_energy:
                     return json_response(whole, headers=headers)
-                forms = EnergyForms(generation, self.settings.prices)
+                forms = EnergyForms(generation.usage.bitwatt, self.settings.prices)
                 return json_response(forms.within(whole), headers=headers | forms.headers())
         return EventStream(
             self._events(generation, writer),
@@ -177,7 +172,7 @@ class _Answering:
         ending = writer.ending()
         if not self.wants_energy:
             return ending
-        comments = EnergyForms(generation, self.settings.prices).comments()
+        comments = EnergyForms(generation.usage.bitwatt, self.settings.prices).comments()
         done = DONE if ending.endswith(DONE) else b""
         return ending.removesuffix(DONE) + comments + done
 

@@ -29,6 +29,7 @@ from bitwatt.api.openapi import describe_api
 from bitwatt.api.routes import (
     chat,
     completions,
+    embeddings,
     messages,
     models,
     probes,
@@ -129,7 +130,7 @@ def create_app(
     app.state.kept_items = KeptItems(settings.kept_items_bytes)
     app.state.twin = remote
     install_error_handlers(app)
-    answering = (completions, chat, responses, messages)
+    answering = (completions, chat, responses, messages, embeddings)
     for resource in (models, *answering, tokenize, probes, state, twin, page):
         app.include_router(resource.router)
     app.openapi = cache(  # type: ignore[method-assign]

@@ -37,6 +37,7 @@ __all__ = [
     "TwinOf",
     "WantsEnergy",
     "name_ignored_fields",
+    "refuse_priority",
 ]
 
 IGNORED_FIELDS_HEADER = "X-Bitwatt-Ignored-Fields"
@@ -126,6 +127,15 @@ def _charge(request: Request) -> Charge:
 
 ChargeOf = Annotated[Charge, Depends(_charge)]
 """Has the caller's key pay for what a generation uses while the block runs."""
+
+
+def refuse_priority(priority: int | None, settings: ServeSettings) -> None:
+    """Raise InvalidRequestError where a caller gives one and the settings don't let it."""
+    if priority and not settings.allow_priority:
+        raise InvalidRequestError(
+            f"priority is {priority}; it is not taken from callers here (--allow-priority)",
+            param="priority",
+        )
 
 
 def name_ignored_fields(request: Request, body: Body) -> dict[str, str]:

@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from bitwatt.serving.generation import Generation
+from bitwatt.telemetry.energy.ledger import RequestEnergy
 from bitwatt.telemetry.prices import Prices
 from bitwatt.telemetry.request_metrics import head_arrived_s
 
@@ -60,10 +60,10 @@ class RequestCost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnergyForms:
-    """The forms of one generation that has ended."""
+    """The forms of what the request in hand took, which has ended."""
 
-    def __init__(self, generation: Generation, prices: Prices) -> None:
-        self.energy = _energy_of(generation)
+    def __init__(self, told: RequestEnergy, prices: Prices) -> None:
+        self.energy = _energy_of(told)
         self.cost = _cost_of(self.energy, prices)
 
     def headers(self) -> dict[str, str]:
@@ -88,8 +88,7 @@ class EnergyForms:
         return b": energy " + encode(self.energy) + b"\n: cost " + encode(self.cost) + b"\n"
 
 
-def _energy_of(generation: Generation) -> RequestEnergyForm:
-    told = generation.usage.bitwatt
+def _energy_of(told: RequestEnergy) -> RequestEnergyForm:
     began_s = head_arrived_s.get()
     duration_s = None if began_s is None else time.perf_counter() - began_s
     joules = told.energy_joules

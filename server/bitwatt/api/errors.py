@@ -263,7 +263,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
                 message += "; there is one without the slash at its end"
             elif request.method == "POST":
                 message += (
-                    "; models answer at /v1/chat/completions, /v1/responses, /v1/messages and "
+                    "; models answer at /v1/chat/completions, /v1/responses, /v1/messages, "
                     "/v1/completions"
                 )
         case 405:

@@ -13,6 +13,7 @@ from bitwatt.api.openapi_examples import ANSWER_EXAMPLES, error_example
 from bitwatt.api.routes.models import ModelCard, ModelList
 from bitwatt.api.schemas.chat_events import ChatChunk, ChatCompletion
 from bitwatt.api.schemas.completions import Completion
+from bitwatt.api.schemas.embeddings import EmbeddingList
 from bitwatt.api.schemas.message_events import AnthropicMessage, MessageEvent, TokensCount
 from bitwatt.api.schemas.response_events import AnyResponseEvent, ResponseObject
 from bitwatt.api.schemas.tokenize import Detokenized, Tokenized
@@ -30,8 +31,10 @@ _ANSWERS: Mapping[str, Any] = {
     "/v1/responses": ResponseObject,
     "/v1/messages": AnthropicMessage,
     "/v1/messages/count_tokens": TokensCount,
+    "/v1/embeddings": EmbeddingList,
     "/tokenize": Tokenized,
     "/detokenize": Detokenized,
+    "/tokenizer_info": dict[str, Any],
     "/bitwatt/v1/comparison": ComparisonState,
     "/health": dict[str, str | dict[str, str]],
     "/ready": dict[str, str | dict[str, str]],
@@ -43,6 +46,8 @@ _EVENTS: Mapping[str, tuple[Any, ...]] = {
     "/v1/responses": get_args(AnyResponseEvent),
     "/v1/messages": get_args(MessageEvent),
 }
+_NAMING_MODELS = ("/v1/models/{name}", "/tokenizer_info")
+_WITH_PRIORITY = ("ChatBody", "CompletionBody", "EmbeddingBody", "MessagesBody", "ResponsesBody")
 _PROBES = ("/health", "/ready")
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
@@ -88,7 +93,7 @@ def describe_api(
         described["schemas"].pop(unsent, None)
     _name_models(document, models)
     if not allow_priority:
-        for body in ("ChatBody", "CompletionBody", "ResponsesBody", "MessagesBody"):
+        for body in _WITH_PRIORITY:
             described["schemas"][body]["properties"]["priority"]["anyOf"][0] = {"const": 0}
     described["schemas"] |= components
     described["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -99,10 +104,12 @@ def _name_models(document: _Json, models: Sequence[str]) -> None:
     """Say which models there are, wherever one is to be named."""
     for body in document["components"]["schemas"].values():
         if "model" in body["properties"]:
-            body["properties"]["model"]["enum"] = list(models)
+            is_required = "model" in body.get("required", ())
+            body["properties"]["model"]["enum"] = models if is_required else [*models, None]
             body["example"] = body["example"] | {"model": models[0]}
-    [name] = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
-    name["schema"]["enum"] = list(models)
+    for path in _NAMING_MODELS:
+        [name] = document["paths"][path]["get"]["parameters"]
+        name["schema"] = {"type": "string", "enum": models}
 
 
 def _responses(path: str, method: str, schema_of: Mapping[str, _Json], model: str) -> _Json:
@@ -126,7 +133,7 @@ def _responses(path: str, method: str, schema_of: Mapping[str, _Json], model: st
     for status, meaning in _ERRORS.items():
         if status in _OF_BODIES and method != "post":
             continue
-        if status in _OF_MODELS and method != "post" and "{name}" not in path:
+        if status in _OF_MODELS and method != "post" and path not in _NAMING_MODELS:
             continue
         body = json(error_body, error_example(status, path))
         if status == 503 and is_anthropic(path):

@@ -19,7 +19,7 @@ from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
 from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError, shorten
 from bitwatt.model.config import Dtype
-from bitwatt.model.fake_runner import FakeRunner
+from bitwatt.model.fake_runner import FAKE_HIDDEN_SIZE, FakeRunner
 from bitwatt.model.gpu_memory import kv_cache_budget, working_bytes
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
@@ -126,6 +126,7 @@ def _build_fake(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         block_size=BLOCK_SIZE,
         max_num_seqs=config.max_num_seqs,
         memory=no_memory,
+        hidden_size=FAKE_HIDDEN_SIZE,
         notices=["the fake backend draws meaningless tokens"],
     )
     return EngineCore(scheduler, FakeRunner(vocab_size)), info
@@ -272,6 +273,7 @@ def _describe(
         num_linear_parameters=model.config.num_linear_parameters,
         num_layers=model.config.num_layers,
         attention_width=model.config.num_heads * model.config.head_dim,
+        hidden_size=model.config.hidden_size,
         notices=notices,
         fallback=fallback,
         load_s=load_s,

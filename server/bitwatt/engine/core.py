@@ -13,6 +13,8 @@ from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from bitwatt.constraints.grammars import Grammar, Grammars
 from bitwatt.engine.messages import (
     EngineStats,
@@ -33,6 +35,7 @@ MAX_FAILED_STEPS = 3
 _COMPILE_WAIT_S = 0.005  # of a step with nothing to do but wait for a grammar
 
 _NOT_FINITE = "the logits of its prompt are not finite, so it has no log-probabilities"
+_NO_EMBEDDING = "the hidden state of its last token is not finite, so it has no embedding"
 
 logger = logging.getLogger(__name__)
 
@@ -318,6 +321,8 @@ class EngineCore:
 
     def _outputs(self, plan: Plan, result: StepResult, now: float) -> list[TokenOutput]:
         outputs = self._take_scores(plan, result) if plan.scored else []
+        if plan.embedded:
+            outputs += self._take_embeddings(plan, result)
         for committed in self._scheduler.commit(plan, result.tokens):
             request, tokens, reason = committed.request, committed.tokens, committed.finish_reason
             end = committed.first_draw + len(tokens)
@@ -362,6 +367,23 @@ class EngineCore:
                 self._count_prompt(request)
                 self._scheduler.abort(request.request_id, FinishReason.LENGTH)
                 outputs.append(self._output(request, [], [], FinishReason.LENGTH))
+        return outputs
+
+    def _take_embeddings(self, plan: Plan, result: StepResult) -> list[TokenOutput]:
+        """Return the last outputs of the requests that the step embeds."""
+        outputs = []
+        for chunk, embedding in zip(plan.embedded, result.embeddings, strict=True):
+            request = chunk.request
+            if request.finish_reason is not None:
+                continue  # it ended while the step ran
+            if embedding is None:
+                self._scheduler.fail(request)
+                outputs.append(self._output(request, [], [], FinishReason.ERROR, _NO_EMBEDDING))
+                continue
+            self._count_prompt(request)
+            self._scheduler.abort(request.request_id, FinishReason.LENGTH)
+            output = self._output(request, [], [], FinishReason.LENGTH)
+            outputs.append(replace(output, embedding=embedding))
         return outputs
 
     def _count_prompt(self, request: Request) -> None:

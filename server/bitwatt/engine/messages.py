@@ -199,6 +199,8 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     logprobs  as many as token_ids where they were asked for, else empty
     prompt_logprobs  with the first output where they were asked for: of all the prompt's tokens but
               the first; None for a prompt of one token
+    embedding  with the last output where it was asked for: hidden_size float32 of length 1, in the
+              machine's own byte order
     error     with FinishReason.ERROR: what happened, fit for the caller
     num_cached_tokens  prompt tokens taken from the prefix cache
     num_preemptions    with the first token and with the last output: how often the request was put
@@ -212,6 +214,7 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     token_ids: list[int]
     logprobs: list[TokenLogprobs] = []
     prompt_logprobs: PromptLogprobs | None = None
+    embedding: bytes | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
     num_cached_tokens: int = 0
@@ -320,6 +323,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device_uuid    the GPU's, as NVML has it without "GPU-"; None on a CPU
     num_linear_parameters, num_layers, attention_width  as telemetry.energy.arithmetic has them; 0
                    for the fake backend
+    hidden_size    numbers of an embedding
     notices        what an operator should act on, such as a backend that was passed over
     fallback       where a slower backend runs than could: which, and what to do; else None
     load_s         seconds that building the engine took
@@ -343,6 +347,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_linear_parameters: int = 0
     num_layers: int = 0
     attention_width: int = 0
+    hidden_size: int = 0
     notices: list[str] = []
     fallback: str | None = None
     load_s: float = 0.0

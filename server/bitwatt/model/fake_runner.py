@@ -10,7 +10,9 @@ from bitwatt.model.runner_protocol import PromptLogprobs, StepResult, TokenLogpr
 from bitwatt.scheduling.request import Request
 from bitwatt.scheduling.scheduler import Plan, ScoredSpan
 
-__all__ = ["FakeRunner", "fake_token"]
+__all__ = ["FAKE_HIDDEN_SIZE", "FakeRunner", "fake_token"]
+
+FAKE_HIDDEN_SIZE = 8
 
 
 def fake_token(prompt_token_ids: list[int], seed: int, position: int, vocab_size: int) -> int:
@@ -26,6 +28,13 @@ def _token(key: str, position: int, vocab_size: int) -> int:
     return zlib.crc32(f"{key},{position}".encode()) % vocab_size
 
 
+def _direction(prompt_token_ids: list[int]) -> bytes:
+    key = _key(prompt_token_ids, 0)
+    values = [_token(key, i, 2001) - 1000.5 for i in range(FAKE_HIDDEN_SIZE)]
+    length = math.hypot(*values)
+    return array("f", [value / length for value in values]).tobytes()
+
+
 @dataclass(frozen=True, slots=True)
 class _Handle:
     result: StepResult
@@ -38,6 +47,8 @@ class FakeRunner:
     """Draws fake_token for every sampling chunk, and behind drafts. All tokens are equally likely.
 
     By a grammar it draws the token on which the same number falls among those allowed.
+
+    An embedding is a direction that hangs on the prompt alone.
 
     num_computed_tokens counts what a model would have computed.
     """
@@ -72,7 +83,8 @@ class FakeRunner:
                 k = request.sampling.logprobs
                 logprobs.append(None if k is None else (self._value, self._top(k)))
         scores = [self._score(span) for span in plan.scored]
-        return _Handle(StepResult(tokens, logprobs, failures, scores))
+        embeddings = [_direction(chunk.request.prompt_token_ids) for chunk in plan.embedded]
+        return _Handle(StepResult(tokens, logprobs, failures, scores, embeddings))
 
     def close(self) -> None:
         self._keys.clear()

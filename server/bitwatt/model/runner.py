@@ -15,6 +15,7 @@ from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from torch import Tensor
 
 from bitwatt.constraints.masks import Constraint, MaskThread, Trial
+from bitwatt.model.embedding import embed, packed_embeddings
 from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
@@ -63,6 +64,7 @@ class _Step:
     drafts: dict[int, Sequence[int]]  # of those chunks that have some, by the same index
     penalized: list[_Penalized]
     scored: Sequence[ScoredRows]
+    embedded: Sequence[int]  # rows of the step's hidden states
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +275,7 @@ class ModelRunner:
                 if chunk.is_admission and chunk.request.sampling.has_penalties
             ],
             self._stage_scores(plan) if plan.scored else (),
+            self._stage_embedded(plan) if plan.embedded else (),
         )
 
     def _constrain(self, request: Request, row: int) -> None:
@@ -297,6 +300,11 @@ class ModelRunner:
             )
             for span in plan.scored
         ]
+
+    def _stage_embedded(self, plan: Plan) -> list[int]:
+        starts = self._host_steps[0].fields.query_starts.tolist()
+        ends = dict(zip(plan.chunks, starts[1:], strict=False))
+        return [ends[chunk] - 1 for chunk in plan.embedded]
 
     @torch.inference_mode()
     def _execute(
@@ -324,12 +332,15 @@ class ModelRunner:
         trials = self._try_drafts(step)
         logit_tokens = fields.logit_tokens[:num_drawn]
         scores: list[Scores] = []
-        if step.scored:
+        embedded: Tensor | None = None
+        if step.scored or step.embedded:
             h = self._model.hidden_states(
                 token_ids, layout, self._kv_cache, before_layers=before_layers
             )
             logits = self._model.logits(h, logit_tokens)
             scores = score(self._model, h, step.scored)
+            if step.embedded:
+                embedded = self._fetch(embed(self._model, h, step.embedded))
         elif self._graphs is not None and num_drawn == t == num_seqs:
             logits = self._graphs.forward(num_seqs, layout.block_tables)
         else:
@@ -338,7 +349,7 @@ class ModelRunner:
             )
         scores = [self._fetch_scores(some) for some in scores]
         if not num_drawn:
-            return lambda: _with_scores(StepResult([], []), scores)
+            return lambda: _with_what_was_read(StepResult([], []), scores, embedded)
         masks = self._masks_of(step, trials) if step.constrained else None
         sampled = self._sampler.sample(logits, step.sampling_rows, masks)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
@@ -347,7 +358,7 @@ class ModelRunner:
         sampled = self._fetch_sampled(sampled)
         if step.constrained:
             self._take_drawn(step, sampled.tokens)
-        return lambda: _with_scores(_collect(sampled, step.sampling_rows), scores)
+        return lambda: _with_what_was_read(_collect(sampled, step.sampling_rows), scores, embedded)
 
     def _fields_of(self, step: _Step) -> StepFields:
         """Return the step's numbers where the device reads them."""
@@ -473,10 +484,17 @@ def warm_up_sizes(max_num_batched_tokens: int) -> list[int]:
     return [size for size in sizes if size < max_num_batched_tokens] + [max_num_batched_tokens]
 
 
-def _with_scores(result: StepResult, scores: Sequence[Scores]) -> StepResult:
-    if not scores:
+def _with_what_was_read(
+    result: StepResult, scores: Sequence[Scores], embedded: Tensor | None
+) -> StepResult:
+    """Return the result with what the step read of prompts."""
+    if not scores and embedded is None:
         return result
-    return replace(result, prompt_logprobs=[span for some in scores for span in some.collect()])
+    return replace(
+        result,
+        prompt_logprobs=[span for some in scores for span in some.collect()],
+        embeddings=[] if embedded is None else packed_embeddings(embedded),
+    )
 
 
 def _collect(sampled: Sampled, rows: Sequence[SamplingRow]) -> StepResult:

@@ -81,12 +81,15 @@ class StepResult:
     logprobs  None where not asked for
     failures  of each None among the tokens, by its index: why, fit for the caller
     prompt_logprobs  one entry a span of the plan's; None where they aren't finite
+    embeddings  one a chunk that the plan embeds: hidden_size float32 of length 1, in the machine's
+                own byte order; None where they aren't finite
     """
 
     tokens: Sequence[int | None]
     logprobs: list[TokenLogprobsRow | None]
     failures: dict[int, str] = field(default_factory=dict)
     prompt_logprobs: Sequence[PromptLogprobs | None] = ()
+    embeddings: Sequence[bytes | None] = ()
 
 
 class StepResultHandle(Protocol):

@@ -108,8 +108,12 @@ class Transformer:
         if not len(x):
             shape = (0, self.config.vocab_size)
             return hidden_states.new_empty(shape, dtype=torch.float32)
-        x = self.backend.rms_norm(x, self._norm, self.config.rms_norm_eps)
-        return self.backend.head(x, self._head)
+        return self.backend.head(self.normed(x), self._head)
+
+    @torch.inference_mode()
+    def normed(self, hidden_states: Tensor) -> Tensor:
+        """Return the rows behind the final norm, as the head reads them."""
+        return self.backend.rms_norm(hidden_states, self._norm, self.config.rms_norm_eps)
 
     def memory(self) -> ModelMemory:
         """Return what the weights take."""

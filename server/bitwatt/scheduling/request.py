@@ -27,9 +27,11 @@ class ResolvedSampling:
     temperature          0 is greedy
     top_k                0 keeps every token
     seed                 with the token's position, keys the generator: same seed, same tokens
-    max_tokens           0 scores the prompt, and draws nothing
+    max_tokens           0 scores or embeds the prompt, and draws nothing
     logprobs             how many top log-probabilities to return a token; None returns none
     prompt_logprobs      the same of the prompt's tokens
+    embeds               whether the hidden state of the prompt's last token is wanted, and nothing
+                         else
     stop_token_ids       end the request and are part of no text; the model's own included
     min_tokens           before so many tokens no stop token is drawn
     grammar              what the answer must be, as constraints.compiling writes it; None for
@@ -47,6 +49,7 @@ class ResolvedSampling:
     logit_bias: dict[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    embeds: bool = False
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
@@ -67,6 +70,8 @@ class Request:
 
     tokens        prompt, then every token sampled and committed
     max_len       tokens of the request when it has all it may have
+    num_needed    tokens of those that must be computed: all but the last, of which nothing follows;
+                  of a prompt that is embedded all
     num_planned   tokens whose keys and values are computed once all planned steps have run
     num_pending   tokens that planned steps will sample and that are not committed yet; of a step
                   that verifies drafts, the one it samples in any case
@@ -77,8 +82,10 @@ class Request:
     prefixes      identities of the prefixes that end with each full block, from the prefix cache
     num_cached_tokens  prompt tokens found in the prefix cache when it was first admitted
     num_preemptions  how often it was put back to wait
-    num_scored    tokens of the prompt from whose logits nothing is wanted any more: planned steps
-                  score what follows each; of a request without prompt_logprobs, all but the last
+    num_scored    tokens of the prompt from whose hidden states nothing is wanted any more: planned
+                  steps score what follows each, or embed by the last; of a request without
+                  prompt_logprobs, all but the last
+    num_to_score  what num_scored becomes
     grammar       sampling.grammar, compiled
     drafter       guesses its next tokens, where the scheduler speculates
     """
@@ -91,6 +98,7 @@ class Request:
     grammar: Grammar | None = None
     tokens: list[int] = field(init=False)
     max_len: int = field(init=False)
+    num_needed: int = field(init=False)
     num_planned: int = 0
     num_pending: int = 0
     num_drafted: int = 0
@@ -101,6 +109,7 @@ class Request:
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
     num_scored: int = field(init=False)
+    num_to_score: int = field(init=False)
     finish_reason: FinishReason | None = None
     drafter: Drafter | None = None
 
@@ -110,10 +119,13 @@ class Request:
 
     @property
     def is_scored(self) -> bool:
-        """Whether nothing is wanted of the prompt's logits any more but its next token."""
-        return self.num_scored == len(self.prompt_token_ids) - 1
+        """Whether nothing is wanted of the prompt any more but its next token."""
+        return self.num_scored == self.num_to_score
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt_token_ids)
         self.max_len = len(self.tokens) + self.sampling.max_tokens
+        embeds = self.sampling.embeds
+        self.num_needed = self.max_len - 1 + embeds
+        self.num_to_score = len(self.tokens) - 1 + embeds
         self.num_scored = len(self.tokens) - 1 if self.sampling.prompt_logprobs is None else 0

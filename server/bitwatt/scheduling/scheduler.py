@@ -24,6 +24,9 @@ take what rows and blocks are left, and drive nobody out.
 A request may want the log-probabilities of its prompt: what each token's logits say of the next.
 A block from the prefix cache has keys and values and no logits, so such a request shares none but
 those that it has scored before it was preempted.
+
+A request may want its prompt *embedded*: the hidden state of its last token. That one is computed
+in any case, so that such a request shares blocks as others do. It draws nothing.
 """
 
 import heapq
@@ -129,19 +132,21 @@ class ScoredSpan:
     @property
     def is_end(self) -> bool:
         """Whether the request wants nothing else."""
-        return self.end == self.request.max_len - 1
+        return self.end == self.request.num_needed
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one step computes.
 
-    scored  in the order of their chunks
+    scored    in the order of their chunks
+    embedded  the chunks that end with the last token of a prompt that is embedded, in their order
     """
 
     chunks: list[Chunk]
     num_tokens: int
     scored: Sequence[ScoredSpan] = ()
+    embedded: Sequence[Chunk] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -226,13 +231,16 @@ class Scheduler:
         """
         assert request.prompt_token_ids, "a prompt has at least one token"
         assert request.sampling.max_tokens > 0 or not request.is_scored, "it asks for something"
+        if request.sampling.embeds:
+            assert request.sampling.max_tokens == 0
+            assert request.sampling.prompt_logprobs is None
         if request.max_len > self.max_model_len:
             raise RequestTooLongError(
                 f"prompt has {len(request.prompt_token_ids)} tokens and max_tokens is "
                 f"{request.sampling.max_tokens}; together they may be {self.max_model_len} "
                 "(--max-model-len)"
             )
-        num_blocks = self._num_blocks_for(request.max_len - 1)
+        num_blocks = self._num_blocks_for(request.num_needed)
         if num_blocks > self.blocks.num_blocks:
             raise RequestTooLongError(
                 f"the request needs {num_blocks} KV-cache blocks; there are "
@@ -267,7 +275,7 @@ class Scheduler:
         while i < len(running) and budget:
             request = running[i]
             num_tokens = len(request.tokens) + request.num_pending - request.num_planned
-            if num_tokens == 0 or request.num_planned == request.max_len - 1:
+            if num_tokens == 0 or request.num_planned == request.num_needed:
                 # All it needs is planned. Its last token ends it: no step computes that one.
                 i += 1
                 continue
@@ -287,7 +295,7 @@ class Scheduler:
             if num_tokens > 1:
                 # A long prompt leaves each request behind it a token, so that none stalls for it.
                 left = len(running) - i - 1 + self._left_to_waiting(request)
-                num_needed = request.max_len - 1 - request.num_planned
+                num_needed = request.num_needed - request.num_planned
                 num_tokens = min(num_tokens, num_needed, max(1, budget - left))
             end = request.num_planned + num_tokens
             while end > len(request.blocks) * size and not self._grow(request, end):
@@ -306,8 +314,10 @@ class Scheduler:
                 break
             chunks.append(chunk)
             budget -= chunk.num_tokens
-        scored = self._plan_scores(chunks) if self._unscored else ()
-        return Plan(chunks, self.max_num_batched_tokens - budget, scored)
+        num_planned = self.max_num_batched_tokens - budget
+        if not self._unscored:
+            return Plan(chunks, num_planned)
+        return Plan(chunks, num_planned, *self._plan_scores(chunks))
 
     def commit(self, plan: Plan, tokens: Sequence[int | None]) -> list[Committed]:
         """Take the tokens a step sampled, as many a chunk as it draws, in the plan's order.
@@ -360,9 +370,9 @@ class Scheduler:
                 chunk.request.num_pending -= chunk.samples
                 chunk.request.num_drafted = 0
             for span in plan.scored if plan is not None else ():
-                if span.request.finish_reason is None:
-                    span.request.num_scored = min(span.request.num_scored, span.start)
-                    self._unscored.add(span.request)
+                self._unscore(span.request, span.start)
+            for chunk in plan.embedded if plan is not None else ():
+                self._unscore(chunk.request, len(chunk.request.prompt_token_ids) - 1)
         ended = [c.request for c in failed.chunks if c.request.finish_reason is None]
         for request in ended:
             self._finish(request, FinishReason.ERROR)
@@ -431,7 +441,7 @@ class Scheduler:
         start = request.num_planned
         end = request.num_planned = start + num_tokens
         num_known = len(request.tokens)
-        samples = end == num_known + request.num_pending
+        samples = end == num_known + request.num_pending and end < request.max_len
         if samples:
             request.num_pending += 1
             request.num_drafted = len(drafts)
@@ -455,20 +465,31 @@ class Scheduler:
             drafts,
         )
 
-    def _plan_scores(self, chunks: Sequence[Chunk]) -> list[ScoredSpan]:
+    def _plan_scores(self, chunks: Sequence[Chunk]) -> tuple[list[ScoredSpan], list[Chunk]]:
+        """Return what the chunks score, and those whose last token's hidden state is wanted."""
         spans: list[ScoredSpan] = []
+        embedded: list[Chunk] = []
         for chunk in chunks:
             request = chunk.request
             if request not in self._unscored:
                 continue
             # What it computes again after a preemption has been scored.
-            end = min(chunk.start + chunk.num_tokens, len(request.prompt_token_ids) - 1)
+            end = min(chunk.start + chunk.num_tokens, request.num_to_score)
             if request.num_scored < end:
-                spans.append(ScoredSpan(chunk, request.num_scored, end))
+                if request.sampling.embeds:
+                    embedded.append(chunk)
+                else:
+                    spans.append(ScoredSpan(chunk, request.num_scored, end))
                 request.num_scored = end
                 if request.is_scored:
                     self._unscored.discard(request)
-        return spans
+        return spans, embedded
+
+    def _unscore(self, request: Request, num_scored: int) -> None:
+        """Take back what a step that failed was to score behind so many tokens."""
+        if request.finish_reason is None:
+            request.num_scored = min(request.num_scored, num_scored)
+            self._unscored.add(request)
 
     def _offer_full_blocks(self, request: Request) -> None:
         if not self.blocks.prefix_caching:
@@ -534,13 +555,13 @@ class Scheduler:
         return self._admit(short, budget)
 
     def _admit(self, request: Request, budget: int) -> Chunk | None:
-        if request.num_pending or request.num_scored == request.max_len - 1:
+        if request.num_pending or request.num_scored == request.num_needed:
             return None  # preempted while a step runs: its next token, or its end, is not known yet
         shared, prefixes = self.blocks.match(request.tokens, request.cache_salt)
         if not request.is_scored:
             num_scored_blocks = request.num_scored // self._block_size
             shared, prefixes = shared[:num_scored_blocks], prefixes[:num_scored_blocks]
-        num_tokens = min(len(request.tokens), request.max_len - 1)
+        num_tokens = min(len(request.tokens), request.num_needed)
         needed = self._num_blocks_for(num_tokens) - len(shared)
         if needed > self.blocks.num_free - sum(map(self.blocks.is_free, shared)):
             return None
@@ -563,7 +584,7 @@ class Scheduler:
         if request.num_cached_tokens is not None:
             return  # it was preempted: its prompt has been counted
         request.num_cached_tokens = request.num_planned
-        if self.blocks.prefix_caching and request.is_scored:
+        if self.blocks.prefix_caching and (request.is_scored or request.sampling.embeds):
             self.counters.num_prefix_cache_queries += len(request.prompt_token_ids)
             self.counters.num_prefix_cache_hits += request.num_planned
 

@@ -7,14 +7,18 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
-from msgspec.structs import asdict
 
 from bitwatt.engine.messages import PromptLogprobs, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
 from bitwatt.serving.answers import AnswerPlan
 from bitwatt.serving.choice import ChoiceReader, Delta
 from bitwatt.serving.models import ServedModel
-from bitwatt.serving.usage import CompletionTokensDetails, FallbackUsage, PromptTokensDetails, Usage
+from bitwatt.serving.usage import (
+    CompletionTokensDetails,
+    PromptTokensDetails,
+    Usage,
+    told_energy,
+)
 from bitwatt.telemetry import declarations as declared
 from bitwatt.telemetry.energy.ledger import RequestEnergy, total_energy
 from bitwatt.telemetry.request_metrics import RequestMetrics
@@ -45,6 +49,7 @@ class Generation:
     _cached_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
     _num_tokens: dict[int, list[int]] = field(default_factory=dict)  # of ended choices, by prompt
     _prompt_logprobs: dict[int, PromptLogprobs | None] = field(default_factory=dict)  # by prompt
+    _embeddings: dict[int, bytes] = field(default_factory=dict)  # by choice
     _are_scored: dict[int, asyncio.Event] = field(  # by prompt
         default_factory=lambda: defaultdict(asyncio.Event)
     )
@@ -108,6 +113,10 @@ class Generation:
         """Return those of a choice's prompt; None where it is one token, or they aren't wanted."""
         return self._prompt_logprobs.get(index // self.num_choices)
 
+    def embedding(self, index: int) -> bytes | None:
+        """Return that of a choice's prompt, as TokenOutput has it; None where it isn't wanted."""
+        return self._embeddings.get(index)
+
     @property
     def usage(self) -> Usage:
         """The tokens used so far. A prompt counts once, however many choices it has."""
@@ -149,9 +158,7 @@ class Generation:
 
     def _told(self, energy: RequestEnergy) -> RequestEnergy:
         info = self.model.engine.info
-        if info is None or info.fallback is None:
-            return energy
-        return FallbackUsage(**asdict(energy), fallback=info.fallback)
+        return told_energy(energy, None if info is None else info.fallback)
 
     async def _stream_together(self, choices: Sequence[Deltas]) -> Deltas:
         """Yield what the choices bring, once all of them have their place: none begins before."""
@@ -183,6 +190,8 @@ class Generation:
                         cached[prompt] = max(cached.get(prompt, 0), output.num_cached_tokens)
                         if self.wants_prompt_logprobs and output.error is None:
                             await self._scores_of(index, output)
+                    if output.embedding is not None:
+                        self._embeddings[index] = output.embedding
                     delta = read(output)
                     if delta is None:
                         continue

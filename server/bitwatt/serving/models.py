@@ -125,8 +125,13 @@ class Catalog:
     def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self.by_name = dict(models)
 
-    def find(self, name: str) -> ServedModel:
-        """Return the model; raises InvalidRequestError with model_not_found."""
+    def find(self, name: str | None) -> ServedModel:
+        """Return the model, by None the first.
+
+        Raises  InvalidRequestError with model_not_found
+        """
+        if name is None:
+            return next(iter(self.by_name.values()))
         try:
             return self.by_name[name]
         except KeyError:

@@ -8,7 +8,7 @@ from bitwatt.errors import InvalidRequestError
 from bitwatt.scheduling.request import ResolvedSampling
 from bitwatt.serving.sampling_params import MAX_PROMPT_LOGPROBS_IN_ALL, SamplingParams
 
-__all__ = ["plan_choices", "seed_of"]
+__all__ = ["plan_choices", "plan_embeddings", "seed_of"]
 
 _SEED_BITS = 63
 _LOWEST_TEMPERATURE = 1e-5  # dividing by less takes logits beyond float32
@@ -75,6 +75,37 @@ def plan_choices(
     return submits
 
 
+def plan_embeddings(
+    info: EngineInfo,
+    prompts: Sequence[list[int]],
+    *,
+    request_id: str,
+    cache_salt: str = "",
+    priority: int = 0,
+    prompt_param: str = "input",
+) -> list[Submit]:
+    """Return one Submit a prompt, which embeds it.
+
+    request_id    begins each prompt's own
+    prompt_param  the field that errors name
+
+    Raises  InvalidRequestError
+    """
+    for index, prompt in enumerate(prompts):
+        param = prompt_param if len(prompts) == 1 else f"{prompt_param}[{index}]"
+        _check_prompt(prompt, info, 0, param, param)
+    return [
+        Submit(
+            request_id=f"{request_id}-{index}",
+            prompt_token_ids=prompt,
+            sampling=ResolvedSampling(max_tokens=0, embeds=True),
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
 def _resolve(
     params: SamplingParams,
     info: EngineInfo,
@@ -114,6 +145,12 @@ def _check_prompt(
         raise InvalidRequestError(
             f"prompt has {len(prompt)} tokens; the limit is {limit}, with at least one to "
             "generate (--max-model-len)",
+            param=param,
+            code="context_length_exceeded",
+        )
+    if max_tokens == 0 and len(prompt) > limit:
+        raise InvalidRequestError(
+            f"prompt has {len(prompt)} tokens; the limit is {limit} (--max-model-len)",
             param=param,
             code="context_length_exceeded",
         )

@@ -2,10 +2,18 @@
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import asdict
 
 from bitwatt.telemetry.energy.ledger import RequestEnergy
 
-__all__ = ["CompletionTokensDetails", "FallbackUsage", "PromptTokensDetails", "Usage"]
+__all__ = [
+    "CompletionTokensDetails",
+    "EmbeddingUsage",
+    "FallbackUsage",
+    "PromptTokensDetails",
+    "Usage",
+    "told_energy",
+]
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -38,3 +46,17 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
     bitwatt: RequestEnergy
+
+
+class EmbeddingUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What embeddings cost, in tokens; `bitwatt` is an extension."""
+
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    bitwatt: RequestEnergy
+
+
+def told_energy(energy: RequestEnergy, fallback: str | None) -> RequestEnergy:
+    """Return the energy as usage has it: with the fallback, where a slower backend runs."""
+    return energy if fallback is None else FallbackUsage(**asdict(energy), fallback=fallback)

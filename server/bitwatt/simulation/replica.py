@@ -38,6 +38,7 @@ class Served:
 
     ended_s       None while it runs, and of one that a replica lost
     error         why it was refused or lost
+    is_impossible  whether it was refused, as no replica of this kind could ever run it
     """
 
     arrival: Arrival
@@ -46,6 +47,7 @@ class Served:
     num_tokens: int = 0
     num_cached_tokens: int = 0
     error: str | None = None
+    is_impossible: bool = False
 
     @property
     def ttft_s(self) -> float:
@@ -126,6 +128,7 @@ class Replica:
         reason = self._why_never(request)
         if reason is not None:
             served.error = reason
+            served.is_impossible = True
             return served
         self._open[request.request_id] = served
         # What a request costs outside the engine is spent before it gets there.

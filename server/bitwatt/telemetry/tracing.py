@@ -5,8 +5,9 @@ it generates is a span under it, with what was asked, its tokens, times, joules 
 prompt's tokens are in the span of its first choice alone, so that sums over spans are true. No
 prompt, stop string or answer is in either. Probes and scrapes make no span.
 
-OpenTelemetry has no names for a request's joules, and a draft alone for what it costs in all, which
-electricity is a part of: both have names of ours.
+A request's joules have the name that a draft for OpenTelemetry gives a device's, a metric there, in
+J (aitra-ai/aitra-meter, docs/proposals/otel-semconv-energy.md). For what a request costs in all,
+which electricity is a part of, there is a draft alone: electricity has a name of ours.
 """
 
 import threading
@@ -27,7 +28,11 @@ __all__ = ["RequestSpan", "Tracing", "TracingUnavailableError", "trace_generatio
 _CLOSING_S = 2.0  # a collector that is down would be tried for 10 s
 _OTLP_PATH = "/v1/traces"
 _SERVICE = "service.name"
-_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+}
 
 
 class TracingUnavailableError(Exception):
@@ -176,7 +181,7 @@ def trace_generation(
     if request is None:
         return
     sampling = submit.sampling
-    known: dict[str, int | float | None] = {
+    asked: dict[str, int | float | None] = {
         "gen_ai.request.choice.count": num_choices if num_choices > 1 else None,
         "gen_ai.request.max_tokens": sampling.max_tokens,
         "gen_ai.request.temperature": sampling.temperature,
@@ -185,12 +190,15 @@ def trace_generation(
         "gen_ai.request.frequency_penalty": sampling.frequency_penalty or None,
         "gen_ai.request.presence_penalty": sampling.presence_penalty or None,
         "gen_ai.request.seed": sampling.seed,
+    }
+    known: dict[str, int | float | None] = {
+        **({} if sampling.embeds else asked),
         "gen_ai.usage.input_tokens": len(submit.prompt_token_ids) if counts_prompt else None,
         "gen_ai.usage.cache_read.input_tokens": num_cached_tokens if counts_prompt else None,
         "gen_ai.usage.output_tokens": num_tokens,
         "bitwatt.time_to_first_token_s": time_to_first_token_s,
         "bitwatt.queue_s": queue_s,
-        "bitwatt.energy_joules": energy_joules,
+        "gen_ai.infrastructure.energy": energy_joules,
         "bitwatt.electricity_usd": usd_of_electricity,
     }
     response_id = submit.request_id.rpartition("-")[0] or submit.request_id

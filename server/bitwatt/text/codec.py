@@ -49,6 +49,7 @@ class TextCodec:
         allow_control_tokens: bool = False,
         call_format: ToolCallParser = "auto",
         thinking_format: ReasoningParser = "auto",
+        description: bytes = b"{}",
     ) -> None:
         """Take the tokenizer and what was made of the model's templates.
 
@@ -58,6 +59,7 @@ class TextCodec:
         allow_control_tokens     whether control tokens in messages are taken as such, so that
                                  whoever writes a message can write turns, too
         call_format, thinking_format  see forms_of
+        description              see TokenizerFiles.describe
         """
         self.sampling_defaults = sampling_defaults or {}
         tokenizer.no_truncation()  # a folder's own setting would cut prompts in silence
@@ -78,6 +80,7 @@ class TextCodec:
             thinking_format=thinking_format,
         )
         self.vocabulary = Vocabulary(tokenizer, self.forms.marks)
+        self.description = description
         self._around = self._find_around()
 
     @classmethod
@@ -103,6 +106,7 @@ class TextCodec:
                 tool_use,
                 control_tokens=files.control_tokens,
                 sampling_defaults=files.sampling_defaults,
+                description=files.describe(),
                 **options,
             )
         except InvalidRequestError as error:  # of the probe

@@ -48,6 +48,11 @@ class TextProcessor:
         """The bytes of every token."""
         return self.codec.vocabulary
 
+    @property
+    def description(self) -> bytes:
+        """The tokenizer's settings, as JSON."""
+        return self.codec.description
+
     def output(
         self, stops: Sequence[str] = (), *, min_tokens: int = 0, spelled: Sequence[str] = ()
     ) -> OutputText:

@@ -47,6 +47,7 @@ class TokenizerFiles:
     templates          sources by name; "default" is the one for conversations without tools
     control_tokens     added tokens that direct the model besides the special ones, where it's told
     sampling_defaults  what the model's authors recommend, by SAMPLING_NAMES, of any value
+    config             what tokenizer_config.json holds; nothing of a GGUF file
     """
 
     tokenizer: Tokenizer
@@ -54,6 +55,25 @@ class TokenizerFiles:
     templates: Mapping[str, str]
     control_tokens: tuple[str, ...] | None
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> bytes:
+        """Return the tokenizer's settings as JSON, as transformers keeps them and vLLM tells them.
+
+        Tokens are texts, the chat template is the one for conversations without tools, and names of
+        files are left out.
+        """
+        added = self.tokenizer.get_added_tokens_decoder()
+        told = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{name: value for name, value in self.config.items() if not name.endswith("_file")},
+            **self.special_tokens,
+            "added_tokens_decoder": {str(i): token.content for i, token in sorted(added.items())},
+            "chat_template": self.templates.get("default"),
+        }
+        # Python reads and writes NaN and Infinity, which JSON lacks: they become null.
+        strict = json.loads(json.dumps(told), parse_constant=lambda _: None)
+        return json.dumps(strict, separators=(",", ":")).encode()
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -81,6 +101,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         _read_templates(folder, config),
         None if listed is None else tuple(listed),
         _read_sampling(folder / "generation_config.json"),
+        config=config,
     )
 
 

@@ -32,7 +32,7 @@ def is_beyond_json_schema(body: dict[str, Any], error: dict[str, Any]) -> bool:
     token = _TOKEN_ID.search(message)
     if token is not None:
         token_id, size = map(int, token.groups())
-        given = {int(number) for number in re.findall(r"\d+", str(body[param]))}
+        given = {int(number) for number in re.findall(r"\d+", str(body[param.partition("[")[0]]))}
         return token_id >= size and token_id in given
     if param == "min_tokens":
         names = ("max_completion_tokens", "max_output_tokens", "max_tokens")
@@ -67,6 +67,9 @@ def is_beyond_json_schema(body: dict[str, Any], error: dict[str, Any]) -> bool:
         return "tool_call_id" in message or "are an assistant's" in message
     if param == "continue_final_message":
         return "last message" in message or "excludes" in message
-    if param == "prompt":  # "" of a model whose texts begin with no token of their own
-        return "" in (body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]])
+    if param == "dimensions":  # the model's own number
+        return "Matryoshka" in message
+    name = str(param).partition("[")[0]
+    if name in ("prompt", "input"):  # "" of a model whose texts begin with no token of their own
+        return "" in (body[name] if isinstance(body[name], list) else [body[name]])
     return False

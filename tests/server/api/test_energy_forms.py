@@ -1,7 +1,6 @@
 """Energy and cost in the forms of other servers."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from bitwatt.api.energy_forms import EnergyForms
@@ -57,9 +56,8 @@ async def test_another_word_than_0_or_1_is_refused():
 
 def test_measured_joules_are_told_and_priced():
     told = RequestEnergy(energy_joules=3.6e6, energy_source="rapl", attribution="proportional")
-    generation = SimpleNamespace(usage=SimpleNamespace(bitwatt=told))
-    forms = EnergyForms(generation, Prices(usd_per_kwh=0.5, pue=2))
+    forms = EnergyForms(told, Prices(usd_per_kwh=0.5, pue=2))
     assert forms.energy.energy_kwh == 1
     assert forms.cost.request_cost_usd == 1
     assert forms.headers() == {"X-Energy-Joules": "3600000", "X-Energy-Method": "proportional"}
-    assert "--usd-per-kwh" in EnergyForms(generation, Prices()).cost.reason
+    assert "--usd-per-kwh" in EnergyForms(told, Prices()).cost.reason

@@ -244,7 +244,7 @@ async def test_paths_and_methods_that_are_not_there_have_the_same_body():
         assert response.headers["allow"] == "GET, HEAD"
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/api/chat"])
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/rerank", "/api/chat"])
 async def test_a_route_of_other_servers_is_refused_with_those_that_models_answer_at(path):
     async with make_client(make_app()) as client:
         error = error_of(await client.post(path, json=CHAT), 404)

@@ -24,6 +24,7 @@ MESSAGE = {
     "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
     "max_tokens": 3,
 }
+EMBED = {"model": "tiny", "input": ["a", "the fox"], "dimensions": 4}
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -55,7 +56,14 @@ def check(document, schema, instance):
         ("POST", "/v1/messages", MESSAGE | {"model": "x"}, 404),
         ("POST", "/v1/messages/count_tokens", MESSAGE, 200),
         ("POST", "/tokenize", {"model": "tiny", "prompt": "a", "return_token_strs": True}, 200),
+        ("POST", "/tokenize", {"prompt": "a", "model": None}, 200),
         ("POST", "/tokenize", {"model": "tiny"}, 400),
+        ("GET", "/tokenizer_info", None, 200),
+        ("GET", "/tokenizer_info?model=tiny", None, 200),
+        ("GET", "/tokenizer_info?model=x", None, 404),
+        ("POST", "/v1/embeddings", EMBED, 200),
+        ("POST", "/v1/embeddings", EMBED | {"encoding_format": "base64"}, 200),
+        ("POST", "/v1/embeddings", EMBED | {"input": []}, 400),
         ("POST", "/detokenize", {"model": "tiny", "tokens": [5]}, 200),
         ("POST", "/detokenize", {"model": "tiny", "tokens": [" " * 4000]}, 413),
     ],
@@ -146,9 +154,13 @@ async def test_the_document_says_which_models_there_are_and_whether_a_key_is_nee
     assert "security" not in document["paths"]["/health"]["get"]
     [name] = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
     assert name["schema"]["enum"] == ["tiny"]
-    for body in ("ChatBody", "CompletionBody", "TokenizeBody", "DetokenizeBody"):
+    [name] = document["paths"]["/tokenizer_info"]["get"]["parameters"]
+    assert name["schema"]["enum"] == ["tiny"]
+    for body in ("ChatBody", "CompletionBody", "EmbeddingBody", "TokenizeBody", "DetokenizeBody"):
         schema = document["components"]["schemas"][body]
-        assert schema["properties"]["model"]["enum"] == [schema["example"]["model"]] == ["tiny"]
+        names = schema["properties"]["model"]["enum"]
+        assert names == (["tiny"] if "model" in schema.get("required", ()) else ["tiny", None])
+        assert schema["example"]["model"] == "tiny"
         check(document, schema, schema["example"])
 
 

@@ -6,6 +6,7 @@ from bitwatt.api.schemas import parameters
 from bitwatt.api.schemas.chat import ChatBody, Message
 from bitwatt.api.schemas.common import StreamOptions
 from bitwatt.api.schemas.completions import CompletionBody
+from bitwatt.api.schemas.embeddings import EmbeddingBody
 from bitwatt.api.schemas.messages import CountTokensBody, MessagesBody, OutputConfig, Thinking
 from bitwatt.api.schemas.responses import (
     Reasoning,
@@ -16,7 +17,7 @@ from bitwatt.api.schemas.responses import (
 from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
 from bitwatt.api.schemas.tools import CalledFunction, ToolCallBody
 from bitwatt_client.exposition import parse_samples
-from openai.types import completion_create_params
+from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import (
     chat_completion_assistant_message_param,
     chat_completion_content_part_text_param,
@@ -50,6 +51,7 @@ ROUTES = {
         parameters.MESSAGES_COUNT,
         {"model": "tiny", "messages": HELLO, "tool_choice": {"type": "auto"}},
     ),
+    "/v1/embeddings": (parameters.EMBEDDINGS, {"model": "tiny", "input": "a"}),
     "/detokenize": (parameters.DETOKENIZE, {"model": "tiny", "tokens": [5]}),
 }
 WORKING = {
@@ -99,8 +101,11 @@ WORKING = {
     "system": [{"type": "text", "text": "be brief"}],
     "thinking": {"type": "enabled", "budget_tokens": 1024},
     "output_config": {"format": None, "effort": "low"},
+    "encoding_format": "base64",
+    "dimensions": 4,
 }
 ASKS = {"for": ["something"]}
+NAMED = "colour, thinking.mood"
 IGNORED = "x-bitwatt-ignored-fields"
 
 
@@ -155,6 +160,7 @@ def of_openai(*kinds):
             parameters.MESSAGES_COUNT,
             [message_count_tokens_params.MessageCountTokensParams],
         ),
+        (parameters.EMBEDDINGS, [embedding_create_params.EmbeddingCreateParams]),
         (parameters.TOOL, [chat_completion_function_tool_param.ChatCompletionFunctionToolParam]),
         (parameters.FUNCTION, [function_definition.FunctionDefinition]),
         (parameters.RESPONSES_TOOL, [function_tool_param.FunctionToolParam]),
@@ -184,6 +190,7 @@ def test_every_parameter_that_the_apis_own_clients_send_is_in_the_table(table, k
     [
         ChatBody,
         CompletionBody,
+        EmbeddingBody,
         Message,
         StreamOptions,
         TokenizeBody,
@@ -272,6 +279,12 @@ async def test_every_parameter_of_a_message_and_its_parts_passes_or_is_refused_b
         ("/v1/completions", {"colour": 1, "stream": True}, "colour"),
         ("/tokenize", {"colour": 1}, "colour"),
         ("/detokenize", {"colour": 1}, "colour"),
+        ("/v1/embeddings", {"colour": 1, "mood": None}, "colour, mood"),
+        ("/v1/responses", {"colour": 1, "text": {"mood": 2}}, "colour, text.mood"),
+        ("/v1/responses", {"colour": 1, "stream": True}, "colour"),
+        ("/v1/messages", {"colour": 1, "thinking": {"type": "disabled", "mood": 1}}, NAMED),
+        ("/v1/messages", {"colour": 1, "stream": True}, "colour"),
+        ("/v1/messages/count_tokens", {"colour": 1}, "colour"),
         (
             "/v1/chat/completions",
             {
@@ -306,6 +319,12 @@ async def test_a_field_that_no_api_has_is_passed_over_named_and_counted(path, ch
     assert response.headers[IGNORED] == named
     num_named = len(named.split(", "))
     assert samples.total("bitwatt_ignored_fields_total", handler=path) == num_named
+
+
+async def test_every_route_that_takes_a_body_is_held_to_its_table():
+    async with make_client(make_app()) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    assert {path for path, methods in paths.items() if "post" in methods} == ROUTES.keys()
 
 
 async def test_the_header_is_bounded_and_holds_no_more_than_letters_of_a_header():

@@ -7,7 +7,15 @@ from bitwatt.text.processor import TextProcessor
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from tests.fakes import make_app, make_client, make_text, make_tokenizer
+from tests.fakes import (
+    FakeEngine,
+    make_app,
+    make_client,
+    make_info,
+    make_served_app,
+    make_text,
+    make_tokenizer,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -65,3 +73,22 @@ async def test_tools_are_put_as_the_template_puts_them_and_checked_beside_a_text
         wrong = {"model": "tiny", "prompt": "a", "tools": [{"type": "function"}]}
         response = await client.post("/tokenize", json=wrong)
     assert response.json()["error"]["param"] == "tools[0].function"
+
+
+async def test_tokens_and_settings_are_the_first_model_s_where_none_is_named():
+    engines = {"one": FakeEngine(), "two": FakeEngine(info=make_info(max_model_len=99))}
+    async with make_client(make_served_app(engines)) as client:
+        counts = [
+            (await client.post("/tokenize", json={"prompt": "a"} | named)).json()["max_model_len"]
+            for named in ({}, {"model": None}, {"model": "one"}, {"model": "two"})
+        ]
+        assert counts == [256, 256, 256, 99]
+        tokens = make_tokenizer().encode("the fox").ids
+        assert (await client.post("/detokenize", json={"tokens": tokens})).json() == {
+            "prompt": "the fox"
+        }
+        answers = [
+            await client.get(f"/tokenizer_info{query}") for query in ("", "?model=two", "?model=x")
+        ]
+    assert [answer.status_code for answer in answers] == [200, 200, 404]
+    assert answers[0].headers["content-type"] == "application/json"

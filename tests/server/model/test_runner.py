@@ -12,7 +12,7 @@ from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle
 from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.request import Request, ResolvedSampling
+from bitwatt.scheduling.request import FinishReason, Request, ResolvedSampling
 from bitwatt.scheduling.scheduler import Plan, Scheduler
 from bitwatt_kernels.registry import choose_backend
 from torch.overrides import TorchFunctionMode
@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "stop_token_ids": (3,),
     },
     "scored": {"temperature": 0.0, "prompt_logprobs": 1},
+    "embedded": {"max_tokens": 0, "embeds": True},
     "drafted": {
         "temperature": 0.0,
         "max_tokens": 24,
@@ -99,6 +100,8 @@ def drive(
             results.append(done[1].wait())
             look(len(results))
             scheduler.commit(done[0], results[-1].tokens)
+            for chunk in done[0].embedded:
+                scheduler.abort(chunk.request.request_id, FinishReason.LENGTH)
     return results
 
 
@@ -196,6 +199,9 @@ def test_no_call_in_launch_waits_for_the_device(name: str) -> None:
         backend=SimpleNamespace(device=meta),
         config=SimpleNamespace(vocab_size=vocab_size),
         forward=forward,
+        hidden_states=lambda token_ids, *_, **__: torch.zeros(len(token_ids), 8, device=meta),
+        normed=lambda hidden_states: hidden_states,
+        logits=lambda _, rows: torch.zeros(len(rows), vocab_size, device=meta),
     )
     runner = ModelRunner(model, None, stream=MetaStream(), **LIMITS)  # type: ignore[arg-type]
     waits = Waits()

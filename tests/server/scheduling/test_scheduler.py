@@ -42,9 +42,13 @@ def make_request(
     priority: int = 0,
     stop_token_ids: tuple[int, ...] = (STOP_TOKEN,),
     prompt_logprobs: int | None = None,
+    embeds: bool = False,
 ) -> Request:
     sampling = ResolvedSampling(
-        max_tokens=max_tokens, stop_token_ids=stop_token_ids, prompt_logprobs=prompt_logprobs
+        max_tokens=max_tokens,
+        stop_token_ids=stop_token_ids,
+        prompt_logprobs=prompt_logprobs,
+        embeds=embeds,
     )
     return Request(request_id=name, prompt_token_ids=prompt, sampling=sampling, priority=priority)
 
@@ -86,6 +90,7 @@ class Device:
     rows: dict[int, list[int]] = field(default_factory=dict)
     outputs: dict[str, list[int]] = field(default_factory=dict)
     scored: dict[str, list[int]] = field(default_factory=dict)  # positions, by request
+    embedded: list[str] = field(default_factory=list)  # requests
     finished: dict[str, FinishReason] = field(default_factory=dict)
     in_flight: tuple[Plan, list[int | None]] | None = None
     num_computed: int = 0
@@ -95,7 +100,7 @@ class Device:
         running = [
             r
             for r in self.scheduler._running
-            if r.num_planned < r.max_len - 1 and not waits_for_drafts(r)
+            if r.num_planned < r.num_needed and not waits_for_drafts(r)
         ]
         plan = self.scheduler.plan()
         # Whoever ran and still runs has advanced, if there was anything to compute.
@@ -135,6 +140,10 @@ class Device:
             assert span.chunk in plan.chunks
             assert span.chunk.start <= span.start < span.end
             assert span.end <= span.chunk.start + span.chunk.num_tokens
+        for chunk in plan.embedded:
+            assert chunk in plan.chunks
+            assert chunk.start + chunk.num_tokens == len(chunk.request.prompt_token_ids)
+            assert not chunk.samples
         if drops is not None and sampled:
             sampled[drops % len(sampled)] = None
         self.commit()
@@ -162,6 +171,12 @@ class Device:
             self.scored.setdefault(name, []).extend(range(span.start, span.end))
             if span.is_end:
                 assert self.scheduler.abort(name, FinishReason.LENGTH) is span.request
+                self.finished[name] = FinishReason.LENGTH
+        for chunk in plan.embedded:
+            name = chunk.request.request_id
+            if chunk.request.finish_reason is None:
+                self.embedded.append(name)
+                self.scheduler.abort(name, FinishReason.LENGTH)
                 self.finished[name] = FinishReason.LENGTH
         for committed in self.scheduler.commit(plan, sampled):
             name = committed.request.request_id
@@ -207,7 +222,7 @@ OPERATIONS = st.lists(
             st.one_of(st.integers(1, 12), st.integers(1, 2)),  # tokens of its own
             st.integers(0, 12),  # max_tokens; 0 is 1 where the prompt is not to be scored
             st.integers(0, 2),  # priority
-            st.booleans(),  # whether the prompt is to be scored
+            st.sampled_from(["answer", "score", "embed"]),  # what is to be done with the prompt
         ),
         st.tuples(st.just("abort"), st.integers(0, 1000)),
         st.tuples(st.just("step"), st.integers(1, 4)),
@@ -247,19 +262,20 @@ def test_random_operations_keep_every_invariant_and_every_requests_tokens(
     aborted: set[str] = set()
     for operation in operations:
         match operation:
-            case ("add", prefix, num_shared, num_own, max_tokens, priority, is_scored):
+            case ("add", prefix, num_shared, num_own, max_tokens, priority, task):
                 name = str(len(requests))
                 prompt = [prefix * 100 + i for i in range(num_shared)]
                 prompt += [1000 * len(requests) + i for i in range(num_own)]
-                if not is_scored or len(prompt) == 1:
+                if task == "answer" or len(prompt) == 1:
                     max_tokens = max(1, max_tokens)
-                max_tokens *= scale
+                max_tokens = 0 if task == "embed" else max_tokens * scale
                 requests[name] = make_request(
                     name,
                     prompt,
                     max_tokens,
                     priority,
-                    prompt_logprobs=0 if is_scored else None,
+                    prompt_logprobs=0 if task == "score" else None,
+                    embeds=task == "embed",
                 )
                 scheduler.add(requests[name])
             case ("abort", which):
@@ -280,6 +296,7 @@ def test_random_operations_keep_every_invariant_and_every_requests_tokens(
     scheduler.check_integrity()
     assert scheduler.blocks.num_used == 0
     assert scheduler.num_running == scheduler.num_waiting == 0
+    assert len(device.embedded) == len(set(device.embedded))
     for name, request in requests.items():
         expected = tokens_alone(request)
         if name in aborted or device.finished[name] is FinishReason.ERROR:
@@ -290,6 +307,7 @@ def test_random_operations_keep_every_invariant_and_every_requests_tokens(
             is_scored = request.sampling.prompt_logprobs is not None
             num_scored = len(request.prompt_token_ids) - 1 if is_scored else 0
             assert device.scored.get(name, []) == list(range(num_scored))
+            assert (name in device.embedded) == request.sampling.embeds
             stopped = expected[-1:] == [STOP_TOKEN]
             assert device.finished[name] == (FinishReason.STOP if stopped else FinishReason.LENGTH)
 

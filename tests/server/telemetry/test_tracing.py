@@ -118,7 +118,7 @@ def test_a_choices_joules_and_their_price_are_in_its_span():
         for span in exporter.get_finished_spans()
         if span.name == "text_completion tiny"
     )
-    assert unpriced["bitwatt.energy_joules"] == 7200
+    assert unpriced["gen_ai.infrastructure.energy"] == 7200
     assert "bitwatt.electricity_usd" not in unpriced
     assert priced["bitwatt.electricity_usd"] == pytest.approx(0.002 * 0.5 * 1.25)
 

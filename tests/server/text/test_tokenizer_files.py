@@ -374,3 +374,30 @@ def test_a_normalizer_as_models_have_it_is_taken(folder, normalizer):
 def test_a_tokenizer_of_another_model_is_noticed(folder, vocab_size, notices):
     found = TextCodec.from_folder(folder).vocabulary.notices_for(vocab_size)
     assert [notice.split(": ")[1] for notice in found] == notices
+
+
+def test_the_tokenizer_is_described_as_transformers_keeps_it(folder):
+    config = {
+        "tokenizer_class": "LlamaTokenizerFast",
+        "model_max_length": 10**30,
+        "scale": float("nan"),
+        "vocab_file": "/home/someone/tokenizer.model",
+        "eos_token": "<|end|>",
+        "added_tokens_decoder": {"0": {"content": "<|end|>", "special": True, **ADDED}},
+        "chat_template": "{{ messages }}",
+    }
+    write(folder, tokenizer_config=config)
+    told = json.loads(TextCodec.from_folder(folder).description)
+    assert told["tokenizer_class"] == "LlamaTokenizerFast"
+    assert told["model_max_length"] == 10**30
+    assert told["eos_token"] == of_transformers(folder).eos_token == "<|end|>"
+    assert told["added_tokens_decoder"]["0"] == "<|end|>"
+    assert told["chat_template"] == "{{ messages }}"
+    assert told["scale"] is None
+    assert "vocab_file" not in told
+
+
+def test_a_folder_without_settings_is_described_by_its_tokens(folder):
+    told = json.loads(TextCodec.from_folder(folder).description)
+    assert told["chat_template"] is None
+    assert told["added_tokens_decoder"]["0"] == "<|end|>"

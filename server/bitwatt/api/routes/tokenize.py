@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -61,3 +61,9 @@ async def detokenize(body: DetokenizeBody, request: Request, models: Models) -> 
             f"tokens has token id {highest}; the model has {size} tokens", param="tokens"
         )
     return json_response(Detokenized(await model.text.decode(body.tokens)), headers=headers)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(models: Models, model: str | None = None) -> Response:
+    """Return what the model's tokenizer_config.json says, chat template and special tokens too."""
+    return Response(models.find(model).text.description, media_type="application/json")

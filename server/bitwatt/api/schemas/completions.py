@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from bitwatt.api.schemas.common import (
     Bounded,
@@ -12,10 +12,10 @@ from bitwatt.api.schemas.common import (
     PromptLogprob,
     excludes,
     needs,
-    whole,
     zero_needs,
 )
 from bitwatt.api.schemas.parameters import COMPLETIONS, refuse
+from bitwatt.api.schemas.prompts import PromptItem, PromptList
 from bitwatt.errors import shorten
 from bitwatt.serving.choice import FinishReasonName
 from bitwatt.serving.sampling_params import DEFAULT_MAX_TOKENS, SamplingParams
@@ -31,60 +31,8 @@ __all__ = [
 
 MAX_PROMPTS = 64
 MAX_ALL_CHOICES = 128
-_MAX_TOKEN_ID = 2**31 - 1
 
-PromptItem = str | list[int] | None
-"""None begins a new text."""
-
-
-def _settle_prompt(value: Any) -> Any:
-    """Return the prompts as a list, each a text or token ids."""
-    if value is None:
-        return [None]
-    value = whole(value)
-    prompts = value if isinstance(value, list) and value and not _is_ids(value) else [value]
-    if len(prompts) > MAX_PROMPTS:
-        raise refuse(f"prompt has {len(prompts)} prompts; the limit is {MAX_PROMPTS}")
-    prompts = [whole(prompt) for prompt in prompts]
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            continue
-        if not isinstance(prompt, list) or not _is_ids(prompt):
-            raise refuse(
-                "prompt must be a string, a list of strings, a list of token ids, "
-                "or a list of lists of token ids"
-            )
-        worst = next((i for i in prompt if not 0 <= i <= _MAX_TOKEN_ID), None)
-        if worst is not None:
-            raise refuse(f"prompt has a token id below 0 or above {_MAX_TOKEN_ID}")
-    return prompts
-
-
-def _is_ids(value: list[Any]) -> bool:
-    return all(type(item) is int for item in value)
-
-
-_IDS = {
-    "type": "array",
-    "items": {"type": "integer", "minimum": 0, "maximum": _MAX_TOKEN_ID},
-    "minItems": 1,
-}
-_COUNT = {"minItems": 1, "maxItems": MAX_PROMPTS}
-Prompt = Annotated[
-    list[Any],
-    BeforeValidator(_settle_prompt),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "null"},
-                _IDS,
-                {"type": "array", "items": {"type": "string"}, **_COUNT},
-                {"type": "array", "items": _IDS, **_COUNT},
-            ]
-        }
-    ),
-]
+Prompt = Annotated[list[Any], PromptList("prompt", max_prompts=MAX_PROMPTS, takes_null=True)]
 
 
 class CompletionBody(GenerationBody):

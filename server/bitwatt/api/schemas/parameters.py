@@ -1,8 +1,8 @@
 """Every parameter that a caller may send, and what becomes of it: the one table.
 
-OpenAI's completions, chat and responses APIs and Anthropic's messages are here in full, and what
-vLLM, SGLang and llama.cpp add to them. A parameter that no API here defines is passed over and
-named to the caller. The tables of docs/parameters.md are made from this.
+OpenAI's completions, chat, responses and embeddings and Anthropic's messages are here in full, and
+what vLLM, SGLang and llama.cpp add to them. A parameter that no API here defines is passed over
+and named to the caller. The tables of docs/parameters.md are made from this.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ __all__ = [
     "COMPLETIONS",
     "CONTENT_PART",
     "DETOKENIZE",
+    "EMBEDDINGS",
     "FUNCTION",
     "MESSAGE",
     "MESSAGES",
@@ -514,3 +515,28 @@ TOKENIZE: Parameters = {
 }
 
 DETOKENIZE: Parameters = _works("vLLM", "model", "tokens")
+
+EMBEDDINGS: Parameters = {
+    **_works("OpenAI", "model", "input", "encoding_format", "dimensions"),
+    **_harmless("OpenAI", "user", note="Nothing is kept of it."),
+    **_works("vLLM", "add_special_tokens", "priority", "cache_salt"),
+    **_harmless("vLLM", "request_id", note="`X-Request-Id` is what comes back."),
+    **_harmless("vLLM", "truncation_side", note="Nothing is truncated."),
+    **_refused("vLLM", "messages", "chat_template", note="`input` works."),
+    **_harmless(
+        "vLLM",
+        "add_generation_prompt",
+        "chat_template_kwargs",
+        "continue_final_message",
+        note="Of `messages`, which are refused.",
+    ),
+    **_refused("vLLM", "truncate_prompt_tokens", note="A text that is too long is a 400."),
+    **_refused("vLLM", "normalize", "use_activation", at=(True,), note="Each has length 1."),
+    **_refused("vLLM", "embed_dtype", at=("float32",)),
+    **_refused("vLLM", "endianness", at=("native", "little")),
+    **_refused("vLLM", "media_io_kwargs", "mm_processor_kwargs", at=({},)),
+    **_harmless("SGLang", "rid", note="`X-Request-Id` is what comes back."),
+    **_refused("SGLang", "lora_path"),
+    **_refused("llama.cpp", "content", note="`input` works."),
+    **_refused("llama.cpp", "embd_normalize", at=(2,), note="Each has length 1."),
+}

@@ -13,6 +13,9 @@ from bitwatt.api.schemas.tools import Tools, template_tools, tool_use_of, unknow
 __all__ = ["DetokenizeBody", "Detokenized", "TokenizeBody", "Tokenized"]
 
 
+_MODEL = "The model's name, one of `GET /v1/models`; the first of them unless given. As in vLLM."
+
+
 def _one_of(given: str, absent: str) -> dict[str, JsonValue]:
     return {
         "required": [given],
@@ -32,7 +35,7 @@ class TokenizeBody(Body):
     parameters: ClassVar = TOKENIZE
     nested: ClassVar = ("messages",)
 
-    model: ModelName
+    model: ModelName | None = Field(None, description=_MODEL)
     prompt: str | None = Field(None, description="A text; either this or `messages`.")
     messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
         None,
@@ -89,7 +92,7 @@ class DetokenizeBody(Body):
     )
     parameters: ClassVar = DETOKENIZE
 
-    model: ModelName
+    model: ModelName | None = Field(None, description=_MODEL)
     tokens: TokenIds = Field(description="Token ids, special tokens among them.")
 
 
