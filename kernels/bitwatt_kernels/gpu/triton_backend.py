@@ -9,6 +9,7 @@ from torch import Tensor
 from bitwatt_kernels.backend import Activation, HeadNorms, QuantizedActivations, StepLayout
 from bitwatt_kernels.gpu import attention as _attention
 from bitwatt_kernels.gpu import dense as _dense
+from bitwatt_kernels.gpu import drawing as _drawing
 from bitwatt_kernels.gpu import elementwise as _elementwise
 from bitwatt_kernels.gpu import head as _head
 from bitwatt_kernels.gpu import linear as _linear
@@ -137,6 +138,19 @@ class TritonBackend(LayersByOperations):
         self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float
     ) -> Tensor:
         return _attention.attention(queries, kv_cache, layout, scale, self.gpu)
+
+    def draw(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        temperatures: Tensor,
+        top_ks: Tensor,
+        top_ps: Tensor,
+        min_ps: Tensor,
+        uniforms: Tensor,
+    ) -> Tensor:
+        """Return a token for each of the rows of logits, [R] int64; see gpu.drawing.draw."""
+        return _drawing.draw(logits, rows, temperatures, top_ks, top_ps, min_ps, uniforms, self.gpu)
 
     def head(self, x: Tensor, weight: object) -> Tensor:
         assert isinstance(weight, Tensor | _head.Int8Head)

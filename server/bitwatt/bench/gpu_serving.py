@@ -21,7 +21,7 @@ from bitwatt_kernels.gpu.timing import Timing
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.runner_protocol import StepResultHandle
-from bitwatt.model.sampler import Sampler, SamplingRow
+from bitwatt.model.sampler import Sampler, SamplingRow, TokenDrawer
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import Request, ResolvedSampling
@@ -176,7 +176,8 @@ def _eager(model: Transformer, request: Request) -> list[int]:
     layout = make_layout(1, len(tokens), len(tokens), model.config.max_model_len, device)
     logit_tokens = torch.arange(num_prompt - 1, len(tokens), device=device)
     logits = model.forward(torch.tensor(tokens, device=device), layout, kv_cache, logit_tokens)
-    sampler = Sampler(1, model.config.vocab_size, device)
+    assert isinstance(model.backend, TokenDrawer)
+    sampler = Sampler(1, model.config.vocab_size, device, model.backend)
     if request.sampling.has_penalties:
         sampler.begin(0, request.prompt_token_ids, [])
     drawn: list[int] = []

@@ -19,7 +19,14 @@ from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
-from bitwatt.model.sampler import LogprobsBatch, Sampled, Sampler, SamplingRow, TokenMasks
+from bitwatt.model.sampler import (
+    LogprobsBatch,
+    Sampled,
+    Sampler,
+    SamplingRow,
+    TokenDrawer,
+    TokenMasks,
+)
 from bitwatt.model.step_buffers import DeviceStep, HostStep, StepFields
 from bitwatt.model.step_thread import StepThread
 from bitwatt.model.streams import CudaStream, Event, Stream, upload
@@ -126,7 +133,8 @@ class ModelRunner:
         limits = (max_num_seqs, max_num_batched_tokens, max_blocks)
         self._host_steps = [HostStep(*limits, stream) for _ in range(2)]
         self._device_step = None if stream is None else DeviceStep(*limits, self._device)
-        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device)
+        drawer = model.backend if isinstance(model.backend, TokenDrawer) else None
+        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._masks = MaskThread()
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row

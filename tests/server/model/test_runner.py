@@ -234,7 +234,7 @@ def test_no_call_in_launch_waits_for_the_device(name: str) -> None:
         return torch.zeros(len(logit_tokens), vocab_size, device=meta)
 
     model: Any = SimpleNamespace(
-        backend=SimpleNamespace(device=meta),
+        backend=SimpleNamespace(device=meta, draw=lambda logits, rows, *_: torch.zeros_like(rows)),
         config=SimpleNamespace(vocab_size=vocab_size),
         forward=forward,
     )
