@@ -15,8 +15,10 @@ from bitwatt_kernels.gpu import head as _head
 from bitwatt_kernels.gpu import linear as _linear
 from bitwatt_kernels.gpu import rope as _rope
 from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.few_tokens import are_fusable, run_layers
 from bitwatt_kernels.gpu.grouped_linear import GroupedWeight, grouped_linear
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
+from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS
 from bitwatt_kernels.layer import LayersByOperations
 from bitwatt_kernels.packing import TernaryWeight
 
@@ -122,6 +124,14 @@ class TritonBackend(LayersByOperations):
             return F.linear(x, weight, bias)
         y = torch.addmm(residual, x, weight.T)
         return y if bias is None else y.add_(bias)
+
+    def ternary_layers(
+        self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
+    ) -> Tensor:
+        assert isinstance(layers, tuple)
+        if 0 < len(h) <= MAX_TOKENS and are_fusable(layers):
+            return run_layers(h, layers, rope, kv_caches, layout, self.gpu)
+        return super().ternary_layers(h, layers, rope, kv_caches, layout)
 
     def rope_and_cache(
         self,

@@ -477,7 +477,7 @@ def warm_up_sizes(max_num_batched_tokens: int) -> list[int]:
 
     Which tile a kernel has, and whether its sum is split, changes with the number of tokens.
     """
-    sizes = [2, 9, 17, 33, 65, 129, 257, 385, 513, 769, 1025, 1537, 2049, 4097, 8193]
+    sizes = [1, 2, 9, 17, 33, 65, 129, 257, 385, 513, 769, 1025, 1537, 2049, 4097, 8193]
     return [size for size in sizes if size < max_num_batched_tokens] + [max_num_batched_tokens]
 
 

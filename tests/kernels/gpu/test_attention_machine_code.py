@@ -7,6 +7,7 @@ from bitwatt_kernels.gpu.attention import decode_attention_kernel, prefill_atten
 from bitwatt_kernels.gpu.configs import load
 from bitwatt_kernels.gpu.rope import rope_and_cache_kernel
 
+from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
 
 CONFIGS = {capability: load("", (capability // 10, 0)).attention for capability in (80, 90, 100)}
@@ -50,10 +51,13 @@ ROPE = {
 @pytest.mark.parametrize(
     ("head_dim", "capability"), [(128, 80), (128, 90), (128, 100), (100, 90)], ids=str
 )
-@pytest.mark.parametrize("is_decode", [True, False], ids=["decode", "prefill"])
+@pytest.mark.parametrize("kind", ["decode", "rotated decode", "prefill"])
 def test_attention_uses_tensor_cores_and_no_local_memory(
-    is_decode: bool, head_dim: int, capability: int
+    kind: str, head_dim: int, capability: int
 ) -> None:
+    is_decode = kind != "prefill"
+    if kind == "rotated decode" and (head_dim, capability) != (128, 90) and not TEST_ALL:
+        pytest.skip("one compilation of many: BITWATT_TEST_ALL=1 runs it")
     config = CONFIGS[capability]
     tile = config.decode if is_decode else config.prefill
     constants = {
@@ -71,7 +75,9 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
         capability,
         decode_attention_kernel if is_decode else prefill_attention_kernel,
         ARGUMENTS,
-        constants | {"IS_SPLIT": True} if is_decode else constants,
+        constants | {"IS_SPLIT": True, "ROPE": kind == "rotated decode"}
+        if is_decode
+        else constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         unaligned=frozenset({"table_stride", "num_sequences", "max_splits"}),
