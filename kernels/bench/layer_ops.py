@@ -104,11 +104,9 @@ def _calls(
         )
         if num_tokens <= MAX_TOKENS:
             activation_of = activation if layer == "gate_up" else None
-            rows = randn(num_tokens, k)
-            calls[f"normed_linear {layer}"] = (
-                lambda x=rows, w=weight, g=torch.ones(k, device=device), a=activation_of: (
-                    normed_linear(x, g, EPS, w, None, dtype, backend.gpu, activation=a)
-                )
+            rows, ones = randn(num_tokens, k), torch.ones(k, device=device)
+            calls[f"normed_linear {layer}"] = lambda x=rows, w=weight, g=ones, a=activation_of: (
+                normed_linear(x, g, EPS, w, None, dtype, backend.gpu, activation=a)
             )
     if num_tokens <= MAX_TOKENS:
         calls["rotated_attention"] = lambda: rotated_attention(
