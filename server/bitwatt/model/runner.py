@@ -32,7 +32,7 @@ from bitwatt.model.step_thread import StepThread
 from bitwatt.model.streams import CudaStream, Event, Stream, upload
 from bitwatt.model.transformer import Transformer
 from bitwatt.model.truncation_sampling import NO_TOKEN
-from bitwatt.scheduling.request import Request
+from bitwatt.scheduling.request import Request, ResolvedSampling
 from bitwatt.scheduling.scheduler import Chunk, Plan
 
 __all__ = ["ModelRunner", "warm_up_sizes"]
@@ -151,8 +151,7 @@ class ModelRunner:
                 max_num_seqs=max_num_seqs,
                 max_model_len=max_model_len,
             )
-            for num_tokens in warm_up_sizes(max_num_batched_tokens):
-                self._warm_up(num_tokens, max_model_len)
+            self._warm_up(warm_up_sizes(max_num_batched_tokens), max_model_len)
             torch.cuda.synchronize(self._device)
 
     def launch(self, plan: Plan) -> StepResultHandle:
@@ -163,8 +162,16 @@ class ModelRunner:
         collect = self._execute(step)
         return _DeviceHandle(collect, self._stream.record())
 
+    def _warm_up(self, sizes: Sequence[int], max_model_len: int) -> None:
+        """Compile what eager steps of these sizes need, and what draws."""
+        for num_tokens in sizes:
+            self._run_prompts(num_tokens, max_model_len)
+        logits = torch.zeros(1, self.vocab_size, dtype=torch.float32, device=self._device)
+        row = SamplingRow(0, 0, 0, ResolvedSampling(max_tokens=1, temperature=1.0))
+        self._sampler.sample(logits, [row])
+
     @torch.inference_mode()
-    def _warm_up(self, num_tokens: int, max_model_len: int) -> None:
+    def _run_prompts(self, num_tokens: int, max_model_len: int) -> None:
         """Run a step of prompts that leaves no trace, to compile what steps of its size need."""
         num_seqs = -(-num_tokens // max_model_len)
         starts = torch.tensor([min(i * max_model_len, num_tokens) for i in range(num_seqs + 1)])
