@@ -1,6 +1,6 @@
 """What an engine compiles before it is ready is all that its steps need, counted without a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +25,10 @@ from tests.server.model.test_runner import drive
 CPU = torch.device("cpu")
 MAX_NUM_SEQS, MAX_TOKENS, MAX_MODEL_LEN = 12, 700, 2048
 CONFIG = make_model_config(max_model_len=MAX_MODEL_LEN)
-PROMPTS = (1, 1500, 17, 2, 640, 701, 33, 5, 64, 1, 129, 300, 1, 9)
+WAVES = (
+    (1, 1500, 17, 2, 640, 701, 33, 5, 64, 1, 129, 300, 1, 9),  # at once: full steps, then decoding
+    *((length,) for length in (1, 2, 6, 10, 20, 40, 90, 150, 300, 420, 600)),  # steps of each size
+)
 
 
 def variant(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
@@ -109,16 +112,22 @@ def test_no_step_compiles_what_was_not_compiled_before_ready(
         max_num_batched_tokens=MAX_TOKENS,
         max_model_len=MAX_MODEL_LEN,
     )
-    for i, length in enumerate(PROMPTS):
+    results = []
+    try:
+        for lengths in WAVES:
+            add_requests(scheduler, lengths)
+            results += drive(scheduler, runner.launch)
+    finally:
+        runner.close()
+    assert len(results) > 30
+    assert len(compiled) > 5
+    assert any(key[0] == "draw_kernel" for key in compiled)
+    assert compiled - before == set()
+
+
+def add_requests(scheduler: Scheduler, lengths: Sequence[int]) -> None:
+    for i, length in enumerate(lengths):
         filters = ({"temperature": 0.0}, {}, {"top_p": 0.9, "top_k": 5})[i % 3]
         sampling = ResolvedSampling(max_tokens=3 + i % 4, **filters)  # type: ignore[arg-type]
         prompt = [j % 300 for j in range(length)]
         scheduler.add(Request(request_id=str(i), prompt_token_ids=prompt, sampling=sampling))
-    try:
-        results = drive(scheduler, runner.launch)
-    finally:
-        runner.close()
-    assert len(results) > 5
-    assert len(compiled) > 5
-    assert any(key[0] == "draw_kernel" for key in compiled)
-    assert compiled - before == set()
