@@ -91,6 +91,12 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
     assert not any(re.search(r"\b(STL|LDL)\b", text) for text in code.main_loop("MMA"))
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     assert code.count({90: r"\bHGMMA\b", 100: r"\bUTCHMMA\b"}.get(capability, r"\bHMMA\b"))
+    if kind == "rotated decode":  # its own key is written, waited for, and then read
+        texts = [text for _, text in code.instructions]
+        read = next(i for i, text in enumerate(texts) if "LDGSTS" in text)
+        written = [i for i, text in enumerate(texts[:read]) if re.search(r"\bSTG\b", text)]
+        assert written
+        assert any("BAR.SYNC" in text for text in texts[written[-1] : read])
     if head_dim == 128:  # rows of 100 values are aligned to 8 bytes
         assert code.count(r"\b(LDGSTS|LDG)\.E.*\.128\b")
 
