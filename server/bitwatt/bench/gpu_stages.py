@@ -143,8 +143,8 @@ def _serving(bench: _Bench, model: str) -> None:
     config = _config(model)
     built = random_model(config, weights="ternary", backend=backend, dtype=torch.bfloat16, seed=0)
     if bench.is_rehearsal:
-        limits, prompts, max_tokens = ServingLimits(6, 16, 64), [3, 20, 5, 9, 1, 2], 3
-        timed = [(2, 2, 4)]
+        limits, prompts, max_tokens = ServingLimits(6, 16, 64), [3, 20, 5, 1], 2
+        timed = [(1, 2, 3)]
     else:
         limits = ServingLimits(32, 512, min(config.max_model_len, 4096))
         prompts, max_tokens = [4000, 17, 300, 1000, 1, 513, 64, 128], 32
