@@ -6,7 +6,7 @@ squares is of float64, its largest is of whatever order, its codes are rounded a
 are exact. No reduction is split over programs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -56,9 +56,10 @@ _ONE = NormedLinearConfig(1, 16, 128, 512, 1, 3)
 _FEW = NormedLinearConfig(8, 32, 128, 512, 4, 3)
 
 
-def config_for(num_tokens: int) -> NormedLinearConfig:
-    """Return how num_tokens, at most MAX_TOKENS, are launched."""
-    return _ONE if num_tokens == 1 else _FEW
+def config_for(num_tokens: int, *, is_gated: bool = False) -> NormedLinearConfig:
+    """Return how num_tokens, at most MAX_TOKENS, are launched; gate and up take two sums."""
+    config = _ONE if num_tokens == 1 else _FEW
+    return replace(config, block_bytes=config.block_bytes // 2) if is_gated else config
 
 
 @triton.jit
@@ -233,7 +234,7 @@ def normed_linear(
             raise DtypeError(f"residual is {residual.dtype}; the output is {dtype}")
         if residual.shape != y.shape or not residual.is_contiguous():
             raise ShapeError(f"residual has shape {list(residual.shape)}; expected {list(y.shape)}")
-    config = config_for(num_tokens)
+    config = config_for(num_tokens, is_gated=activation is not None)
     normed_linear_kernel[(triton.cdiv(out_features, config.block_out),)](
         x,
         weight.scales if norm is None else norm,

@@ -31,7 +31,7 @@ SAMPLE = [(90, 1, "gate_up"), (90, 8, "down"), (86, 8, "gate_up")]
 
 
 def constants(num_tokens: int, *, is_gated: bool) -> dict[str, Any]:
-    config = config_for(num_tokens)
+    config = config_for(num_tokens, is_gated=is_gated)
     return {
         "TOKENS": config.tokens,
         "BLOCK_OUT": config.block_out,
