@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, Activation, StepLayout
+from bitwatt_kernels.gpu.attention import rotated_attention
+from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS, normed_linear
 from bitwatt_kernels.gpu.timing import Call, Timer
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from bitwatt_kernels.packing import TernaryWeight
@@ -99,6 +101,16 @@ def _calls(
         )
         calls[f"ternary_linear {layer}"] = lambda x=x, w=weight: backend.ternary_linear(
             x, w, None, dtype
+        )
+        if num_tokens <= MAX_TOKENS:
+            activation_of = activation if layer == "gate_up" else None
+            rows, ones = randn(num_tokens, k), torch.ones(k, device=device)
+            calls[f"normed_linear {layer}"] = lambda x=rows, w=weight, g=ones, a=activation_of: (
+                normed_linear(x, g, EPS, w, None, dtype, backend.gpu, activation=a)
+            )
+    if num_tokens <= MAX_TOKENS:
+        calls["rotated_attention"] = lambda: rotated_attention(
+            qkv, rope, cache, layout, sizes.num_heads, sizes.head_dim**-0.5, backend.gpu
         )
     embedding = randn(sizes.vocab_size, hidden)
     head16, head8 = backend.prepare_head(embedding), backend.prepare_head(embedding, bits=8)

@@ -6,15 +6,17 @@ from itertools import product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.elementwise import quantize
 from bitwatt_kernels.gpu.linear import ternary_linear
-from bitwatt_kernels.gpu.timing import Call, Timer
+from bitwatt_kernels.gpu.timing import Call, Timer, Timing
 from bitwatt_kernels.packing import VALID_BYTES, TernaryWeight
 from bitwatt_kernels.roofline import Gpu as GpuRates
 from bitwatt_kernels.roofline import Weights, linear
 from torch import Tensor
+
+from bench.cublas import best_way
+from bench.machine import Board
 
 __all__ = ["MatmulShape", "bench_matmuls", "random_codes", "summarize_matmuls"]
 
@@ -39,24 +41,27 @@ def random_codes(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return valid[torch.randint(len(valid), shape, device=device, dtype=torch.uint8).int()]
 
 
-def _calls(
-    kind: str, shape: MatmulShape, num_tokens: int, gpu: Gpu, rotated_bytes: int
-) -> list[Call]:
-    """Return calls that each read a weight of their own."""
+def _measure(
+    kind: str, shape: MatmulShape, num_tokens: int, gpu: Gpu, timer: Timer, rotated_bytes: int
+) -> tuple[str, Timing]:
+    """Return what was run, and its time, each call with a weight of its own."""
     n, k, device = shape.out_features, shape.in_features, gpu.device
     x = torch.randn(num_tokens, k, device=device).to(torch.bfloat16)
     weight_bytes = {"ternary": n * k // 4, "bf16": n * k * 2, "int8": n * k}[kind]
     count = min(max(2, -(-rotated_bytes // weight_bytes)), 400)
+    calls: list[Call]
     if kind == "ternary":
         q, scales = quantize(x, gpu), torch.full((n,), 0.02, device=device)
         weights = [TernaryWeight(c, scales) for c in random_codes((count, n, k // 4), device)]
-        return [lambda w=w: ternary_linear(q, w, None, torch.bfloat16, gpu) for w in weights]
+        calls = [lambda w=w: ternary_linear(q, w, None, torch.bfloat16, gpu) for w in weights]
+        return "ternary_linear", timer.measure(calls)
     if kind == "bf16":
         dense = torch.randn(count, n, k, dtype=torch.bfloat16, device=device).mul_(0.02)
-        return [lambda w=w: F.linear(x, w) for w in dense]
+        return best_way(x, list(dense), timer, budget_s=0.1)
     codes = torch.randint(-1, 2, (count, n, k), dtype=torch.int8, device=device)
     x8 = quantize(x, gpu).codes
-    return [lambda w=w: torch._int_mm(x8, w.T) for w in codes]
+    calls = [lambda w=w: torch._int_mm(x8, w.T) for w in codes]
+    return "torch._int_mm", timer.measure(calls)
 
 
 def bench_matmuls(
@@ -65,6 +70,7 @@ def bench_matmuls(
     gpu: Gpu,
     rates: GpuRates,
     timer: Timer,
+    board: Board,
     l2_bytes: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row a shape and number of tokens: times, speed-ups and shares of the roofline."""
@@ -80,9 +86,9 @@ def bench_matmuls(
             if kind == "int8" and tokens < MIN_INT_MM_TOKENS:
                 row[kind] = None
                 continue
-            calls = _calls(kind, shape, tokens, gpu, ROTATED_L2 * l2_bytes)
-            row[kind] = timer.measure(calls).to_dict()
-            del calls
+            way, timing = _measure(kind, shape, tokens, gpu, timer, ROTATED_L2 * l2_bytes)
+            row[kind] = {"way": way, **timing.to_dict()}
+        row["board"] = board.now()  # just after: clocks fall slowly
         ternary_s, bf16_s = row["ternary"]["median_s"], row["bf16"]["median_s"]
         row["speedup_over_bf16"] = bf16_s / ternary_s
         row["speedup_over_int8"] = row["int8"] and row["int8"]["median_s"] / ternary_s

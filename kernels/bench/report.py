@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["goals", "tables"]
+__all__ = ["goals", "headline", "tables"]
 
 # Set for an H200 before anything was measured: speed-ups over 16 bits, and shares of the roofline.
 MATMUL_GOALS = {
@@ -31,7 +31,7 @@ def goals(results: dict[str, Any]) -> list[dict[str, Any]]:
         if row["phase"] == "decode" and row["num_sequences"] in DECODE_GOALS:
             what = f"2B4T decode, batch {row['num_sequences']}: × bf16"
             found.append((what, DECODE_GOALS[row["num_sequences"]], row["speedup"]))
-        if row["phase"] == "prefill":
+        if row["phase"] == "prefill" and "speedup_launched" in row:
             what = f"2B4T prefill of {row['new_tokens']}, as launched: × bf16"
             found.append((what, PREFILL_GOAL, row["speedup_launched"]))
     for row in results.get("end_to_end", []):
@@ -46,14 +46,67 @@ def goals(results: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def headline(results: dict[str, Any]) -> str:
+    """Return one sentence: one sequence decoded, ternary beside 16 bits, as far as it was measured.
+
+    The models are those that were measured first.
+    """
+    rows = [
+        row
+        for row in results.get("end_to_end", [])
+        if row["phase"] == "decode" and row["num_sequences"] in (1, 2) and "step" in row
+    ]
+    if not rows:
+        return "No model's step has been measured."
+    first = rows[0]
+    told = [
+        f"{row['weights']} {row['tokens_per_s']:.0f} tok/s ({row['step']['median_s'] * 1e3:.3f} ms)"
+        for row in rows
+        if row["model"] == first["model"]
+        and row["num_sequences"] == first["num_sequences"]
+        and not row["pdl"]
+    ]
+    ratio = [
+        f"{row['speedup']:.2f}×"
+        for row in results.get("speedups", [])
+        if row["phase"] == "decode"
+        and (row["model"], row["num_sequences"]) == (first["model"], first["num_sequences"])
+    ]
+    return f"{first['model']} decode, batch {first['num_sequences']}: {', '.join([*told, *ratio])}"
+
+
 def tables(results: dict[str, Any]) -> str:
-    """Return every figure as text, a table a question."""
-    parts = [_machine(results)]
+    """Return every figure as text, a table a question, the headline first."""
+    parts = [_machine(results), headline(results)]
+    if "serving_check" in results:
+        check = results["serving_check"]
+        parts.append(
+            f"Serving: {check['num_equal']} of {check['num_tokens']} tokens of "
+            f"{check['num_requests']} requests are those of the model run eagerly"
+        )
+    if "serving" in results:
+        parts.append(
+            _table(
+                "Decode as it is served, scheduler to tokens on the host: milliseconds",
+                ["model", "batch", "sampling", "step", "launching it", "tok/s"],
+                (
+                    [
+                        row["model"],
+                        row["num_sequences"],
+                        ", ".join(f"{k} {v}" for k, v in row["sampling"].items()),
+                        f"{row['step']['median_s'] * 1e3:.3f}",
+                        f"{row['launch_s'] * 1e3:.3f}",
+                        f"{row['tokens_per_s']:.0f}",
+                    ]
+                    for row in results["serving"]
+                ),
+            )
+        )
     if "matmul_summary" in results:
         parts.append(
             _table(
                 "Matmuls of one layer (of one matrix for 8192²), weights cold: microseconds",
-                ["model", "tokens", "ternary", "bf16", "speed-up", "of roofline"],
+                ["model", "tokens", "ternary", "bf16, its best", "speed-up", "of roofline"],
                 (
                     [
                         row["model"],
@@ -82,7 +135,7 @@ def tables(results: dict[str, Any]) -> str:
         parts.append(
             _table(
                 "Whole models: a step in milliseconds",
-                [*_END_TO_END, "mJ/token", "weights GB", "peak GB"],
+                [*_END_TO_END, "mJ/token", "weights GB", "peak GB", "W", "SM MHz"],
                 (_end_to_end_row(row) for row in results["end_to_end"]),
             )
         )
@@ -102,7 +155,7 @@ def tables(results: dict[str, Any]) -> str:
                 ),
             )
         )
-    if "goals" in results:
+    if results.get("goals"):
         parts.append(
             _table(
                 "Goals, set for an H200",
@@ -124,17 +177,22 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def _machine(results: dict[str, Any]) -> str:
-    machine, rates = results["machine"], results.get("rates")
+    machine, rates = results.get("machine", {}), results.get("rates", {})
     lines = [f"{machine.get('gpu', 'no GPU: a rehearsal, whose figures mean nothing')}"]
-    if rates:
-        lines.append(
-            f"it sustains {rates['bandwidth_bytes_s'] / 1e12:.2f} TB/s, "
-            f"{rates['bf16_ops_s'] / 1e12:.0f} TFLOP/s in bf16, "
-            f"{rates['int8_ops_s'] / 1e12:.0f} TOP/s in int8, "
-            f"{rates['kernel_s'] * 1e6:.2f} µs an empty kernel in a graph"
-        )
+    units = (
+        ("bandwidth_bytes_s", 1e-12, ".2f", "TB/s"),
+        ("bf16_ops_s", 1e-12, ".0f", "TFLOP/s in bf16"),
+        ("int8_ops_s", 1e-12, ".0f", "TOP/s in int8"),
+        ("kernel_s", 1e6, ".2f", "µs an empty kernel in a graph"),
+    )
+    told = [f"{rates[key] * by:{form}} {unit}" for key, by, form, unit in units if key in rates]
+    if told:
+        lines.append(f"it sustains {', '.join(told)}")
     if "tests" in results:
-        lines.append(f"tests: {results['tests']['summary']}")
+        tests = results["tests"]
+        lines.append(f"tests: {tests['passed']} passed, {len(tests['failed'])} failed")
+        if tests["unfinished"]:
+            lines[-1] += f", no end of {', '.join(tests['unfinished'])}"
     return "\n".join(lines)
 
 
@@ -143,8 +201,8 @@ def _end_to_end_row(row: dict[str, Any]) -> list[object]:
     start: list[object] = [row["model"], name, row["phase"], row["num_sequences"]]
     start.append(row["new_tokens"])
     if "skipped" in row:
-        return [*start, row["skipped"], "", "", "", f"{row['weight_bytes'] / 1e9:.2f}", ""]
-    joules, peak = row["joules_per_token"], row["peak_bytes"]
+        return [*start, row["skipped"], "", "", "", f"{row['weight_bytes'] / 1e9:.2f}", *[""] * 3]
+    joules, peak, board = row["joules_per_token"], row["peak_bytes"], row["board"]
     return [
         *start,
         f"{row['step']['median_s'] * 1e3:.3f}",
@@ -153,6 +211,7 @@ def _end_to_end_row(row: dict[str, Any]) -> list[object]:
         "" if joules is None else f"{joules * 1e3:.1f}",
         f"{row['weight_bytes'] / 1e9:.2f}",
         "" if peak is None else f"{peak / 1e9:.2f}",
+        *(f"{board[key]:.0f}" if key in board else "" for key in ("watts", "sm_mhz")),
     ]
 
 

@@ -11,6 +11,13 @@ Weights = Literal["ternary", "dense"]
 # Kernels a layer takes, beside its four matmuls and attention: two norms, RoPE with the cache,
 # the gated activation, and the quantization of attention's output where weights are ternary.
 _SMALL_KERNELS: dict[Weights, int] = {"ternary": 5, "dense": 4}
+_FEW_TOKENS = 8  # up to which ternary linears and attention take these into their own kernels
+
+
+def _num_small_kernels(weights: Weights, num_tokens: int, new_tokens: int) -> int:
+    if weights == "dense" or num_tokens > _FEW_TOKENS:
+        return _SMALL_KERNELS[weights]
+    return 0 if new_tokens == 1 else 1  # RoPE with the cache, before prefill's attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +174,10 @@ def step(
             * (sizes.num_heads * sizes.head_dim * sizes.num_layers),
             num_kernels=sizes.num_layers,
         ),
-        Op("norms, RoPE, activation", num_kernels=sizes.num_layers * _SMALL_KERNELS[weights] + 2),
+        Op(
+            "norms, RoPE, activation, embedding",
+            num_kernels=sizes.num_layers * _num_small_kernels(weights, num_tokens, new_tokens) + 2,
+        ),
         Op(
             "head",
             weight_bytes=head_parameters * head_bits / 8,

@@ -16,90 +16,25 @@ from torch import Tensor
 
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from bitwatt_kernels.errors import ShapeError
+from bitwatt_kernels.gpu.attend import attend, merge, store
 from bitwatt_kernels.gpu.configs import AttentionConfig
 from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
-from bitwatt_kernels.gpu.rope import check_cache
+from bitwatt_kernels.gpu.rope import cache_token, check_cache, rotated
 
-__all__ = ["attention", "decode_attention_kernel", "prefill_attention_kernel"]
+__all__ = [
+    "attention",
+    "decode_attention_kernel",
+    "prefill_attention_kernel",
+    "rotated_attention",
+]
 
 # Programs that decode aims at for each multiprocessor.
 PROGRAMS_PER_MULTIPROCESSOR = 4
 
 
-@triton.jit
-def _merge(maximum, total, weighted, maximum2, total2, weighted2):
-    """Return the softmax state of two runs of context; an empty one is (-inf, 0, 0)."""
-    top = tl.maximum(maximum, maximum2)
-    reference = tl.where(top == float("-inf"), 0.0, top)
-    shrink = tl.exp2(maximum - reference)
-    shrink2 = tl.exp2(maximum2 - reference)
-    total = total * shrink + total2 * shrink2
-    weighted = weighted * shrink[:, None] + weighted2 * shrink2[:, None]
-    return top, total, weighted
-
-
-@triton.jit
-def _attend(
-    queries,  # [BLOCK_ROWS, DIM_BLOCK]
-    positions,  # [BLOCK_ROWS], last token each row sees
-    keys_ptr,  # of this key-value head
-    values_ptr,
-    table_ptr,  # blocks of this sequence
-    block_stride,
-    scale,  # of scores in base 2
-    start,
-    stop,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CONTEXT: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Return the maximum, sum and weighted values of the softmax over context start to stop."""
-    maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_ROWS], tl.float32)
-    weighted = tl.zeros([BLOCK_ROWS, DIM_BLOCK], tl.float32)
-    d = tl.arange(0, DIM_BLOCK)
-    for first in range(start, stop, BLOCK_CONTEXT):
-        t = first + tl.arange(0, BLOCK_CONTEXT)
-        block = tl.load(table_ptr + t // BLOCK_SIZE, mask=t < stop, other=0).to(tl.int64)
-        offsets = block * block_stride + t % BLOCK_SIZE * HEAD_DIM
-        if DIM_BLOCK == HEAD_DIM:
-            keys_mask = (t < stop)[None, :]
-            values_mask = (t < stop)[:, None]
-        else:
-            keys_mask = (t < stop)[None, :] & (d < HEAD_DIM)[:, None]
-            values_mask = (t < stop)[:, None] & (d < HEAD_DIM)[None, :]
-        keys = tl.load(keys_ptr + offsets[None, :] + d[:, None], mask=keys_mask, other=0)
-        values = tl.load(values_ptr + offsets[:, None] + d[None, :], mask=values_mask, other=0)
-        scores = tl.dot(queries, keys.to(queries.dtype), input_precision=PRECISION) * scale
-        scores = tl.where(t[None, :] <= positions[:, None], scores, float("-inf"))
-        top = tl.maximum(maximum, tl.max(scores, axis=1))
-        reference = tl.where(top == float("-inf"), 0.0, top)
-        shrink = tl.exp2(maximum - reference)
-        weights = tl.exp2(scores - reference[:, None])
-        total = total * shrink + tl.sum(weights, axis=1)
-        weighted = weighted * shrink[:, None]
-        weighted = tl.dot(
-            weights.to(queries.dtype),
-            values.to(queries.dtype),
-            weighted,
-            input_precision=PRECISION,
-        )
-        maximum = top
-    return maximum, total, weighted
-
-
-@triton.jit
-def _store(out_ptrs, total, weighted, mask):
-    y = tl.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
-    tl.store(out_ptrs, y.to(out_ptrs.dtype.element_ty), mask=mask)
-
-
 @triton.jit(do_not_specialize=["max_splits", "table_stride"])
 def decode_attention_kernel(
-    queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
+    queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]; queries ‖ keys ‖ values if ROPE
     keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]
     values_ptr,
     query_starts_ptr,  # [sequences + 1] int32
@@ -110,6 +45,9 @@ def decode_attention_kernel(
     partial_max_ptr,  # [sequences, kv heads, max_splits, GROUP] float32
     partial_sum_ptr,  # likewise
     counters_ptr,  # [sequences * kv heads] int32, zero before and after
+    rope_ptr,  # [max_model_len, HEAD_DIM] float32, cos ‖ sin; read if ROPE
+    positions_ptr,  # [tokens] int64, likewise
+    slots_ptr,  # [tokens] int64, likewise
     block_stride,
     table_stride,
     scale,
@@ -122,10 +60,11 @@ def decode_attention_kernel(
     SPLIT_TOKENS: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     IS_SPLIT: tl.constexpr,
+    ROPE: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Softmax(q · kᵀ · scale) · v for one token a sequence.
+    """Softmax(q · kᵀ · scale) · v for one token a sequence; rotated and cached first if ROPE.
 
     Grid (programs, kv heads, sequences). The programs of a sequence and head take its splits in
     turn; the last to arrive merges them.
@@ -148,10 +87,34 @@ def decode_attention_kernel(
     inside = (row < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
     base = (token * num_kv_heads + kv_head) * (GROUP * HEAD_DIM)
     in_tile = row[:, None] * HEAD_DIM + d[None, :]
-    queries = tl.load(queries_ptr + base + in_tile, mask=inside, other=0)
     positions = tl.zeros([BLOCK_ROWS], tl.int32) + (context - 1)
     keys = keys_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM)
     values = values_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM)
+    if ROPE:
+        start = queries_ptr + token * (num_kv_heads * (GROUP + 2) * HEAD_DIM)
+        heads = start + kv_head * (GROUP * HEAD_DIM) + row[:, None] * HEAD_DIM
+        position = tl.load(positions_ptr + token)
+        queries = rotated(heads, d[None, :], inside, rope_ptr, position, HEAD_DIM)
+        queries = queries.to(queries_ptr.dtype.element_ty)
+        # The token's own key is read by the program that takes the context's end, and by no other.
+        if program == (num_splits - 1) % tl.num_programs(0):
+            own = start + num_kv_heads * (GROUP * HEAD_DIM) + kv_head * HEAD_DIM
+            cache_token(
+                own,
+                own + num_kv_heads * HEAD_DIM,
+                keys,
+                values,
+                rope_ptr,
+                position,
+                tl.load(slots_ptr + token),
+                block_stride,
+                HEAD_DIM,
+                BLOCK_SIZE,
+                DIM_BLOCK,
+            )
+        tl.debug_barrier()  # every thread's part of the key, before others read it
+    else:
+        queries = tl.load(queries_ptr + base + in_tile, mask=inside, other=0)
     table = tables_ptr + sequence.to(tl.int64) * table_stride
     if IS_SPLIT:
         pair = sequence * num_kv_heads + kv_head
@@ -161,7 +124,7 @@ def decode_attention_kernel(
         partial_sum_ptr += first
         tile = row[:, None] * DIM_BLOCK + d[None, :]
         for split in range(program, num_splits, tl.num_programs(0)):
-            maximum2, total2, weighted2 = _attend(
+            maximum2, total2, weighted2 = attend(
                 queries,
                 positions,
                 keys,
@@ -211,9 +174,9 @@ def decode_attention_kernel(
                 other=0.0,
                 cache_modifier=".cg",
             )
-            maximum, total, weighted = _merge(maximum, total, weighted, maximum2, total2, weighted2)
+            maximum, total, weighted = merge(maximum, total, weighted, maximum2, total2, weighted2)
     else:
-        maximum, total, weighted = _attend(
+        maximum, total, weighted = attend(
             queries,
             positions,
             keys,
@@ -232,7 +195,7 @@ def decode_attention_kernel(
         )
         if PDL:
             tl.extra.cuda.gdc_launch_dependents()
-    _store(out_ptr + base + in_tile, total, weighted, inside)
+    store(out_ptr + base + in_tile, total, weighted, inside)
 
 
 @triton.jit(do_not_specialize=["num_sequences", "table_stride"])
@@ -298,7 +261,7 @@ def prefill_attention_kernel(
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     weighted = tl.zeros([BLOCK_ROWS, DIM_BLOCK], tl.float32)
     for split_start in range(0, last, SPLIT_TOKENS):
-        maximum2, total2, weighted2 = _attend(
+        maximum2, total2, weighted2 = attend(
             queries,
             position,
             keys_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),
@@ -315,10 +278,10 @@ def prefill_attention_kernel(
             DIM_BLOCK,
             PRECISION,
         )
-        maximum, total, weighted = _merge(maximum, total, weighted, maximum2, total2, weighted2)
+        maximum, total, weighted = merge(maximum, total, weighted, maximum2, total2, weighted2)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    _store(out_ptr + base + in_tile, total, weighted, inside)
+    store(out_ptr + base + in_tile, total, weighted, inside)
 
 
 def attention(
@@ -335,6 +298,47 @@ def attention(
     config  overrides the one tuned for this GPU; split_tokens and block_context decide the bits
     Raises  ShapeError if the heads don't fit the cache or the kernels
     """
+    return _attention(queries, kv_cache, layout, scale, gpu, config, None)
+
+
+def rotated_attention(
+    qkv: Tensor,
+    rope: Tensor,
+    kv_cache: Tensor,
+    layout: StepLayout,
+    num_heads: int,
+    scale: float,
+    gpu: Gpu,
+    config: AttentionConfig | None = None,
+) -> Tensor:
+    """Return attention(rope_and_cache(qkv)), [T, H · D], where every sequence brings one token.
+
+    Raises  ShapeError if qkv does not have the features of the heads and the cache, a sequence
+            brings more, or the heads don't fit the kernel
+    """
+    check_cache(kv_cache)
+    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    if qkv.shape[1] != (num_heads + 2 * num_kv_heads) * head_dim or not qkv.is_contiguous():
+        raise ShapeError(
+            f"qkv has shape {list(qkv.shape)}; expected contiguous [T, "
+            f"({num_heads} + 2 · {num_kv_heads}) · {head_dim}]"
+        )
+    if layout.max_query_len > 1:
+        raise ShapeError(f"a sequence brings {layout.max_query_len} tokens; the limit is 1")
+    queries = qkv.view(len(qkv), -1, head_dim)[:, :num_heads]
+    return _attention(queries, kv_cache, layout, scale, gpu, config, rope)
+
+
+def _attention(
+    queries: Tensor,
+    kv_cache: Tensor,
+    layout: StepLayout,
+    scale: float,
+    gpu: Gpu,
+    config: AttentionConfig | None,
+    rope: Tensor | None,
+) -> Tensor:
+    """rope  rotates queries, which keys and values follow; None where that is done."""
     check_cache(kv_cache)
     config = gpu.configs.attention if config is None else config
     num_tokens, num_heads, head_dim = queries.shape
@@ -355,7 +359,7 @@ def attention(
             f"{num_kv_heads}; the limits are {tile.block_rows} and "
             f"{MAX_SPLIT_TILES} sequences times heads"
         )
-    out = torch.empty_like(queries)
+    out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     if num_tokens == 0:
         return out.flatten(1)
     shared = (queries, kv_cache[0], kv_cache[1], layout.query_starts, layout.context_lens)
@@ -399,9 +403,13 @@ def attention(
         partial_max,
         partial_sum,
         gpu.counters,
+        gpu.counters if rope is None else rope,
+        layout.positions,
+        layout.slots,
         *strides,
         num_splits,
         IS_SPLIT=num_splits > 1,
+        ROPE=rope is not None,
         **options,
     )
     return out.flatten(1)

@@ -15,6 +15,7 @@ from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.reference.linear import check_group
 
 __all__ = [
+    "activate",
     "gated_activation",
     "gated_activation_kernel",
     "gated_activation_quantize",
@@ -23,6 +24,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_kernel",
     "rms_norm_quantize",
+    "round_to_int8",
     "row_block",
 ]
 
@@ -38,7 +40,7 @@ def _store_quantized(y, row, k, num_features, codes_ptr, scales_ptr, sums_ptr, G
     GROUPS: tl.constexpr = y.shape[0] // GROUP
     if GROUPS == 1:  # as a row of groups it would not stay in registers
         scale = tl.div_rn(1.0, tl.maximum(tl.max(tl.abs(y)), 1e-5)) * 127.0
-        codes = _round_to_int8(y * scale)
+        codes = round_to_int8(y * scale)
         tl.store(codes_ptr + row * num_features + k, codes, mask=k < num_features)
         tl.store(scales_ptr + row, scale)
         tl.store(sums_ptr + row, tl.sum(codes.to(tl.int32)))
@@ -46,7 +48,7 @@ def _store_quantized(y, row, k, num_features, codes_ptr, scales_ptr, sums_ptr, G
         y = tl.reshape(y, [GROUPS, GROUP])
         k = tl.reshape(k, [GROUPS, GROUP])
         scales = tl.div_rn(1.0, tl.maximum(tl.max(tl.abs(y), axis=1), 1e-5)) * 127.0
-        codes = _round_to_int8(y * scales[:, None])
+        codes = round_to_int8(y * scales[:, None])
         tl.store(codes_ptr + row * num_features + k, codes, mask=k < num_features)
         num_groups = tl.cdiv(num_features, GROUP)
         g = tl.arange(0, GROUPS)
@@ -56,7 +58,7 @@ def _store_quantized(y, row, k, num_features, codes_ptr, scales_ptr, sums_ptr, G
 
 
 @triton.jit
-def _round_to_int8(y):
+def round_to_int8(y):
     """Return y rounded half to even, which adding and taking away 1.5 · 2²³ does."""
     rounded = (y + 12582912.0) - 12582912.0
     return tl.minimum(tl.maximum(rounded, -128.0), 127.0).to(tl.int8)
@@ -72,17 +74,23 @@ def _rms_norm(x, k, num_features, weight_ptr, eps):
 
 
 @triton.jit
-def _gated(gate_up_ptr, row, k, num_features, SILU: tl.constexpr):
-    """Return f(gate) · up of one row, in float32."""
-    start = gate_up_ptr + row * (2 * num_features)
-    gate = tl.load(start + k, mask=k < num_features, other=0).to(tl.float32)
-    up = tl.load(start + num_features + k, mask=k < num_features, other=0).to(tl.float32)
+def activate(gate, SILU: tl.constexpr):
+    """Return silu(gate), or relu(gate)², in float32."""
     if SILU:
         gate = gate / (1.0 + tl.exp(-gate))
     else:
         gate = tl.maximum(gate, 0.0)
         gate = gate * gate
-    return gate * up
+    return gate
+
+
+@triton.jit
+def _gated(gate_up_ptr, row, k, num_features, SILU: tl.constexpr):
+    """Return f(gate) · up of one row, in float32."""
+    start = gate_up_ptr + row * (2 * num_features)
+    gate = tl.load(start + k, mask=k < num_features, other=0).to(tl.float32)
+    up = tl.load(start + num_features + k, mask=k < num_features, other=0).to(tl.float32)
+    return activate(gate, SILU) * up
 
 
 @triton.jit

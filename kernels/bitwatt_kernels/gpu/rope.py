@@ -12,12 +12,54 @@ from bitwatt_kernels.backend import BLOCK_SIZE, HeadNorms, StepLayout
 from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.gpu.device import Gpu
 
-__all__ = ["check_cache", "rope_and_cache", "rope_and_cache_kernel"]
+__all__ = ["cache_token", "check_cache", "rope_and_cache", "rope_and_cache_kernel", "rotated"]
 
 
 @triton.jit
 def _rotate(first, second, cos, sin):
     return first * cos - second * sin, second * cos + first * sin
+
+
+@triton.jit
+def rotated(heads_ptr, d, mask, rope_ptr, position, HEAD_DIM: tl.constexpr):
+    """Return heads rotated to a position, in float32, [.., DIM_BLOCK].
+
+    heads_ptr  where each begins, [.., 1]
+    d          [1, DIM_BLOCK]
+    """
+    HALF: tl.constexpr = HEAD_DIM // 2
+    is_first = d < HALF
+    i = tl.where(is_first, d, d - HALF)
+    cos = tl.load(rope_ptr + position * HEAD_DIM + i, mask=d < HEAD_DIM, other=0)
+    sin = tl.load(rope_ptr + position * HEAD_DIM + HALF + i, mask=d < HEAD_DIM, other=0)
+    x = tl.load(heads_ptr + d, mask=mask, other=0).to(tl.float32)
+    other = tl.load(heads_ptr + tl.where(is_first, d + HALF, i), mask=mask, other=0).to(tl.float32)
+    return tl.where(is_first, x * cos - other * sin, x * cos + other * sin)
+
+
+@triton.jit
+def cache_token(
+    key_ptr,  # of one head
+    value_ptr,
+    keys_ptr,  # of the cache's same head
+    values_ptr,
+    rope_ptr,
+    position,
+    slot,
+    block_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+):
+    """Write one head's rotated key and its value to the cache; nothing for a slot of -1."""
+    d = tl.arange(0, DIM_BLOCK)[None, :]
+    mask = (d < HEAD_DIM) & (slot >= 0)
+    none = tl.zeros([1, 1], tl.int32)
+    key = rotated(key_ptr + none, d, mask, rope_ptr, position, HEAD_DIM)
+    value = tl.load(value_ptr + d, mask=mask, other=0)
+    place = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM + d
+    tl.store(keys_ptr + place, key.to(keys_ptr.dtype.element_ty), mask=mask)
+    tl.store(values_ptr + place, value.to(values_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -15,13 +15,16 @@ from bitwatt_kernels.backend import (
 )
 from bitwatt_kernels.gpu import attention as _attention
 from bitwatt_kernels.gpu import dense as _dense
+from bitwatt_kernels.gpu import drawing as _drawing
 from bitwatt_kernels.gpu import elementwise as _elementwise
 from bitwatt_kernels.gpu import head as _head
 from bitwatt_kernels.gpu import linear as _linear
 from bitwatt_kernels.gpu import rope as _rope
 from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.few_tokens import are_fusable, run_layers
 from bitwatt_kernels.gpu.grouped_linear import GroupedWeight, grouped_linear
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
+from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS
 from bitwatt_kernels.layer import LayersByOperations, ternary_head
 from bitwatt_kernels.packing import TernaryWeight, unpack_rows
 
@@ -135,6 +138,14 @@ class TritonBackend(LayersByOperations):
         y = torch.addmm(residual, x, weight.T)
         return y if bias is None else y.add_(bias)
 
+    def ternary_layers(
+        self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
+    ) -> Tensor:
+        assert isinstance(layers, tuple)
+        if 0 < len(h) <= MAX_TOKENS and are_fusable(layers):
+            return run_layers(h, layers, rope, kv_caches, layout, self.gpu)
+        return super().ternary_layers(h, layers, rope, kv_caches, layout)
+
     def rope_and_cache(
         self,
         qkv: Tensor,
@@ -150,6 +161,19 @@ class TritonBackend(LayersByOperations):
         self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float
     ) -> Tensor:
         return _attention.attention(queries, kv_cache, layout, scale, self.gpu)
+
+    def draw(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        temperatures: Tensor,
+        top_ks: Tensor,
+        top_ps: Tensor,
+        min_ps: Tensor,
+        uniforms: Tensor,
+    ) -> Tensor:
+        """Return a token for each of the rows of logits, [R] int64; see gpu.drawing.draw."""
+        return _drawing.draw(logits, rows, temperatures, top_ks, top_ps, min_ps, uniforms, self.gpu)
 
     def head(self, x: Tensor, weight: object) -> Tensor:
         if isinstance(weight, TernaryHead):

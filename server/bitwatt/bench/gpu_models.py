@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from bench.cublas import CublasBackend
 from bench.layer_ops import make_layout
-from bench.machine import EnergyMeter
+from bench.machine import Board
 from bitwatt_kernels.backend import BLOCK_SIZE
 from bitwatt_kernels.gpu.timing import Call, Timer
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
@@ -18,9 +19,8 @@ from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.transformer import Transformer
 
-__all__ = ["bench_model", "model_sizes", "speedups"]
+__all__ = ["bench_model", "model_sizes"]
 
-ENERGY_SECONDS = 1.5  # the counter moves every few hundredths of a second
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -68,14 +68,18 @@ def bench_model(
     dtype: torch.dtype,
     rates: GpuRates,
     timer: Timer,
-    meter: EnergyMeter,
+    board: Board,
+    energy_s: float = 1.5,
     pdl: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row a batch decoded and a row a prompt prefilled; what doesn't fit says so.
 
-    The ternary model sums in a fixed order throughout; the dense one uses cuBLAS as it comes.
+    The ternary model sums in a fixed order throughout; each matmul of the dense one takes the
+    fastest of cuBLAS's ways.
+
+    energy_s  seconds of steps whose joules are counted; the counter moves every few hundredths
     """
-    backend = TritonBackend(device, batch_invariant=weights == "ternary")
+    backend = TritonBackend(device) if weights == "ternary" else CublasBackend(device, timer)
     if pdl:
         backend.gpu.configs = replace(backend.gpu.configs, pdl=True)
     model = random_model(config, weights=weights, backend=backend, dtype=dtype, seed=0)
@@ -115,10 +119,18 @@ def bench_model(
             row["roofline_with_launches_s"] = cost.floor_s(rates)
             if phase == "prefill":
                 row["launched"] = timer.measure_launched(call).to_dict()
-            row["joules_per_token"] = _joules_per_token(
-                call, num_sequences * new_tokens, timer, meter
-            )
+            with board.watch() as state:
+                row["joules_per_token"] = _joules_per_token(
+                    call, num_sequences * new_tokens, timer, board, energy_s
+                )
+            row["board"] = state
             row["peak_bytes"] = _peak_bytes(device)
+            if isinstance(backend, CublasBackend):
+                row["cublas"] = {
+                    f"{n}x{k}": way
+                    for (tokens, n, k), way in backend.ways.items()
+                    if tokens == num_sequences * new_tokens
+                }
             del call
         except torch.OutOfMemoryError:
             row["skipped"] = OUT_OF_MEMORY
@@ -126,37 +138,11 @@ def bench_model(
 
 
 def _joules_per_token(
-    call: Call, num_tokens: int, timer: Timer, meter: EnergyMeter
+    call: Call, num_tokens: int, timer: Timer, board: Board, seconds: float
 ) -> float | None:
-    before = meter.joules()
-    if before is None:
+    before = board.joules()
+    count = timer.repeat(call, seconds=seconds)
+    after = board.joules()
+    if before is None or after is None:
         return None
-    count = timer.repeat(call, seconds=ENERGY_SECONDS)
-    after = meter.joules()
-    assert after is not None
     return (after - before) / (count * num_tokens)
-
-
-def speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return ternary beside dense, a row a model, phase and size that both have run."""
-    keys = ("model", "phase", "num_sequences", "new_tokens")
-    done = {
-        (*(row[key] for key in keys), row["weights"]): row
-        for row in rows
-        if "skipped" not in row and not row["pdl"]
-    }
-    pairs = []
-    for (*key, weights), dense in done.items():
-        ternary = done.get((*key, "ternary"))
-        if weights != "dense" or ternary is None:
-            continue
-        pair = dict(zip(keys, key, strict=True))
-        pair["speedup"] = dense["step"]["median_s"] / ternary["step"]["median_s"]
-        if "launched" in dense:
-            launched = dense["launched"]["median_s"] / ternary["launched"]["median_s"]
-            pair["speedup_launched"] = launched
-        for figure in ("weight_bytes", "peak_bytes", "joules_per_token"):
-            both = dense[figure], ternary[figure]
-            pair[f"{figure}_ratio"] = both[0] / both[1] if all(both) else None
-        pairs.append(pair)
-    return pairs

@@ -19,9 +19,9 @@ from bitwatt.constraints.compiling import (
     TokenBytes,
     compile_grammar,
     new_tokenizer,
-    why_unusable,
     written_for_matcher,
 )
+from bitwatt.constraints.matching import why_unusable
 from bitwatt.constraints.structured_outputs import GrammarSource
 from bitwatt.errors import InvalidRequestError
 

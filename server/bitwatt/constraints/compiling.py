@@ -7,7 +7,6 @@ a process that may be ended (checker.py), by the very limits, tokens and library
 """
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, StructTag
 from llguidance.gbnf_to_lark import any_to_lark as gbnf_to_lark
 
 from bitwatt.constraints.answer_shapes import ANSWER, AnswerShape
+from bitwatt.constraints.matching import one_line, why_unusable
 from bitwatt.constraints.structured_outputs import GrammarSource
 from bitwatt.errors import InvalidRequestError
 
@@ -24,7 +24,6 @@ __all__ = [
     "compile_grammar",
     "new_tokenizer",
     "refused",
-    "why_unusable",
     "written_for_matcher",
 ]
 
@@ -41,8 +40,6 @@ _LIMITS = LLParserLimits(
     max_grammar_size=50_000,
     verbose_errors=False,
 )
-_NOT_TOLD = re.compile(r"at \d+\(\d+\): |failed to compile JSON schema: |<non-verbose/>")
-_EXCERPT = re.compile(r"<state>|\n +\d+ \| ")
 _CLOSED_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 
 
@@ -207,18 +204,7 @@ def compile_grammar(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
     return matcher
 
 
-def why_unusable(matcher: LLMatcher) -> str | None:
-    """Return in one line why the matcher can't go on, None where it can."""
-    return _one_line(matcher.get_error()) if matcher.is_error() else None
-
-
-def _one_line(text: str) -> str:
-    """Return the library's message without its excerpt of the grammar and its own state."""
-    text = _EXCERPT.split(_NOT_TOLD.sub("", text), maxsplit=1)[0]
-    return " ".join(text.split())[:300]
-
-
 def refused(source: GrammarSource, reason: str) -> InvalidRequestError:
     """Return the error of a grammar that can't be used."""
-    told = f"{source.param} can't be followed: {_one_line(reason)}"
+    told = f"{source.param} can't be followed: {one_line(reason)}"
     return InvalidRequestError(told, param=source.param)

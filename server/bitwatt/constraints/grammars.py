@@ -6,38 +6,16 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLTokenizer
 
 from bitwatt.constraints.compiling import TokenBytes, compile_grammar, new_tokenizer
+from bitwatt.constraints.matching import Grammar
 
 __all__ = ["Grammar", "Grammars"]
 
 MAX_KEPT = 256
 MAX_KEPT_CHARS = 4 * 1024 * 1024  # of their texts: a compiled one has a size that nobody tells
 _STACK_BYTES = 64 * 1024 * 1024  # four times the checker's: what it has compiled fits
-
-
-class Grammar:
-    """A compiled grammar. Its matchers share it, and are independent of one another.
-
-    vocab_size     rows of the model's head
-    end_token_ids  drawn behind the end by a request that no token ends: they have no text
-    no_tokens      the mask that allows nothing
-    failure        why it is used no more, once that is so
-    """
-
-    def __init__(self, matcher: LLMatcher, vocab_size: int, end_token_ids: Sequence[int]) -> None:
-        self._matcher = matcher
-        self._lock = threading.Lock()
-        self.vocab_size = vocab_size
-        self.end_token_ids = end_token_ids
-        self.no_tokens = bytes(4 * (vocab_size // 32 + 1))  # one token more than the model has
-        self.failure: str | None = None
-
-    def new_matcher(self) -> LLMatcher:
-        """Return a matcher at the grammar's start, in some microseconds."""
-        with self._lock:
-            return self._matcher.deep_copy()
 
 
 class Grammars:

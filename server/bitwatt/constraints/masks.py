@@ -11,8 +11,7 @@ import time
 from collections.abc import Sequence
 from queue import SimpleQueue
 
-from bitwatt.constraints.compiling import why_unusable
-from bitwatt.constraints.grammars import Grammar
+from bitwatt.constraints.matching import Grammar, why_unusable
 
 __all__ = ["MASK_TIME_LIMIT_S", "Constraint", "MaskThread", "Trial"]
 

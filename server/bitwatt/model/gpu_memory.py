@@ -4,7 +4,6 @@ The KV cache gets what is left, once and before anything else runs, so this is a
 """
 
 from bitwatt.model.config import ModelConfig
-from bitwatt.model.truncation_sampling import MAX_DRAWN_ROWS
 from bitwatt.scheduling.scheduler import max_draws
 
 __all__ = ["CONTEXT_BYTES", "kv_cache_budget", "working_bytes"]
@@ -13,7 +12,7 @@ CONTEXT_BYTES = 768 << 20
 """Set aside for a process's CUDA context, libraries and loaded kernels."""
 
 _SPLIT_TOKENS = 128  # of the launch configurations' attention, none of which has a smaller one
-_DRAWING_BYTES = 100  # a token of a row that is sorted: values, ids, ranks, float64 sums
+_CANDIDATES_BYTES = 4096 * 8  # a row drawn: the draw kernel's candidates and their ids
 _BATCH_BYTES = 4 * 4 + 5  # a token of a row: graph's and eager logits, log-probabilities, a copy
 # of them in which masks or penalties are applied; counts and prompt of penalties
 
@@ -36,8 +35,8 @@ def working_bytes(
     a_partial = 4 * (dim_block + 2)
     partials = 2 * max_num_seqs * config.num_heads * num_splits * a_partial
     num_draws = max_draws(max_num_seqs)
-    rows = _BATCH_BYTES * num_draws + _DRAWING_BYTES * min(num_draws, MAX_DRAWN_ROWS)
-    return activations + partials + config.vocab_size * rows
+    rows = (_BATCH_BYTES * config.vocab_size + _CANDIDATES_BYTES) * num_draws
+    return activations + partials + rows
 
 
 def kv_cache_budget(

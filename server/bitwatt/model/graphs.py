@@ -8,9 +8,9 @@ belongs to DecodeGraphs or to the step's buffers, and all graphs read the same o
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
@@ -20,7 +20,11 @@ from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.step_buffers import DeviceStep
 from bitwatt.model.transformer import Transformer
 
-__all__ = ["DecodeGraphs", "bucket_sizes"]
+__all__ = ["DecodeGraphs", "bucket_sizes", "capture"]
+
+
+class _Graph(Protocol):
+    def replay(self) -> None: ...
 
 
 def bucket_sizes(max_num_seqs: int) -> list[int]:
@@ -85,7 +89,7 @@ class DecodeGraphs:
         self._graphs[self.padded(num_seqs)].replay()
         return self._logits[:num_seqs]
 
-    def _capture(self, size: int, pool: Any) -> torch.cuda.CUDAGraph:
+    def _capture(self, size: int, pool: Any) -> _Graph:
         fields = self._step.fields
         layout = StepLayout(
             positions=fields.positions[:size],
@@ -101,12 +105,17 @@ class DecodeGraphs:
             logits = self._model.forward(fields.token_ids[:size], layout, self._kv_cache, None)
             self._logits[:size].copy_(logits)
 
-        step()  # compiles kernels and sizes workspaces, which a capture must not do
-        torch.cuda.synchronize(self._model.backend.device)
-        graph = torch.cuda.CUDAGraph()
-        with _no_garbage_collection(), torch.cuda.graph(graph, pool=pool):
-            step()
-        return graph
+        return capture(step, pool, self._model.backend.device)
+
+
+def capture(step: Callable[[], None], pool: Any, device: torch.device) -> _Graph:
+    """Return the graph of what step launches on the device."""
+    step()  # compiles kernels and sizes workspaces, which a capture must not do
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with _no_garbage_collection(), torch.cuda.graph(graph, pool=pool):
+        step()
+    return graph
 
 
 @contextmanager

@@ -20,13 +20,20 @@ from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
-from bitwatt.model.sampler import LogprobsBatch, Sampled, Sampler, SamplingRow, TokenMasks
+from bitwatt.model.sampler import (
+    LogprobsBatch,
+    Sampled,
+    Sampler,
+    SamplingRow,
+    TokenDrawer,
+    TokenMasks,
+)
 from bitwatt.model.step_buffers import DeviceStep, HostStep, StepFields
 from bitwatt.model.step_thread import StepThread
 from bitwatt.model.streams import CudaStream, Event, Stream, upload
 from bitwatt.model.transformer import Transformer
 from bitwatt.model.truncation_sampling import NO_TOKEN
-from bitwatt.scheduling.request import Request
+from bitwatt.scheduling.request import Request, ResolvedSampling
 from bitwatt.scheduling.scheduler import Chunk, Plan
 
 __all__ = ["ModelRunner", "warm_up_sizes"]
@@ -128,7 +135,8 @@ class ModelRunner:
         limits = (max_num_seqs, max_num_batched_tokens, max_blocks)
         self._host_steps = [HostStep(*limits, stream) for _ in range(2)]
         self._device_step = None if stream is None else DeviceStep(*limits, self._device)
-        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device)
+        drawer = model.backend if isinstance(model.backend, TokenDrawer) else None
+        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._masks = MaskThread()
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
@@ -145,8 +153,7 @@ class ModelRunner:
                 max_num_seqs=max_num_seqs,
                 max_model_len=max_model_len,
             )
-            for num_tokens in warm_up_sizes(max_num_batched_tokens):
-                self._warm_up(num_tokens, max_model_len)
+            self._warm_up(warm_up_sizes(max_num_batched_tokens), max_model_len)
             torch.cuda.synchronize(self._device)
 
     def launch(self, plan: Plan) -> StepResultHandle:
@@ -157,8 +164,16 @@ class ModelRunner:
         collect = self._execute(step)
         return _DeviceHandle(collect, self._stream.record())
 
+    def _warm_up(self, sizes: Sequence[int], max_model_len: int) -> None:
+        """Compile what eager steps of these sizes need, and what draws."""
+        for num_tokens in sizes:
+            self._run_prompts(num_tokens, max_model_len)
+        logits = torch.zeros(1, self.vocab_size, dtype=torch.float32, device=self._device)
+        row = SamplingRow(0, 0, 0, ResolvedSampling(max_tokens=1, temperature=1.0))
+        self._sampler.sample(logits, [row])
+
     @torch.inference_mode()
-    def _warm_up(self, num_tokens: int, max_model_len: int) -> None:
+    def _run_prompts(self, num_tokens: int, max_model_len: int) -> None:
         """Run a step of prompts that leaves no trace, to compile what steps of its size need."""
         num_seqs = -(-num_tokens // max_model_len)
         starts = torch.tensor([min(i * max_model_len, num_tokens) for i in range(num_seqs + 1)])
@@ -480,7 +495,7 @@ def warm_up_sizes(max_num_batched_tokens: int) -> list[int]:
 
     Which tile a kernel has, and whether its sum is split, changes with the number of tokens.
     """
-    sizes = [2, 9, 17, 33, 65, 129, 257, 385, 513, 769, 1025, 1537, 2049, 4097, 8193]
+    sizes = [1, 2, 9, 17, 33, 65, 129, 257, 385, 513, 769, 1025, 1537, 2049, 4097, 8193]
     return [size for size in sizes if size < max_num_batched_tokens] + [max_num_batched_tokens]
 
 

@@ -9,6 +9,7 @@ A row that can't be drawn from, or that raises, fails alone.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "Sampled",
     "Sampler",
     "SamplingRow",
+    "TokenDrawer",
     "TokenMasks",
     "counter_uniform",
 ]
@@ -113,13 +115,45 @@ class Sampled:
     failures: dict[int, str]
 
 
+@runtime_checkable
+class TokenDrawer(Protocol):
+    """A backend that draws by a kernel of its own."""
+
+    def draw(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        temperatures: Tensor,
+        top_ks: Tensor,
+        top_ps: Tensor,
+        min_ps: Tensor,
+        uniforms: Tensor,
+    ) -> Tensor:
+        """Return a token for each of the rows, [R] int64, as truncation_sampling.draw would.
+
+        logits    [.., vocab_size] float32
+        rows      [R] int64, of logits
+        the rest  [R], what truncation_sampling.draw takes: top_ks int64, uniforms float64, the
+                  others float32
+        """
+        ...
+
+
 class Sampler:
     """Keeps the token counts that penalties need, one row a running request.
 
     begin must precede the first draw of a request with penalties, again after preemption.
     """
 
-    def __init__(self, max_num_seqs: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        vocab_size: int,
+        device: torch.device,
+        drawer: TokenDrawer | None = None,
+    ) -> None:
+        """drawer  draws in place of truncation_sampling.draw, which waits for a GPU"""
+        self._drawer = drawer
         self._max_num_seqs = max_num_seqs
         self._vocab_size = vocab_size
         self._device = device
@@ -169,10 +203,19 @@ class Sampler:
             uniform = counter_uniform(
                 [r.sampling.seed for r in chosen], [r.position for r in chosen]
             )
-            tokens[where] = draw(
-                logits[where],
-                [r.sampling for r in chosen],
-                upload(torch.from_numpy(uniform), torch.float64, self._device),
+            uniforms = upload(torch.from_numpy(uniform), torch.float64, self._device)
+            sampling = [r.sampling for r in chosen]
+            if self._drawer is None:
+                tokens[where] = draw(logits[where], sampling, uniforms)
+                return
+            tokens[where] = self._drawer.draw(
+                logits,
+                where,
+                self._upload([s.temperature for s in sampling], torch.float32),
+                self._upload([s.top_k for s in sampling]),
+                self._upload([s.top_p for s in sampling], torch.float32),
+                self._upload([s.min_p for s in sampling], torch.float32),
+                uniforms,
             )
 
         failures |= _isolated(

@@ -2,13 +2,14 @@
 
 A row is drawn from by inverting its cumulative distribution, in one of two orders:
 
-- by rank, where top-k or top-p is set. On a CPU only the best 1024 tokens are sorted at first: a
-  whole row of 128256 takes 10 ms on a core, as long as a decode step. A row for which those turn
-  out too few is sorted whole.
+- by rank, where top-k or top-p is set. Only the best 1024 tokens are sorted at first: a whole row
+  of 128256 takes 10 ms on a core, as long as a decode step. A row for which those turn out too few
+  is sorted whole.
 - by token id, where neither is set. min-p is a threshold and needs no order.
 
-A row's sums and ranks never involve another row, so a token doesn't depend on the batch. A row
-that can't be drawn from gives NO_TOKEN, never an id past the vocabulary.
+This is the CPU's way; a GPU's is a kernel of its own (bitwatt_kernels.gpu.drawing), in the same
+orders. A row's sums and ranks never involve another row, so a token doesn't depend on the batch. A
+row that can't be drawn from gives NO_TOKEN, never an id past the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -19,13 +20,10 @@ from torch import Tensor
 from bitwatt.model.streams import upload
 from bitwatt.scheduling.request import ResolvedSampling
 
-__all__ = ["MAX_DRAWN_ROWS", "NO_TOKEN", "draw"]
+__all__ = ["NO_TOKEN", "draw"]
 
 NO_TOKEN = -1
 """Stands for the token of a row whose weights aren't finite, or are all 0."""
-
-MAX_DRAWN_ROWS = 32
-"""Rows drawn at once on a GPU, which takes some 100 bytes a token of each."""
 
 _NUM_CANDIDATES = 1024  # sorted at first
 
@@ -37,10 +35,6 @@ def draw(logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor) 
     sampling  temperatures above 0
     uniform   [R] float64 in [0, 1): the same number draws the same token of the same row
     """
-    if logits.device.type != "cpu" and len(sampling) > MAX_DRAWN_ROWS:
-        starts = range(0, len(sampling), MAX_DRAWN_ROWS)
-        slices = [slice(i, i + MAX_DRAWN_ROWS) for i in starts]
-        return torch.cat([draw(logits[s], sampling[s], uniform[s]) for s in slices])
     is_ranked = [bool(s.top_k) or s.top_p < 1 for s in sampling]
     if not any(is_ranked):
         return _draw_by_id(logits, sampling, uniform)
@@ -108,8 +102,6 @@ def _draw_by_rank(
 
 def _num_candidates(logits: Tensor, sampling: Sequence[ResolvedSampling]) -> int:
     vocab_size = logits.shape[1]
-    if logits.device.type != "cpu":  # a GPU sorts fast, and must not wait for a look at the result
-        return vocab_size
     return min(vocab_size, max(_NUM_CANDIDATES, *((s.top_k or 0) + 1 for s in sampling)))
 
 

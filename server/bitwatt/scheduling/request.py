@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from bitwatt.constraints.grammars import Grammar
+from bitwatt.constraints.matching import Grammar
 from bitwatt.scheduling.drafting import Drafter
 
 __all__ = ["FinishReason", "Request", "ResolvedSampling"]

@@ -18,10 +18,17 @@ __all__ = ["SHARED_MEMORY_BYTES", "MachineCode", "compile_for"]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 # Most a thread block can have: CUDA C++ Programming Guide, technical specifications.
-SHARED_MEMORY_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_MEMORY_BYTES = {
+    80: 163 * 1024,
+    86: 99 * 1024,
+    89: 99 * 1024,
+    90: 227 * 1024,
+    100: 227 * 1024,
+    120: 99 * 1024,
+}
 
 _POINTERS = {"int8": "*i8", "uint8": "*u8", "int32": "*i32", "int64": "*i64", "float32": "*fp32"}
-_POINTERS |= {"bfloat16": "*bf16", "float16": "*fp16"}
+_POINTERS |= {"bfloat16": "*bf16", "float16": "*fp16", "float64": "*fp64"}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,15 @@ from bitwatt_kernels.gpu.attention import decode_attention_kernel, prefill_atten
 from bitwatt_kernels.gpu.configs import load
 from bitwatt_kernels.gpu.rope import rope_and_cache_kernel
 
+from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
 
-CONFIGS = {capability: load("", (capability // 10, 0)).attention for capability in (80, 90, 100)}
+CONFIGS = {
+    capability: load("", divmod(capability, 10)).attention for capability in SHARED_MEMORY_BYTES
+}
+CASES = [(128, 80), (128, 90), (128, 100), (100, 90)]
+if TEST_ALL:  # cards of 99 KiB
+    CASES += [(128, 86), (128, 89), (128, 120)]
 ARGUMENTS = {
     "qkv_ptr": "bfloat16",
     "rope_ptr": "float32",
@@ -47,13 +53,14 @@ ROPE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "capability"), [(128, 80), (128, 90), (128, 100), (100, 90)], ids=str
-)
-@pytest.mark.parametrize("is_decode", [True, False], ids=["decode", "prefill"])
+@pytest.mark.parametrize(("head_dim", "capability"), CASES, ids=str)
+@pytest.mark.parametrize("kind", ["decode", "rotated decode", "prefill"])
 def test_attention_uses_tensor_cores_and_no_local_memory(
-    is_decode: bool, head_dim: int, capability: int
+    kind: str, head_dim: int, capability: int
 ) -> None:
+    is_decode = kind != "prefill"
+    if kind == "rotated decode" and (head_dim, capability) != (128, 90) and not TEST_ALL:
+        pytest.skip("one compilation of many: BITWATT_TEST_ALL=1 runs it")
     config = CONFIGS[capability]
     tile = config.decode if is_decode else config.prefill
     constants = {
@@ -71,7 +78,9 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
         capability,
         decode_attention_kernel if is_decode else prefill_attention_kernel,
         ARGUMENTS,
-        constants | {"IS_SPLIT": True} if is_decode else constants,
+        constants | {"IS_SPLIT": True, "ROPE": kind == "rotated decode"}
+        if is_decode
+        else constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         unaligned=frozenset({"table_stride", "num_sequences", "max_splits"}),
@@ -81,7 +90,13 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
         assert code.spills == 0
     assert not any(re.search(r"\b(STL|LDL)\b", text) for text in code.main_loop("MMA"))
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
-    assert code.count({80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTCHMMA\b"}[capability])
+    assert code.count({90: r"\bHGMMA\b", 100: r"\bUTCHMMA\b"}.get(capability, r"\bHMMA\b"))
+    if kind == "rotated decode":  # its own key is written, waited for, and then read
+        texts = [text for _, text in code.instructions]
+        read = next(i for i, text in enumerate(texts) if "LDGSTS" in text)
+        written = [i for i, text in enumerate(texts[:read]) if re.search(r"\bSTG\b", text)]
+        assert written
+        assert any("BAR.SYNC" in text for text in texts[written[-1] : read])
     if head_dim == 128:  # rows of 100 values are aligned to 8 bytes
         assert code.count(r"\b(LDGSTS|LDG)\.E.*\.128\b")
 

@@ -4,6 +4,7 @@ import pytest
 from bitwatt_kernels.gpu.configs import DenseConfig, load
 from bitwatt_kernels.gpu.dense import dense_linear_kernel
 
+from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
 
 ARGUMENTS = {
@@ -27,6 +28,12 @@ CONFIGS = load("", (9, 0)).dense
         *((config, False, 90) for config in CONFIGS),
         (CONFIGS[-1], True, 80),
         (CONFIGS[-1], False, 100),
+        *(
+            (config, is_int8, capability)
+            for capability in ((86, 89, 120) if TEST_ALL else ())  # cards of 99 KiB
+            for config in load("", divmod(capability, 10)).dense
+            for is_int8 in (False, True)
+        ),
     ],
     ids=lambda value: f"tokens-{value.block_tokens}" if isinstance(value, DenseConfig) else None,
 )
@@ -58,6 +65,7 @@ def test_matmuls_use_tensor_cores_wide_loads_and_no_local_memory(
     assert code.spills == 0
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     hopper = "IGMMA" if is_int8 else "HGMMA"
-    tensor_core = {80: "IMMA" if is_int8 else "HMMA", 90: hopper, 100: "UTCHMMA"}[capability]
+    ampere = "IMMA" if is_int8 else "HMMA"
+    tensor_core = {90: hopper, 100: "UTCHMMA"}.get(capability, ampere)
     assert code.count(rf"\b{tensor_core}\b")
     assert code.count(r"\bLDGSTS\.E.*\.128\b")

@@ -6,6 +6,7 @@ import pytest
 from bitwatt_kernels.gpu.configs import LinearConfig, load
 from bitwatt_kernels.gpu.linear import ternary_linear_kernel
 
+from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,11 @@ ARGUMENTS = {
     "row_bytes": "i32",
     "num_splits": "i32",
 }
-CONFIGS_OF = {capability: load("", (capability // 10, 0)).linear for capability in (80, 90, 100)}
+SAMPLE = (80, 90, 100)
+CONFIGS_OF = {
+    capability: load("", divmod(capability, 10)).linear
+    for capability in (SHARED_MEMORY_BYTES if TEST_ALL else SAMPLE)
+}
 CONFIGS = CONFIGS_OF[90]
 # Instructions a weight, above which an H200 couldn't stream weights at its bandwidth is about
 # 1.7; these are what the layout and the unpacking are for.

@@ -12,11 +12,13 @@ from bitwatt_kernels.gpu.elementwise import (
     quantize_kernel,
     rms_norm_kernel,
 )
+from bitwatt_kernels.gpu.normed_linear import config_for, normed_linear_kernel
 from bitwatt_kernels.gpu.rope import rope_and_cache_kernel
 
 from tests.kernels.gpu import test_attention_machine_code as attention
 from tests.kernels.gpu import test_dense_machine_code as dense
 from tests.kernels.gpu import test_elementwise_machine_code as elementwise
+from tests.kernels.gpu import test_normed_linear_machine_code as normed
 from tests.kernels.gpu.machine_code import compile_for
 
 CONFIGS = load("", (9, 0))
@@ -54,7 +56,12 @@ DENSE = CONFIGS.dense[0]
         (
             decode_attention_kernel,
             attention.ARGUMENTS,
-            TILE | {"BLOCK_ROWS": CONFIGS.attention.decode.block_rows, "IS_SPLIT": True},
+            TILE
+            | {
+                "BLOCK_ROWS": CONFIGS.attention.decode.block_rows,
+                "IS_SPLIT": True,
+                "ROPE": True,
+            },
             CONFIGS.attention.decode.num_warps,
             CONFIGS.attention.decode.num_stages,
         ),
@@ -64,6 +71,16 @@ DENSE = CONFIGS.dense[0]
             TILE | {"BLOCK_ROWS": CONFIGS.attention.prefill.block_rows},
             CONFIGS.attention.prefill.num_warps,
             CONFIGS.attention.prefill.num_stages,
+        ),
+        *(
+            (
+                normed_linear_kernel,
+                normed.ARGUMENTS,
+                normed.constants(num_tokens, is_gated=False),
+                config_for(num_tokens).num_warps,
+                config_for(num_tokens).num_stages,
+            )
+            for num_tokens in (1, 8)
         ),
         (
             dense_linear_kernel,

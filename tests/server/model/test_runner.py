@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from bitwatt.model import graphs
+from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
@@ -71,11 +73,11 @@ def make_scheduler(name: str) -> Scheduler:
     return scheduler
 
 
-def make_runner(stream: LaggingStream | None) -> ModelRunner:
+def make_runner(stream: LaggingStream | None, backend: str = "torch") -> ModelRunner:
     model = random_model(
         make_model_config(num_layers=1),
         weights="ternary",
-        backend=choose_backend(torch.device("cpu"), "torch").backend,
+        backend=choose_backend(torch.device("cpu"), backend).backend,
         dtype=torch.float32,
         seed=0,
     )
@@ -120,6 +122,45 @@ def test_a_device_that_lags_reads_what_was_staged_and_gives_the_same_results(nam
     finally:
         late.close()
         prompt.close()
+
+
+@pytest.mark.parametrize("name", ["greedy", "filtered", "drafted"])
+def test_replayed_graphs_give_a_lagging_device_s_tokens(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake graph runs its step anew, on the tensors it was captured with."""
+    num_replays = Counter[int]()
+
+    def capture(step: Callable[[], None], pool: object, device: torch.device) -> SimpleNamespace:
+        number = len(num_replays)
+        num_replays[number] = 0
+
+        def replay() -> None:
+            num_replays[number] += 1
+            step()
+
+        return SimpleNamespace(replay=replay)
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    stream = LaggingStream()
+    replaying, eager = make_runner(stream, "reference"), make_runner(None, "reference")
+    try:
+        assert replaying._device_step is not None
+        replaying._graphs = DecodeGraphs(
+            replaying._model,
+            replaying._kv_cache,
+            replaying._device_step,
+            max_num_seqs=LIMITS["max_num_seqs"],
+            max_model_len=LIMITS["max_model_len"],
+        )
+        results = drive(make_scheduler(name), replaying.launch)
+        assert results == drive(make_scheduler(name), eager.launch)
+        assert stream.num_overwritten == 0
+        assert sum(num_replays.values()) >= 3
+    finally:
+        replaying.close()
+        eager.close()
 
 
 def test_buffers_of_a_step_whose_launch_raised_are_not_written_before_they_are_copied() -> None:
@@ -196,7 +237,7 @@ def test_no_call_in_launch_waits_for_the_device(name: str) -> None:
         return torch.zeros(len(logit_tokens), vocab_size, device=meta)
 
     model: Any = SimpleNamespace(
-        backend=SimpleNamespace(device=meta),
+        backend=SimpleNamespace(device=meta, draw=lambda logits, rows, *_: torch.zeros_like(rows)),
         config=SimpleNamespace(vocab_size=vocab_size),
         forward=forward,
         hidden_states=lambda token_ids, *_, **__: torch.zeros(len(token_ids), 8, device=meta),

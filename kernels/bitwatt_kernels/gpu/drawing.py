@@ -1,0 +1,269 @@
+"""Draws a token a row in Triton, from what top-k, top-p and min-p leave: exact, and without a sort.
+
+Weights are integers, 2⁴⁰ · exp(x − max): their sums are exact in any order. Ranked by falling
+logit, what each filter leaves is the beginning of the row, and its weight one number. So is what
+precedes the token drawn. Where the sum of the largest comes to a given number is found by bisection
+over the bits of the logits. That takes 32 looks at every logit; so those near the largest, at most
+MAX_CANDIDATES, are first copied to where a look is one load, and only a row whose filters leave
+more is looked at whole.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bitwatt_kernels.errors import DtypeError, ShapeError
+from bitwatt_kernels.gpu.device import Gpu
+
+__all__ = ["MAX_CANDIDATES", "NUM_BINS", "NUM_WARPS", "draw", "draw_kernel"]
+
+MAX_CANDIDATES = 4096
+NUM_WARPS = 16
+NUM_BINS = 1024  # of the distance to the largest logit, each BIN_WIDTH wide
+_BIN_WIDTH = tl.constexpr(0.0625)
+_ONE = tl.constexpr(2.0**40)  # the largest weight
+_UNIFORM_STEPS = tl.constexpr(2.0**53)
+_NO_TOKEN = tl.constexpr(-1)
+
+
+@triton.jit
+def _scaled(x_ptr, first, n, temperature, BLOCK: tl.constexpr):
+    """Return indexes first … of a row, and its logits over the temperature; -inf behind its end."""
+    i = first + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < n, other=float("-inf"))
+    return i, tl.div_rn(x, temperature)
+
+
+@triton.jit
+def _weights(x, top):
+    return (tl.exp(x - top) * _ONE).to(tl.int64)
+
+
+@triton.jit
+def _keys(x):
+    """Return integers in the order of the floats."""
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+
+
+@triton.jit
+def _sum_from(x_ptr, n, temperature, top, key, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the weight, or number, of the logits whose key is at least key."""
+    total = tl.full([], 0, tl.int64)
+    for first in range(0, n, BLOCK):
+        i, x = _scaled(x_ptr, first, n, temperature, BLOCK)
+        values = tl.full([BLOCK], 1, tl.int64) if COUNT else _weights(x, top)
+        total += tl.sum(tl.where((_keys(x) >= key) & (i < n), values, 0))
+    return total
+
+
+@triton.jit
+def _bisect(x_ptr, n, temperature, top, need, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the largest key from which on there is at least need, and what is above it."""
+    low = tl.full([], -2147483648, tl.int64)
+    high = tl.max(_keys(tl.full([1], 0.0, tl.float32) + top))
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        if _sum_from(x_ptr, n, temperature, top, middle, COUNT, BLOCK) >= need:
+            low = middle
+        else:
+            high = middle - 1
+    return low, _sum_from(x_ptr, n, temperature, top, low + 1, COUNT, BLOCK)
+
+
+@triton.jit
+def _weight_of(key, top):
+    bits = key.to(tl.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    x = (tl.full([1], 0, tl.int32) + bits).to(tl.float32, bitcast=True)
+    return tl.max(_weights(x, top))
+
+
+@triton.jit
+def _share(uniform, total):
+    """Return ⌊uniform · total / 2⁵³⌋ exactly."""
+    return tl.umulhi(uniform << 11, total.to(tl.uint64)).to(tl.int64)
+
+
+@triton.jit
+def draw_kernel(
+    logits_ptr,  # [.., vocab_size] float32
+    rows_ptr,  # [R] int64, of logits
+    temperatures_ptr,  # [R] float32
+    top_ks_ptr,  # [R] int64, 0 for all
+    top_ps_ptr,  # [R] float32
+    min_ps_ptr,  # [R] float32
+    uniforms_ptr,  # [R] float64
+    candidates_ptr,  # [R, MAX_CANDIDATES] float32, scratch
+    ids_ptr,  # [R, MAX_CANDIDATES] int32, scratch
+    tokens_ptr,  # [R] int64
+    vocab_size,
+    MAX_CANDIDATES: tl.constexpr,
+    NUM_BINS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """tokens[r] = the token at which the weights, in order, come to uniforms[r] of their sum.
+
+    In order of falling logit, equal ones by rising id, where top-k or top-p is set, and else by
+    rising id. NO_TOKEN in a row with a NaN, or whose largest logit is not finite. Grid (R,).
+    """
+    r = tl.program_id(0)
+    x_ptr = logits_ptr + tl.load(rows_ptr + r) * vocab_size
+    temperature = tl.load(temperatures_ptr + r)
+    top_k = tl.load(top_ks_ptr + r)
+    top_p = tl.load(top_ps_ptr + r)
+    min_p = tl.load(min_ps_ptr + r)
+    has_top_k = (top_k > 0) & (top_k < vocab_size)
+
+    top = float("-inf")
+    num_nans = 0
+    for first in range(0, vocab_size, BLOCK):
+        _, x = _scaled(x_ptr, first, vocab_size, temperature, BLOCK)
+        num_nans += tl.sum((x != x).to(tl.int32))
+        top = tl.maximum(top, tl.max(x))
+    if (num_nans > 0) | (tl.abs(top) == float("inf")):
+        tl.store(tokens_ptr + r, _NO_TOKEN)
+        return
+
+    # All weight, what min-p leaves of it, and how many logits are how near to the largest.
+    whole = tl.full([], 0, tl.int64)
+    left = tl.full([], 0, tl.int64)
+    near = tl.zeros([NUM_BINS], tl.int32)
+    for first in range(0, vocab_size, BLOCK):
+        i, x = _scaled(x_ptr, first, vocab_size, temperature, BLOCK)
+        weights = tl.where(i < vocab_size, _weights(x, top), 0)
+        whole += tl.sum(weights)
+        left += tl.sum(tl.where(tl.exp(x - top) >= min_p, weights, 0))
+        bins = tl.minimum((top - x) / _BIN_WIDTH, NUM_BINS - 1.0).to(tl.int32)
+        near += tl.histogram(bins, NUM_BINS)
+    uniform = (tl.load(uniforms_ptr + r) * _UNIFORM_STEPS).to(tl.uint64)  # exact
+
+    if (top_k == 0) & (top_p >= 1.0):
+        target = _share(uniform, left)
+        token = tl.full([], -1, tl.int32)
+        before = tl.full([], 0, tl.int64)
+        for first in range(0, vocab_size, BLOCK):
+            i, x = _scaled(x_ptr, first, vocab_size, temperature, BLOCK)
+            weights = tl.where((i < vocab_size) & (tl.exp(x - top) >= min_p), _weights(x, top), 0)
+            come = before + tl.cumsum(weights, axis=0)
+            is_it = (come - weights <= target) & (target < come)
+            token = tl.maximum(token, tl.max(tl.where(is_it, i, -1)))
+            before += tl.sum(weights)
+        tl.store(tokens_ptr + r, token.to(tl.int64))
+        return
+
+    # The candidates, by rising id: all whose bin is one of the first, as many as have room. The
+    # last bin has all that is further away and is none of them.
+    bin_index = tl.arange(0, NUM_BINS)
+    has_room = (tl.cumsum(near, axis=0) <= MAX_CANDIDATES) & (bin_index < NUM_BINS - 1)
+    num_bins = tl.sum(has_room.to(tl.int32))
+    candidates_ptr += r.to(tl.int64) * MAX_CANDIDATES
+    ids_ptr += r.to(tl.int64) * MAX_CANDIDATES
+    num_candidates = 0
+    come = tl.full([], 0, tl.int64)
+    for first in range(0, vocab_size, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        logits = tl.load(x_ptr + i, mask=i < vocab_size, other=float("-inf"))
+        x = tl.div_rn(logits, temperature)
+        bins = tl.minimum((top - x) / _BIN_WIDTH, NUM_BINS - 1.0).to(tl.int32)
+        is_near = (bins < num_bins) & (i < vocab_size)
+        place = num_candidates + tl.cumsum(is_near.to(tl.int32), axis=0) - 1
+        tl.store(candidates_ptr + place, logits, mask=is_near)
+        tl.store(ids_ptr + place, i, mask=is_near)
+        num_candidates += tl.sum(is_near.to(tl.int32))
+        come += tl.sum(tl.where(is_near, _weights(x, top), 0))
+    tl.debug_barrier()  # every thread's candidates, before others read them
+
+    share = tl.minimum(tl.maximum(top_p, 0.0), 1.0).to(tl.float64)
+    is_enough = come.to(tl.float64) >= share * whole.to(tl.float64)
+    if has_top_k:
+        is_enough = num_candidates >= top_k
+    n = vocab_size
+    source = x_ptr
+    if is_enough & (num_candidates > 0):
+        n = num_candidates
+        source = candidates_ptr
+
+    if has_top_k:
+        key, above = _bisect(source, n, temperature, top, top_k, True, BLOCK)
+        rest = top_k - above
+        whole = _sum_from(source, n, temperature, top, key + 1, False, BLOCK)
+        whole += rest * _weight_of(key, top)
+    if top_p < 1.0:
+        need = tl.maximum(tl.ceil(share * whole.to(tl.float64)).to(tl.int64), 1)
+        key, above = _bisect(source, n, temperature, top, need, False, BLOCK)
+        weight = tl.maximum(_weight_of(key, top), 1)
+        whole = tl.minimum(whole, above + (need - above + weight - 1) // weight * weight)
+    left = tl.minimum(left, whole)
+    target = _share(uniform, left)
+    key, above = _bisect(source, n, temperature, top, target + 1, False, BLOCK)
+    rank = (target - above) // tl.maximum(_weight_of(key, top), 1)  # among those equal
+    place = tl.full([], -1, tl.int32)
+    before = tl.full([], 0, tl.int64)
+    for first in range(0, n, BLOCK):
+        i, x = _scaled(source, first, n, temperature, BLOCK)
+        is_equal = ((_keys(x) == key) & (i < n)).to(tl.int64)
+        at = before + tl.cumsum(is_equal, axis=0) - 1
+        place = tl.maximum(place, tl.max(tl.where((is_equal > 0) & (at == rank), i, -1)))
+        before += tl.sum(is_equal)
+    token = place
+    if is_enough & (num_candidates > 0):
+        token = tl.load(ids_ptr + place)
+    tl.store(tokens_ptr + r, token.to(tl.int64))
+
+
+def draw(
+    logits: Tensor,
+    rows: Tensor,
+    temperatures: Tensor,
+    top_ks: Tensor,
+    top_ps: Tensor,
+    min_ps: Tensor,
+    uniforms: Tensor,
+    gpu: Gpu,
+) -> Tensor:
+    """Return a token for each of the rows, [R] int64; -1 where a row has no distribution.
+
+    logits        [.., vocab_size] float32, contiguous
+    rows          [R] int64, of logits
+    temperatures  [R] float32 above 0
+    top_ks        [R] int64; 0 keeps every token
+    top_ps        [R] float32 in (0, 1], min_ps [R] float32 in [0, 1]
+    uniforms      [R] float64 in [0, 1), multiples of 2⁻⁵³
+    Raises        ShapeError or DtypeError if the arguments don't fit together
+    """
+    if logits.dim() != 2 or not logits.is_contiguous():
+        raise ShapeError(f"logits have shape {list(logits.shape)}; expected contiguous [T, V]")
+    columns = {
+        "rows": (rows, torch.int64),
+        "temperatures": (temperatures, torch.float32),
+        "top_ks": (top_ks, torch.int64),
+        "top_ps": (top_ps, torch.float32),
+        "min_ps": (min_ps, torch.float32),
+        "uniforms": (uniforms, torch.float64),
+    }
+    if logits.dtype != torch.float32:
+        raise DtypeError(f"logits are {logits.dtype}; expected float32")
+    for name, (column, dtype) in columns.items():
+        if column.shape != rows.shape or rows.dim() != 1:
+            raise ShapeError(f"{name} has shape {list(column.shape)}; expected {list(rows.shape)}")
+        if column.dtype != dtype:
+            raise DtypeError(f"{name} is {column.dtype}; expected {dtype}")
+    tokens = torch.empty_like(rows)
+    if not len(rows):
+        return tokens
+    scratch = (len(rows), MAX_CANDIDATES)
+    draw_kernel[(len(rows),)](
+        logits,
+        *(column for column, _ in columns.values()),
+        torch.empty(scratch, dtype=torch.float32, device=logits.device),
+        torch.empty(scratch, dtype=torch.int32, device=logits.device),
+        tokens,
+        logits.shape[1],
+        MAX_CANDIDATES=MAX_CANDIDATES,
+        NUM_BINS=NUM_BINS,
+        BLOCK=MAX_CANDIDATES,
+        **gpu.launch_options(NUM_WARPS),
+    )
+    return tokens

@@ -1,0 +1,38 @@
+"""What the compiler makes of the draw, read from the machine code."""
+
+import pytest
+from bitwatt_kernels.gpu.drawing import MAX_CANDIDATES, NUM_BINS, NUM_WARPS, draw_kernel
+
+from tests.extent import TEST_ALL
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
+
+ARGUMENTS = {
+    "logits_ptr": "float32",
+    "rows_ptr": "int64",
+    "temperatures_ptr": "float32",
+    "top_ks_ptr": "int64",
+    "top_ps_ptr": "float32",
+    "min_ps_ptr": "float32",
+    "uniforms_ptr": "float64",
+    "candidates_ptr": "float32",
+    "ids_ptr": "int32",
+    "tokens_ptr": "int64",
+    "vocab_size": "i32",
+}
+
+
+@pytest.mark.parametrize(
+    "capability", SHARED_MEMORY_BYTES if TEST_ALL else [90], ids="sm_{}".format
+)
+def test_a_draw_stays_in_registers_and_reads_sixteen_bytes_at_a_time(capability: int) -> None:
+    code = compile_for(
+        capability,
+        draw_kernel,
+        ARGUMENTS,
+        {"MAX_CANDIDATES": MAX_CANDIDATES, "NUM_BINS": NUM_BINS, "BLOCK": MAX_CANDIDATES},
+        num_warps=NUM_WARPS,
+    )
+    assert code.spills == 0
+    assert code.shared_bytes <= 48 * 1024
+    assert code.count(r"\bLDG\.E\.128\b")
+    assert not code.count(r"\bDFMA\b"), "sums are of integers: float64 is slow on many cards"
