@@ -32,9 +32,12 @@ _MODEL = {
     "object": "model",
     "created": _CREATED,
     "owned_by": "bitwatt",
+    "root": "ORG/NAME",
     "max_model_len": 4096,
     "weights": "ternary",
     "dtype": "bfloat16",
+    "quantized": None,
+    "default_sampling_params": {"temperature": 0.6, "top_p": 0.95},
 }
 
 ANSWER_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
@@ -123,6 +126,26 @@ ANSWER_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "/v1/messages/count_tokens": {"input_tokens": 18},
+    "/v1/embeddings": {
+        "id": f"embd-{_REQUEST_ID}",
+        "object": "list",
+        "created": _CREATED,
+        "model": "builtin",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.6, -0.8]}],
+        "usage": {
+            "prompt_tokens": 4,
+            "total_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "bitwatt": _ENERGY,
+        },
+    },
+    "/tokenizer_info": {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|bos|>",
+        "eos_token": "<|end|>",
+        "added_tokens_decoder": {"0": "<|bos|>", "1": "<|end|>"},
+        "chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
+    },
     "/tokenize": {
         "count": 4,
         "max_model_len": 4096,

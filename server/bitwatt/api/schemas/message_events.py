@@ -60,7 +60,7 @@ class ToolUseBlock(msgspec.Struct, frozen=True, kw_only=True, tag="tool_use"):
 Block = TextBlock | ThinkingBlock | ToolUseBlock
 
 
-class OutputTokensDetails(msgspec.Struct, frozen=True):
+class AnthropicTokensDetails(msgspec.Struct, frozen=True):
     """What the output's tokens were."""
 
     thinking_tokens: int
@@ -76,7 +76,7 @@ class AnthropicUsage(msgspec.Struct, frozen=True, kw_only=True):
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int
     output_tokens: int
-    output_tokens_details: OutputTokensDetails | UnsetType = UNSET
+    output_tokens_details: AnthropicTokensDetails | UnsetType = UNSET
     bitwatt: RequestEnergy
 
 
@@ -90,7 +90,7 @@ def anthropic_usage(usage: Usage) -> AnthropicUsage:
         output_tokens=usage.completion_tokens,
         output_tokens_details=UNSET
         if isinstance(details, UnsetType)
-        else OutputTokensDetails(details.reasoning_tokens),
+        else AnthropicTokensDetails(details.reasoning_tokens),
         bitwatt=usage.bitwatt,
     )
 

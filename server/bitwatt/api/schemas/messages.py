@@ -46,10 +46,8 @@ class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive"] = Field(
         description="`enabled` and `disabled` are told to the template; `adaptive` leaves it be."
     )
-    budget_tokens: Annotated[int, BeforeValidator(whole)] | None = Field(
+    budget_tokens: Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(whole)] | None = Field(
         None,
-        ge=0,
-        le=2**31 - 1,
         description="Tokens of thinking at most, after which it is ended. Anthropic has 1024 at "
         "least.",
     )
