@@ -3,7 +3,7 @@
 #include "attention.h"
 #include "coded_linear.h"
 #include "elementwise.h"
-#include "head.h"
+#include "dense.h"
 
 namespace bitwatt {
 
@@ -29,8 +29,8 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BITWATT_ISA::attention,
     BITWATT_ISA::merge_splits,
     BITWATT_ISA::widen_row,
-    BITWATT_ISA::head,
-    BITWATT_ISA::head_takes,
+    BITWATT_ISA::dense,
+    BITWATT_ISA::dense_takes,
 };
 
 }  // namespace bitwatt
