@@ -13,8 +13,8 @@ from bitwatt_kernels.backend import BLOCK_SIZE, Activation
 
 __all__ = [
     "ACTIVATIONS",
-    "DTYPES",
     "DENSE_COLUMNS_PER_LINE",
+    "DTYPES",
     "REFUSALS",
     "ROW_BLOCK_ROWS",
     "CacheView",
