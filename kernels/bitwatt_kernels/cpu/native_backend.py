@@ -241,7 +241,7 @@ class NativeBackend(LayersByOperations):
             _require_fit("bias", bias, x.dtype, out.shape[1:])
         if residual is not None:
             _require_fit("residual", residual, x.dtype, out.shape)
-        # Widened: pairs of bfloat16 (AVX512_BF16) take twice as long for a prompt on a Sapphire Rapids,
+        # Widened: pairs of bfloat16 (AVX512_BF16) take a prompt twice as long on a Sapphire Rapids,
         # and no less for one token.
         self._dense_linear(x.float(), weight, bias, residual, out)
         return out
