@@ -99,7 +99,7 @@ class DenseLinear:
     bias    [out_features] in its dtype, or None
     """
 
-    weight: Tensor
+    weight: object
     bias: Tensor | None = None
 
 
@@ -189,10 +189,10 @@ class Backend(Protocol):
         """
         ...
 
-    def prepare_dense(self, weight: Tensor) -> Tensor:
+    def prepare_dense(self, weight: Tensor) -> object:
         """Return [out_features, in_features] as dense_linear reads it fastest, on device.
 
-        It may be opaque to everything else.
+        weight  may lie in a mapped file
         """
         ...
 
@@ -289,7 +289,7 @@ class Backend(Protocol):
         ...
 
     def dense_linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, x: Tensor, weight: object, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
         """Return x · weightᵀ (+ bias) (+ residual), the 16-bit baseline's matmul.
 

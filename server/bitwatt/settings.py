@@ -464,8 +464,8 @@ class ServeSettings(Settings):
     )
     batch_invariant: bool = Field(
         False,
-        description="Make dense answers independent of what else runs, more slowly; ternary ones "
-        "always are",
+        description="Make dense answers independent of what else runs also on a GPU or by AMX, "
+        "more slowly; ternary ones always are",
     )
 
     energy_source: EnergyChoice = Field(

@@ -13,8 +13,8 @@ from bitwatt_kernels.backend import BLOCK_SIZE, Activation
 
 __all__ = [
     "ACTIVATIONS",
+    "DENSE_COLUMNS_PER_LINE",
     "DTYPES",
-    "HEAD_COLUMNS_PER_LINE",
     "REFUSALS",
     "ROW_BLOCK_ROWS",
     "CacheView",
@@ -30,7 +30,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS: dict[Activation, int] = {"relu2": 0, "silu": 1}
 
 ROW_BLOCK_ROWS = 32
-HEAD_COLUMNS_PER_LINE = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 1}
+DENSE_COLUMNS_PER_LINE = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 1}
 
 # What a call was refused for, by its Status; 0 is none.
 REFUSALS = {
@@ -112,7 +112,7 @@ def mirrored() -> dict[str, int]:
     names = {"kFloat32": torch.float32, "kBFloat16": torch.bfloat16, "kFloat16": torch.float16}
     for name, dtype in names.items():
         numbers[name] = DTYPES[dtype]
-        numbers[f"head_columns_per_line.{name}"] = HEAD_COLUMNS_PER_LINE[dtype]
+        numbers[f"dense_columns_per_line.{name}"] = DENSE_COLUMNS_PER_LINE[dtype]
     for structure in (Matrix, Layer, StepCall, CacheView, RopeTable):
         numbers[structure.__name__] = ctypes.sizeof(structure)
         for field, *_ in structure._fields_:

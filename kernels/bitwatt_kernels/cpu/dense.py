@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["TILE_ROWS", "has_blocked_kernels", "linear", "tiled_linear"]
+__all__ = ["TILE_ROWS", "has_blocked_kernels", "has_tile_kernels", "linear", "tiled_linear"]
 
 TILE_ROWS = 16
 
@@ -18,6 +18,13 @@ def has_blocked_kernels(dtype: torch.dtype) -> bool:
     if dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return False
+
+
+def has_tile_kernels(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN multiplies this dtype by AMX here."""
+    if not has_blocked_kernels(dtype) or not torch.cpu._is_amx_tile_supported():
+        return False
+    return dtype == torch.bfloat16 or torch.cpu._is_amx_fp16_supported()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -33,7 +33,7 @@ _SIGNATURES: dict[str, list[type]] = {
         *(_I, _I, _I, _I, _I, _F),
     ],
     "bw_ternary_layers": [_P, _P, _I, _P, _P, _P, _P, _P, _I],
-    "bw_head": [_P, _P, _I, _P, _I, _P, _I, _I, _I],
+    "bw_dense_linear": [_P, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I, _I],
 }
 
 

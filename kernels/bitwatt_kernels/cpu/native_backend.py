@@ -23,9 +23,10 @@ from bitwatt_kernels.backend import (
     TernaryHead,
 )
 from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, RopeTable
+from bitwatt_kernels.cpu.dense import has_tile_kernels
 from bitwatt_kernels.cpu.library import check, dtype_of, instruction_sets, load_library
 from bitwatt_kernels.cpu.native_layer import NativeLayers, head_norm_pointers, step_call
-from bitwatt_kernels.cpu.prepared import PreparedHead, PreparedInt8Head, PreparedTernary
+from bitwatt_kernels.cpu.prepared import PreparedDense, PreparedInt8Head, PreparedTernary
 from bitwatt_kernels.cpu.row_blocks import RowBlocks
 from bitwatt_kernels.cpu.threads import count_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
@@ -60,7 +61,8 @@ class NativeBackend(LayersByOperations):
     ) -> None:
         """Start the backend; its threads start with the first call that needs them.
 
-        batch_invariant  False lets dense_linear use torch's fastest kernels; all else is always so
+        batch_invariant  False leaves dense_linear to oneDNN where the CPU has AMX for 16-bit
+                         floats, which these kernels don't use yet; all else is always so
         instruction_set  one of library.instruction_sets(); None takes the fastest that runs here
         num_threads      None takes all cores the process may use
         library          another build of the kernels than the installed one
@@ -91,7 +93,7 @@ class NativeBackend(LayersByOperations):
 
     def prepare_head(
         self, weight: Tensor, *, bits: Literal[8, 16] = 16
-    ) -> PreparedHead | PreparedInt8Head:
+    ) -> PreparedDense | PreparedInt8Head:
         return self._blocks.head(weight, bits=bits)
 
     def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> object:
@@ -100,14 +102,16 @@ class NativeBackend(LayersByOperations):
             return super().prepare_layers(layers)
         return NativeLayers.of(layers)
 
-    def prepare_dense(self, weight: Tensor) -> Tensor:
-        return self._dense.prepare_dense(weight)
+    def prepare_dense(self, weight: Tensor) -> Tensor | PreparedDense:
+        if not self.batch_invariant and has_tile_kernels(weight.dtype):
+            return self._dense.prepare_dense(weight)
+        return self._blocks.dense(weight)
 
     def nbytes(self, prepared: object) -> int:
         match prepared:
             case TernaryHead():
                 return self.nbytes(prepared.weight)
-            case PreparedTernary() | PreparedHead() | PreparedInt8Head():
+            case PreparedTernary() | PreparedDense() | PreparedInt8Head():
                 return prepared.nbytes
             case Tensor():
                 return self._dense.nbytes(prepared)
@@ -119,7 +123,7 @@ class NativeBackend(LayersByOperations):
             return self._dense.embed(token_ids, embedding)
         if isinstance(embedding, TernaryHead):
             return self._blocks.ternary_rows(token_ids, embedding.weight, embedding.dtype)
-        assert isinstance(embedding, PreparedHead | PreparedInt8Head)
+        assert isinstance(embedding, PreparedDense | PreparedInt8Head)
         return self._blocks.embed(token_ids, embedding)
 
     def quantize(self, x: Tensor, *, group: int | None = None) -> QuantizedActivations:
@@ -155,13 +159,8 @@ class NativeBackend(LayersByOperations):
         num_tokens, K = x.codes.shape
         x.check_fit(weight.in_features, weight.group)
         out = torch.empty(num_tokens, weight.out_features, dtype=dtype)
-        if residual is not None and (
-            residual.shape != out.shape or residual.dtype != dtype or not residual.is_contiguous()
-        ):
-            raise ShapeError(
-                f"residual is {residual.dtype} {list(residual.shape)}; "
-                f"expected {dtype} {list(out.shape)}, contiguous"
-            )
+        if residual is not None:
+            _require_fit("residual", residual, dtype, out.shape)
         self._linear(x, 2, weight.blocks, weight.scales, weight.bias, residual, out, K)
         return out
 
@@ -238,9 +237,47 @@ class NativeBackend(LayersByOperations):
         return out
 
     def dense_linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, x: Tensor, weight: object, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
-        return self._dense.dense_linear(x, weight, bias, residual)
+        if isinstance(weight, Tensor):
+            return self._dense.dense_linear(x, weight, bias, residual)
+        assert isinstance(weight, PreparedDense)
+        out = torch.empty(x.shape[0], weight.out_features, dtype=x.dtype)
+        if bias is not None:
+            _require_fit("bias", bias, x.dtype, out.shape[1:])
+        if residual is not None:
+            _require_fit("residual", residual, x.dtype, out.shape)
+        # Widened: pairs of bfloat16 (AVX512_BF16) take a prompt twice as long on a Sapphire Rapids,
+        # and no less for one token.
+        self._dense_linear(x.float(), weight, bias, residual, out)
+        return out
+
+    def _dense_linear(
+        self,
+        x: Tensor,
+        weight: PreparedDense,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        _require_contiguous(x)
+        if x.shape[1] != weight.in_features:
+            raise ShapeError(f"x has {x.shape[1]} features; the matrix takes {weight.in_features}")
+        check(
+            self._library.bw_dense_linear(
+                self._context,
+                x.data_ptr(),
+                dtype_of(x),
+                weight.blocks.data_ptr(),
+                DTYPES[weight.dtype],
+                None if bias is None else bias.data_ptr(),
+                None if residual is None else residual.data_ptr(),
+                out.data_ptr(),
+                dtype_of(out),
+                *out.shape,
+                weight.in_features,
+            )
+        )
 
     def rope_and_cache(
         self,
@@ -324,22 +361,9 @@ class NativeBackend(LayersByOperations):
             return ternary_head(self, x, weight)
         if isinstance(weight, PreparedInt8Head):
             return self._int8_head(self.quantize(x), weight)
-        assert isinstance(weight, PreparedHead)
-        _require_contiguous(x)
-        _require_width(x, weight.hidden_size)
-        logits = torch.empty(x.shape[0], weight.vocab_size)
-        check(
-            self._library.bw_head(
-                self._context,
-                x.data_ptr(),
-                dtype_of(x),
-                weight.blocks.data_ptr(),
-                DTYPES[weight.dtype],
-                logits.data_ptr(),
-                *logits.shape,
-                weight.hidden_size,
-            )
-        )
+        assert isinstance(weight, PreparedDense)
+        logits = torch.empty(x.shape[0], weight.out_features)
+        self._dense_linear(x, weight, None, None, logits)
         return logits
 
     def _int8_head(self, x: QuantizedActivations, weight: PreparedInt8Head) -> Tensor:
@@ -426,6 +450,14 @@ def _require_contiguous(*tensors: Tensor) -> None:
     for tensor in tensors:
         if not tensor.is_contiguous():
             raise ShapeError(f"a tensor of strides {tensor.stride()} is not contiguous")
+
+
+def _require_fit(name: str, given: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> None:
+    if given.shape != shape or given.dtype != dtype or not given.is_contiguous():
+        raise ShapeError(
+            f"{name} is {given.dtype} {list(given.shape)}; "
+            f"expected {dtype} {list(shape)}, contiguous"
+        )
 
 
 def _require_width(x: Tensor, hidden_size: int) -> None:

@@ -1,13 +1,13 @@
-"""Weights as the native kernels read them; layouts in csrc/coded_linear.h and csrc/head.h."""
+"""Weights as the native kernels read them; layouts in csrc/coded_linear.h and csrc/dense.h."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.cpu.abi import HEAD_COLUMNS_PER_LINE, ROW_BLOCK_ROWS
+from bitwatt_kernels.cpu.abi import DENSE_COLUMNS_PER_LINE, ROW_BLOCK_ROWS
 
-__all__ = ["PreparedHead", "PreparedInt8Head", "PreparedTernary", "padded_rows"]
+__all__ = ["PreparedDense", "PreparedInt8Head", "PreparedTernary", "padded_rows"]
 
 
 def padded_rows(num_rows: int) -> int:
@@ -39,20 +39,20 @@ class PreparedTernary:
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedHead:
-    """A head in its own dtype, and an embedding: row blocks of 32, column by column.
+class PreparedDense:
+    """A dense matrix in its own dtype, an embedding too: row blocks of 32, column by column.
 
     blocks  [bytes] uint8, 64-byte aligned: [rows / 32][lines][32][columns_per_line] of dtype
     """
 
     blocks: Tensor
     dtype: torch.dtype
-    vocab_size: int
-    hidden_size: int
+    out_features: int
+    in_features: int
 
     @property
     def columns_per_line(self) -> int:
-        return HEAD_COLUMNS_PER_LINE[self.dtype]
+        return DENSE_COLUMNS_PER_LINE[self.dtype]
 
     @property
     def nbytes(self) -> int:

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bitwatt_kernels.cpu.abi import DTYPES, HEAD_COLUMNS_PER_LINE, ROW_BLOCK_ROWS
+from bitwatt_kernels.cpu.abi import DENSE_COLUMNS_PER_LINE, DTYPES, ROW_BLOCK_ROWS
 from bitwatt_kernels.cpu.library import check, dtype_of
 from bitwatt_kernels.cpu.prepared import (
-    PreparedHead,
+    PreparedDense,
     PreparedInt8Head,
     PreparedTernary,
     padded_rows,
@@ -55,17 +55,22 @@ class RowBlocks:
         scales = scales.view(-1, ROW_BLOCK_ROWS, scales.shape[1]).transpose(1, 2).contiguous()
         return PreparedTernary(blocks, scales, bias, N, K, weight.group)
 
-    def head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> PreparedHead | PreparedInt8Head:
+    def head(
+        self, weight: Tensor, *, bits: Literal[8, 16] = 16
+    ) -> PreparedDense | PreparedInt8Head:
         """Return the head in row blocks; a tied embedding's rows are read from them too."""
         dtype_of(weight)
-        vocab_size, hidden = weight.shape
-        if bits == 8:
-            return self._int8_head(weight)
-        columns_per_line = HEAD_COLUMNS_PER_LINE[weight.dtype]
-        columns = _padded_to(hidden, columns_per_line)
-        blocks = self.allocate(padded_rows(vocab_size) * columns * weight.element_size())
+        return self._int8_head(weight) if bits == 8 else self.dense(weight)
+
+    def dense(self, weight: Tensor) -> PreparedDense:
+        """Return [out_features, in_features] in row blocks, in its own dtype."""
+        dtype_of(weight)
+        columns_per_line = DENSE_COLUMNS_PER_LINE[weight.dtype]
+        N, K = weight.shape
+        columns = _padded_to(K, columns_per_line)
+        blocks = self.allocate(padded_rows(N) * columns * weight.element_size())
         self._block_rows(weight, blocks, columns_per_line)
-        return PreparedHead(blocks, weight.dtype, vocab_size, hidden)
+        return PreparedDense(blocks, weight.dtype, N, K)
 
     def _int8_head(self, weight: Tensor) -> PreparedInt8Head:
         vocab_size, hidden = weight.shape
@@ -92,10 +97,10 @@ class RowBlocks:
             )
         )
 
-    def embed(self, token_ids: Tensor, embedding: PreparedHead | PreparedInt8Head) -> Tensor:
+    def embed(self, token_ids: Tensor, embedding: PreparedDense | PreparedInt8Head) -> Tensor:
         """Return rows of what head() made, [T, hidden_size] in the dtype it was made of."""
-        if isinstance(embedding, PreparedHead):
-            shape = (embedding.vocab_size, embedding.hidden_size)
+        if isinstance(embedding, PreparedDense):
+            shape = (embedding.out_features, embedding.in_features)
             return self._gather(
                 token_ids, embedding.blocks, embedding.dtype, shape, embedding.columns_per_line
             )

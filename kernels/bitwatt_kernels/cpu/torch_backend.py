@@ -118,8 +118,9 @@ class TorchBackend(TorchOperations):
         return y.to(dtype)
 
     def dense_linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, x: Tensor, weight: object, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
+        assert isinstance(weight, Tensor)
         if not self.batch_invariant:
             y = linear(x, weight, bias)
         else:

@@ -129,8 +129,9 @@ class TritonBackend(LayersByOperations):
         return _linear.ternary_linear(x, weight, residual, dtype, self.gpu)
 
     def dense_linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, x: Tensor, weight: object, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
+        assert isinstance(weight, Tensor)
         if self.batch_invariant or INTERPRETED:
             return _dense.dense_linear(x, weight, bias, residual, self.gpu)
         if residual is None:

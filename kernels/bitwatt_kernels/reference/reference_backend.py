@@ -60,8 +60,9 @@ class ReferenceBackend(TorchOperations):
         return _linear.ternary_linear(x, weight, residual, dtype)
 
     def dense_linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+        self, x: Tensor, weight: object, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
+        assert isinstance(weight, Tensor)
         y = x.double() @ weight.double().T
         for term in (bias, residual):
             if term is not None:

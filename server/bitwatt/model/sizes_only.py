@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from bitwatt_kernels.backend import LayerWeights, TernaryHead
-from bitwatt_kernels.cpu.abi import HEAD_COLUMNS_PER_LINE
+from bitwatt_kernels.cpu.abi import DENSE_COLUMNS_PER_LINE
 from bitwatt_kernels.cpu.prepared import padded_rows
 from bitwatt_kernels.packing import TernaryWeight
 from torch import Tensor
@@ -38,13 +38,13 @@ class SizesOnly:
 
     def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> int:
         rows, columns = self._rows(weight.shape[0]), weight.shape[1]
-        line = _INT8_COLUMNS_PER_LINE if bits == 8 else HEAD_COLUMNS_PER_LINE[weight.dtype]
+        line = _INT8_COLUMNS_PER_LINE if bits == 8 else DENSE_COLUMNS_PER_LINE[weight.dtype]
         if self._is_native:
             columns += -columns % line
         return rows * columns + 4 * rows if bits == 8 else rows * columns * weight.element_size()
 
-    def prepare_dense(self, weight: Tensor) -> Tensor:
-        return weight
+    def prepare_dense(self, weight: Tensor) -> int:
+        return self.prepare_head(weight)
 
     def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> object:
         return layers

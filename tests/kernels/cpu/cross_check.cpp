@@ -23,7 +23,8 @@ int bw_elementwise(void*, const void*, int, int, const void*, int, float, void*,
                    int32_t*, int, int, int);
 int bw_attention(void*, const void*, int, const void*, int, int64_t, const int32_t*,
                  const int32_t*, const int32_t*, int, void*, int, int, int, int, int, float);
-int bw_head(void*, const void*, int, const void*, int, float*, int, int, int);
+int bw_dense_linear(void*, const void*, int, const void*, int, const void*, const void*, void*, int,
+                    int, int, int);
 }
 
 namespace {
@@ -149,12 +150,14 @@ Results check(const std::string& name) {
         std::vector<float> head(V * K), head_blocks(64 * K), logits(T * V), exact(T * V);
         for (float& value : head) value = uniform();
         bw_block_rows(context, bytes(head), bytes(head_blocks), V, K, 4, 1);
-        bw_head(context, x.data(), 0, head_blocks.data(), 0, logits.data(), T, V, K);
+        bw_dense_linear(context, x.data(), 0, head_blocks.data(), 0, nullptr, nullptr, logits.data(),
+                        0, T, V, K);
         results.logits.insert(results.logits.end(), logits.begin(), logits.end());
         std::vector<uint8_t> halves(2 * V * K), half_blocks(2 * 64 * K);
         for (int i = 0; i < V * K; ++i) std::memcpy(&halves[2 * i], bytes(head) + 4 * i + 2, 2);
         bw_block_rows(context, bytes(halves), bytes(half_blocks), V, K, 2, 2);
-        bw_head(context, x.data(), 0, half_blocks.data(), 1, logits.data(), T, V, K);
+        bw_dense_linear(context, x.data(), 0, half_blocks.data(), 1, nullptr, nullptr, logits.data(),
+                        0, T, V, K);
         results.logits.insert(results.logits.end(), logits.begin(), logits.end());
 
         std::vector<int8_t> head_codes(V * K);

@@ -40,7 +40,7 @@ def _ternary_head(backend: NativeBackend, x: Tensor) -> Tensor:
 
 def _dense(backend: NativeBackend, x: Tensor) -> Tensor:
     weight = torch.randn(203, HIDDEN, generator=torch.Generator().manual_seed(1)).to(x.dtype)
-    return backend.dense_linear(x, weight, None, None)
+    return backend.dense_linear(x, backend.prepare_dense(weight), None, None)
 
 
 NORM = torch.linspace(0.5, 2, HIDDEN)
@@ -86,7 +86,7 @@ def test_a_token_is_the_same_in_every_batch(native, operation, dtype):
         assert torch.equal(alone, together[first:last]), (first, last)
 
 
-@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "dense_linear"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_token_is_the_same_on_every_number_of_threads(native, operation):
     x = _inputs(torch.bfloat16)
     two = _rows(OPERATIONS[operation](native, x))
@@ -104,9 +104,7 @@ def _with_each_fused_set(operation: str, x: Tensor) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize(
-    "operation", [name for name in OPERATIONS if name not in {"dense_linear", "head"}]
-)
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "head"])
 def test_a_token_is_the_same_on_every_instruction_set_with_fused_multiply_add(operation):
     results = [*_with_each_fused_set(operation, _inputs(torch.bfloat16)).values()]
     assert all(torch.equal(result, results[0]) for result in results[1:])

@@ -253,6 +253,35 @@ def test_a_prepared_head_is_a_copy(native: NativeBackend) -> None:
     assert native.nbytes(head) == weight.nbytes
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_prepared_dense_weights_are_near_exact_sums_rounded_once(native, dtype):
+    """K and N are no multiples of a line, a segment or a row block."""
+    g = torch.Generator().manual_seed(1)
+    x, weight, bias, residual = (
+        torch.randn(*shape, generator=g).to(dtype)
+        for shape in ((29, 531), (75, 531), (75,), (29, 75))
+    )
+    y = native.dense_linear(x, native.prepare_dense(weight), bias, residual)
+    exact = x.double() @ weight.double().T + bias.double() + residual.double()
+    magnitudes = x.double().abs() @ weight.double().abs().T + bias.abs() + residual.abs()
+    # A float32 sum of K products errs by K roundings of their magnitudes at most.
+    error = (531 + 3) * 2.0**-24 * magnitudes + torch.finfo(dtype).eps * exact.abs()
+    assert ((y.double() - exact).abs() <= error).all()
+
+
+def test_a_dense_linear_refuses_what_does_not_fit(native):
+    weight, x = native.prepare_dense(torch.randn(75, 64)), torch.randn(3, 64)
+    for misfit in (
+        (torch.randn(3, 63), None, None),
+        (x, torch.randn(74), None),
+        (x, torch.randn(75).bfloat16(), None),
+        (x, None, torch.randn(2, 75)),
+    ):
+        with pytest.raises(ShapeError):
+            native.dense_linear(misfit[0], weight, *misfit[1:])
+    assert native.dense_linear(x[:0], weight, None, None).shape == (0, 75)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_dense_linear_is_near_the_reference(native, reference: ReferenceBackend, dtype):
     x, weight = torch.randn(5, 96).to(dtype), torch.randn(24, 96).to(dtype)

@@ -39,9 +39,9 @@ BW_API const char* bw_abi() {
         BW_NUMBER(kOk), BW_NUMBER(kBlockOutOfRange), BW_NUMBER(kSlotOutOfRange),
         BW_NUMBER(kPositionOutOfRange), BW_NUMBER(kTokenOutOfRange),
         BW_NUMBER(kRowBlockRows), BW_NUMBER(kKvBlockTokens),
-        {"head_columns_per_line.kFloat32", head_columns_per_line(kFloat32)},
-        {"head_columns_per_line.kBFloat16", head_columns_per_line(kBFloat16)},
-        {"head_columns_per_line.kFloat16", head_columns_per_line(kFloat16)},
+        {"dense_columns_per_line.kFloat32", dense_columns_per_line(kFloat32)},
+        {"dense_columns_per_line.kBFloat16", dense_columns_per_line(kBFloat16)},
+        {"dense_columns_per_line.kFloat16", dense_columns_per_line(kFloat16)},
     };
     static const std::string told = [] {
         std::string joined;

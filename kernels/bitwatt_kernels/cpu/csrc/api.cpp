@@ -168,25 +168,32 @@ BW_API int bw_ternary_layers(Context* context, const Layer* layers, int num_laye
     return kOk;
 }
 
-// weight: what bw_block_rows made of [V, hidden], head_columns_per_line(weight_dtype) a line.
-BW_API int bw_head(Context* context, const void* x, int dtype, const void* weight,
-                   int weight_dtype, float* out, int T, int V, int hidden) {
-    const int of_line = head_columns_per_line(weight_dtype);
-    const int columns = (hidden + of_line - 1) / of_line * of_line;
-    const bool as_is = context->kernels->head_takes(dtype, weight_dtype) && columns == hidden;
-    HeadCall c{x, weight, out, dtype, static_cast<size_t>(columns), weight_dtype, T, V, columns};
+// weight: what bw_block_rows made of [N, K], dense_columns_per_line(weight_dtype) a line. bias,
+// residual and out are of out_dtype.
+BW_API int bw_dense_linear(Context* context, const void* x, int dtype, const void* weight,
+                           int weight_dtype, const void* bias, const void* residual, void* out,
+                           int out_dtype, int T, int N, int K) {
+    const int of_line = dense_columns_per_line(weight_dtype);
+    const int columns = (K + of_line - 1) / of_line * of_line;
+    const bool as_is = context->kernels->dense_takes(dtype, weight_dtype) && columns == K;
+    DenseCall c{x,         weight, bias, residual, out, out_dtype, dtype, static_cast<size_t>(columns),
+                weight_dtype, T,   N,    columns};
     if (!as_is) {
         c.x_dtype = kFloat32;
         c.x_stride = padded_width(columns);
         float* wide = scratch(kCallScratch, T * c.x_stride);
-        for (int t = 0; t < T; ++t)
-            context->kernels->widen(static_cast<const char*>(x) + t * hidden * item_size(dtype),
-                                    dtype, hidden, wide + t * c.x_stride);
+        const auto widen = [&](int first, int last) {
+            for (int t = first; t < last; ++t)
+                context->kernels->widen(
+                    static_cast<const char*>(x) + static_cast<size_t>(t) * K * item_size(dtype),
+                    dtype, K, wide + t * c.x_stride);
+        };
+        ranges(*context, T, K / kElementsPerNanosecond, widen).run(*context);
         c.x = wide;
     }
     const double block_bytes = kRowBlockRows * double(columns) * item_size(weight_dtype);
-    const auto multiply = [&](int first, int last) { context->kernels->head(c, first, last); };
-    ranges(*context, row_blocks_of(V),
+    const auto multiply = [&](int first, int last) { context->kernels->dense(c, first, last); };
+    ranges(*context, row_blocks_of(N),
            block_bytes / kBytesPerNanosecond + kRowBlockRows * double(columns) * T / 25, multiply)
         .run(*context);
     return kOk;

@@ -21,7 +21,7 @@ enum Activation : int { kRelu2 = 0, kSilu = 1 };
 constexpr int kLanes = 16;
 
 // Weights lie in row blocks, each of two row groups, and a group in lines of neighbouring columns;
-// layouts in coded_linear.h and head.h. A line is one cache line, read once: streams of lines are
+// layouts in coded_linear.h and dense.h. A line is one cache line, read once: streams of lines are
 // prefetched at this distance past the line being multiplied.
 constexpr int kGroupRows = 16;
 constexpr int kRowBlockRows = 2 * kGroupRows;
@@ -128,17 +128,21 @@ struct AttentionTile {
 
 inline int padded_width(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// Neighbouring columns a line of a head of this dtype holds, P in head.h.
-constexpr int head_columns_per_line(int dtype) { return dtype == kBFloat16 ? 2 : 1; }
+// Neighbouring columns a line of dense weights of this dtype holds, P in dense.h.
+constexpr int dense_columns_per_line(int dtype) { return dtype == kBFloat16 ? 2 : 1; }
 
-struct HeadCall {
-    const void* x;       // [T, x_stride], zeros past hidden
-    const void* weight;  // [ceil(V / 32)][columns / P][2][16][P], P columns a line
-    float* out;          // [T, V]
-    int x_dtype;         // float32, or whatever head_takes
+// out = x · weights (+ bias) (+ residual), rounded once
+struct DenseCall {
+    const void* x;         // [T, x_stride], zeros past K
+    const void* weight;    // [ceil(N / 32)][columns / P][2][16][P], P columns a line
+    const void* bias;      // [N] or null
+    const void* residual;  // [T, N] or null
+    void* out;             // [T, N]
+    int dtype;             // of bias, residual and out
+    int x_dtype;         // float32, or whatever dense_takes
     size_t x_stride;
     int weight_dtype;
-    int T, V, columns;  // columns: hidden, padded to a multiple of P
+    int T, N, columns;  // columns: K, padded to a multiple of P
 };
 
 struct Kernels {
@@ -154,8 +158,8 @@ struct Kernels {
     // partials: of one query token, split by split in order
     void (*merge_splits)(const AttentionCall&, const AttentionTile&, const float* partials);
     void (*widen)(const void* in, int dtype, int n, float* out);
-    void (*head)(const HeadCall&, int first_block, int last_block);
-    bool (*head_takes)(int dtype, int weight_dtype);
+    void (*dense)(const DenseCall&, int first_block, int last_block);
+    bool (*dense_takes)(int dtype, int weight_dtype);
 };
 
 // At least num_floats floats, 64-byte aligned, this thread's own until it next asks for this use.

@@ -2,8 +2,8 @@
 
 #include "attention.h"
 #include "coded_linear.h"
+#include "dense.h"
 #include "elementwise.h"
-#include "head.h"
 #include "ternary_rows.h"
 
 namespace bitwatt {
@@ -31,8 +31,8 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BITWATT_ISA::attention,
     BITWATT_ISA::merge_splits,
     BITWATT_ISA::widen_row,
-    BITWATT_ISA::head,
-    BITWATT_ISA::head_takes,
+    BITWATT_ISA::dense,
+    BITWATT_ISA::dense_takes,
 };
 
 }  // namespace bitwatt

@@ -1,5 +1,5 @@
 // Making row blocks of matrices, once, at load; and reading rows from them. Layouts in
-// coded_linear.h (codes) and head.h (numbers): here a line is the same columns of all 32 rows.
+// coded_linear.h (codes) and dense.h (numbers): here a line is the same columns of all 32 rows.
 
 #pragma once
 

@@ -1,11 +1,11 @@
-// The language-model head in float: logits in float32 of rows kept as they came.
+// Matmuls of weights kept as they came, in 16 bits or 32: a dense model's linears, and every head.
 //
-// Rows lie in blocks of 32 as [V / 32][ceil(hidden / P)][2][16][P]: two groups of 16 rows take turns,
+// Rows lie in blocks of 32 as [N / 32][ceil(K / P)][2][16][P]: two groups of 16 rows take turns,
 // and a line has P neighbouring columns of 16 rows, two of bfloat16 and one of other types. So a
 // block is one stream of memory, a line meets one broadcast of activations, and the sums of 16 rows
 // are the lanes of a vector. Each is summed column by column, in segments of 256 columns, whatever
 // the tile of tokens it falls in. Where the machine multiplies pairs of bfloat16 (AVX512_BF16), it
-// does so for a bfloat16 head of bfloat16 activations; else everything is widened to float32.
+// does so for bfloat16 weights of bfloat16 activations; else everything is widened to float32.
 
 #pragma once
 
@@ -17,16 +17,16 @@ namespace BITWATT_ISA {
 constexpr int kSegmentColumns = 256;
 
 #if defined(__AVX512F__)
-constexpr int kHeadTokens = 12;
-constexpr int head_groups(int) { return 2; }
+constexpr int kDenseTokens = 12;
+constexpr int dense_groups(int) { return 2; }
 #else
-constexpr int kHeadTokens = 4;
-constexpr int head_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
+constexpr int kDenseTokens = 4;
+constexpr int dense_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
 #endif
 
 // sums[m][r] = the 16 rows of group r times columns [first, last) of token m.
 template <int M, int R, int dtype>
-BW_INLINE void head_segment(const void* lines, const float* x, size_t x_stride, int first, int last,
+BW_INLINE void dense_segment(const void* lines, const float* x, size_t x_stride, int first, int last,
                             F32 (&sums)[M][R]) {
     for (int m = 0; m < M; ++m)
         for (int r = 0; r < R; ++r) sums[m][r] = zero();
@@ -63,7 +63,7 @@ BW_INLINE void head_segment(const void* lines, const float* x, size_t x_stride, 
 
 // The same of pairs of bfloat16: a line times two activations of each token.
 template <int M, int R>
-BW_INLINE void head_segment_pairs(const void* lines, const uint16_t* x, size_t x_stride, int first,
+BW_INLINE void dense_segment_pairs(const void* lines, const uint16_t* x, size_t x_stride, int first,
                                   int last, F32 (&sums)[M][R]) {
     __m512 s[M][R];
     for (int m = 0; m < M; ++m)
@@ -90,73 +90,76 @@ BW_INLINE void head_segment_pairs(const void* lines, const uint16_t* x, size_t x
 
 #endif
 
-// Logits of tokens [t, t + M) for R groups of rows from row on.
+// Results of tokens [t, t + M) for R groups of rows from row on.
 template <int M, int R, int dtype>
-static void head_tile(const HeadCall& c, const void* lines, int t, int row) {
-    F32 logits[M][R];
+static void dense_tile(const DenseCall& c, const void* lines, int t, int row) {
+    F32 total[M][R];
     for (int m = 0; m < M; ++m)
-        for (int r = 0; r < R; ++r) logits[m][r] = zero();
+        for (int r = 0; r < R; ++r) total[m][r] = zero();
     for (int first = 0; first < c.columns; first += kSegmentColumns) {
         const int last = min_int(first + kSegmentColumns, c.columns);
         F32 sums[M][R];
 #if defined(__AVX512BF16__)
         if (dtype == kBFloat16 && c.x_dtype == kBFloat16)
-            head_segment_pairs<M, R>(lines, static_cast<const uint16_t*>(c.x) + t * c.x_stride,
+            dense_segment_pairs<M, R>(lines, static_cast<const uint16_t*>(c.x) + t * c.x_stride,
                                      c.x_stride, first, last, sums);
         else
 #endif
-            head_segment<M, R, dtype>(lines, static_cast<const float*>(c.x) + t * c.x_stride,
+            dense_segment<M, R, dtype>(lines, static_cast<const float*>(c.x) + t * c.x_stride,
                                       c.x_stride, first, last, sums);
         for (int m = 0; m < M; ++m)
-            for (int r = 0; r < R; ++r) logits[m][r] = logits[m][r] + sums[m][r];
+            for (int r = 0; r < R; ++r) total[m][r] = total[m][r] + sums[m][r];
     }
     for (int m = 0; m < M; ++m)
         for (int r = 0; r < R; ++r) {
-            const int first = row + r * kGroupRows, rows = min_int(kGroupRows, c.V - first);
-            if (rows > 0)
-                store_some(c.out + static_cast<size_t>(t + m) * c.V + first, kFloat32, 0, rows,
-                           logits[m][r]);
+            const int first = row + r * kGroupRows, rows = min_int(kGroupRows, c.N - first);
+            if (rows <= 0) continue;
+            F32 y = total[m][r];
+            const size_t at = static_cast<size_t>(t + m) * c.N + first;
+            if (c.bias) y = y + load_some(offset(c.bias, c.dtype, first), c.dtype, 0, rows);
+            if (c.residual) y = y + load_some(offset(c.residual, c.dtype, at), c.dtype, 0, rows);
+            store_some(offset(c.out, c.dtype, at), c.dtype, 0, rows, y);
         }
 }
 
 template <int M, int dtype>
-static void head_block(const HeadCall& c, const void* block, int t, int row) {
-    constexpr int R = head_groups(M), P = head_columns_per_line(dtype);
+static void dense_block(const DenseCall& c, const void* block, int t, int row) {
+    constexpr int R = dense_groups(M), P = dense_columns_per_line(dtype);
     for (int r = 0; r < 2; r += R)
-        head_tile<M, R, dtype>(c, offset(block, dtype, r * kGroupRows * P), t,
+        dense_tile<M, R, dtype>(c, offset(block, dtype, r * kGroupRows * P), t,
                                row + r * kGroupRows);
 }
 
-template <int dtype, int M = kHeadTokens>
-static void head_block_of(int num_tokens, const HeadCall& c, const void* block, int t, int row) {
-    if (num_tokens == M) return head_block<M, dtype>(c, block, t, row);
-    if constexpr (M > 1) head_block_of<dtype, M - 1>(num_tokens, c, block, t, row);
+template <int dtype, int M = kDenseTokens>
+static void dense_block_of(int num_tokens, const DenseCall& c, const void* block, int t, int row) {
+    if (num_tokens == M) return dense_block<M, dtype>(c, block, t, row);
+    if constexpr (M > 1) dense_block_of<dtype, M - 1>(num_tokens, c, block, t, row);
 }
 
 template <int dtype>
-static void head_blocks(const HeadCall& c, int first_block, int last_block) {
-    const int num_tiles = (c.T + kHeadTokens - 1) / kHeadTokens;
+static void dense_blocks(const DenseCall& c, int first_block, int last_block) {
+    const int num_tiles = (c.T + kDenseTokens - 1) / kDenseTokens;
     for (int b = first_block; b < last_block; ++b) {
         const void* block =
             offset(c.weight, dtype, static_cast<size_t>(b) * kRowBlockRows * c.columns);
         for (int i = 0; i < num_tiles; ++i) {
             const int t = static_cast<int>(static_cast<int64_t>(c.T) * i / num_tiles);
             const int M = static_cast<int>(static_cast<int64_t>(c.T) * (i + 1) / num_tiles) - t;
-            head_block_of<dtype>(M, c, block, t, b * kRowBlockRows);
+            dense_block_of<dtype>(M, c, block, t, b * kRowBlockRows);
         }
     }
 }
 
-static void head(const HeadCall& c, int first_block, int last_block) {
+static void dense(const DenseCall& c, int first_block, int last_block) {
     switch (c.weight_dtype) {
-        case kBFloat16: return head_blocks<kBFloat16>(c, first_block, last_block);
-        case kFloat16: return head_blocks<kFloat16>(c, first_block, last_block);
-        default: return head_blocks<kFloat32>(c, first_block, last_block);
+        case kBFloat16: return dense_blocks<kBFloat16>(c, first_block, last_block);
+        case kFloat16: return dense_blocks<kFloat16>(c, first_block, last_block);
+        default: return dense_blocks<kFloat32>(c, first_block, last_block);
     }
 }
 
-// Whether a head of this dtype reads its activations as they are; else they are widened for it.
-static bool head_takes(int dtype, int weight_dtype) {
+// Whether weights of this dtype take such activations as they are; else those are widened first.
+static bool dense_takes(int dtype, int weight_dtype) {
 #if defined(__AVX512BF16__)
     return dtype == kBFloat16 && weight_dtype == kBFloat16;
 #else
