@@ -24,8 +24,9 @@ from bitwatt.model.runner_protocol import StepResultHandle
 from bitwatt.model.sampler import Sampler, SamplingRow, TokenDrawer
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import Request, ResolvedSampling
-from bitwatt.scheduling.scheduler import Plan, Scheduler
+from bitwatt.scheduling.scheduler import Scheduler
 
 __all__ = ["Server", "ServingLimits", "check_serving", "time_serving"]
 

@@ -26,8 +26,9 @@ from bitwatt.engine.messages import (
 )
 from bitwatt.errors import EngineError, shorten
 from bitwatt.model.runner_protocol import Runner, StepResult, StepResultHandle
+from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import FinishReason, Request
-from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
+from bitwatt.scheduling.scheduler import RequestTooLongError, Scheduler
 
 __all__ = ["MAX_FAILED_STEPS", "EngineCore"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from bitwatt.constraints.masks import Constraint
 from bitwatt.model.runner_protocol import PromptLogprobs, StepResult, TokenLogprobsRow
+from bitwatt.scheduling.plan import Plan, ScoredSpan
 from bitwatt.scheduling.request import Request
-from bitwatt.scheduling.scheduler import Plan, ScoredSpan
 
 __all__ = ["FAKE_HIDDEN_SIZE", "FakeRunner", "fake_token"]
 

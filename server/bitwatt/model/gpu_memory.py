@@ -4,7 +4,7 @@ The KV cache gets what is left, once and before anything else runs, so this is a
 """
 
 from bitwatt.model.config import ModelConfig
-from bitwatt.scheduling.scheduler import max_draws
+from bitwatt.scheduling.plan import max_draws
 
 __all__ = ["CONTEXT_BYTES", "kv_cache_budget", "working_bytes"]
 

@@ -33,8 +33,8 @@ from bitwatt.model.step_thread import StepThread
 from bitwatt.model.streams import CudaStream, Event, Stream, upload
 from bitwatt.model.transformer import Transformer
 from bitwatt.model.truncation_sampling import NO_TOKEN
+from bitwatt.scheduling.plan import Chunk, Plan
 from bitwatt.scheduling.request import Request, ResolvedSampling
-from bitwatt.scheduling.scheduler import Chunk, Plan
 
 __all__ = ["ModelRunner", "warm_up_sizes"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from bitwatt.scheduling.scheduler import Plan
+from bitwatt.scheduling.plan import Plan
 
 __all__ = [
     "PromptLogprobs",

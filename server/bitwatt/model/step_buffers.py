@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitwatt.model.streams import Event, Stream
-from bitwatt.scheduling.scheduler import max_draws
+from bitwatt.scheduling.plan import max_draws
 
 __all__ = ["DeviceStep", "HostStep", "StepFields"]
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import Request, ResolvedSampling
-from bitwatt.scheduling.scheduler import Plan, RequestTooLongError, Scheduler
+from bitwatt.scheduling.scheduler import RequestTooLongError, Scheduler
 from bitwatt.simulation.step_times import StepTimes, StepWork
 from bitwatt.simulation.traffic import Arrival
 

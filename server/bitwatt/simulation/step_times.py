@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bitwatt.errors import BitwattError
-from bitwatt.scheduling.scheduler import Plan
+from bitwatt.scheduling.plan import Plan
 
 __all__ = ["MeasuredModel", "StepPoint", "StepTimes", "StepTimesError", "StepWork", "read_measured"]
 

@@ -23,8 +23,9 @@ from bitwatt.model.runner import ModelRunner
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
-from bitwatt.scheduling.scheduler import Plan, Scheduler
+from bitwatt.scheduling.scheduler import Scheduler
 
 from tests.server.checkpoints.against_transformers import (
     DENSE_TOLERANCE,

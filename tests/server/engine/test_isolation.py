@@ -16,8 +16,9 @@ from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner_protocol import StepResult
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
-from bitwatt.scheduling.scheduler import Plan, Scheduler
+from bitwatt.scheduling.scheduler import Scheduler
 from bitwatt_kernels.backend import StepLayout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

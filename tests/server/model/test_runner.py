@@ -14,8 +14,9 @@ from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle
 from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import FinishReason, Request, ResolvedSampling
-from bitwatt.scheduling.scheduler import Plan, Scheduler
+from bitwatt.scheduling.scheduler import Scheduler
 from bitwatt_kernels.registry import choose_backend
 from torch.overrides import TorchFunctionMode
 

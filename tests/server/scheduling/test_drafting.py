@@ -4,8 +4,9 @@ import random
 
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.drafting import MAX_DRAFT_TOKENS, Drafter
+from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import Request, ResolvedSampling
-from bitwatt.scheduling.scheduler import Plan, Scheduler
+from bitwatt.scheduling.scheduler import Scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.plan import Chunk, Plan
 from bitwatt.scheduling.request import FinishReason, Request, ResolvedSampling
-from bitwatt.scheduling.scheduler import Chunk, Plan, RequestTooLongError, Scheduler
+from bitwatt.scheduling.scheduler import RequestTooLongError, Scheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
