@@ -272,7 +272,7 @@ async def rules_when_evaluated(client):
 def make_served(metrics, settings):
     meters = EnergyMeters(metrics=metrics, open_counter=lambda *_: Counter())
     served = {}
-    for name, path, weights in models_to_serve(settings):
+    for name, path, weights, *_ in models_to_serve(settings):
         model_metrics = metrics.model(name)
         model_metrics.set_prices(settings.prices)
         energy = meters.model(name, model_metrics)

@@ -12,6 +12,7 @@ from typing import Any
 from bitwatt.api.schemas.chat import ChatBody, Message
 from bitwatt.api.schemas.common import Body
 from bitwatt.api.schemas.completions import CompletionBody
+from bitwatt.api.schemas.embeddings import EmbeddingBody
 from bitwatt.api.schemas.messages import CountTokensBody, MessagesBody
 from bitwatt.api.schemas.responses import ResponsesBody
 from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
@@ -26,6 +27,7 @@ _BODIES: dict[str, type[Body]] = {
     "/v1/responses": ResponsesBody,
     "/v1/messages": MessagesBody,
     "/v1/messages/count_tokens": CountTokensBody,
+    "/v1/embeddings": EmbeddingBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }

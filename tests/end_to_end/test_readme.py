@@ -47,6 +47,8 @@ NOT_RUN = {
     "bitwatt bench URL": "tests/clients/test_bench.py runs it on an address",
     "bitwatt chat": "tests/clients/test_chat.py runs it on an address",
     "bitwatt compare URL_A URL_B": "tests/clients/test_compare.py runs it on addresses",
+    "bitwatt convert SRC DST": "tests/server/checkpoints/test_conversion.py converts folders",
+    "bitwatt fleet STEPS": "tests/server/simulation/test_fleet.py has steps",
     "bitwatt serve ORG/NAME": "tests/server/test_hub.py asks a local hub",
     "bitwatt serve PATH": "tests/server/checkpoints reads folders of every kind",
     "python -m bitwatt.bench cpu": "takes 5 GB: test_bench.py runs it on a small model",

