@@ -13,16 +13,17 @@ from tests.fakes import FakeEngine, make_app, make_info, run_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
-# Of an operation and phase.
+# Of an operation and phase. The embedded model answers what the fake one does by the same routes.
 NUM_EXAMPLES = int(os.environ.get("BITWATT_NUM_EXAMPLES", 100 if TEST_ALL else 10))
+NUM_EXAMPLES_OF_MODEL = int(os.environ.get("BITWATT_NUM_EXAMPLES", 30))
 
 
-async def run_schemathesis(url: str, folder: Path, *flags: str) -> str:
+async def run_schemathesis(url: str, folder: Path, *flags: str, num_examples: int) -> str:
     """Return what it says if it finds something, else nothing."""
     command = (sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json")
     process = await asyncio.create_subprocess_exec(
         *command,
-        *("--checks", "all", "--max-examples", str(NUM_EXAMPLES), "--seed", "1"),
+        *("--checks", "all", "--max-examples", str(num_examples), "--seed", "1"),
         *("--no-color", "--continue-on-failure", *flags),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -42,23 +43,24 @@ async def run_schemathesis(url: str, folder: Path, *flags: str) -> str:
     return "" if process.returncode == 0 else output.decode()
 
 
-@pytest.mark.timeout(1800 if TEST_ALL else 300)
+@pytest.mark.timeout(7200 if TEST_ALL else 300)
 async def test_the_document_is_true(tmp_path):
     """A short context bounds what a body can ask for, and so the time that it takes."""
     engine = FakeEngine(info=make_info(max_model_len=64))
     async with run_server(make_app(engine, api_key="k")) as url:
-        found = await run_schemathesis(url, tmp_path, "--header", "Authorization: Bearer k")
+        key = ("--header", "Authorization: Bearer k")
+        found = await run_schemathesis(url, tmp_path, *key, num_examples=NUM_EXAMPLES)
     assert not found, found
     assert engine.submitted
     assert not engine.running
 
 
 @pytest.mark.skipif(not TEST_ALL, reason="BITWATT_TEST_ALL=1 runs it")
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 async def test_the_document_is_true_of_the_embedded_model(tmp_path):
     server = start_server("--max-model-len", "64")
     try:
-        found = await run_schemathesis(server.url, tmp_path)
+        found = await run_schemathesis(server.url, tmp_path, num_examples=NUM_EXAMPLES_OF_MODEL)
     finally:
         stop_server(server)
     assert not found, found
