@@ -21,6 +21,7 @@ NOT_EXACT = (
 )
 """What ends the reading of a matrix that isn't what its first rows are."""
 
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _GROUPS = (128, 64)
 _CHUNK_WEIGHTS = 1 << 20
 _NUM_LOOKED_AT = 4  # rows; four of random floats with one magnitude each are no accident
@@ -31,7 +32,12 @@ class _OtherRuleError(Exception):
 
 
 def looks_ternary(weight: Tensor) -> bool | None:
-    """Return whether the first rows are exactly ternary; None where they are all zeros."""
+    """Return whether the first rows are exactly ternary; None where they are all zeros.
+
+    weight  of any shape and dtype: what is no matrix of 16- or 32-bit floats isn't ternary
+    """
+    if weight.dim() != 2 or weight.dtype not in _FLOATS:
+        return False
     rows = weight[:_NUM_LOOKED_AT]
     if not bool(rows.any()):
         return None
@@ -41,7 +47,7 @@ def looks_ternary(weight: Tensor) -> bool | None:
 def pack_exactly(weight: Tensor) -> TernaryWeight | None:
     """Return a matrix of floats packed, in_features filled to a multiple of 64; None if it isn't.
 
-    weight  [rows, columns], any float dtype
+    weight  [rows, columns], 16- or 32-bit floats
     Raises  ValueError for a scale that is no finite number
     """
     rows, columns = weight.shape

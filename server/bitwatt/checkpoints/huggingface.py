@@ -183,8 +183,8 @@ class HuggingFaceCheckpoint:
             looks_ternary(weight)
             for name in self._tensors
             if name.endswith("_proj.weight")
-            and (weight := self._tensors.read(name)).is_floating_point()
-            and weight.dim() == 2
+            and (weight := self._tensors.read(name)).dtype in _FLOATS
+            and weight.dim() == 2  # others are refused where they are read
         }
         return found - {None} == {True}
 
@@ -243,11 +243,12 @@ class HuggingFaceCheckpoint:
         head, embedding = self._stored(_HEAD), self._stored(_EMBEDDING)
         if not self.config.is_tied or not {head, embedding} <= self._unread:
             return
-        if self._tensors.shape(head) == self._tensors.shape(embedding) and torch.equal(
-            self._tensors.read(head), self._tensors.read(embedding)
-        ):
-            self._unread.remove(head)
-            return
+        if self._tensors.shape(head) == self._tensors.shape(embedding):
+            given = self._tensors.read(head), self._tensors.read(embedding)
+            # Others can't be compared, and are refused where they are read.
+            if all(tensor.dtype in _FLOATS for tensor in given) and torch.equal(*given):
+                self._unread.remove(head)
+                return
         self.config = replace(self.config, is_tied=False)
         self.notices.append(
             f"{self._tensors.path(head)}: tensor {head!r} is served as the head: it is not the "
