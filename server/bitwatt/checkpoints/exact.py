@@ -10,7 +10,7 @@ import torch
 from bitwatt_kernels.packing import TernaryWeight
 from torch import Tensor
 
-from bitwatt.checkpoints.groups import Groups, pack_groups
+from bitwatt.checkpoints.groups import FLOATS, Groups, pack_groups
 
 __all__ = ["EXACT_FLOATS", "NOT_EXACT", "looks_ternary", "pack_exactly"]
 
@@ -21,7 +21,6 @@ NOT_EXACT = (
 )
 """What ends the reading of a matrix that isn't what its first rows are."""
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _GROUPS = (128, 64)
 _CHUNK_WEIGHTS = 1 << 20
 _NUM_LOOKED_AT = 4  # rows; four of random floats with one magnitude each are no accident
@@ -36,7 +35,7 @@ def looks_ternary(weight: Tensor) -> bool | None:
 
     weight  of any shape and dtype: what is no matrix of 16- or 32-bit floats isn't ternary
     """
-    if weight.dim() != 2 or weight.dtype not in _FLOATS:
+    if weight.dim() != 2 or weight.dtype not in FLOATS:
         return False
     rows = weight[:_NUM_LOOKED_AT]
     if not bool(rows.any()):
