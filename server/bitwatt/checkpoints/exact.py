@@ -10,7 +10,7 @@ import torch
 from bitwatt_kernels.packing import TernaryWeight
 from torch import Tensor
 
-from bitwatt.checkpoints.groups import Groups, pack_groups
+from bitwatt.checkpoints.groups import FLOATS, Groups, pack_groups
 
 __all__ = ["EXACT_FLOATS", "NOT_EXACT", "looks_ternary", "pack_exactly"]
 
@@ -31,7 +31,12 @@ class _OtherRuleError(Exception):
 
 
 def looks_ternary(weight: Tensor) -> bool | None:
-    """Return whether the first rows are exactly ternary; None where they are all zeros."""
+    """Return whether the first rows are exactly ternary; None where they are all zeros.
+
+    weight  of any shape and dtype: what is no matrix of 16- or 32-bit floats isn't ternary
+    """
+    if weight.dim() != 2 or weight.dtype not in FLOATS:
+        return False
     rows = weight[:_NUM_LOOKED_AT]
     if not bool(rows.any()):
         return None
@@ -41,7 +46,7 @@ def looks_ternary(weight: Tensor) -> bool | None:
 def pack_exactly(weight: Tensor) -> TernaryWeight | None:
     """Return a matrix of floats packed, in_features filled to a multiple of 64; None if it isn't.
 
-    weight  [rows, columns], any float dtype
+    weight  [rows, columns], 16- or 32-bit floats
     Raises  ValueError for a scale that is no finite number
     """
     rows, columns = weight.shape

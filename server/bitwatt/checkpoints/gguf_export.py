@@ -125,6 +125,7 @@ def convert_to_gguf(
             f"{checkpoint.why_dense}; --to {target} writes ternary models, and --quantize makes "
             "one, at a loss of quality"
         )
+    destination.parent.mkdir(parents=True, exist_ok=True)
     try:
         with GgufWriter(destination.parent) as writer:
             copying = _Copying(checkpoint, _BLOCKS[target], writer)

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
+from bitwatt.errors import CheckpointError, shorten
+
 __all__ = ["GgufWriter", "MetadataValue", "encoded"]
 
 MetadataValue = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
-"""Whole numbers are uint32, in arrays int32; others are float32."""
+"""Whole numbers are uint32, negative ones and those in arrays int32; others are float32."""
 
 _VERSION = 3
 _ALIGNMENT = 32
@@ -38,10 +40,18 @@ class GgufWriter:
         self._count += 1
 
     def finish(self, path: Path, metadata: Mapping[str, MetadataValue]) -> int:
-        """Write the file; return the bytes of its tensors."""
+        """Write the file; return the bytes of its tensors.
+
+        Raises  CheckpointError for metadata that its types don't hold
+        """
         head = bytearray(b"GGUF" + struct.pack("<IQQ", _VERSION, self._count, len(metadata)))
         for key, value in metadata.items():
-            head += _text(key) + encoded(value)
+            try:
+                head += _text(key) + encoded(value)
+            except (struct.error, UnicodeEncodeError, OverflowError) as error:
+                raise CheckpointError(
+                    f"no GGUF file holds {shorten(key)} of {shorten(value)}: {error}"
+                ) from error
         head += self._infos
         head += bytes(-len(head) % _ALIGNMENT)
         num_bytes = self._data.tell()
@@ -64,7 +74,8 @@ def encoded(value: MetadataValue) -> bytes:
         case bool():
             return struct.pack("<IB", _BOOL, value)
         case int():
-            return struct.pack("<II", _UINT32, value)
+            kind, code = (_INT32, "i") if value < 0 else (_UINT32, "I")
+            return struct.pack(f"<I{code}", kind, value)
         case float():
             return struct.pack("<If", _FLOAT32, value)
         case str():

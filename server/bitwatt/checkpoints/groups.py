@@ -12,7 +12,10 @@ from torch import Tensor
 
 from bitwatt.model.padding import padded
 
-__all__ = ["Groups", "largest_sums", "pack_groups", "why_not_by_group"]
+__all__ = ["FLOATS", "Groups", "largest_sums", "pack_groups", "why_not_by_group"]
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+"""What weights and scales are read of; torch computes with no smaller floats."""
 
 _LARGEST_GROUP = 128
 

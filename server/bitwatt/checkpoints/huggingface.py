@@ -15,7 +15,7 @@ from torch import Tensor
 from bitwatt.checkpoints.bitnet_packing import unpack_bitnet
 from bitwatt.checkpoints.exact import EXACT_FLOATS, NOT_EXACT, looks_ternary, pack_exactly
 from bitwatt.checkpoints.files import is_there, read_json
-from bitwatt.checkpoints.groups import largest_sums, pack_groups, why_not_by_group
+from bitwatt.checkpoints.groups import FLOATS, largest_sums, pack_groups, why_not_by_group
 from bitwatt.checkpoints.mlx import MlxTensors, check_quantization
 from bitwatt.checkpoints.safetensors import SafetensorsFolder
 from bitwatt.errors import CheckpointError, shorten
@@ -31,7 +31,6 @@ _WHY_DENSE = (
     "quantization_config that says so"
 )
 _LINEAR_NORM_EPS = 1e-6  # transformers', where the field is missing
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 # What transformers lists as not converted, and what of it is no linear anyway.
 _KEPT = {"lm_head"}
@@ -183,8 +182,8 @@ class HuggingFaceCheckpoint:
             looks_ternary(weight)
             for name in self._tensors
             if name.endswith("_proj.weight")
-            and (weight := self._tensors.read(name)).is_floating_point()
-            and weight.dim() == 2
+            and (weight := self._tensors.read(name)).dtype in FLOATS
+            and weight.dim() == 2  # others are refused where they are read
         }
         return found - {None} == {True}
 
@@ -243,11 +242,12 @@ class HuggingFaceCheckpoint:
         head, embedding = self._stored(_HEAD), self._stored(_EMBEDDING)
         if not self.config.is_tied or not {head, embedding} <= self._unread:
             return
-        if self._tensors.shape(head) == self._tensors.shape(embedding) and torch.equal(
-            self._tensors.read(head), self._tensors.read(embedding)
-        ):
-            self._unread.remove(head)
-            return
+        if self._tensors.shape(head) == self._tensors.shape(embedding):
+            given = self._tensors.read(head), self._tensors.read(embedding)
+            # Others can't be compared, and are refused where they are read.
+            if all(tensor.dtype in FLOATS for tensor in given) and torch.equal(*given):
+                self._unread.remove(head)
+                return
         self.config = replace(self.config, is_tied=False)
         self.notices.append(
             f"{self._tensors.path(head)}: tensor {head!r} is served as the head: it is not the "
@@ -294,7 +294,7 @@ class HuggingFaceCheckpoint:
         return values
 
     def _expect_float(self, name: str, tensor: Tensor, *, or_packed: bool = False) -> None:
-        if tensor.dtype not in _FLOATS:
+        if tensor.dtype not in FLOATS:
             packed = ", or ternary values packed in torch.uint8" if or_packed else ""
             raise self._error(name, f"is {tensor.dtype}; expected a 16- or 32-bit float{packed}")
 

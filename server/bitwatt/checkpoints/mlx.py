@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwatt.checkpoints.groups import Groups
+from bitwatt.checkpoints.groups import FLOATS, Groups
 from bitwatt.checkpoints.safetensors import SafetensorsFolder
 from bitwatt.errors import CheckpointError, shorten
 
@@ -86,7 +86,9 @@ class MlxTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the tensor's shape."""
         shape = self._stored.shape(name)
-        return (*shape[:-1], shape[-1] * _CODES_A_WORD) if name in self.grouped else shape
+        if name not in self.grouped or not shape:
+            return shape
+        return (*shape[:-1], shape[-1] * _CODES_A_WORD)
 
     def read(self, name: str) -> Tensor:
         """Return the tensor, which may be a view of the mapped file."""
@@ -108,19 +110,20 @@ class MlxTensors:
             self._stored.read(part)
             for part in (name, *(_beside(name, x) for x in ("scales", "biases")))
         )
-        rows, columns = words.shape[0], words.shape[-1] * _CODES_A_WORD
+        rows, columns = (words.shape[0], self.shape(name)[1]) if words.dim() == 2 else (0, 0)
         expected = (rows, columns // self.group)
-        if words.dtype != torch.uint32 or words.dim() != 2 or columns % self.group:
+        if words.dtype != torch.uint32 or not rows * columns or columns % self.group:
             raise self._error(
                 name,
                 f"is {words.dtype} {list(words.shape)}; expected uint32 words "
                 f"of rows of groups of {self.group}",
             )
         for part in (scales, biases):
-            if part.shape != expected or not part.is_floating_point():
+            if part.shape != expected or part.dtype not in FLOATS:
                 raise self._error(
                     name,
-                    f"has scales or biases of shape {list(part.shape)}; expected {list(expected)}",
+                    f"has scales or biases of {part.dtype} {list(part.shape)}; "
+                    f"expected 16- or 32-bit floats {list(expected)}",
                 )
         if scales.dtype != torch.float16:
             scales = scales.float()

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from bitwatt.checkpoints.gguf_file import GgufArray, is_gguf, open_gguf
 from bitwatt.checkpoints.gguf_writer import MetadataValue
-from bitwatt.errors import CheckpointError
+from bitwatt.errors import CheckpointError, shorten
 from bitwatt.text.encoding import encode
 from bitwatt.text.gguf_tokenizer import (
     SAMPLING_KEYS,
@@ -79,8 +79,22 @@ def gguf_text(
         found["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = template
     for name, value in files.sampling_defaults.items():
         key, kind = SAMPLING_KEYS[name]
-        found[f"general.sampling.{key}"] = kind(value)
+        found[f"general.sampling.{key}"] = _exactly(name, value, kind, source)
     return found
+
+
+def _exactly(name: str, value: float, kind: type[int] | type[float], source: Path) -> int | float:
+    """Return a recommended value as kind; CheckpointError where that would be another."""
+    try:
+        said = kind(value)
+    except (OverflowError, ValueError):  # of NaN and infinity, and of int past the floats
+        said = None
+    if said is None or said != value:
+        raise CheckpointError(
+            f"{source}: no GGUF file can say {name} of {shorten(value)}, which it has as "
+            f"{kind.__name__}"
+        )
+    return said
 
 
 def check_gguf_text(source: Path, written: Path) -> None:

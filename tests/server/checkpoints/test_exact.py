@@ -1,7 +1,9 @@
 """Floats that are exactly ternary are found to be, and packed without loss."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bitwatt.checkpoints.registry import open_checkpoint
@@ -14,7 +16,7 @@ from torch import Tensor
 from tests.server.checkpoints.against_transformers import load, logits_of
 from tests.server.checkpoints.gguf_writer import store, write_gguf
 from tests.server.checkpoints.test_gguf import metadata_of, tensors_of
-from tests.server.checkpoints.writers import random_model, write_dense
+from tests.server.checkpoints.writers import edit_config, random_model, write_dense
 from tests.server.test_inspection import check_forecast
 
 SIZES = {"hidden_size": 256, "intermediate_size": 384}
@@ -122,6 +124,56 @@ def test_a_value_that_is_not_finite_is_refused_as_ever(tmp_path, value):
     for weights in ("ternary", "dense"):
         with pytest.raises(CheckpointError, match=r"down_proj\.weight"):
             load(tmp_path, weights)
+
+
+STRANGE = {
+    "0-D": torch.tensor(1.0),
+    "1-D": torch.ones(320),
+    "3-D": torch.ones(2, 160, 256),
+    "bool": torch.ones(320, 256, dtype=torch.bool),
+    "uint16": torch.ones(320, 256, dtype=torch.uint16),
+    "float8": torch.ones(320, 256).to(torch.float8_e4m3fn),
+    "float64": torch.ones(320, 256, dtype=torch.float64),
+}
+
+
+def test_what_is_no_matrix_of_floats_is_refused_by_its_name(tmp_path):
+    tensors = write(tmp_path, "row")
+    for name in ("model.embed_tokens.weight", "lm_head.weight", f"{LINEAR}.weight"):
+        for strange in STRANGE.values():
+            path = tmp_path / "model.safetensors"
+            save_file(tensors | {name: strange}, path, metadata={"format": "pt"})
+            edit_config(tmp_path, tie_word_embeddings=name == "lm_head.weight")
+            for weights in ("ternary", "dense"):
+                with pytest.raises(CheckpointError, match=re.escape(f"tensor '{name}' ")):
+                    load(tmp_path, weights)
+
+
+def test_a_vector_where_a_gguf_file_has_a_matrix_is_refused_by_its_name(tmp_path):
+    write(tmp_path / "folder", "row")
+    tensors = load_file(tmp_path / "folder" / "model.safetensors")
+    model = random_model("qwen3", 0, head_dim=64, **SIZES)
+    model.load_state_dict({name: t.float() for name, t in tensors.items()})
+    stored = tensors_of(
+        model, lambda name, w: store(w, "F16" if w.ndim > 1 else "F32"), is_paired=False
+    )
+    metadata = metadata_of(model, "qwen3", attention__key_length=64)
+    for name in ("token_embd.weight", "output.weight", "blk.1.ffn_down.weight"):
+        vector = {name: store(np.ones(320, np.float32), "F16")}
+        write_gguf(tmp_path / "x.gguf", metadata, stored | vector)
+        for weights in ("ternary", "dense"):
+            with pytest.raises(CheckpointError, match=re.escape(f"tensor '{name}' ")):
+                load(tmp_path / "x.gguf", weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_a_checkpoint_of_8_bit_floats_is_refused_by_its_dtype(tmp_path, dtype):
+    tensors = write(tmp_path, "row")
+    small = {name: t.to(dtype) if "_proj" in name else t for name, t in tensors.items()}
+    save_file(small, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "dense, not ternary" in str(open_checkpoint(tmp_path).why_dense)
+    with pytest.raises(CheckpointError, match=str(dtype)):
+        load(tmp_path, "dense")
 
 
 def test_each_linear_is_counted_once_and_the_forecast_is_what_engines_report(tmp_path):

@@ -1,5 +1,7 @@
 """Exported GGUF files hold what the source holds, and others read them."""
 
+import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from bitwatt.checkpoints.conversion import convert, convert_to_gguf
 from bitwatt.checkpoints.gguf_export import GgufTarget, Written
 from bitwatt.cli import main
 from bitwatt.errors import CheckpointError
+from bitwatt.text.gguf_tokenizer import read_gguf_text
 from bitwatt.text.gguf_vocabulary import check_gguf_text, gguf_text
 from bitwatt.text.tokenizer_files import read_tokenizer_files
 from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
@@ -180,6 +183,41 @@ def test_what_float16_can_not_hold_is_refused_and_nothing_left(tmp_path, scale):
     with pytest.raises(CheckpointError, match=r"up_proj has scales .* float16 ones"):
         export(tmp_path / "source", tmp_path / "x.gguf", "gguf-q2_0")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+BAD_TEXTS = {
+    '{"top_k": 20.5}': "can say top_k of 20.5",
+    '{"top_k": NaN}': "can say top_k of nan",
+    '{"top_k": 1e999}': "can say top_k of inf",
+    '{"temperature": 1' + "0" * 400 + "}": "can say temperature of 1000",
+    '{"top_k": 8589934592}': "holds 'general.sampling.top_k' of 8589934592",
+    '{"top_k": -8589934592}': "holds 'general.sampling.top_k' of -8589934592",
+    r'{"chat_template": "\ud800"}': r"holds 'tokenizer.chat_template' of '\ud800'",
+}
+
+
+def test_text_that_no_file_can_say_is_refused_and_nothing_left(tmp_path):
+    source = tmp_path / "source"
+    write(source, "llama")
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    for text, reason in BAD_TEXTS.items():
+        (source / "generation_config.json").write_text(text)
+        edited = config | {k: v for k, v in json.loads(text).items() if k == "chat_template"}
+        (source / "tokenizer_config.json").write_text(json.dumps(edited))
+        with pytest.raises(CheckpointError, match=re.escape(reason)):
+            export(source, tmp_path / "x.gguf", "gguf-q2_0")
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_recommendation_below_0_is_kept_and_folders_are_made(tmp_path):
+    """vLLM takes a top_k of -1 for all tokens."""
+    source, written = tmp_path / "source", tmp_path / "some" / "where" / "x.gguf"
+    write(source, "llama")
+    (source / "generation_config.json").write_text('{"top_k": -1, "temperature": 1}')
+    export(source, written, "gguf-tq2_0")
+    assert read_gguf_text(written).sampling_defaults == {"top_k": -1, "temperature": 1.0}
+    field = gguf.GGUFReader(written).fields["general.sampling.top_k"]
+    assert (field.types, field.contents()) == ([gguf.GGUFValueType.INT32], -1)
 
 
 def test_rows_that_are_no_whole_blocks_and_wrong_names_are_refused(tmp_path):

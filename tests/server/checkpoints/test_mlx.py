@@ -1,5 +1,6 @@
 """Folders of MLX with ternary groups of 2 bits, against transformers on the same weights."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -143,7 +144,19 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "fewer scales": (
         with_tensor(f"{NAME}.scales", lambda scales: scales[:, :1].clone()),
-        f"tensor '{NAME}.weight' has scales or biases of shape [128, 1]; expected [128, 2]",
+        f"tensor '{NAME}.weight' has scales or biases of torch.float16 [128, 1]; expected 16",
+    ),
+    "scales of 8 bits": (
+        with_tensor(f"{NAME}.scales", lambda scales: scales.to(torch.float8_e4m3fn)),
+        f"tensor '{NAME}.weight' has scales or biases of torch.float8_e4m3fn [128, 2]",
+    ),
+    "biases of 64 bits": (
+        with_tensor(f"{NAME}.biases", lambda biases: biases.double()),
+        f"tensor '{NAME}.weight' has scales or biases of torch.float64 [128, 2]",
+    ),
+    "one word": (
+        with_tensor(f"{NAME}.weight", lambda _: torch.tensor(1, dtype=torch.uint32)),
+        f"tensor '{NAME}.weight' has shape []; expected [128, 256]",
     ),
     "words of another type": (
         with_tensor(f"{NAME}.weight", lambda words: words.to(torch.int64)),
@@ -175,6 +188,18 @@ def test_a_folder_that_is_not_ternary_is_refused_by_tensor_or_field(
         load(tmp_path, "dense")
     assert str(caught.value).startswith(str(tmp_path))
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(), (16,), (0, 16), (128, 0)], ids=str)
+def test_groups_of_32_that_are_no_matrix_are_refused_by_tensor(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """The first row of each is looked at before any shape is asked for."""
+    write_mlx(tmp_path, group=32, scale_to="matrix")
+    with_tensor(f"{NAME}.weight", lambda _: torch.ones(shape, dtype=torch.uint32))(tmp_path)
+    reason = f"tensor '{NAME}.weight' is torch.uint32 {list(shape)}; expected uint32 words"
+    with pytest.raises(CheckpointError, match=re.escape(reason)):
+        load(tmp_path, "ternary")
 
 
 def test_groups_of_256_are_packed_as_two_of_128() -> None:

@@ -119,8 +119,9 @@ def forward(
         {"activation": "relu2", "has_sub_norms": True},
         {"activation": "silu", "has_sub_norms": False},
         {"activation": "silu", "has_sub_norms": False, "has_head_norms": True},
+        {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True},
     ],
-    ids=["bitnet", "llama", "qwen3"],
+    ids=["bitnet", "llama", "qwen3", "biases"],
 )
 def test_layers_in_few_kernels_are_the_operations_one_by_one(
     config: dict[str, Any],
