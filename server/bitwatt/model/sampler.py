@@ -309,19 +309,19 @@ def _mask(logits: Tensor, masks: TokenMasks) -> None:
     """Give the tokens that a row's mask lacks a logit of -inf."""
     vocab_size = logits.shape[1]
     if logits.device.type == "cpu":
-        octets = masks.bits.numpy().view(np.uint8)
-        allowed = torch.from_numpy(
+        octets = ~masks.bits.numpy().view(np.uint8)  # while packed: a pass over the tokens less
+        denied = torch.from_numpy(
             np.unpackbits(octets, axis=-1, count=vocab_size, bitorder="little").view(np.bool_)
         )
     else:
         shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
-        bits = masks.bits[:, :, None] >> shifts & 1  # [M, words, 32]
-        allowed = bits.flatten(1)[:, :vocab_size].bool()
+        bits = ~masks.bits[:, :, None] >> shifts & 1  # [M, words, 32]
+        denied = bits.flatten(1)[:, :vocab_size].bool()
     if len(masks.rows) == len(logits):
-        logits.masked_fill_(~allowed, -torch.inf)
+        logits.masked_fill_(denied, -torch.inf)
     else:
         where = upload(masks.rows, torch.int64, logits.device)
-        logits[where] = logits[where].masked_fill(~allowed, -torch.inf)
+        logits[where] = logits[where].masked_fill(denied, -torch.inf)
 
 
 def _argmax(logits: Tensor) -> Tensor:
