@@ -10,6 +10,7 @@ from bitwatt.serving.generation import Generation
 from bitwatt.serving.models import ServedModel
 from bitwatt.serving.planning import plan_embeddings
 from bitwatt.serving.request import Encode
+from bitwatt.serving.sampling_params import BOUNDS
 from bitwatt.serving.usage import EmbeddingUsage, PromptTokensDetails, told_energy
 from bitwatt.telemetry.energy.ledger import RequestEnergy, total_energy
 
@@ -31,6 +32,10 @@ class EmbeddingRequest:
     key_salt: str = ""
     cache_salt: str = ""
     priority: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise InvalidRequestError where the priority is none."""
+        BOUNDS["priority"].check("priority", self.priority)
 
     async def for_model(self, model: ServedModel) -> "Embeddings":
         """Return the prompts that the model is to embed.

@@ -112,6 +112,16 @@ async def test_what_cannot_be_done_is_refused_by_its_name(change, param, words):
     assert words in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("priority", [2**31, -(2**31), 10**30])
+async def test_a_priority_beyond_its_bounds_is_refused_where_callers_give_one(priority):
+    # It was a 500: no message to the engine holds so large a number.
+    async with make_client(make_app(allow_priority=True)) as client:
+        response = await post(client, priority=priority)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "priority"
+    assert "from -2147483647 to 2147483647" in response.json()["error"]["message"]
+
+
 async def test_an_input_may_fill_the_context():
     async with make_client(make_app()) as client:
         assert len(numbers_of(await post(client, input=[5] * 256))) == 1
