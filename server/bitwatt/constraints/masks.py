@@ -30,7 +30,16 @@ class Constraint:
     failure  why it can't go on, fit for the caller; then the mask has no bits
     """
 
-    __slots__ = ("_grammar", "_matcher", "_min_tokens", "_num_tokens", "_stops", "failure", "mask")
+    __slots__ = (
+        "_grammar",
+        "_matcher",
+        "_min_tokens",
+        "_must_end",
+        "_num_tokens",
+        "_stops",
+        "failure",
+        "mask",
+    )
 
     def __init__(
         self, grammar: Grammar, stop_token_ids: Sequence[int], *, min_tokens: int = 0
@@ -38,12 +47,14 @@ class Constraint:
         """Begin at the grammar's start.
 
         stop_token_ids  allowed where the grammar may end, and nowhere else
+        min_tokens      before so many tokens it ends where the grammar must alone
         """
         self._grammar = grammar
         self._matcher = grammar.new_matcher()
         self._stops = [i for i in stop_token_ids if 0 <= i < grammar.vocab_size]
         self._min_tokens = min_tokens
         self._num_tokens = 0
+        self._must_end = False  # the grammar allows nothing but an end
         self.failure: str | None = None
         self.mask = grammar.no_tokens
 
@@ -60,7 +71,7 @@ class Constraint:
         self._num_tokens += len(token_ids)
         matcher = self._matcher
         for token_id in token_ids:
-            if matcher.is_stopped():
+            if self._must_end or matcher.is_stopped():
                 break  # what an ended one is told is its end again
             matcher.consume_token(token_id)
         mask = bytearray(matcher.compute_bitmask())
@@ -69,24 +80,22 @@ class Constraint:
         return self._with_ends(mask)
 
     def _with_ends(self, mask: bytearray) -> bytes:
-        """Return the mask with the bits of tokens that end the answer, where it may end."""
+        """Return the mask with the bits of tokens that end the answer, where it may end.
+
+        Before min_tokens it may not, unless the grammar allows nothing else.
+        """
         end = self._grammar.vocab_size  # the token that stands for all that end an answer
         may_end = bool(mask[end >> 3] >> (end & 7) & 1)
-        mask[end >> 3] &= ~(1 << (end & 7))
-        for token_id in self._stops:
-            if may_end:
-                mask[token_id >> 3] |= 1 << (token_id & 7)
-            else:
-                mask[token_id >> 3] &= ~(1 << (token_id & 7))
-        is_ended = may_end and self._matcher.is_stopped()
-        if is_ended and self._num_tokens < self._min_tokens:
-            raise ValueError(
-                f"its grammar ends after {self._num_tokens} tokens; min_tokens is "
-                f"{self._min_tokens}"
-            )
-        if is_ended and not self._stops:  # ignore_eos: it goes on, without a text
-            for token_id in self._grammar.end_token_ids:
-                mask[token_id >> 3] |= 1 << (token_id & 7)
+        for token_id in (end, *self._stops):
+            mask[token_id >> 3] &= ~(1 << (token_id & 7))
+        self._must_end = may_end and mask.count(0) == len(mask)
+        ends: Sequence[int] = ()
+        if self._must_end:
+            ends = self._stops or self._grammar.end_token_ids  # these without a text: ignore_eos
+        elif may_end and self._num_tokens >= self._min_tokens:
+            ends = self._stops
+        for token_id in ends:
+            mask[token_id >> 3] |= 1 << (token_id & 7)
         if mask.count(0) == len(mask):
             raise ValueError("its grammar allows none of the model's tokens here")
         return bytes(mask)
@@ -115,6 +124,7 @@ class Trial(Constraint):
         self._stops = constraint._stops
         self._min_tokens = constraint._min_tokens
         self._num_tokens = constraint._num_tokens
+        self._must_end = constraint._must_end
         self.failure = constraint.failure
         self.mask = constraint.mask
         self.masks: list[bytes] = []

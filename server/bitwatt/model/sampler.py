@@ -238,7 +238,8 @@ class Sampler:
         for i, r in enumerate(rows):
             if r.sampling.logit_bias:
                 failures |= _isolated([i], lambda index: self._bias(logits, index[0], rows))
-            if r.num_output_tokens < r.sampling.min_tokens:
+            # A constraint's mask knows of min_tokens, and that its grammar may leave nothing else.
+            if r.num_output_tokens < r.sampling.min_tokens and r.sampling.grammar is None:
                 # What the model has no row for is never drawn anyway.
                 stops = [t for t in r.sampling.stop_token_ids if 0 <= t < self._vocab_size]
                 if stops:

@@ -326,6 +326,10 @@ def turns_of(role, **block):
             turns_of("user", type="tool_result", tool_use_id="a", content=[{"type": "image"}]),
             "'image'",
         ),
+        (
+            turns_of("assistant", type="thinking", thinking="a", signature=True),
+            "signature is a string",
+        ),
         ({"messages": [*HELLO, {"role": "assistant", "content": [USE] * 129}, *HELLO]}, "128"),
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "budget_tokens"),
     ],

@@ -38,10 +38,18 @@ def test_an_ended_grammar_without_a_stop_token_goes_on_with_the_models_own_end()
     assert allowed(constraint.advance([EOS])) == {EOS}
 
 
-def test_min_tokens_beyond_the_grammars_end_is_told():
+def test_an_empty_grammar_without_a_stop_token_goes_on_with_the_models_own_end():
+    constraint = Constraint(make_grammar(regex=""), [])
+    assert allowed(constraint.advance([])) == {EOS}
+    assert allowed(constraint.advance([EOS])) == {EOS}
+
+
+def test_before_min_tokens_only_a_grammar_that_has_to_ends():
+    constraint = Constraint(make_grammar(regex="aa?a?"), [EOS], min_tokens=2)
+    assert allowed(constraint.advance([A])) == {A}
+    assert allowed(constraint.advance([A])) == {A, EOS}
     constraint = Constraint(make_grammar(regex="a"), [EOS], min_tokens=3)
-    with pytest.raises(ValueError, match="ends after 1 tokens; min_tokens is 3"):
-        constraint.advance([A])
+    assert allowed(constraint.advance([A])) == {EOS}
 
 
 @pytest.mark.parametrize("vocab_size", [VOCAB_SIZE - 5, VOCAB_SIZE, VOCAB_SIZE + 40])

@@ -213,7 +213,8 @@ class SamplingBody(Body):
     model: ModelName
     min_tokens: Annotated[int, Bounded("min_tokens")] | None = Field(
         None,
-        description="Tokens before which no stop token is drawn; at most `max_tokens`. As in vLLM.",
+        description="Tokens before which no stop token is drawn, unless a grammar allows nothing "
+        "else; at most `max_tokens`. As in vLLM.",
     )
     temperature: Annotated[float, Bounded("temperature")] | None = Field(
         None,

@@ -65,7 +65,7 @@ def _turn(role: str, content: Mapping[str, Any]) -> dict[str, Any]:
 _TEXT = _block("text", {"text": _STRING})
 _TOOL_USE = _block("tool_use", {"id": _ID, "name": _ID, "input": {"type": "object"}})
 _TOOL_RESULT = _block("tool_result", {"tool_use_id": _ID}, content=_string_or(_TEXT))
-_THINKING = _block("thinking", {"thinking": _STRING}, signature=_STRING)
+_THINKING = _block("thinking", {"thinking": _STRING}, signature={"type": ["string", "null"]})
 Turns = Annotated[
     list[dict[str, Any]],  # chat_messages makes them
     WithJsonSchema(
@@ -222,6 +222,8 @@ def _blocks(given: Any, role: str, at: str, unknown: list[str]) -> list[dict[str
             raise refuse(f"{at}: blocks of type {shorten(kind)} are not supported", at)
         if kind in ("text", "thinking") and not isinstance(block.get(kind), str):
             raise refuse(f"{at}: a block of type {kind} has a string {kind}", at)
+        if kind == "thinking" and not isinstance(block.get("signature"), str | None):
+            raise refuse(f"{at}: a block's signature is a string", at)
         unknown += [f"{place}.{name}" for name in block if name not in _BLOCK_FIELDS[kind]]
     return given
 
