@@ -1,6 +1,7 @@
 """A headless browser at the page, and screenshots of it.
 
 python -m tests.server.api.browser http://127.0.0.1:8000 docs/screenshots
+python -m tests.server.api.browser http://127.0.0.1:8001 docs/screenshots single
 """
 
 import asyncio
@@ -128,5 +129,18 @@ async def take_screenshots(url, folder):
         await page.screenshot(path=folder / "page-phone.png", full_page=True)
 
 
+async def take_screenshot_of_one(url, folder, name):
+    """Ask the only model of a server, and save its page in light."""
+    async with open_page(url, viewport={"width": 1280, "height": 900}) as (page, _):
+        await page.get_by_role("button", name="Ask").click()
+        await expect(page.locator("#ask-status")).to_contain_text("tok/s", timeout=60_000)
+        await page.wait_for_timeout(12_000)  # for the quick look
+        await page.screenshot(path=folder / f"page-{name}.png", full_page=True)
+
+
 if __name__ == "__main__":
-    asyncio.run(take_screenshots(sys.argv[1], Path(sys.argv[2])))
+    url, folder = sys.argv[1], Path(sys.argv[2])
+    if len(sys.argv) > 3:
+        asyncio.run(take_screenshot_of_one(url, folder, sys.argv[3]))
+    else:
+        asyncio.run(take_screenshots(url, folder))
