@@ -369,7 +369,8 @@ async def test_a_model_alone_gets_figures_of_its_own():
         speed = page.locator("#tile-speed")
         await expect(speed.locator(".gain")).to_contain_text("tok/s", timeout=15_000)
         await expect(page.locator("#tile-cost .gain")).to_contain_text("$")
-        await expect(page.locator("body")).not_to_contain_text("both models")
+        for words in ("both models", "of each", "alternating"):
+            await expect(page.locator("body")).not_to_contain_text(words)
         for tile in await page.locator(".tile").all():
             assert "×" not in await tile.inner_text()
         await expect(page.get_by_role("region", name="Results of the load")).not_to_contain_text(

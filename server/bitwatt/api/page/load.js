@@ -102,7 +102,7 @@ export function showResult(result, sides) {
   byId("load-result").hidden = false;
   byId("load-progress").value = 1;
   byId("load-status").textContent =
-    `Done: ${what}${plan.windows} windows of each model, ${plan.concurrency} requests at once, ${when(result.at)}. ` +
+    `Done: ${what}${plan.windows} windows${b ? " of each model" : ""}, ${plan.concurrency} requests at once, ${when(result.at)}. ` +
     (b ? `${times(gain)} tokens a second.` : `${rate(a.median)}.`);
 }
 
@@ -133,8 +133,8 @@ function makeTable({ plan, figures, unavailable }, sides) {
     return row;
   });
   const caption =
-    `${plan.windows} alternating windows of ${plan.requests} requests, ${plan.concurrency} at once, ` +
-    `${plan.tokens} tokens an answer; ${plan.warmups} warm-up${plan.warmups > 1 ? "s" : ""} of each dropped.` +
+    `${plan.windows} ${sides.b ? "alternating " : ""}windows of ${plan.requests} requests, ${plan.concurrency} at once, ` +
+    `${plan.tokens} tokens an answer; ${plan.warmups} warm-up${plan.warmups > 1 ? "s" : ""}${sides.b ? " of each" : ""} dropped.` +
     (sides.b ? " A gain below 1× is a loss." : "");
   return make(
     "table",

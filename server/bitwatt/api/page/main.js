@@ -84,6 +84,7 @@ function showCompared({ a, b }) {
   setText(byId("ask-hint"), b
     ? "One prompt, one seed, both models at the same moment. Where they share a machine they slow each other; the load below measures them apart."
     : "One prompt, one seed.");
+  setText(byId("load-windows-label"), b ? "Windows of each" : "Windows");
   setText(byId("load-hint"), b
     ? "The same prompts to each model in alternating windows, A B A B, the first of each dropped. Every answer has exactly as many tokens, so equal work is compared."
     : "Prompts in windows, the first dropped. Every answer has exactly as many tokens.");
