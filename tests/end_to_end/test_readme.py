@@ -52,7 +52,7 @@ NOT_RUN = {
     "bitwatt serve ORG/NAME": "tests/server/test_hub.py asks a local hub",
     "bitwatt serve PATH": "tests/server/checkpoints reads folders of every kind",
     "python -m bitwatt.bench cpu": "takes 5 GB: test_bench.py runs it on a small model",
-    "python -m bitwatt.bench.llama_cpp": "llama-cpp-python is not among the dev packages",
+    "python -m bitwatt.bench.peers": "the peers are not among the dev packages",
     "python -m bitwatt.training sizes": "takes hours: test_sizes.py trains a little",
 }
 

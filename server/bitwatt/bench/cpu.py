@@ -1,19 +1,22 @@
 """The 2B4T shape on this machine's CPU: packed ternary beside its 16-bit twin, taken in turns.
 
 Each model lives in a process of its own, as an engine does, and the processes are asked in turns:
-a shared machine's speed moves from minute to minute, and a ratio holds within a round. The
-roofline is the least time a decode step could take: the bytes it must read of the weights, at the
-rate that memory was read at just before.
+a shared machine's speed moves from minute to minute, and a ratio holds within a round. Beside the
+twin stands what libraries make of its linears alone (dense_child.py), so that a weak one is seen.
+The roofline is the least time a decode step could take: the bytes it must read of the weights, at
+the rate that memory was read at just before.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Self
 
 from bitwatt.bench.cpu_child import ChildConfig, Measurement, Model
+from bitwatt.bench.dense_child import LIBRARIES, DenseConfig, DenseLibrary
 from bitwatt.bench.measure import Spread, spread_of
 from bitwatt.engine.environment import engine_environment
 from bitwatt.model.presets import PRESETS
@@ -37,6 +40,7 @@ def bench_cpu(
     read_bytes: int = 1 << 28,
     group: int | None = None,
     has_ternary_head: bool = False,
+    libraries: Sequence[DenseLibrary] = LIBRARIES,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
     """Return each model's decode, prefill and memory, and the ternary ones' ratios to the twin.
@@ -49,38 +53,50 @@ def bench_cpu(
     group        ternary weights that share a scale; None for all of a row
     has_ternary_head  the ternary model's head and embedding are ternary too; beside it stands one
                  with a head of 16 bits, and else one with a head of 8
+    libraries    that multiply the twin's linears beside it
     report       takes a line as each figure is known
     """
     num_layers = num_layers or PRESETS[preset].num_layers
     ternary = ChildConfig(
         preset, num_layers, "ternary", 16, num_threads, cpu_isa, read_bytes, group=group
     )
-    twin = ModelProcess(replace(ternary, weights="dense"))
     other = ("ternary, int8 head", replace(ternary, head_bits=8))
     if has_ternary_head:
         other = ("ternary, 16-bit head", ternary)
         ternary = replace(ternary, has_ternary_head=True)
-    models = {
-        "ternary": ModelProcess(ternary),
-        other[0]: ModelProcess(other[1]),
-        "16-bit": twin,
+    configs: dict[str, ChildConfig | DenseConfig] = {
+        "ternary": ternary,
+        other[0]: other[1],
+        "16-bit": replace(ternary, weights="dense", has_ternary_head=False),
     }
-    try:
+    for library in libraries:
+        configs[library] = DenseConfig(preset, num_layers, library, num_threads, read_bytes)
+    with ExitStack() as running:
+        models = {
+            name: running.enter_context(ModelProcess(config)) for name, config in configs.items()
+        }
         rounds = _measure(models, repeats)
-    finally:
-        for model in models.values():
-            model.close()
+    twin = models["16-bit"]
     figures = {name: _figures(m.model, rounds[name]) for name, m in models.items()}
     for name, one in figures.items():
         _report(name, one, report)
     to_twin = {
         name: _ratios(m.model, twin.model, rounds[name], rounds["16-bit"])
         for name, m in models.items()
-        if m is not twin
+        if name.startswith("ternary")
+    }
+    twin_to_library = {
+        library: {
+            work: asdict(_pairwise(rounds[library][work], rounds["16-bit"][work])) for work in _WORK
+        }
+        for library in libraries
     }
     for name, ratios in to_twin.items():
         parts = [f"{work} {ratios[work]['median']:.2f}x" for work in _WORK]
         report(f"{name} to 16-bit: {', '.join(parts)}, resident {ratios.get('rss_anon_bytes')}")
+    for library, ratios in twin_to_library.items():
+        parts = [f"{work} {ratios[work]['median']:.2f}x" for work in _WORK]
+        report(f"16-bit to the linears of {library}: {', '.join(parts)}")
     return {
         "preset": preset,
         "group": group,
@@ -90,6 +106,7 @@ def bench_cpu(
         "num_threads": twin.model.num_threads,
         "models": figures,
         "to_16_bit": to_twin,
+        "16_bit_to_library": twin_to_library,
     }
 
 
@@ -108,6 +125,7 @@ def bench_groups(
             num_threads=num_threads,
             cpu_isa=cpu_isa,
             repeats=repeats,
+            libraries=(),
         )
         for preset in ("Bonsai 1.7B", "Bonsai 4B")
         for group in (128, None)
@@ -117,9 +135,10 @@ def bench_groups(
 class ModelProcess:
     """A model in a process of its own, started as an engine is; ready when made."""
 
-    def __init__(self, config: ChildConfig) -> None:
+    def __init__(self, config: ChildConfig | DenseConfig) -> None:
+        module = "cpu_child" if isinstance(config, ChildConfig) else "dense_child"
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "bitwatt.bench.cpu_child", json.dumps(asdict(config))],
+            [sys.executable, "-m", f"bitwatt.bench.{module}", json.dumps(asdict(config))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -127,11 +146,21 @@ class ModelProcess:
         )
         self.model = Model(**self._answer())
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def measure(self, kind: str, count: int) -> Measurement:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{kind} {count}\n")
         self._process.stdin.flush()
         return Measurement(**self._answer())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         with self._process:  # closes the pipes, at which it ends, and waits

@@ -1,6 +1,6 @@
 """Ask llama.cpp and bitwatt for the greedy tokens of one exported file; the last line is JSON.
 
-    python -m bitwatt.bench.llama_cpp_tokens [--python build/llama-cpp/venv/bin/python] [--count 64]
+    python -m bitwatt.bench.llama_cpp_tokens [--python PYTHON] [--count 64]
 
 Tiny models of random ternary weights, of each architecture that llama.cpp has with SiLU, with the
 embedded model's tokenizer, are exported by `bitwatt convert`'s code as TQ2_0 and as Q2_0. bitwatt
@@ -8,7 +8,7 @@ scores llama.cpp's tokens with `--weights dense` in float32, which is the weight
 llama.cpp rounds activations to 8 bits. Where a token isn't bitwatt's likeliest, what lies between
 it and that one is told, in nats: a rounding decides between near ties alone.
 
---python  an interpreter that has llama-cpp-python; python -m bitwatt.bench.llama_cpp makes one
+--python  an interpreter that has llama-cpp-python; python -m bitwatt.bench.peers makes one
 """
 
 import argparse
@@ -33,7 +33,7 @@ from bitwatt.serving.sampling_params import SamplingParams
 from bitwatt.text.codec import TextCodec
 from bitwatt.text.gguf_vocabulary import check_gguf_text, gguf_text
 
-CHILD = Path(__file__).parent / "llama_cpp_child.py"
+CHILD = Path(__file__).parent / "peer_child.py"
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 256, 512, 2, 4, 2, 64, 4096
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -174,7 +174,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--python", default="build/llama-cpp/venv/bin/python")
+    parser.add_argument("--python", default="build/peers/llama-cpp-python/bin/python")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--tolerance", type=float, default=0.1, help="nats of a near tie")
     options = parser.parse_args()

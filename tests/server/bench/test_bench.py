@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from bitwatt.bench.cpu import bench_cpu
+from bitwatt.bench.dense_child import LIBRARIES
 
 from tests.extent import TEST_ALL
 
@@ -47,9 +48,11 @@ def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
         report=lines.append,
     )
     assert result["num_threads"] == 1
-    assert result["models"].keys() == {"ternary", "ternary, int8 head", "16-bit"}
-    for figures in result["models"].values():
-        assert figures["weights_bytes"] <= figures["rss_anon_bytes"]
+    ours = {"ternary", "ternary, int8 head", "16-bit"}
+    assert result["models"].keys() == {*ours, *LIBRARIES}
+    for name, figures in result["models"].items():
+        if name in ours:
+            assert figures["weights_bytes"] <= figures["rss_anon_bytes"]
         assert figures["step_bytes"] <= figures["weights_bytes"]
         for work in ("decode_1", "decode_8", "prefill"):
             spread = figures[work]["tokens_per_s"]
@@ -60,4 +63,9 @@ def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
     for ratios in result["to_16_bit"].values():
         assert ratios["decode_1"]["n"] == 2
         assert 0 < ratios["weights_bytes"] < 1
+    assert result["to_16_bit"].keys() == ours - {"16-bit"}
+    assert result["16_bit_to_library"].keys() == set(LIBRARIES)
+    num_weights = 4 * 1536**2 + 3 * 1536 * 4096 + 32000 * 1536
+    assert result["models"]["torch float32"]["step_bytes"] == 4 * num_weights
+    assert result["models"]["torch bfloat16"]["step_bytes"] == 2 * num_weights
     assert any("16-bit" in line for line in lines)
