@@ -154,7 +154,7 @@ class Litespark:
         return (time.perf_counter() - started) / STEPS
 
 
-PEERS = {
+PEERS: dict[str, type[LlamaCpp] | type[Litespark]] = {
     "llama-cpp-python": LlamaCpp,
     "ik-llama-cpp-python": IkLlamaCpp,
     "litespark-inference": Litespark,

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,23 +54,24 @@ class Peer:
     batches: bool = True
 
 
-def _ours(preset: str = "2B4T", **fields: Any) -> ChildConfig:
-    asked = {"weights": "ternary", "head_bits": 16} | fields
-    return ChildConfig(preset, PRESETS[preset].num_layers, num_threads=NUM_THREADS, **asked)
+_OURS = ChildConfig("2B4T", PRESETS["2B4T"].num_layers, "ternary", 16, NUM_THREADS)
+_WITH_INT8_HEAD = replace(_OURS, head_bits=8)
 
 
 def _bonsai(preset: str) -> Peer:
-    ours = _ours(preset, group=64, has_ternary_head=True)
+    num_layers = PRESETS[preset].num_layers
+    ours = ChildConfig(preset, num_layers, "ternary", 16, NUM_THREADS)
+    ours = replace(ours, group=64, has_ternary_head=True)
     return Peer(f"llama.cpp Q2_0, {preset}", "llama-cpp-python", ours, "Q2_0", "Q2_0")
 
 
 _LLAMA, _IK = "llama-cpp-python", "ik-llama-cpp-python"
 PEERS = [
-    Peer("llama.cpp TQ2_0, head F16", _LLAMA, _ours(), "TQ2_0", "F16"),
-    Peer("llama.cpp TQ2_0, head Q8_0", _LLAMA, _ours(head_bits=8), "TQ2_0", "Q8_0"),
-    Peer("ik_llama.cpp IQ2_BN, head Q8_0", _IK, _ours(head_bits=8), "IQ2_BN", "Q8_0"),
-    Peer("litespark, head int8", "litespark-inference", _ours(head_bits=8), batches=False),
-    Peer("llama.cpp F16", _LLAMA, _ours(weights="dense"), "F16", "F16"),
+    Peer("llama.cpp TQ2_0, head F16", _LLAMA, _OURS, "TQ2_0", "F16"),
+    Peer("llama.cpp TQ2_0, head Q8_0", _LLAMA, _WITH_INT8_HEAD, "TQ2_0", "Q8_0"),
+    Peer("ik_llama.cpp IQ2_BN, head Q8_0", _IK, _WITH_INT8_HEAD, "IQ2_BN", "Q8_0"),
+    Peer("litespark, head int8", "litespark-inference", _WITH_INT8_HEAD, batches=False),
+    Peer("llama.cpp F16", _LLAMA, replace(_OURS, weights="dense"), "F16", "F16"),
     _bonsai("Bonsai 1.7B"),
     _bonsai("Bonsai 4B"),
 ]
