@@ -279,6 +279,7 @@ class EngineCore:
         # It began when it was launched, or behind the step that ran by then.
         self._step_s = now - max(done.launched_s, self._last_commit)
         self._step_tokens = done.plan.num_tokens
+        self._scheduler.observe(self._step_tokens, self._step_s)
         self._step_prefill = {
             chunk.request.request_id: chunk.num_tokens
             for chunk in done.plan.chunks

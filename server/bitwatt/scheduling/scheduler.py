@@ -17,9 +17,9 @@ done: a request that shares them reads them in the same step or a later one, aft
 
 Where the scheduler speculates, a request whose next tokens can be guessed gets a step that computes
 them all, as *drafts*, and samples behind each: what it samples is kept up to the first that is not
-the draft. The step must know all it computes, and the next one how many tokens it brought: such a
-request waits for the running step to end before it is planned, and others go on meanwhile. Drafts
-take what rows and blocks are left, and drive nobody out.
+the draft. The step must know all it computes, and the next one how many tokens it brought: no step
+is planned while the running one decides what is drafted. Drafts take what rows and blocks are left,
+and drive nobody out.
 
 A request may want the log-probabilities of its prompt: what each token's logits say of the next.
 A block from the prefix cache has keys and values and no logits, so such a request shares none but
@@ -36,7 +36,7 @@ from itertools import count
 from operator import eq
 
 from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.drafting import MAX_DRAFT_TOKENS, Drafter
+from bitwatt.scheduling.drafting import Drafter, StepCost
 from bitwatt.scheduling.plan import MAX_VERIFYING_DRAWS, Chunk, Committed, Plan, ScoredSpan
 from bitwatt.scheduling.request import FinishReason, Request
 
@@ -86,6 +86,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.speculates = speculates
+        self._step_cost = StepCost()
         self.counters = Counters()
         self._requests: dict[str, Request] = {}
         self._order: dict[str, tuple[int, int]] = {}  # (priority, arrival), smaller first
@@ -149,9 +150,15 @@ class Scheduler:
         return request
 
     def plan(self) -> Plan:
-        """Return the next step's work and count it as planned; empty if there is none."""
+        """Return the next step's work and count it as planned; empty if there is none.
+
+        It is empty, too, while the running step decides what a request drafts next: what runs
+        beside it would otherwise go in steps of its own, each of which reads all weights.
+        """
         if self._waiting:
             self._make_room()
+        if self.speculates and any(map(self._waits_to_draft, self._running)):
+            return Plan([], 0)
         chunks: list[Chunk] = []
         budget = self.max_num_batched_tokens
         num_drafts_left = MAX_VERIFYING_DRAWS - len(self._running)
@@ -167,18 +174,10 @@ class Scheduler:
                 i += 1
                 continue
             drafts: Sequence[int] = ()
-            if request.drafter is not None and num_tokens == 1:
-                if request.num_drafted:
-                    i += 1
-                    continue
-                if request.drafter.is_promising:
-                    left = min(num_drafts_left, budget - (len(running) - i))
-                    limit = self._draft_limit(request, left)
-                    if limit > 0 and request.num_pending:
-                        i += 1  # The step that runs tells the token from which it is drafted.
-                        continue
-                    drafts = self._draft(request, limit)
-                    num_drafts_left -= len(drafts)
+            if request.drafter is not None and num_tokens == 1 and not request.num_pending:
+                left = min(num_drafts_left, budget - (len(running) - i))
+                drafts = self._draft(request, left)
+                num_drafts_left -= len(drafts)
             if num_tokens > 1:
                 # A long prompt leaves each request behind it a token, so that none stalls for it.
                 left = len(running) - i - 1 + self._left_to_waiting(request)
@@ -293,21 +292,39 @@ class Scheduler:
         request.blocks.extend(self.blocks.allocate() for _ in range(missing))
         return True
 
-    def _draft_limit(self, request: Request, limit: int) -> int:
-        """Return how many drafts it can use and get, of those that the step has left."""
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Take in what a step has taken, for drafts to be worth their rows."""
+        if self.speculates and num_tokens <= MAX_VERIFYING_DRAWS:
+            self._step_cost.observe(num_tokens, seconds)
+
+    def _waits_to_draft(self, request: Request) -> bool:
+        """Whether the running step tells the tokens that the request's next draft goes by."""
+        if request.num_drafted:
+            return True
+        num_tokens = len(request.tokens) + request.num_pending - request.num_planned
+        can_go_on = num_tokens == 1 and request.num_planned < request.num_needed
+        return can_go_on and request.num_pending > 0 and self._num_drafts(request) > 0
+
+    def _num_drafts(self, request: Request) -> int:
+        """Return how many drafts behind its next token are worthwhile and of use."""
+        if request.drafter is None:
+            return 0
+        num_worthwhile = request.drafter.num_worthwhile(
+            num_running=len(self._running), free_rows=self._step_cost.free_rows
+        )
         # Behind each of them, and behind all, a token is drawn.
         num_useful = request.max_len - len(request.tokens) - request.num_pending - 1
-        limit = min(limit, num_useful, MAX_DRAFT_TOKENS)
-        return limit - self._left_to_waiting(request) if limit > 0 else 0
+        return min(num_worthwhile, num_useful)
 
     def _draft(self, request: Request, limit: int) -> Sequence[int]:
-        """Return drafts behind the request's last token, if that is known, with blocks for them."""
+        """Return drafts behind the request's last token, which is known, with blocks for them."""
         num_held = (len(request.blocks) + self.blocks.num_free) * self._block_size
-        limit = min(limit, num_held - len(request.tokens))
-        if request.num_pending or limit < 1:
+        limit = min(limit - self._left_to_waiting(request), num_held - len(request.tokens))
+        count = min(limit, self._num_drafts(request))
+        if count < 1:
             return ()
         assert request.drafter is not None
-        drafts = request.drafter.draft(limit)
+        drafts = request.drafter.draft(count)
         can_hold = self._grow(request, len(request.tokens) + len(drafts))
         assert can_hold, "room was counted above"
         return drafts
@@ -316,8 +333,6 @@ class Scheduler:
         num_accepted = sum(map(eq, drafts, kept))
         if request.row is not None:  # else it was preempted, and has nothing computed
             request.num_planned += num_accepted
-        assert request.drafter is not None
-        request.drafter.book(len(drafts), num_accepted, num_running=len(self._running))
         self.counters.num_drafts += 1
         self.counters.num_draft_tokens += len(drafts)
         self.counters.num_accepted_tokens += num_accepted

@@ -98,12 +98,12 @@ class Device:
 
     def plan_and_run(self, *, fails: bool = False, drops: int | None = None) -> Plan:
         """Run a step. It fails; or the drawing of one of its tokens does."""
-        running = [
-            r
-            for r in self.scheduler._running
-            if r.num_planned < r.num_needed and not waits_for_drafts(r)
-        ]
+        running = [r for r in self.scheduler._running if r.num_planned < r.num_needed]
         plan = self.scheduler.plan()
+        waits = any(map(self.scheduler._waits_to_draft, self.scheduler._running))
+        if waits and not plan.chunks:
+            assert self.in_flight is not None  # whose tokens end the wait
+            running = []
         # Whoever ran and still runs has advanced, if there was anything to compute.
         planned = {chunk.request.request_id for chunk in plan.chunks}
         assert all(
@@ -196,13 +196,6 @@ class Device:
                 return
             self.plan_and_run()
         raise AssertionError("the scheduler makes no progress")
-
-
-def waits_for_drafts(request: Request) -> bool:
-    """Whether the request may be left out of a step, until the one that runs has ended."""
-    drafter = request.drafter
-    is_promising = drafter is not None and drafter.is_promising
-    return request.num_drafted > 0 or (request.num_pending > 0 and is_promising)
 
 
 def content_of(request: Request, position: int, chunk: Chunk) -> str:
