@@ -29,7 +29,7 @@ _MATCH = 3  # tokens looked up together
 _MAX_RUN = 16  # trust that a match can earn
 _LEFT_BY_MISS = 4  # a wrong token leaves the match a quarter of its trust: it may be an edit
 _EDIT = 3  # tokens that an edit puts in, leaves out or replaces at most, for its match to be found
-_FIRST_HITS, _FIRST_MISSES = 2.0, 1.0  # a request's matches, before it had any
+_FIRST_HITS, _FIRST_MISSES = 1.0, 1.0  # a request's matches, before it had any
 _KEPT_OF_COUNTS = 1 - 1 / 48  # behind each further token that a match foretold
 _WAITING = 0.1  # of a step: a draft is of known tokens, so all wait for the step that runs to end
 
