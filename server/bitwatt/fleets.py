@@ -127,10 +127,9 @@ def run_fleet(settings: FleetSettings) -> int:
 
 
 def _fleet(settings: FleetSettings) -> int:
-    from bitwatt.simulation.fleet import DayTraffic, Failures, simulate_fleet
+    from bitwatt.simulation.fleet import DayTraffic, Failures, simulate_day
     from bitwatt.simulation.fleet_report import fleet_as_markdown, joules_a_token, save_fleet_png
     from bitwatt.simulation.replica import Engine
-    from bitwatt.simulation.routers import new_routers
     from bitwatt.simulation.step_times import read_measured
     from bitwatt.simulation.traffic import read_lengths
 
@@ -160,33 +159,27 @@ def _fleet(settings: FleetSettings) -> int:
         mean_time_between_s=settings.mean_time_between_crashes, repair_s=settings.repair
     )
     watts_busy = settings.watts_busy if settings.watts_busy is not None else measured.watts_busy
-    runs, joules = [], []
-    for router in new_routers(
+    print(f"simulating {settings.replicas:,} replicas by each router …", file=sys.stderr)
+    runs = simulate_day(
         settings.replicas,
+        engine,
+        measured.step_times,
+        traffic,
         max_open=settings.max_open or max(1, settings.max_num_seqs // 2),
+        failures=failures,
+        share=settings.percentile,
         seed=settings.seed,
-    ):
-        print(f"simulating {settings.replicas} replicas, {router.name} …", file=sys.stderr)
-        run = simulate_fleet(
-            settings.replicas,
-            engine,
-            measured.step_times,
-            traffic,
-            router,
-            failures=failures,
-            share=settings.percentile,
-            seed=settings.seed,
+    )
+    joules = [
+        joules_a_token(
+            run,
+            num_replicas=settings.replicas,
+            day_s=settings.day,
+            watts_idle=settings.watts_idle,
+            watts_busy=watts_busy,
         )
-        runs.append(run)
-        joules.append(
-            joules_a_token(
-                run,
-                num_replicas=settings.replicas,
-                day_s=settings.day,
-                watts_idle=settings.watts_idle,
-                watts_busy=watts_busy,
-            )
-        )
+        for run in runs
+    ]
     print(fleet_as_markdown(runs, joules, settings.percentile))
     if settings.png is not None:
         title = f"{settings.replicas:,} replicas of {name}, a day of {settings.day:g} s"

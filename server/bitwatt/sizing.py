@@ -24,7 +24,8 @@ from bitwatt.settings import ServeSettings
 __all__ = ["PlanSettings", "checked_lengths", "run_plan"]
 
 _INTERRUPTED = 130  # 128 and SIGINT's number, as shells have it
-_UTILIZATIONS = (0.3, 0.55, 0.8)  # of what a machine bears, at which --validate replays
+_UTILIZATIONS = (0.3, 0.6, 0.85)  # of what a machine can do at all, at which is replayed
+_MEASURED_LENGTHS = 1000
 
 _Tokens = Annotated[int, BeforeValidator(read_count), Shown("TOKENS")]
 _Share = Annotated[float, Shown("PERCENT")]
@@ -105,6 +106,12 @@ class PlanSettings(Settings):
     )
     save_steps: Annotated[Path | None, Shown("FILE")] = Field(
         None, description="File to write the step times to"
+    )
+    measure_seconds: Annotated[float, Shown("SECONDS")] = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Seconds that measuring a model takes, about: more make the spread less",
     )
     max_num_seqs: Annotated[int, Shown("REQUESTS")] = Field(
         _DEFAULTS["max_num_seqs"].default, ge=1, le=4096, description="Requests that run at once"
@@ -193,7 +200,7 @@ def run_plan(settings: PlanSettings) -> int:
     except (BitwattError, ClientError, httpx.HTTPError, OSError) as error:
         told = str(error) or type(error).__name__
     except ExceptionGroup as group:  # of requests that ran together, where the first tells enough
-        failed, others = group.split((ClientError, httpx.HTTPError))
+        failed, others = group.split((ClientError, httpx.HTTPError, OSError))
         if failed is None or others is not None:
             raise
         told = str(failed.exceptions[0]) or type(failed.exceptions[0]).__name__
@@ -224,7 +231,7 @@ async def _plan(settings: PlanSettings) -> int:
             measured = read_measured(settings.steps)
         else:
             servers = await _servers(settings, http, stack)
-            measured = [await _measured(settings, http, server) for server in servers]
+            measured = [await _measured(settings, http, server, traffic) for server in servers]
         if settings.save_steps is not None:
             steps = {"models": [model.as_json() for model in measured]}
             settings.save_steps.write_text(json.dumps(steps, indent=2) + "\n", encoding="utf-8")
@@ -241,7 +248,7 @@ async def _plan(settings: PlanSettings) -> int:
         document = plan.as_json()
         print(plan_as_markdown(plan))
         if settings.validate_seconds is not None:
-            document["validation"] = await _validate(settings, http, servers, models, plan, traffic)
+            document["validation"] = await _validate(settings, http, servers, models, traffic)
     if settings.json_path is not None:
         settings.json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return 0 if all(model.need is not None for model in plan.models) else 1
@@ -296,7 +303,9 @@ async def _servers(
     return [ternary] if is_one else [ternary, twin_server]
 
 
-async def _measured(settings: PlanSettings, http: httpx.AsyncClient, server: Server) -> Any:
+async def _measured(
+    settings: PlanSettings, http: httpx.AsyncClient, server: Server, traffic: Any
+) -> Any:
     from bitwatt.simulation.measure import measure_server
 
     _report(f"measuring {server.model} …")
@@ -305,12 +314,19 @@ async def _measured(settings: PlanSettings, http: httpx.AsyncClient, server: Ser
         server,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        lengths=_lengths(traffic, settings.seed),
+        seconds=settings.measure_seconds,
         report=_report,
     )
     _report(
         f"the fitted steps are within {measured.step_times.largest_error:.0%} of those measured"
     )
     return measured
+
+
+def _lengths(traffic: Any, seed: int) -> list[tuple[int, int]]:
+    arrivals = traffic.arrivals(1.0, _MEASURED_LENGTHS, seed)
+    return [(one.num_prompt_tokens, one.num_tokens) for one in arrivals]
 
 
 def _planned(settings: PlanSettings, measured: Any, *, is_twin: bool) -> Any:
@@ -348,18 +364,17 @@ async def _validate(
     http: httpx.AsyncClient,
     servers: Sequence[Server],
     models: Sequence[Any],
-    plan: Any,
     traffic: Any,
 ) -> dict[str, Any]:
-    from bitwatt.simulation.validation import compare_with_server
+    from bitwatt.simulation.closed_loop import saturation
+    from bitwatt.simulation.validation import compare_with_server, comparisons_as_markdown
 
-    found = {}
-    for server, model, its_plan in zip(servers, models, plan.models, strict=True):
-        if its_plan.need is None:
-            continue
-        most = its_plan.need.at_capacity.requests_per_s
+    found: dict[str, Any] = {}
+    lengths = _lengths(traffic, settings.seed)
+    for server, model in zip(servers, models, strict=True):
+        most = saturation(model.engine, model.measured.step_times, lengths)
         _report(f"replaying to {server.model} …")
-        comparisons = await compare_with_server(
+        found[server.model] = await compare_with_server(
             http,
             server,
             model.engine,
@@ -370,5 +385,5 @@ async def _validate(
             seed=settings.seed + 1,
             report=_report,
         )
-        found[server.model] = [one.as_json() for one in comparisons]
-    return found
+    print(comparisons_as_markdown(found))
+    return {name: [one.as_json() for one in ones] for name, ones in found.items()}

@@ -79,6 +79,11 @@ class Cluster:
         files = [json.loads(path.read_text()) for path in self.metrics.glob("*.json")]
         return {one["labels"]["replica"]: one["targets"][0] for [one] in files}
 
+    def pids(self) -> list[int]:
+        """Return each replica's process."""
+        files = [json.loads(path.read_text()) for path in self.metrics.glob("*.json")]
+        return [int(one["labels"]["pid"]) for [one] in files]
+
     def num_open(self) -> float:
         """Return the requests that run or wait on all replicas, as their metrics tell."""
         total = 0.0

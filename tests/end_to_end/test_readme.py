@@ -58,7 +58,14 @@ NOT_RUN = {
 
 QUICKLY = {
     "bitwatt eval": ["--every", "100"],
-    "bitwatt plan": ["--max-num-seqs", "4", "--simulated-requests", "200"],
+    "bitwatt plan": [
+        "--measure-seconds",
+        "2",
+        "--max-num-seqs",
+        "4",
+        "--simulated-requests",
+        "200",
+    ],
 }
 """Commands that take minutes as the README says them, and what makes them a quick look."""
 

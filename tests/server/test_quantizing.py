@@ -1,5 +1,6 @@
 """Ternary weights of a model that has none are refused, or made and said loudly."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from bitwatt.checkpoints.registry import open_checkpoint
 from bitwatt.errors import CheckpointError
 from bitwatt.inspection import as_markdown, inspect
 from bitwatt_kernels.packing import unpack
+from safetensors.torch import load_file, save_file
 
 from tests.server.checkpoints.against_transformers import load, logits_of
 from tests.server.checkpoints.writers import edit_config, write_dense, write_packed
@@ -44,12 +46,26 @@ def test_a_quantized_model_computes_as_one_of_the_same_masters(tmp_path: Path) -
 
 def test_a_ternary_checkpoint_is_not_quantized_again(tmp_path: Path) -> None:
     write_packed(tmp_path, "llama", linear_class="bitlinear")
-    with pytest.raises(CheckpointError, match=r"ternary already .* leave out --quantize"):
+    told = rf"^{re.escape(str(tmp_path))}: the linears are ternary already .* leave out --quantize"
+    with pytest.raises(CheckpointError, match=told):
         open_checkpoint(tmp_path, quantize=True)
 
 
+def test_weights_too_large_to_ternarize_are_refused_by_file_and_tensor(tmp_path: Path) -> None:
+    write_dense(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{LINEAR}.weight"] = torch.full_like(tensors[f"{LINEAR}.weight"], 1e4)
+    save_file(tensors, path, metadata={"format": "pt"})
+    checkpoint = open_checkpoint(tmp_path, quantize=True)
+    told = rf"^{re.escape(str(tmp_path))}: tensor '{LINEAR}.weight' makes weights of 1e\+04"
+    with pytest.raises(CheckpointError, match=told):
+        checkpoint.ternary(LINEAR, 128, 192, fits=torch.float16)
+
+
 def test_what_is_not_ternary_is_refused_with_the_knob() -> None:
-    with pytest.raises(CheckpointError, match="--quantize ternarizes them, at a loss"):
+    told = rf"^{re.escape(str(builtin.FP16))}: .* --quantize ternarizes them, at a loss"
+    with pytest.raises(CheckpointError, match=told):
         LLM(builtin.FP16, backend="torch")
 
 

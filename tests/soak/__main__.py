@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from bitwatt.bench.measure import describe_machine
+
 from tests.soak.run import soak
 
 
@@ -26,7 +28,7 @@ def main() -> int:
         seed=given.seed,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    text = json.dumps(found.as_json(), indent=2)
+    text = json.dumps(found.as_json() | {"machine": describe_machine()}, indent=2)
     print(text)
     if given.json is not None:
         given.json.write_text(text + "\n")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -33,6 +34,8 @@ class Ledger:
 
     choices, tokens  of answers that came whole, as their usage says
     mid_choices      choices of requests that were dropped or broken: the server may have ended them
+    longest_s        of a request that the server ended
+    largest_gap_s    that the server let pass before it began to answer or sent the next piece
     faults           what no server may do, one line each
     """
 
@@ -42,6 +45,8 @@ class Ledger:
     tokens: int = 0
     prompt_tokens: int = 0
     mid_choices: int = 0
+    longest_s: float = 0.0
+    largest_gap_s: float = 0.0
     num_open: int = 0
     is_stopping: bool = False  # the server: it takes no connection any more
     faults: list[str] = field(default_factory=list)
@@ -100,7 +105,7 @@ async def _send(port: int, body: dict[str, Any]) -> tuple[_Reply, asyncio.Stream
     return _Reply(int(head[0].split()[1]), reader, headers), writer
 
 
-async def _lines(reply: _Reply, pause_s: float) -> list[bytes]:
+async def _lines(reply: _Reply, pause_s: float, gap: "_Gap") -> list[bytes]:
     """Return the body's lines, chunked or not; read slowly where asked to."""
     if reply.headers.get("transfer-encoding") != "chunked":
         return (await reply.reader.read()).split(b"\n")
@@ -108,8 +113,24 @@ async def _lines(reply: _Reply, pause_s: float) -> list[bytes]:
     while size := int(await reply.reader.readline(), 16):
         body += await reply.reader.readexactly(size)
         await reply.reader.readexactly(2)
+        gap.end()
         await asyncio.sleep(pause_s)
+        gap.begin()
     return body.split(b"\n")
+
+
+class _Gap:
+    """The longest time that a caller has waited for the server, its own pauses left out."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        self.longest_s = max(self.longest_s, time.monotonic() - self._since)
 
 
 def _refused(reply: _Reply, lines: list[bytes]) -> End:
@@ -179,10 +200,12 @@ async def _ask(
     if body.get("stream"):
         body["stream_options"] = {"include_usage": True}
     writer = None
+    started, gap = time.monotonic(), _Gap()
     try:
         async with asyncio.timeout(drop_after_s):
             reply, writer = await _send(port, body)
-            lines = await _lines(reply, pause_s)
+            lines = await _lines(reply, pause_s, gap)
+            gap.end()
     except TimeoutError:
         ledger.mid_choices += num_choices
         return End.DROPPED
@@ -190,6 +213,8 @@ async def _ask(
         if writer is not None:
             writer.transport.abort()
     ledger.statuses[reply.status] += 1
+    ledger.longest_s = max(ledger.longest_s, time.monotonic() - started)
+    ledger.largest_gap_s = max(ledger.largest_gap_s, gap.longest_s)
     if reply.status != 200:
         if reply.status != 400:
             ledger.mid_choices += num_choices

@@ -29,8 +29,11 @@ class Report:
     """What a soak brought.
 
     faults   what no server may do, one line each; empty when all is well
+    counted  by model: choices and tokens that the server's counters have and that callers read,
+             choices that callers gave up, which the server may have ended in any way
+    longest_s, largest_gap_s  by model: of a request; without a byte from the server
     rss      MiB of RssAnon after each epoch, of the API process and the calm model's engine, by
-             server: each restart of the whole begins a new one
+             server: each restart of the whole begins a new one; rss_at_s has when
     """
 
     seconds: float = 0.0
@@ -39,7 +42,12 @@ class Report:
     server_stops: int = 0
     requests: int = 0
     tokens: int = 0
+    callers: int = 0
     ends: dict[str, dict[str, int]] = field(default_factory=dict)
+    counted: dict[str, dict[str, int]] = field(default_factory=dict)
+    longest_s: dict[str, float] = field(default_factory=dict)
+    largest_gap_s: dict[str, float] = field(default_factory=dict)
+    rss_at_s: list[list[float]] = field(default_factory=list)
     rss_api_mib: list[list[float]] = field(default_factory=list)
     rss_engine_mib: list[list[float]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -66,13 +74,15 @@ def soak(
     think_s            mean pause between a caller's requests
     """
     chance = random.Random(seed)
-    found = Report()
+    found = Report(callers=num_callers * len(MODELS))
     started = time.monotonic()
     while time.monotonic() - started < seconds:
         server = start_server("--max-queue", "64", "--drain-timeout", "20")
+        found.rss_at_s.append([])
         found.rss_api_mib.append([])
         found.rss_engine_mib.append([])
         ledgers = {model: Ledger() for model in MODELS}
+        counted: dict[str, dict[str, int]] = {}
         try:
             calm_engine = _calm_engine(server)
             for _ in range(epochs_per_server):
@@ -82,7 +92,8 @@ def soak(
                 asyncio.run(
                     _epoch(server, ledgers, min(epoch_s, left), num_callers, think_s, chance, found)
                 )
-                _check(server, ledgers, found)
+                counted = _check(server, ledgers, found)
+                found.rss_at_s[-1].append(time.monotonic() - started)
                 found.rss_api_mib[-1].append(_rss_mib(server.process.pid))
                 found.rss_engine_mib[-1].append(_rss_mib(calm_engine))
                 report(_line(found, ledgers))
@@ -94,7 +105,7 @@ def soak(
         found.faults += [f"{m}: {fault}" for m, one in ledgers.items() for fault in one.faults]
         if status != 0:
             found.faults.append(f"the server ended with status {status}")
-        _total(found, ledgers)
+        _total(found, ledgers, counted)
     found.seconds = time.monotonic() - started
     for series in (found.rss_api_mib, found.rss_engine_mib):
         _check_flat(series, found)
@@ -190,8 +201,8 @@ def _weights(pid: int) -> str:
     return "calm" if pid in _calm else "wild"
 
 
-def _check(server: Server, ledgers: dict[str, Ledger], found: Report) -> None:
-    """Wait for rest, and compare what the server counted with what callers did."""
+def _check(server: Server, ledgers: dict[str, Ledger], found: Report) -> dict[str, dict[str, int]]:
+    """Wait for rest; return what server and callers counted by model, once they are compared."""
     server.wait_ready(IDLE_S)
     deadline = time.monotonic() + IDLE_S
     up: dict[str, float] = {}
@@ -206,6 +217,7 @@ def _check(server: Server, ledgers: dict[str, Ledger], found: Report) -> None:
             break
         time.sleep(0.1)
     found.faults += [f"{name} stays at {value}" for name, value in up.items()]
+    both: dict[str, dict[str, int]] = {}
     for model, ledger in ledgers.items():
         counted = {
             reason: server.metric(
@@ -215,6 +227,13 @@ def _check(server: Server, ledgers: dict[str, Ledger], found: Report) -> None:
         }
         tokens = server.metric("vllm:request_generation_tokens_sum", model_name=model)
         whole = counted["stop"] + counted["length"]
+        both[model] = {
+            "choices": int(whole),
+            "choices_read": ledger.choices,
+            "choices_given_up": ledger.mid_choices,
+            "tokens": int(tokens),
+            "tokens_read": ledger.tokens,
+        }
         # What was dropped or broke off may have ended on the server, in any way, or never begun.
         if not ledger.choices <= whole <= ledger.choices + ledger.mid_choices:
             found.faults.append(
@@ -231,6 +250,7 @@ def _check(server: Server, ledgers: dict[str, Ledger], found: Report) -> None:
         ledger.faults.clear()
         if ledger.num_open:
             found.faults.append(f"{model}: {ledger.num_open} requests never ended")
+    return both
 
 
 def _check_flat(series: list[list[float]], found: Report) -> None:
@@ -254,8 +274,18 @@ def _rss_mib(pid: int) -> float:
     raise AssertionError("no RssAnon")
 
 
-def _total(found: Report, ledgers: dict[str, Ledger]) -> None:
+def _total(found: Report, ledgers: dict[str, Ledger], counted: dict[str, dict[str, int]]) -> None:
+    """Add what one server brought."""
+    for model, figures in counted.items():
+        sums = found.counted.setdefault(model, dict.fromkeys(figures, 0))
+        for name, number in figures.items():
+            sums[name] += number
     for model, ledger in ledgers.items():
+        for longest, seconds in (
+            (found.longest_s, ledger.longest_s),
+            (found.largest_gap_s, ledger.largest_gap_s),
+        ):
+            longest[model] = max(longest.get(model, 0.0), seconds)
         ends = found.ends.setdefault(model, {})
         for end, number in ledger.ends.items():
             ends[end] = ends.get(end, 0) + number

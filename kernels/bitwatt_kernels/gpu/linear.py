@@ -23,7 +23,13 @@ from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.tiles import tile_indices
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 
-__all__ = ["check_layout", "ternary_linear", "ternary_linear_kernel", "unpack_in_place"]
+__all__ = [
+    "check_layout",
+    "check_residual",
+    "ternary_linear",
+    "ternary_linear_kernel",
+    "unpack_in_place",
+]
 
 # Programs a launch aims at for each multiprocessor when num_splits is left open.
 PROGRAMS_PER_MULTIPROCESSOR = 2
@@ -244,13 +250,20 @@ def check_layout(
     if not (x.codes.is_contiguous() and weight_codes.is_contiguous()):
         raise ShapeError("activation and weight codes must be contiguous")
     if residual is not None:
-        if residual.dtype != dtype:
-            raise DtypeError(f"residual is {residual.dtype}; the output is {dtype}")
-        if residual.shape != (num_tokens, out_features) or not residual.is_contiguous():
-            raise ShapeError(
-                f"residual has shape {list(residual.shape)} and strides {residual.stride()}; "
-                f"expected contiguous [{num_tokens}, {out_features}]"
-            )
+        check_residual(residual, num_tokens, out_features, dtype)
+
+
+def check_residual(
+    residual: Tensor, num_tokens: int, out_features: int, dtype: torch.dtype
+) -> None:
+    """Raise ShapeError or DtypeError where it can't be added to an output of that shape."""
+    if residual.dtype != dtype:
+        raise DtypeError(f"residual is {residual.dtype}; the output is {dtype}")
+    if residual.shape != (num_tokens, out_features) or not residual.is_contiguous():
+        raise ShapeError(
+            f"residual has shape {list(residual.shape)} and strides {residual.stride()}; "
+            f"expected contiguous [{num_tokens}, {out_features}]"
+        )
 
 
 def _num_splits(config: LinearConfig, num_tiles: int, row_bytes: int, gpu: Gpu) -> int:

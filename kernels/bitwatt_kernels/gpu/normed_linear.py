@@ -14,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from bitwatt_kernels.backend import Activation
-from bitwatt_kernels.errors import DtypeError, ShapeError
+from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.elementwise import activate, round_to_int8
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
-from bitwatt_kernels.gpu.linear import unpack_in_place
+from bitwatt_kernels.gpu.linear import check_residual, unpack_in_place
 from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = [
@@ -230,10 +230,7 @@ def normed_linear(
     if residual is not None:
         if activation is not None:
             raise ShapeError("a residual can't be added to a gated activation")
-        if residual.dtype != dtype:
-            raise DtypeError(f"residual is {residual.dtype}; the output is {dtype}")
-        if residual.shape != y.shape or not residual.is_contiguous():
-            raise ShapeError(f"residual has shape {list(residual.shape)}; expected {list(y.shape)}")
+        check_residual(residual, num_tokens, out_features, dtype)
     config = config_for(num_tokens, is_gated=activation is not None)
     normed_linear_kernel[(triton.cdiv(out_features, config.block_out),)](
         x,

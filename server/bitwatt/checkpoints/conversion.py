@@ -131,7 +131,8 @@ class _Copying:
         self._shards = shards
 
     def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
-        tensor = self._checkpoint.dense(name, *shape, fits=fits)
+        wanted = torch.float32 if self._is_packed else fits  # of which none is lost
+        tensor = self._checkpoint.dense(name, *shape, fits=wanted)
         is_rounded = not self._is_packed and len(shape) > 1
         self._shards.add(name, tensor.bfloat16() if is_rounded else tensor)
         return torch.empty(shape, dtype=tensor.dtype, device="meta")

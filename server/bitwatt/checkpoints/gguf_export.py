@@ -106,7 +106,8 @@ def convert_to_gguf(
     """Write the ternary model at source to a new GGUF file, and compare that with the source.
 
     Codes stay what they are, and so do scales where float16 holds them; others are rounded to it,
-    which a notice tells. Embedding and head keep their values, norms and biases are float32.
+    which a notice tells. Embedding and head are packed where the source's are ternary and blocks
+    hold them, else they keep their values; norms and biases are float32.
 
     texts        returns the keys of the tokenizer
     check_texts  raises CheckpointError where a file's tokenizer isn't the source's
@@ -151,6 +152,10 @@ def convert_to_gguf(
     return Written(num_bytes, copying.told())
 
 
+class _NoBlocksError(CheckpointError):
+    """A matrix that the format has no blocks for."""
+
+
 class _Copying:
     """A TensorSource that writes each tensor it is asked for, and hands it out empty."""
 
@@ -164,15 +169,23 @@ class _Copying:
         self._writer = writer
         self._is_paired = ARCHITECTURES[_architecture(checkpoint.config)].has_paired_rope
         self._rounding = 0.0
+        self._unpacked: list[str] = []
 
     def told(self) -> list[str]:
         """Return what isn't as it was."""
-        if not self._rounding:
-            return []
-        return [f"scales are rounded to float16, by up to {self._rounding:.2%}"]
+        rounded = [f"scales are rounded to float16, by up to {self._rounding:.2%}"]
+        return self._unpacked + (rounded if self._rounding else [])
 
     def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
-        tensor = self._checkpoint.dense(name, *shape, fits=fits)
+        module = name.removesuffix(".weight")
+        if len(shape) == 2 and self._checkpoint.stores_ternary(module):  # embedding or head
+            try:
+                self.ternary(module, *shape, fits=fits)
+            except _NoBlocksError as error:
+                self._unpacked.append(f"{error}: it is written as floats")
+            else:
+                return torch.empty(shape, dtype=fits, device="meta")
+        tensor = self._checkpoint.dense(name, *shape, fits=torch.float32)  # of which none is lost
         self.write(stored_name(name), self._in_pairs(name, tensor))
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
@@ -182,7 +195,7 @@ class _Copying:
         self._add(stored, tensor.shape, _FLOATS[tensor.dtype], tensor)
 
     def stores_ternary(self, _name: str, /) -> bool:
-        return False  # embedding and head are written as floats
+        return False  # dense() asks for them
 
     def ternary(
         self, name: str, /, out_features: int, in_features: int, *, fits: torch.dtype
@@ -190,7 +203,7 @@ class _Copying:
         weight = self._checkpoint.ternary(name, out_features, in_features, fits=fits)
         block = self._block
         if in_features % block.weights:
-            raise CheckpointError(
+            raise _NoBlocksError(
                 f"{name} has rows of {in_features} weights, and {block.name} blocks of "
                 f"{block.weights}" + (" (--to gguf-q2_0 has 64)" if block.weights != 64 else "")
             )
@@ -214,7 +227,7 @@ class _Copying:
             return scales.repeat_interleave(num_blocks // num_groups, dim=1)
         shared = scales.view(len(scales), num_blocks, -1) if num_groups % num_blocks == 0 else None
         if shared is None or not bool((shared == shared[:, :, :1]).all()):
-            raise CheckpointError(
+            raise _NoBlocksError(
                 f"{name} has a scale to each {in_features // num_groups} weights, and {block.name} "
                 f"one to {block.weights} (--to gguf-q2_0 has one to 64)"
             )
@@ -225,7 +238,7 @@ class _Copying:
         rounding = float(((halves.float() - scales) / scales).abs().nan_to_num(0.0).max())
         if not rounding <= _MAX_ROUNDING:
             low, high = scales.abs().aminmax()
-            raise CheckpointError(
+            raise _NoBlocksError(
                 f"{name} has scales from {low:.3g} to {high:.3g}, and {self._block.name} float16 "
                 "ones, from 6.1e-05 to 65504 (--to hf takes any)"
             )

@@ -26,7 +26,7 @@ __all__ = ["HuggingFaceCheckpoint"]
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 _WHY_DENSE = (
-    "the checkpoint's linears are dense, not ternary: serve them so (--weights dense), or give one "
+    "the linears are dense, not ternary: serve them so (--weights dense), or give one "
     "trained as BitNet b1.58; float masters of such a one are ternarized where config.json has a "
     "quantization_config that says so"
 )
@@ -99,7 +99,7 @@ class HuggingFaceCheckpoint:
         self.why_dense = None
         self.stored_as = str(self._quantization)
         if self._quantization is None:
-            self.why_dense = None if self._looks_ternary() else _WHY_DENSE
+            self.why_dense = None if self._looks_ternary() else f"{path}: {_WHY_DENSE}"
             self.stored_as = "floats" if self.why_dense else EXACT_FLOATS
         if self._mlx is not None:
             self.why_dense = self._why_mlx_is_dense(self._mlx)

@@ -1,5 +1,7 @@
 """A checkpoint of dense linears as one of ternary ones, which its training knew nothing of."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight, pack
@@ -25,11 +27,12 @@ class QuantizedCheckpoint:
     Source  BitNet b1.58, arXiv:2402.17764, section 2: the scale is the mean magnitude
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Take a checkpoint; raises CheckpointError where its linears are ternary already."""
+    def __init__(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Take the checkpoint at path; raises CheckpointError where its linears are ternary."""
         if checkpoint.why_dense is None:
             raise CheckpointError(
-                f"the linears are ternary already ({checkpoint.stored_as}): leave out --quantize"
+                f"{path}: the linears are ternary already ({checkpoint.stored_as}): leave out "
+                "--quantize"
             )
         self.config = checkpoint.config
         self.is_ternary = True
@@ -38,6 +41,7 @@ class QuantizedCheckpoint:
         self.notices.append(QUANTIZED)
         self.stored_as = f"{checkpoint.stored_as}, ternarized by their mean magnitude"
         self._checkpoint = checkpoint
+        self._path = path
 
     def dense(self, name: str, /, *shape: int, fits: torch.dtype) -> Tensor:
         return self._checkpoint.dense(name, *shape, fits=fits)
@@ -52,7 +56,8 @@ class QuantizedCheckpoint:
         values, scale = ternarize(weight)
         if not bool((scale * in_features).to(fits).isfinite()):
             raise CheckpointError(
-                f"{name} makes weights of {float(scale):.3g}, whose sums are too large for {fits}"
+                f"{self._path}: tensor '{name}.weight' makes weights of {float(scale):.3g}, whose "
+                f"sums are too large for {fits}"
             )
         codes = pack(F.pad(values, (0, -in_features % IN_FEATURES_MULTIPLE)))
         return TernaryWeight(codes, scale.expand(out_features).contiguous())

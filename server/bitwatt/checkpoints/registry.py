@@ -34,7 +34,7 @@ def open_checkpoint(path: Path, *, quantize: bool = False) -> Checkpoint:
     for checkpoint_type in _FORMATS.values():
         if reason is None and checkpoint_type.recognizes(path):
             checkpoint = checkpoint_type(path)
-            return QuantizedCheckpoint(checkpoint) if quantize else checkpoint
+            return QuantizedCheckpoint(checkpoint, path) if quantize else checkpoint
     raise CheckpointError(
         f"{path} is none of: {'; '.join(_FORMATS)}. It {reason or why_no_model(path)}"
     )

@@ -4,17 +4,22 @@ Each replica is a simulation.replica.Replica, so the engine's own scheduler and 
 times are in seconds.
 """
 
+import gc
 import heapq
 import math
+import os
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, pairwise
+from multiprocessing import get_context
 
 from bitwatt.errors import BitwattError
 from bitwatt.simulation.capacity import percentile
 from bitwatt.simulation.replica import Engine, Replica, Served
-from bitwatt.simulation.routers import Router
+from bitwatt.simulation.routers import Router, new_routers
 from bitwatt.simulation.step_times import StepTimes
 from bitwatt.simulation.traffic import Arrival, Lengths
 
@@ -25,10 +30,12 @@ __all__ = [
     "FleetError",
     "FleetRun",
     "Hour",
+    "simulate_day",
     "simulate_fleet",
 ]
 
 NUM_HOURS = 24
+_ALONE = 20_000  # requests that take less than a process's start is worth
 
 
 class FleetError(BitwattError):
@@ -220,6 +227,38 @@ def simulate_fleet(
         busy_s=busy_s,
         num_tokens=sum(s.num_tokens for s in fleet.served if s.error is None),
     )
+
+
+def simulate_day(
+    num_replicas: int,
+    engine: Engine,
+    step_times: StepTimes,
+    traffic: DayTraffic,
+    *,
+    max_open: int,
+    failures: Failures | None = None,
+    share: float = 95.0,
+    seed: int = 0,
+) -> list[FleetRun]:
+    """Return what each router makes of the same day; long ones side by side, in processes.
+
+    max_open  open requests at which prefix-affine routing goes elsewhere
+    """
+    routers = new_routers(num_replicas, max_open=max_open, seed=seed)
+    simulate = partial(
+        simulate_fleet,
+        *(num_replicas, engine, step_times, traffic),
+        failures=failures,
+        share=share,
+        seed=seed,
+    )
+    num_processes = min(len(routers), len(os.sched_getaffinity(0)))
+    if num_processes == 1 or traffic.requests_per_s * traffic.day_s < _ALONE:
+        return [simulate(router) for router in routers]
+    with ProcessPoolExecutor(
+        num_processes, mp_context=get_context("spawn"), initializer=gc.disable
+    ) as processes:
+        return list(processes.map(simulate, routers))
 
 
 def _refuse_impossible(served: Sequence[Served]) -> None:

@@ -6,22 +6,30 @@ share its cores, a step takes longer than the engine alone would. Nothing else m
 
 import asyncio
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import httpx
 from bitwatt_client.server import Server
 
-from bitwatt.simulation.callers import Stream, engine_state, prompt_of, stream
+from bitwatt.simulation.callers import Callers, Stream, engine_state, prompt_of
+from bitwatt.simulation.closed_loop import ClosedLoop, measure_loop, with_loads
+from bitwatt.simulation.replica import BLOCK_SIZE, Engine
 from bitwatt.simulation.step_times import MeasuredModel, StepPoint, StepTimes, StepWork
 
 __all__ = ["measure_server"]
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_FEW_BATCHES = (1, 8, 32)  # of long prompts
 _PROMPTS = (16, 64, 128, 256, 512, 1024, 2048)
 _DECODE_PROMPT = 32
 _LONG_PROMPT_SHARE = 0.6  # of the context
-_STEPS = 48  # of a measured decode
-_REPEATS = 5
+_STEPS = 32  # of a measured decode
+_CALLERS = (4, 16, 64)
+_LOOPS_SHARE = 0.4  # of the time
+_RUNS = (2, 12)  # of a measurement, at least and at most
+_SETTLED = 0.02  # relative standard error of the median
 
 
 async def measure_server(
@@ -30,78 +38,158 @@ async def measure_server(
     *,
     max_num_seqs: int,
     max_num_batched_tokens: int,
-    repeats: int = _REPEATS,
+    lengths: Sequence[tuple[int, int]],
+    seconds: float = 30.0,
     report: Callable[[str], None] = lambda _line: None,
 ) -> MeasuredModel:
     """Return the model's steps.
 
     max_num_seqs, max_num_batched_tokens  as the server was started with
-    repeats  of each measurement, of which the median counts
+    lengths  tokens of prompts and answers, of requests that load it
+    seconds  that it may take, about: a measurement is repeated until its median is known to 2%, its
+             share of the time is over, or twelve runs were made; two are made whatever they take
     report   takes a line as each figure is known
     Raises   ClientError, httpx.HTTPError
     """
     before = await engine_state(http, server)
-    context = before["engine"]["max_model_len"]
-    num_blocks, block_size = before["engine"]["num_blocks"], before["engine"]["block_size"]
-    await _together(http, server, min(8, max_num_seqs), _DECODE_PROMPT, _STEPS)  # warm-up
-    points = []
-    for num_prompt_tokens in (_DECODE_PROMPT, int(context * _LONG_PROMPT_SHARE)):
-        for batch in _BATCHES:
-            num_tokens = num_prompt_tokens + 2 * _STEPS
-            fits = batch * -(-num_tokens // block_size) <= num_blocks and num_tokens <= context
-            if batch > max_num_seqs or not fits:
-                continue
-            seconds = statistics.median(
-                [await _decode_s(http, server, batch, num_prompt_tokens) for _ in range(repeats)]
-            )
-            work = StepWork(batch, batch, batch * (num_prompt_tokens + _STEPS))
-            points.append(StepPoint(work, seconds))
-            report(f"decode {batch} at {num_prompt_tokens} tokens: {1e3 * seconds:.2f} ms")
-    for num_tokens in _PROMPTS:
-        if num_tokens > min(max_num_batched_tokens, context - 1):
-            break
-        [*streams] = [
-            (await _together(http, server, 1, num_tokens, 1))[0] for _ in range(2 * repeats)
-        ]
-        seconds = statistics.median([one.ttft_s for one in streams])
-        work = StepWork(num_tokens, 1, num_tokens * ((num_tokens + 1) // 2))
-        points.append(StepPoint(work, seconds, is_whole_request=True))
-        report(f"prefill {num_tokens}: {1e3 * seconds:.2f} ms to the first token")
+    engine = Engine(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=before["engine"]["max_model_len"],
+        num_blocks=before["engine"]["num_blocks"],
+    )
+    async with Callers(server, authorization=http.headers.get("Authorization")) as callers:
+        await _together(callers, min(8, max_num_seqs), _DECODE_PROMPT, _STEPS)  # warm-up
+        points = await _steps(callers, engine, seconds * (1 - _LOOPS_SHARE), report)
+        fitting = [one for one in lengths if sum(one) <= engine.max_model_len]
+        loops = await _loops(callers, engine, fitting, seconds * _LOOPS_SHARE, report)
+    step_times = with_loads(engine, StepTimes.fit(points), loops)
+    report(
+        f"a request delays the step that runs by {1e3 * step_times.per_request_s:.2f} ms, and each "
+        f"open stream a token on its way by {1e6 * step_times.per_open_s:.0f} µs"
+    )
     after = await engine_state(http, server)
     watts, reason = _watts(before, after)
     return MeasuredModel(
         name=server.model,
-        step_times=StepTimes.fit(points),
-        max_model_len=context,
-        num_blocks=num_blocks,
+        step_times=step_times,
+        max_model_len=engine.max_model_len,
+        num_blocks=engine.num_blocks,
         watts_busy=watts,
         watts_reason=reason,
     )
+
+
+async def _steps(
+    callers: Callers, engine: Engine, seconds: float, report: Callable[[str], None]
+) -> list[StepPoint]:
+    long = int(engine.max_model_len * _LONG_PROMPT_SHARE)
+    decodes = [
+        (batch, num_prompt_tokens)
+        for batches, num_prompt_tokens in ((_BATCHES, _DECODE_PROMPT), (_FEW_BATCHES, long))
+        for batch in batches
+        if batch <= engine.max_num_seqs
+        and (num_tokens := num_prompt_tokens + 2 * _STEPS) <= engine.max_model_len
+        and batch * -(-num_tokens // BLOCK_SIZE) <= engine.num_blocks
+    ]
+    longest = min(engine.max_num_batched_tokens, engine.max_model_len - 1)
+    prefills = [num_tokens for num_tokens in _PROMPTS if num_tokens <= longest]
+    clock = _Clock(seconds, len(decodes) + len(prefills))
+    points = []
+    for batch, num_prompt_tokens in decodes:
+        run, spread = await clock.settle(partial(_decode_s, callers, batch, num_prompt_tokens))
+        work = StepWork(batch, batch, batch * (num_prompt_tokens + _STEPS))
+        points.append(StepPoint(work, run, spread=spread))
+        report(f"decode {batch} at {num_prompt_tokens} tokens: {_told(run, spread)}")
+    for num_tokens in prefills:
+        run, spread = await clock.settle(partial(_ttft_s, callers, num_tokens))
+        work = StepWork(num_tokens, 1, num_tokens * ((num_tokens + 1) // 2))
+        points.append(StepPoint(work, run, is_whole_request=True, spread=spread))
+        report(f"prefill {num_tokens}: {_told(run, spread)} to the first token")
+    return points
+
+
+async def _loops(
+    callers: Callers,
+    engine: Engine,
+    lengths: Sequence[tuple[int, int]],
+    seconds: float,
+    report: Callable[[str], None],
+) -> list[ClosedLoop]:
+    loops: list[ClosedLoop] = []
+    numbers = sorted({min(number, engine.max_num_seqs) for number in _CALLERS}) if lengths else []
+    for num_callers in numbers:
+        loop = await measure_loop(
+            callers,
+            num_callers,
+            lengths,
+            seconds=seconds / len(numbers),
+            first_number=next(_numbers) << 32,
+        )
+        loops.append(loop)
+        report(
+            f"{num_callers} callers: {loop.requests_per_s:.3g} requests/s, "
+            f"{1e3 * loop.ttft_p50_s:.1f} ms to the first token"
+        )
+    return loops
+
+
+class _Clock:
+    """Shares the time between measurements: what one leaves, those behind it have."""
+
+    def __init__(self, seconds: float, num_left: int) -> None:
+        self._ends_s = time.perf_counter() + seconds
+        self._num_left = num_left
+
+    async def settle(self, run: Callable[[], Awaitable[float]]) -> tuple[float, float]:
+        """Return the median of as many runs as it takes, and their spread, a share of it."""
+        now = time.perf_counter()
+        until_s = now + (self._ends_s - now) / max(1, self._num_left)
+        self._num_left -= 1
+        least, most = _RUNS
+        values: list[float] = []
+        while True:
+            values.append(await run())
+            median = statistics.median(values)
+            spread = statistics.mean(abs(value - median) for value in values) / median
+            # Of a normal distribution the standard error of a median is 1.57 of these over √n.
+            is_settled = len(values) > least and 1.57 * spread < _SETTLED * len(values) ** 0.5
+            is_over = len(values) >= least and time.perf_counter() >= until_s
+            if is_settled or is_over or len(values) >= most:
+                return median, spread
+
+
+def _told(seconds: float, spread: float) -> str:
+    return f"{1e3 * seconds:.2f} ms ±{spread:.0%}"
 
 
 _numbers = iter(range(1 << 62))
 
 
 async def _together(
-    http: httpx.AsyncClient, server: Server, batch: int, num_prompt_tokens: int, max_tokens: int
+    callers: Callers, batch: int, num_prompt_tokens: int, max_tokens: int
 ) -> list[Stream]:
     """Return the streams of so many requests sent at once, of prompts nobody sent before."""
     numbers = [next(_numbers) for _ in range(batch)]
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(
-                stream(http, server, prompt_of(num_prompt_tokens, n), max_tokens, f"plan {n}")
+                callers.stream(prompt_of(num_prompt_tokens, n), max_tokens, f"plan {n}")
             )
             for n in numbers
         ]
     return [task.result() for task in tasks]
 
 
-async def _decode_s(
-    http: httpx.AsyncClient, server: Server, batch: int, num_prompt_tokens: int
-) -> float:
+async def _ttft_s(callers: Callers, num_tokens: int) -> float:
+    """Return the seconds of a lone request to its first token."""
+    [one] = await _together(callers, 1, num_tokens, 1)
+    return one.ttft_s
+
+
+async def _decode_s(callers: Callers, batch: int, num_prompt_tokens: int) -> float:
     """Return the seconds of a step while all of the batch decode, its prompts computed."""
-    streams = await _together(http, server, batch, num_prompt_tokens, 2 * _STEPS)
+    streams = await _together(callers, batch, num_prompt_tokens, 2 * _STEPS)
     started = max(one.times_s[0] for one in streams)
     ended = min(one.times_s[-1] for one in streams)
     rates = []

@@ -206,7 +206,12 @@ def _sentences(plan: Plan) -> list[str]:
             told.append(
                 f"Joules of {model.name} are unknown: {reason} (--watts-busy, --watts-idle)."
             )
-    names = {"machines": "machines", "usd_per_hour": "dollars", "watts": "joules"}
+    names = {
+        "machines": "machines",
+        "usd_per_hour": "dollars",
+        "watts": "joules",
+        "kg_co2_per_hour": "CO2e",
+    }
     for figure, share in plan.saved.items():
         if share is not None and figure in names:
             told.append(
@@ -214,7 +219,7 @@ def _sentences(plan: Plan) -> list[str]:
                 if share > 0
                 else f"Ternary takes {-share:.0%} more {names[figure]} than the twin."
                 if share < 0
-                else f"Ternary takes as many {names[figure]} as the twin."
+                else f"Ternary takes the twin's {names[figure]}: nothing is saved."
             )
     even = plan.break_even
     if even is not None and even.usd_per_hour is not None:

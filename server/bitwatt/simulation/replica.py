@@ -4,8 +4,9 @@ It steps as EngineCore does, with one step planned while the one before runs: a 
 in the middle of a step waits for its end, and for the step that was planned behind it.
 """
 
+import heapq
+import math
 import random
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,9 +18,9 @@ from bitwatt.scheduling.scheduler import RequestTooLongError, Scheduler
 from bitwatt.simulation.step_times import StepTimes, StepWork
 from bitwatt.simulation.traffic import Arrival
 
-__all__ = ["Engine", "Replica", "Served"]
+__all__ = ["BLOCK_SIZE", "Engine", "Replica", "Served"]
 
-_BLOCK_SIZE = 16
+BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ class Replica:
     busy_s: float = 0.0
     _scheduler: Scheduler = field(init=False)
     _open: dict[str, Served] = field(default_factory=dict)
-    _coming: deque[tuple[float, Request]] = field(default_factory=deque)
+    _coming: list[tuple[float, int, Request]] = field(default_factory=list)  # a heap
     _in_flight: _InFlight | None = None
     _device_free_s: float = 0.0
     _ids: Iterator[int] = field(default_factory=count)
@@ -95,9 +96,7 @@ class Replica:
 
     def _new_scheduler(self) -> Scheduler:
         engine = self.engine
-        blocks = BlockAllocator(
-            engine.num_blocks, _BLOCK_SIZE, prefix_caching=engine.prefix_caching
-        )
+        blocks = BlockAllocator(engine.num_blocks, BLOCK_SIZE, prefix_caching=engine.prefix_caching)
         return Scheduler(
             blocks,
             max_num_seqs=engine.max_num_seqs,
@@ -132,19 +131,25 @@ class Replica:
             served.is_impossible = True
             return served
         self._open[request.request_id] = served
+        if self._in_flight is not None and self._in_flight.ends_s > arrival.time_s:
+            # Reading it takes the processors from the step that runs.
+            self._in_flight.ends_s += self.step_times.per_request_s
+            self._device_free_s = self._in_flight.ends_s
+            self.busy_s += self.step_times.per_request_s
         # What a request costs outside the engine is spent before it gets there.
-        self._coming.append((arrival.time_s + self.step_times.overhead_s, request))
+        came_s = arrival.time_s + self.step_times.overhead_s
+        heapq.heappush(self._coming, (came_s, next(self._ids), request))
         return served
 
     def run_until(self, time_s: float) -> None:
         """Go on to this time; a step that has begun by then is finished."""
-        while self.now_s < time_s and self._advance(time_s):
+        while self.now_s < time_s and self.advance(time_s):
             pass
         self.now_s = max(self.now_s, time_s)
 
     def run_to_end(self) -> None:
         """Serve all that was submitted."""
-        while self._advance(float("inf")):
+        while self.advance():
             pass
 
     def lose_all(self, reason: str, until_s: float) -> list[Served]:
@@ -160,7 +165,7 @@ class Replica:
         return lost
 
     def _why_never(self, request: Request) -> str | None:
-        num_blocks = -(-(request.max_len - 1) // _BLOCK_SIZE)
+        num_blocks = -(-(request.max_len - 1) // BLOCK_SIZE)
         if request.max_len > self.engine.max_model_len:
             return f"{request.max_len} tokens are more than {self.engine.max_model_len}"
         if num_blocks > self.engine.num_blocks:
@@ -175,7 +180,7 @@ class Replica:
         own = arrival.num_prompt_tokens - shared
         return [arrival.prefix] * shared + [-1 - self._chance.getrandbits(62) for _ in range(own)]
 
-    def _advance(self, limit_s: float) -> bool:
+    def advance(self, limit_s: float = math.inf) -> bool:
         """Take one turn of the engine's loop; return False if there is nothing to do before."""
         self._take_coming()
         if not self._scheduler.has_work and self._in_flight is None:
@@ -198,7 +203,7 @@ class Replica:
 
     def _take_coming(self) -> None:
         while self._coming and self._coming[0][0] <= self.now_s:
-            _, request = self._coming.popleft()
+            _, _, request = heapq.heappop(self._coming)
             try:
                 self._scheduler.add(request)
             except RequestTooLongError as error:  # submit has looked for these
@@ -206,12 +211,13 @@ class Replica:
 
     def _commit(self, plan: Plan) -> None:
         num_samples = sum(chunk.samples for chunk in plan.chunks)
+        read_s = self.now_s + self.step_times.per_open_s * len(self._open)
         for committed in self._scheduler.commit(plan, [0] * num_samples):
             served = self._open[committed.request.request_id]
             served.num_tokens += 1
             if served.first_token_s is None:
-                served.first_token_s = self.now_s
+                served.first_token_s = read_s
                 served.num_cached_tokens = committed.request.num_cached_tokens or 0
             if committed.finish_reason is not None:
-                served.ended_s = self.now_s
+                served.ended_s = read_s
                 del self._open[committed.request.request_id]

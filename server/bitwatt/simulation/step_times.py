@@ -55,20 +55,36 @@ class StepPoint:
 
     is_whole_request  whether the seconds are a lone caller's, from request to first token: what a
                       request costs outside the engine is then in them
+    spread            median distance of its runs from their median, over that; None of one run
     """
 
     work: StepWork
     seconds: float
     is_whole_request: bool = False
+    spread: float | None = None
 
 
 class StepTimes:
-    """Seconds of a step, and of a request outside the engine."""
+    """Seconds of a step, and of a request outside the engine.
+
+    overhead_s     a lone request waits outside the engine
+    per_request_s  a request that comes delays the step that runs: it takes the processors, too
+    per_open_s     a token is longer on its way for each stream that is open
+    """
 
     def __init__(
-        self, knots: Sequence[int], weights: Sequence[float], points: Sequence[StepPoint]
+        self,
+        knots: Sequence[int],
+        weights: Sequence[float],
+        points: Sequence[StepPoint],
+        *,
+        per_request_s: float = 0.0,
+        per_open_s: float = 0.0,
     ) -> None:
         self._knots = tuple(knots)
+        self._weights = tuple(weights)
+        self.per_request_s = per_request_s
+        self.per_open_s = per_open_s
         self._base, *self._slopes = weights[: len(knots) + 1]
         self._per_sample, self._per_attended, self.overhead_s = weights[len(knots) + 1 :]
         self.points = tuple(points)
@@ -89,6 +105,16 @@ class StepTimes:
         rows = [_features(knots, p.work, is_whole_request=p.is_whole_request) for p in points]
         scaled = [[v / p.seconds for v in row] for row, p in zip(rows, points, strict=True)]
         return cls(knots, _non_negative_least_squares(scaled), points)
+
+    def at_load(self, per_request_s: float, per_open_s: float) -> Self:
+        """Return the same steps with these prices."""
+        return type(self)(
+            self._knots,
+            self._weights,
+            self.points,
+            per_request_s=per_request_s,
+            per_open_s=per_open_s,
+        )
 
     def seconds(self, work: StepWork) -> float:
         """Return the seconds that a step of this work takes."""
@@ -133,8 +159,15 @@ class MeasuredModel:
             "num_blocks": self.num_blocks,
             "watts_busy": self.watts_busy,
             "watts_reason": self.watts_reason,
+            "per_request_s": self.step_times.per_request_s,
+            "per_open_s": self.step_times.per_open_s,
             "steps": [
-                asdict(p.work) | {"seconds": p.seconds, "is_whole_request": p.is_whole_request}
+                asdict(p.work)
+                | {
+                    "seconds": p.seconds,
+                    "is_whole_request": p.is_whole_request,
+                    "spread": p.spread,
+                }
                 for p in self.step_times.points
             ],
         }
@@ -163,12 +196,16 @@ def _model(given: Mapping[str, Any]) -> MeasuredModel:
             StepWork(int(s["num_tokens"]), int(s["num_samples"]), int(s["num_attended"])),
             float(s["seconds"]),
             bool(s["is_whole_request"]),
+            s.get("spread"),
         )
         for s in given["steps"]
     ]
+    prices = [float(given.get(name, 0.0)) for name in ("per_request_s", "per_open_s")]
+    if not all(0 <= price < float("inf") for price in prices):
+        raise ValueError(f"per_request_s and per_open_s are {prices}")
     return MeasuredModel(
         name=str(given["name"]),
-        step_times=StepTimes.fit(points),
+        step_times=StepTimes.fit(points).at_load(*prices),
         max_model_len=given.get("max_model_len"),
         num_blocks=given.get("num_blocks"),
         watts_busy=given.get("watts_busy"),

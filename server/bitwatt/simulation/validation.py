@@ -2,20 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
 from bitwatt_client.server import Server
 
-from bitwatt.simulation.callers import Stream, prompt_of, stream
+from bitwatt.simulation.callers import Callers, Stream, prompt_of
 from bitwatt.simulation.capacity import percentile
 from bitwatt.simulation.replica import Engine, Replica
 from bitwatt.simulation.step_times import StepTimes
 from bitwatt.simulation.traffic import Arrival, Traffic
 
-__all__ = ["Comparison", "Figures", "compare_with_server"]
+__all__ = ["Comparison", "Figures", "compare_with_server", "comparisons_as_markdown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,8 @@ async def compare_with_server(
     for rate in rates:
         arrivals = traffic.arrivals(rate, max(20, round(rate * seconds)), seed)
         predicted, utilization = _predict(engine, step_times, arrivals)
-        measured = await _replay(http, server, arrivals, seed)
+        async with Callers(server, authorization=http.headers.get("Authorization")) as callers:
+            measured = await _replay(callers, arrivals, seed)
         one = Comparison(
             requests_per_s=rate,
             utilization=utilization,
@@ -85,6 +86,28 @@ async def compare_with_server(
         told = ", ".join(f"{name} {100 * error:+.0f}%" for name, error in one.errors.items())
         report(f"{rate:.3g} requests/s, utilization {utilization:.0%}: {told}")
     return comparisons
+
+
+def comparisons_as_markdown(by_model: Mapping[str, Sequence[Comparison]]) -> str:
+    """Return what was predicted and measured, and how far apart, a rate a row."""
+    figures = [
+        ("TTFT p50, ms", "ttft_p50_s", 1e3, ".1f"),
+        ("TTFT p95, ms", "ttft_p95_s", 1e3, ".1f"),
+        ("time per output token p95, ms", "tpot_p95_s", 1e3, ".2f"),
+        ("tokens/s", "tokens_per_s", 1.0, ",.0f"),
+    ]
+    names = ["model", "requests/s", "utilization", *(label for label, *_ in figures)]
+    lines = [f"| {' | '.join(names)} |", "|---" + "|--:" * (len(names) - 1) + "|"]
+    for model, comparisons in by_model.items():
+        for one in comparisons:
+            predicted, measured = asdict(one.predicted), asdict(one.measured)
+            cells = [model, f"{one.requests_per_s:.4g}", f"{one.utilization:.0%}"] + [
+                f"{factor * predicted[name]:{form}} / {factor * measured[name]:{form}} "
+                f"({one.errors[name]:+.0%})"
+                for _, name, factor, form in figures
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(["Predicted / measured:", "", *lines, ""])
 
 
 def _predict(
@@ -109,16 +132,14 @@ def _predict(
     )
 
 
-async def _replay(
-    http: httpx.AsyncClient, server: Server, arrivals: Sequence[Arrival], seed: int
-) -> Figures:
+async def _replay(callers: Callers, arrivals: Sequence[Arrival], seed: int) -> Figures:
     started = time.perf_counter()
 
     async def call(number: int, arrival: Arrival) -> Stream:
         await asyncio.sleep(max(0.0, started + arrival.time_s - time.perf_counter()))
         prompt = prompt_of(arrival.num_prompt_tokens, number)
         salt = f"replay {seed} {started} {number}"
-        return await stream(http, server, prompt, arrival.num_tokens, salt)
+        return await callers.stream(prompt, arrival.num_tokens, salt)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(call(i, arrival)) for i, arrival in enumerate(arrivals)]

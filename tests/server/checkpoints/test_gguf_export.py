@@ -13,9 +13,11 @@ import torch
 from bitwatt import builtin
 from bitwatt.checkpoints.conversion import convert, convert_to_gguf
 from bitwatt.checkpoints.gguf_export import GgufTarget, Written
+from bitwatt.checkpoints.gguf_file import open_gguf
+from bitwatt.checkpoints.registry import open_checkpoint
 from bitwatt.cli import main
 from bitwatt.errors import CheckpointError
-from bitwatt.text.gguf_tokenizer import read_gguf_text
+from bitwatt.text.gguf_tokenizer import read_gguf_text, write_gguf_text
 from bitwatt.text.gguf_vocabulary import check_gguf_text, gguf_text
 from bitwatt.text.tokenizer_files import read_tokenizer_files
 from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
@@ -34,11 +36,15 @@ SIZES = {
     "eos_token_id": 1,
 }
 TARGETS: list[GgufTarget] = ["gguf-tq2_0", "gguf-q2_0"]
+VOCABULARY = ["model.embed_tokens.weight", "lm_head.weight"]
 KINDS = ["llama", "llama3", "qwen2", "qwen3", "yarn", "tied", "relu2"]
 
 
-def write(folder: Path, kind: str, rule: str = "row") -> None:
-    """Write a ternary model whose scales float16 holds, with the embedded model's tokenizer."""
+def write(folder: Path, kind: str, rule: str = "row", embedding: str | None = None) -> None:
+    """Write a ternary model whose scales float16 holds, with the embedded model's tokenizer.
+
+    embedding  the rule of embedding and head, where these are ternary too
+    """
     more: dict[str, Any] = {"llama3": {"rope_parameters": LLAMA3}}.get(kind, {})
     if kind == "yarn":
         more = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}
@@ -58,6 +64,8 @@ def write(folder: Path, kind: str, rule: str = "row") -> None:
             tensors[name] = tensor.half().float()
         elif name.endswith("_proj.weight") and kind != "relu2":
             tensors[name] = made_ternary(tensor, rule, torch.float16)
+        elif embedding is not None and name in VOCABULARY:
+            tensors[name] = made_ternary(tensor, embedding, torch.float16)
     save_file(tensors, path, metadata={"format": "pt"})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(builtin.TERNARY / name, folder / name)
@@ -109,6 +117,70 @@ def test_groups_come_back_bit_for_bit(tmp_path, rule):
         assert torch.equal(*values), name
     with pytest.raises(CheckpointError, match="TQ2_0 one to 256 \\(--to gguf-q2_0 has one to 64"):
         export(tmp_path / "source", tmp_path / "y.gguf", "gguf-tq2_0")
+
+
+def vocabulary(path: Path) -> list[torch.Tensor]:
+    """Return embedding and head as floats; the embedding twice where they are tied."""
+    checkpoint = open_checkpoint(path)
+    shape = (checkpoint.config.vocab_size, checkpoint.config.hidden_size)
+    names = VOCABULARY[:1] * 2 if checkpoint.config.is_tied else VOCABULARY
+    return [checkpoint.dense(name, *shape, fits=torch.float32).float() for name in names]
+
+
+def stored_as(path: Path) -> set[str]:
+    """Return the formats that a GGUF file has embedding and head in."""
+    tensors = open_gguf(path).tensors
+    names = {"token_embd.weight", "output.weight"} & set(tensors)
+    return {tensors[name].layout.name for name in names}
+
+
+@pytest.mark.parametrize(
+    ("target", "rule", "embedding"),
+    [
+        ("gguf-q2_0", "128 weights", "128 weights"),
+        ("gguf-q2_0", "row", "64 weights"),
+        ("gguf-tq2_0", "row", "row"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["qwen3", "tied"])
+def test_ternary_embeddings_and_heads_stay_packed_and_come_back_bit_for_bit(
+    tmp_path, kind, target, rule, embedding
+):
+    source, written = tmp_path / "source", tmp_path / "x.gguf"
+    write(source, kind, rule, embedding)
+    assert export(source, written, target).notices == []
+    assert stored_as(written) == {target.removeprefix("gguf-").upper()}
+    assert all(map(torch.equal, vocabulary(source), vocabulary(written)))
+    assert torch.equal(logits_of(load(source, "ternary")), logits_of(load(written, "ternary")))
+    again = tmp_path / "again.gguf"
+    export(written, again, target)
+    tensors = [
+        {name: bytes(file.data(name)) for name in file.tensors}
+        for file in map(open_gguf, (written, again))
+    ]
+    assert tensors[0] == tensors[1]
+
+
+def test_an_embedding_that_blocks_can_not_hold_is_written_as_floats_and_said_to_be(tmp_path):
+    source, written = tmp_path / "source", tmp_path / "x.gguf"
+    write(source, "tied", "row", "128 weights")
+    [notice] = export(source, written, "gguf-tq2_0").notices
+    assert "embed_tokens has a scale to each 128 weights" in notice
+    assert notice.endswith("it is written as floats")
+    assert stored_as(written) <= {"F16", "F32"}
+    assert all(map(torch.equal, vocabulary(source), vocabulary(written)))
+
+
+@pytest.mark.parametrize("embedding", ["tensor", "64 weights"])
+def test_a_folder_keeps_each_value_of_a_packed_embedding(tmp_path, embedding):
+    """Its scales are float16, which bfloat16 doesn't hold; it is read in several parts."""
+    source, file, folder, again = (tmp_path / name for name in ("s", "x.gguf", "hf", "y.gguf"))
+    write(source, "tied", "tensor", embedding)
+    export(source, file, "gguf-q2_0")
+    convert(file, folder, "hf", partial(write_gguf_text, file))
+    assert all(map(torch.equal, vocabulary(source), vocabulary(folder)))
+    export(folder, again, "gguf-q2_0")
+    assert all(map(torch.equal, vocabulary(source), vocabulary(again)))
 
 
 def test_a_file_is_exported_in_the_other_format_and_back(tmp_path):

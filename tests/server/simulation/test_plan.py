@@ -108,15 +108,24 @@ def test_a_plan_has_as_many_machines_as_the_rate_takes_and_shows_what_is_saved()
 
 
 def test_a_negative_saving_is_shown_as_such():
+    prices = {"watts_idle": 50.0, "watts_busy": 100.0, "usd_per_kwh": 0.2, "pue": 1.0}
+    prices |= {"usd_per_hour": 1.0, "gco2_per_kwh": 300.0}
     plan = make_plan(
-        [planned(3.0, usd_per_hour=1.0), planned(1.0, "twin", usd_per_hour=1.0)],
+        [planned(3.0, **prices), planned(1.0, "twin", **prices)],
         TRAFFIC,
         600.0,
         LEVEL,
         num_requests=300,
     )
-    assert plan.saved["usd_per_hour"] < 0
-    assert "more dollars than the twin" in plan_as_markdown(plan)
+    told = plan_as_markdown(plan)
+    ours, theirs = (model.need.num_machines for model in plan.models)
+    assert plan.saved["machines"] == plan.saved["usd_per_hour"] == 1 - ours / theirs < 0
+    assert f"Ternary takes {ours / theirs - 1:.0%} more dollars than the twin." in told
+    for figure, name in (("watts", "joules"), ("kg_co2_per_hour", "CO2e")):
+        assert plan.saved[figure] < 0
+        assert f"Ternary takes {-plan.saved[figure]:.0%} more {name} than the twin." in told
+    assert "Ternary saves" not in told
+    assert json.loads(json.dumps(plan.as_json()))["saved"]["usd_per_hour"] < 0
 
 
 def test_a_level_that_nobody_meets_is_said_with_what_a_lone_request_takes():
