@@ -76,6 +76,7 @@ class AnswerPlan:
     thinking   between tokens; None where there is none, or it has other marks
     grammar    what they go by; None for any text
     calls      how their calls are written; None where none is read
+    must_call  whether they are calls and nothing else
     schemas    of the tools' parameters, by name
     max_calls  of each; None for any number
     """
@@ -85,6 +86,7 @@ class AnswerPlan:
     thinking: ThinkingShape | None
     grammar: GrammarSource | None
     calls: CallFormat | None = None
+    must_call: bool = False
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     max_calls: int | None = None
 
@@ -104,7 +106,13 @@ class AnswerPlan:
         """Return a reader of one choice; None where all of it is content."""
         if self.calls is None and (self.part == "over" or self.forms.thinking is None):
             return None
-        return self.forms.new_parser(self.part, self.calls, self.schemas, max_calls=self.max_calls)
+        return self.forms.new_parser(
+            self.part,
+            self.calls,
+            self.schemas,
+            must_call=self.must_call,
+            max_calls=self.max_calls,
+        )
 
 
 def plan_answer(
@@ -139,12 +147,15 @@ def plan_answer(
         source = shape.source("thinking_token_budget" if grammar is None else grammar.param)
     else:
         source = grammar
+    if source is not None and shape.thinking is None:
+        part = "over"  # the grammar holds from the first token, whatever the prompt leads into
     return AnswerPlan(
         forms=forms,
         part=part,
         thinking=shape.thinking,
         grammar=source,
         calls=calls,
+        must_call=use is not None and use.must_call,
         schemas={} if use is None else {tool.name: tool.schema for tool in use.tools},
         max_calls=None if use is None or (use.is_parallel and use.only is None) else 1,
     )

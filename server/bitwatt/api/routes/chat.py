@@ -29,6 +29,7 @@ from bitwatt.serving.generation import Generation
 from bitwatt.text.answers.pieces import (
     AnswerPiece,
     CallArguments,
+    CallClosed,
     CallOpened,
     Content,
     Reasoning,
@@ -66,7 +67,7 @@ class _Writer:
     ) -> None:
         self._generation = generation
         self._tells_reasoning = tells_reasoning
-        self._calling: set[int] = set()  # choices that have called
+        self._calling: set[int] = set()  # choices that have called, and whose calls are whole
         self._head = head
         self._chunks = chunks
         self._opened: set[int] = set()
@@ -129,14 +130,14 @@ class _Writer:
             case Reasoning(text):
                 return ChatDelta(reasoning_content=text) if self._tells_reasoning else None
             case CallOpened(call, name):
-                self._calling.add(index)
                 function = ChatFunction(name=name, arguments="")
                 opened = ChatToolCall(index=call, id=_call_id(), type="function", function=function)
                 return ChatDelta(tool_calls=[opened])
             case CallArguments(call, text):
                 more = ChatToolCall(index=call, function=ChatFunction(arguments=text))
                 return ChatDelta(tool_calls=[more])
-            case _:  # a stream tells no call's end
+            case CallClosed(_, is_cut):  # of which a stream tells nothing
+                (self._calling.discard if is_cut else self._calling.add)(index)
                 return None
 
     def _reason(self, delta: Delta) -> ChatFinishReason | None:
@@ -165,7 +166,7 @@ class _Writer:
             )
             for call in answer.calls
         ]
-        if calls:
+        if calls and not answer.calls[-1].is_cut:
             self._calling.add(delta.index)
         reason = self._reason(delta)
         assert reason is not None
