@@ -238,7 +238,9 @@ async def test_a_forced_call_that_max_tokens_cuts_is_never_content_wherever_it_i
             options = {"tools": [WEATHER], "tool_choice": FORCED, "max_tokens": max_tokens}
             choice = await ask(client, **options)
             content, _, streamed, reasons, _ = await ask_streamed(client, **options)
-            whole = [(c.function.name, c.function.arguments) for c in choice.message.tool_calls or []]
+            whole = [
+                (c.function.name, c.function.arguments) for c in choice.message.tool_calls or []
+            ]
             assert whole == streamed
             assert (choice.message.content or "", content) == ("", "")
             assert all(name == "weather" and arguments.startswith(told) for name, told in whole)

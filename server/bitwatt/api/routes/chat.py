@@ -16,7 +16,6 @@ from bitwatt.api.schemas.chat_events import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
-    ChatFinishReason,
     ChatFunction,
     ChatLogprobs,
     ChatMessage,
@@ -24,7 +23,7 @@ from bitwatt.api.schemas.chat_events import (
     ChatToolCall,
     ChatTopLogprob,
 )
-from bitwatt.serving.choice import Delta
+from bitwatt.serving.choice import ChatFinishReason, Delta, chat_reason
 from bitwatt.serving.generation import Generation
 from bitwatt.text.answers.pieces import (
     AnswerPiece,
@@ -141,8 +140,9 @@ class _Writer:
                 return None
 
     def _reason(self, delta: Delta) -> ChatFinishReason | None:
-        has_called = delta.index in self._calling
-        return "tool_calls" if delta.finish_reason == "stop" and has_called else delta.finish_reason
+        if delta.finish_reason is None:
+            return None
+        return chat_reason(delta.finish_reason, has_called=delta.index in self._calling)
 
     def ending(self) -> bytes:
         return self._chunks.ending(
@@ -166,10 +166,7 @@ class _Writer:
             )
             for call in answer.calls
         ]
-        if calls and not answer.calls[-1].is_cut:
-            self._calling.add(delta.index)
-        reason = self._reason(delta)
-        assert reason is not None
+        assert delta.finish_reason is not None
         return ChatChoice(
             index=delta.index,
             message=ChatMessage(
@@ -180,7 +177,7 @@ class _Writer:
                 tool_calls=calls or UNSET,
             ),
             logprobs=self._logprobs(delta),
-            finish_reason=reason,
+            finish_reason=chat_reason(delta.finish_reason, has_called=answer.has_called),
         )
 
     def _logprobs(self, delta: Delta) -> ChatLogprobs | None:

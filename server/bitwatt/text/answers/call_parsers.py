@@ -88,9 +88,8 @@ class _Calls(ABC):
 
     def _tell(self, text: str, pieces: list[AnswerPiece]) -> None:
         """Put content into the pieces."""
-        if content := self._content(text):
-            if not self._must_call:
-                pieces.append(Content(content))
+        if (content := self._content(text)) and not self._must_call:
+            pieces.append(Content(content))
 
     def _close(self) -> list[AnswerPiece]:
         """Return the end of the call at hand; _held has what is none."""
@@ -204,8 +203,9 @@ class TaggedCalls(_Calls):
 class BareCalls(_Calls):
     """Calls that are JSON at an answer's very beginning, as Llama 3 writes them.
 
-    JSON is a call only with the name of a tool and with arguments, unless there must be one. Several stand behind one
-    another, with white space, a semicolon or a comma between. Other text ends them.
+    JSON is a call only with the name of a tool and with arguments, unless it must be one. Several
+    stand behind one another, with white space, a semicolon or a comma between. Other text ends
+    them.
     """
 
     def __init__(self, tools: Mapping[str, Mapping[str, Any]], must_call: bool = False) -> None:

@@ -95,6 +95,11 @@ class Answer:
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
 
+    @property
+    def has_called(self) -> bool:
+        """Whether there are calls, all of them whole: the last one alone may be cut."""
+        return bool(self.calls) and not self.calls[-1].is_cut
+
 
 def whole_answer(pieces: Iterable[AnswerPiece]) -> Answer:
     """Return the answer that the pieces make, which may be those of several pushes."""
