@@ -1,28 +1,21 @@
 """The engine without a server, for Python users: batches prompts in this process."""
 
+import json
 import logging
 import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, get_args
 
 from bitwatt import builtin
 from bitwatt.constraints.compiling import refused, written_for_matcher
+from bitwatt.constraints.structured_outputs import GrammarSource
 from bitwatt.engine.build import build_engine
-from bitwatt.engine.messages import (
-    EngineConfig,
-    EngineInfo,
-    PromptLogprobs,
-    Submit,
-    TokenLogprobs,
-    TokenOutput,
-    merged,
-)
+from bitwatt.engine.messages import EngineConfig, EngineInfo
 from bitwatt.errors import (
     CheckpointError,
     ConfigurationError,
@@ -31,76 +24,20 @@ from bitwatt.errors import (
     shorten,
 )
 from bitwatt.hub import fetch
+from bitwatt.llm_results import Answer, Choice, PendingChoice, PromptTokenLogprobs
 from bitwatt.model.config import Dtype, HeadBits, WeightsName, weights_named
 from bitwatt.model.folder import why_no_folder
 from bitwatt.scheduling.drafting import Speculation
-from bitwatt.serving.choice import ChoiceReader, FinishReasonName
+from bitwatt.serving.answers import AnswerOptions, plan_answer
 from bitwatt.serving.planning import plan_choices, seed_of
+from bitwatt.serving.response_format import outputs_of
 from bitwatt.serving.sampling_params import GenerationConfig, SamplingParams, checked_defaults
+from bitwatt.serving.tools import template_call, template_tools, tool_use_of
 from bitwatt.text.codec import TextCodec
 
 __all__ = ["LLM", "Answer", "Choice", "PromptTokenLogprobs"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptTokenLogprobs:
-    """A prompt's token by its natural-log probability, given those before it.
-
-    rank  1 for the likeliest
-    top   the likeliest tokens, best first
-    """
-
-    logprob: float
-    rank: int
-    top: list[tuple[int, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One continuation of a prompt.
-
-    text       of the tokens, special tokens and the stop string left out
-    token_ids  with the stop token that ended it, if one did
-    logprobs   as many as token_ids where they were asked for, else empty
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReasonName
-    logprobs: list[TokenLogprobs]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one prompt or conversation brought: SamplingParams.n choices, the first one's at hand.
-
-    num_cached_tokens  of the prompt's, found in the prefix cache
-    prompt_logprobs    as many as prompt_token_ids where they were asked for, the first one None;
-                       else empty
-    """
-
-    prompt_token_ids: list[int]
-    choices: list[Choice]
-    num_cached_tokens: int
-    prompt_logprobs: list[PromptTokenLogprobs | None]
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].text
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.choices[0].token_ids
-
-    @property
-    def finish_reason(self) -> FinishReasonName:
-        return self.choices[0].finish_reason
-
-    @property
-    def logprobs(self) -> list[TokenLogprobs]:
-        return self.choices[0].logprobs
 
 
 class LLM:
@@ -228,37 +165,45 @@ class LLM:
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        chat_template_kwargs: Mapping[str, bool] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> list[Answer]:
         """Return one answer a conversation, in order, as the model's chat template puts them.
 
-        messages              of one conversation, or of several: mappings with role and content
-        chat_template_kwargs  enable_thinking, thinking
+        messages              of one conversation, or of several: mappings with role and content,
+                              and calls and their results, as chat completions have them
+        tools, tool_choice, parallel_tool_calls, response_format  of all conversations, as chat
+                              completions have them
+        chat_template_kwargs  enable_thinking, thinking, reasoning_effort
         on_progress           as generate()'s
 
         Raises  InvalidRequestError before anything runs, also where there is no chat template;
                 RequestFailedError; EngineUnavailableError after close()
         """
         _check_list("messages", messages, "a list of messages, or of such lists")
-        if not isinstance(chat_template_kwargs, Mapping | None):
-            raise InvalidRequestError(
-                f"chat_template_kwargs is {shorten(chat_template_kwargs)}; it must be a mapping",
-                param="chat_template_kwargs",
-            )
+        _check_mapping("chat_template_kwargs", chat_template_kwargs)
+        _check_mapping("response_format", response_format)
+        _check_tools(tools)
+        use = tool_use_of(tools, tool_choice, parallel_tool_calls)
         is_one = all(isinstance(message, Mapping) for message in messages)
         conversations: Sequence[Any] = [messages] if is_one else messages
-        prompts = []
-        for conversation in conversations:
-            _check_messages(conversation)
-            prompts.append(
-                self._codec.encode_chat(
-                    conversation,
-                    kwargs=chat_template_kwargs,
-                    max_tokens=self.info.max_model_len,
-                )
+        prompts = [
+            self._codec.encode_chat(
+                _template_input(conversation),
+                tools=template_tools(tools, use),
+                kwargs=chat_template_kwargs,
+                max_tokens=self.info.max_model_len,
             )
-        return self._answer(prompts, sampling_params, "messages", on_progress)
+            for conversation in conversations
+        ]
+        options = AnswerOptions(tools=use)
+        return self._answer(
+            prompts, sampling_params, "messages", on_progress, options, response_format
+        )
 
     def close(self) -> None:
         """Release the model; the second time, do nothing."""
@@ -297,7 +242,10 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         param: str,
         on_progress: Callable[[int, int], object] | None,
+        options: AnswerOptions | None = None,
+        response_format: Mapping[str, Any] | None = None,
     ) -> list[Answer]:
+        """Return the prompts' answers; without options all of them is text."""
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             given = sampling_params or self.get_default_sampling_params()
             sampling_params = [given] * len(prompts)
@@ -316,16 +264,24 @@ class LLM:
         name = secrets.token_hex(4)
         pending = []
         for number, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
+            outputs = outputs_of(response_format, params.structured_outputs)
+            source = None if outputs is None else outputs.source()
+            grammar = None if source is None else self._compiled(source)
+            plan = None
+            if options is not None:
+                plan = plan_answer(options, self._codec, prompt, source)
+                if plan.grammar is not None and plan.grammar is not source:
+                    grammar = self._compiled(plan.grammar)
             submits = plan_choices(
                 params,
                 self.info,
                 [prompt],
                 request_id=f"{name}-{number}",
                 seed=seed_of(params),
-                grammar=self._grammar_of(params),
+                grammar=grammar,
                 prompt_param=param,
             )
-            pending.append([_Pending(submit, self._codec, params) for submit in submits])
+            pending.append([PendingChoice(one, self._codec, params, plan) for one in submits])
         with self._turn_of_this_thread():
             if self._is_closed:
                 raise EngineUnavailableError("the model was released by close()")
@@ -357,11 +313,8 @@ class LLM:
             finally:
                 self._holder = None
 
-    def _grammar_of(self, params: SamplingParams) -> str | None:
-        """Return the grammar of what is asked, once the engine has it compiled."""
-        if params.structured_outputs is None:
-            return None
-        source = params.structured_outputs.source()
+    def _compiled(self, source: GrammarSource) -> str:
+        """Return the grammar as the engine takes it, which has it compiled."""
         grammar = written_for_matcher(source)
         if not self._core.knows_tokens:
             self._core.learn_tokens(self._codec.vocabulary.for_grammars())
@@ -371,7 +324,7 @@ class LLM:
 
     def _run(
         self,
-        pending: dict[str, "_Pending"],
+        pending: dict[str, PendingChoice],
         on_progress: Callable[[int, int], object] | None,
     ) -> None:
         """Run every choice to its end; whatever goes wrong, none is left in the engine."""
@@ -437,71 +390,60 @@ def _interrupts_held() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class _Pending:
-    """A choice while it runs."""
-
-    def __init__(self, submit: Submit, codec: TextCodec, params: SamplingParams) -> None:
-        self.submit = submit
-        self.num_cached_tokens = 0
-        text = codec.output(params.stop_strings, min_tokens=params.min_tokens)
-        self._reader = ChoiceReader(0, submit, text)
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._finish_reason: FinishReasonName | None = None
-        self._prompt_logprobs: PromptLogprobs | None = None
-        # Only a stop string must be seen at once; all else is read when the engine has ended the
-        # choice, for the next step would wait for this thread's Python.
-        self._reads_at_once = bool(params.stop_strings)
-        self._unread: list[TokenOutput] = []
-
-    def read(self, output: TokenOutput) -> bool:
-        """Take what is new; return whether that was the last. Raises RequestFailedError."""
-        if not self._reads_at_once:
-            self._unread.append(output)
-            if output.finish_reason is None:
-                return False
-            output = merged(self._unread)
-        before = self._reader.num_tokens
-        delta = self._reader.read(output)
-        num_new = self._reader.num_tokens - before
-        self._token_ids += output.token_ids[:num_new]
-        self._logprobs += output.logprobs[:num_new]
-        self.num_cached_tokens = output.num_cached_tokens
-        self._prompt_logprobs = self._prompt_logprobs or output.prompt_logprobs
-        if delta is None:
-            return False
-        self._texts.append(delta.text)
-        self._finish_reason = delta.finish_reason
-        return delta.finish_reason is not None
-
-    def prompt_logprobs(self) -> list[PromptTokenLogprobs | None]:
-        """Return them as Answer has them."""
-        if self.submit.sampling.prompt_logprobs is None:
-            return []
-        packed = self._prompt_logprobs
-        scored = [] if packed is None else packed.unpacked()
-        return [None, *(PromptTokenLogprobs(*entry) for entry in scored)]
-
-    def settled(self) -> Choice:
-        assert self._finish_reason is not None
-        return Choice("".join(self._texts), self._token_ids, self._finish_reason, self._logprobs)
-
-
 def _check_list(name: str, value: object, words: str) -> None:
     if not isinstance(value, list | tuple):
         raise InvalidRequestError(f"{name} is {shorten(value)}; it must be {words}", param=name)
 
 
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, Sequence) or not messages:
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping | None):
+        raise InvalidRequestError(f"{name} is {shorten(value)}; it must be a mapping", param=name)
+
+
+def _check_tools(tools: object) -> None:
+    """Raise the error of tools that no body could have: tool_use_of checks the rest."""
+    if tools is None:
+        return
+    _check_list("tools", tools, "a list of tools")
+    try:
+        json.dumps(tools)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"tools are no JSON: {error}", param="tools") from None
+
+
+def _template_input(conversation: Any) -> list[dict[str, Any]]:
+    """Return the messages as templates know them."""
+    if not isinstance(conversation, Sequence) or not conversation:
         raise InvalidRequestError("messages has no messages; one is needed", param="messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not (
-            isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        ):
+    messages: list[dict[str, Any]] = []
+    for index, message in enumerate(conversation):
+        at = f"messages[{index}]"
+        put = dict(message) if isinstance(message, Mapping) else {}
+        if calls := put.pop("tool_calls", None):
+            _check_list(f"{at}.tool_calls", calls, "a list of calls")
+            put["content"] = put.get("content") or ""
+            put["tool_calls"] = [
+                _template_call(call, f"{at}.tool_calls[{number}]")
+                for number, call in enumerate(calls)
+            ]
+        if not (isinstance(put.get("role"), str) and isinstance(put.get("content"), str)):
             raise InvalidRequestError(
-                f"messages[{index}] is {shorten(message)}; it must be a mapping whose role and "
-                "content are strings",
-                param=f"messages[{index}]",
+                f"{at} is {shorten(message)}; it must be a mapping whose role and content are "
+                "strings",
+                param=at,
+            )
+        messages.append(put)
+    return messages
+
+
+def _template_call(call: object, at: str) -> dict[str, Any]:
+    """Return a call of an earlier turn as templates know it."""
+    match call:
+        case {"id": str(call_id), "function": {"name": str(name), "arguments": str(arguments)}}:
+            return template_call(call_id, name, arguments)
+        case _:
+            raise InvalidRequestError(
+                f"{at} is {shorten(call)}; it must be a mapping with an id and a function, whose "
+                "name and arguments are strings",
+                param=at,
             )

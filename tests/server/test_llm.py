@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from bitwatt import LLM, SamplingParams, StructuredOutputsParams, builtin
 from bitwatt.api.app import create_app
-from bitwatt.engine.messages import EngineConfig
+from bitwatt.engine.messages import EngineConfig, Submit, TokenOutput
 from bitwatt.errors import (
     BitwattError,
     CheckpointError,
@@ -26,7 +26,9 @@ from bitwatt.errors import (
     InvalidRequestError,
     RequestFailedError,
 )
-from bitwatt.scheduling.request import FinishReason
+from bitwatt.llm_results import PendingChoice
+from bitwatt.scheduling.request import FinishReason, ResolvedSampling
+from bitwatt.serving.answers import AnswerOptions, Tool, ToolUse, plan_answer
 from bitwatt.serving.models import ServedModel
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt.text.processor import TextProcessor
@@ -34,6 +36,7 @@ from bitwatt.text.vocabulary import Vocabulary
 from tokenizers import Tokenizer
 
 from tests.fakes import make_client, make_settings
+from tests.server.api.test_tools import CALL, HERMES, THINKER, make_tools_text
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 PROMPT = "def main("
@@ -497,3 +500,168 @@ def test_answers_are_what_structured_outputs_ask_for():
         with pytest.raises(InvalidRequestError, match="unclosed group") as raised:
             llm.generate("a", bad)
         assert raised.value.param == "structured_outputs.regex"
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": [WEATHER, CLOCK], "tool_choice": "required"},
+        {"tools": [WEATHER, CLOCK], "tool_choice": NAMED},
+        {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False},
+        {"tools": [WEATHER], "tool_choice": "none"},
+        {"tools": [WEATHER], "tool_choice": NAMED, "stop": '"city'},
+        {"tools": [WEATHER], "tool_choice": NAMED, "max_tokens": 3},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": WEATHER["function"]["parameters"]},
+            }
+        },
+        {"response_format": {"type": "text"}},
+    ],
+)
+def test_tools_and_formats_are_answered_as_the_server_answers_them(llm, options):
+    sampling = {"temperature": 0, "max_tokens": 60}
+    sampling |= {name: options[name] for name in sampling.keys() | {"stop"} if name in options}
+    asked = {name: value for name, value in options.items() if name not in sampling}
+    [answer] = llm.chat(MESSAGES, SamplingParams(**sampling), **asked)
+    expected = served(llm, "/v1/chat/completions", messages=MESSAGES, **sampling, **asked)
+    [choice] = expected["choices"]
+    message = choice["message"]
+    assert answer.text == (message["content"] or "")
+    assert answer.finish_reason == choice["finish_reason"]
+    assert [(call.name, call.arguments) for call in answer.tool_calls] == [
+        (call["function"]["name"], call["function"]["arguments"])
+        for call in message.get("tool_calls", [])
+    ]
+    assert len(answer.prompt_token_ids) == expected["usage"]["prompt_tokens"]
+    assert len(answer.token_ids) == expected["usage"]["completion_tokens"]
+
+
+def test_a_forced_call_has_arguments_by_the_schema_for_each_conversation(llm):
+    answers = llm.chat(
+        [MESSAGES, [{"role": "user", "content": "Why?"}]],
+        SamplingParams(seed=3, n=2, max_tokens=60),
+        tools=[WEATHER],
+        tool_choice=NAMED,
+    )
+    for choice in (choice for answer in answers for choice in answer.choices):
+        [call] = choice.tool_calls
+        assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
+        assert (choice.text, choice.finish_reason, call.is_cut) == ("", "tool_calls", False)
+
+
+def test_a_call_and_its_result_go_back_as_chat_completions_take_them(llm):
+    call = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    turns = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "noon"},
+    ]
+    expected = served(llm, "/v1/chat/completions", messages=turns, temperature=0, max_tokens=8)
+    [answer] = llm.chat(turns, SamplingParams(temperature=0, max_tokens=8))
+    assert answer.text == expected["choices"][0]["message"]["content"]
+    assert len(answer.prompt_token_ids) == expected["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"tools": [WEATHER]}, "tools"),
+        ({"tools": "weather"}, "tools"),
+        ({"tools": [None]}, "tools[0]"),
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
+        ({"tools": [{**WEATHER, "more": {1}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [CLOCK], "tool_choice": NAMED}, "tool_choice"),
+        ({"tools": [CLOCK], "tool_choice": 5}, "tool_choice"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": {"enum": {1}}},
+                }
+            },
+            "response_format",
+        ),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_tools_and_formats_that_are_wrong_are_named(llm, asked, param):
+    both = StructuredOutputsParams(regex="a") if "response_format" in asked else None
+    with pytest.raises(InvalidRequestError) as raised:
+        llm.chat(MESSAGES, SamplingParams(structured_outputs=both), **asked)
+    assert raised.value.param == param
+
+
+@pytest.mark.parametrize("call", [None, {}, {"id": "a", "function": {"name": "f"}}])
+def test_an_earlier_call_that_is_none_is_named(llm, call):
+    with pytest.raises(InvalidRequestError) as raised:
+        llm.chat([{"role": "assistant", "tool_calls": [call]}])
+    assert raised.value.param == "messages[0].tool_calls[0]"
+
+
+def test_thinking_and_calls_are_told_apart_from_the_text():
+    codec = make_tools_text(THINKER).codec
+    params = SamplingParams(max_tokens=900)
+    for reply, tools, text, names, reason in (
+        (f"<think>hm</think>So:\n{CALL}", [Tool(name="weather")], "So:", ["weather"], "tool_calls"),
+        ("<think>hm</think>yes", [], "yes", [], "stop"),
+    ):
+        ids = codec.encode(reply)
+        options = AnswerOptions(tools=ToolUse(tools=tools) if tools else None)
+        submit = Submit(
+            request_id="a", prompt_token_ids=[5], sampling=ResolvedSampling(max_tokens=900)
+        )
+        plan = plan_answer(options, codec, [5], None)
+        pending = PendingChoice(submit, codec, params, plan)
+        assert not pending.read(output_of(ids[:9], None))
+        assert pending.read(output_of(ids[9:], FinishReason.STOP))
+        choice = pending.settled()
+        assert (choice.reasoning, choice.text) == ("hm", text)
+        assert [call.name for call in choice.tool_calls] == names
+        assert choice.finish_reason == reason
+        assert choice.token_ids == ids
+
+
+def test_a_choice_ends_with_the_one_call_that_it_may_have():
+    """Though the engine would go on: nothing binds what a model writes behind a call."""
+    codec = make_tools_text(HERMES).codec
+    use = ToolUse(tools=[Tool(name="weather")], is_parallel=False)
+    submit = Submit(request_id="a", prompt_token_ids=[5], sampling=ResolvedSampling(max_tokens=900))
+    plan = plan_answer(AnswerOptions(tools=use), codec, [5], None)
+    pending = PendingChoice(submit, codec, SamplingParams(max_tokens=900), plan)
+    assert pending.read(output_of(codec.encode(CALL), None))
+    assert pending.settled().finish_reason == "tool_calls"
+
+
+def output_of(token_ids, reason):
+    return TokenOutput(
+        request_id="a",
+        token_ids=token_ids,
+        logprobs=[],
+        finish_reason=reason,
+        error=None,
+        num_cached_tokens=0,
+        queue_s=None,
+        prefill_s=None,
+        decode_s=None,
+    )

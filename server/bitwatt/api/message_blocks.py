@@ -23,6 +23,7 @@ from bitwatt.api.schemas.message_events import (
 from bitwatt.text.answers.pieces import (
     AnswerPiece,
     CallArguments,
+    CallClosed,
     CallOpened,
     Content,
     Reasoning,
@@ -38,7 +39,7 @@ class MessageBlocks:
     """Puts one answer's pieces into blocks, one after the other.
 
     ended       those that have
-    has_called  whether one of them is a call
+    has_called  whether some are calls, and all of these are whole
     """
 
     def __init__(self, *, tells_thinking: bool) -> None:
@@ -63,13 +64,12 @@ class MessageBlocks:
                     if self._tells_thinking:
                         yield self._more(text, ThinkingPiece(text))
                 case CallOpened(_, name):
-                    self.has_called = True
                     tool_use = ToolUseBlock(id=f"toolu_{token_hex(12)}", name=name, input={})
                     yield from self._begin(tool_use)
                 case CallArguments(_, text):
                     yield self._more(text, JsonPiece(text))
-                case _:  # a call ends where another block begins, or the answer does
-                    pass
+                case CallClosed(_, is_cut):  # its block ends where the next one begins
+                    self.has_called = not is_cut
 
     def finish(self) -> Iterator[MessageEvent]:
         """Yield the events of the end."""

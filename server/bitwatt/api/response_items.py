@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any
 
-from pydantic_core import from_json
-
 from bitwatt.api.schemas.response_events import (
     AnyResponseEvent,
     ArgumentsDelta,
@@ -137,13 +135,8 @@ class ResponseItems:
         """Return the items that have ended, and the last one as far as it has come."""
         return [*self._ended, *([self._open.as_sent("incomplete")] if self._open else [])]
 
-    def push(
-        self, pieces: Sequence[AnswerPiece], *, is_cut: bool = False
-    ) -> Iterator[AnyResponseEvent]:
-        """Yield the events of what is new.
-
-        is_cut  these are the last ones, and the answer was longer
-        """
+    def push(self, pieces: Sequence[AnswerPiece]) -> Iterator[AnyResponseEvent]:
+        """Yield the events of what is new."""
         for piece in pieces:
             match piece:
                 case Content(text):
@@ -155,9 +148,8 @@ class ResponseItems:
                     yield from self._begin(_CALL, call_id=f"call_{token_hex(12)}", **own)
                 case CallArguments(_, text):
                     yield from self._extend(_CALL, text)
-                case CallClosed() if self._open is not None:
-                    is_whole = not is_cut or _is_json(self._open.text)
-                    yield from self._close("completed" if is_whole else "incomplete")
+                case CallClosed(_, is_cut):
+                    yield from self._close("incomplete" if is_cut else "completed")
 
     def finish(self, *, is_cut: bool) -> Iterator[AnyResponseEvent]:
         """Yield the events of the end, with an empty message where the answer said nothing."""
@@ -200,11 +192,3 @@ class ResponseItems:
         assert opened.kind.part is not None
         part = opened.kind.part(text=opened.text)
         return ContentPartEvent(**self.numbered(kind), **opened.place, part=part)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        from_json(text)
-    except ValueError:
-        return False
-    return True

@@ -7,15 +7,16 @@ from typing import Any
 
 from bitwatt.constraints.answer_shapes import AnswerShape, CallShape, CallsShape, ThinkingShape
 from bitwatt.constraints.structured_outputs import GrammarSource
+from bitwatt.engine.messages import Submit
 from bitwatt.errors import InvalidRequestError
-from bitwatt.serving.choice import ThinkingTokens
+from bitwatt.serving.choice import ChoiceReader, ThinkingTokens
 from bitwatt.text.answers.formats import GENERIC_CALLS, CallFormat
 from bitwatt.text.answers.forms import AnswerForms
 from bitwatt.text.answers.parser import AnswerParser
 from bitwatt.text.answers.thinking import ThinkingPart
-from bitwatt.text.processor import TextProcessor
+from bitwatt.text.codec import TextCodec
 
-__all__ = ["AnswerOptions", "AnswerPlan", "Tool", "ToolUse", "plan_answer"]
+__all__ = ["AnswerOptions", "AnswerPlan", "Tool", "ToolUse", "new_reader", "plan_answer"]
 
 _NO_PARAMETERS: Mapping[str, Any] = {"properties": {}, "additionalProperties": False}
 _TAIL_TOKENS = 16  # of a prompt, among which a template's mark of thinking stands
@@ -76,6 +77,7 @@ class AnswerPlan:
     thinking   between tokens; None where there is none, or it has other marks
     grammar    what they go by; None for any text
     calls      how their calls are written; None where none is read
+    must_call  whether they are calls and nothing else
     schemas    of the tools' parameters, by name
     max_calls  of each; None for any number
     """
@@ -85,6 +87,7 @@ class AnswerPlan:
     thinking: ThinkingShape | None
     grammar: GrammarSource | None
     calls: CallFormat | None = None
+    must_call: bool = False
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     max_calls: int | None = None
 
@@ -104,12 +107,45 @@ class AnswerPlan:
         """Return a reader of one choice; None where all of it is content."""
         if self.calls is None and (self.part == "over" or self.forms.thinking is None):
             return None
-        return self.forms.new_parser(self.part, self.calls, self.schemas, max_calls=self.max_calls)
+        return self.forms.new_parser(
+            self.part,
+            self.calls,
+            self.schemas,
+            must_call=self.must_call,
+            max_calls=self.max_calls,
+        )
+
+
+def new_reader(
+    index: int,
+    submit: Submit,
+    text: TextCodec,
+    stops: Sequence[str],
+    plan: AnswerPlan | None,
+    *,
+    lists_stop_token: bool = False,
+) -> ChoiceReader:
+    """Return what reads one choice; without a plan all of it is content.
+
+    index, lists_stop_token  as ChoiceReader has them
+    """
+    return ChoiceReader(
+        index,
+        submit,
+        text.output(
+            stops,
+            min_tokens=submit.sampling.min_tokens,
+            spelled=() if plan is None else plan.marks,
+        ),
+        lists_stop_token=lists_stop_token,
+        parser=None if plan is None else plan.new_parser(),
+        thinking=None if plan is None else plan.new_counter(),
+    )
 
 
 def plan_answer(
     options: AnswerOptions,
-    text: TextProcessor,
+    text: TextCodec,
     prompt: Sequence[int],
     grammar: GrammarSource | None,
 ) -> AnswerPlan:
@@ -122,7 +158,7 @@ def plan_answer(
     """
     forms, use = text.forms, options.tools
     if options.continued is None:
-        part = forms.part_after(text.codec.decode(prompt[-_TAIL_TOKENS:]))
+        part = forms.part_after(text.decode(prompt[-_TAIL_TOKENS:]))
     else:
         part = forms.part_within(options.continued)
     calls = None if use is None else _call_format(use, forms)
@@ -139,12 +175,15 @@ def plan_answer(
         source = shape.source("thinking_token_budget" if grammar is None else grammar.param)
     else:
         source = grammar
+    if source is not None and shape.thinking is None:
+        part = "over"  # the grammar holds from the first token, whatever the prompt leads into
     return AnswerPlan(
         forms=forms,
         part=part,
         thinking=shape.thinking,
         grammar=source,
         calls=calls,
+        must_call=use is not None and use.must_call,
         schemas={} if use is None else {tool.name: tool.schema for tool in use.tools},
         max_calls=None if use is None or (use.is_parallel and use.only is None) else 1,
     )
@@ -171,7 +210,7 @@ def _call_format(use: ToolUse, forms: AnswerForms) -> CallFormat:
 
 
 def _calls_shape(
-    use: ToolUse, calls: CallFormat, text: TextProcessor, grammar: GrammarSource | None
+    use: ToolUse, calls: CallFormat, text: TextCodec, grammar: GrammarSource | None
 ) -> CallsShape | None:
     """Return what calls go by; None where the model is free to write them as it likes."""
     is_strict = any(tool.is_strict for tool in use.tools)
@@ -199,12 +238,12 @@ def _calls_shape(
     )
 
 
-def _mark_ids(calls: CallFormat, text: TextProcessor) -> dict[str, int]:
+def _mark_ids(calls: CallFormat, text: TextCodec) -> dict[str, int]:
     known = text.vocabulary.mark_ids
     return {mark: known[mark] for mark in calls.marks if mark in known}
 
 
-def _symbols(written: str, calls: CallFormat, text: TextProcessor) -> list[str | int]:
+def _symbols(written: str, calls: CallFormat, text: TextCodec) -> list[str | int]:
     """Return the text with the ids of those marks in it that are tokens."""
     mark_ids = _mark_ids(calls, text)
     if not mark_ids:
@@ -213,9 +252,7 @@ def _symbols(written: str, calls: CallFormat, text: TextProcessor) -> list[str |
     return [mark_ids.get(part, part) for part in parts if part] or [""]
 
 
-def _thinking(
-    options: AnswerOptions, text: TextProcessor, part: ThinkingPart
-) -> ThinkingShape | None:
+def _thinking(options: AnswerOptions, text: TextCodec, part: ThinkingPart) -> ThinkingShape | None:
     thinking, mark_ids = text.forms.thinking, text.vocabulary.mark_ids
     if thinking is None or part == "over":
         return None

@@ -12,9 +12,25 @@ from bitwatt.text.answers.pieces import AnswerPiece, Content
 from bitwatt.text.answers.thinking import ThinkingPart
 from bitwatt.text.output import OutputText
 
-__all__ = ["ChoiceReader", "Delta", "FinishReasonName", "ThinkingTokens"]
+__all__ = [
+    "ChatFinishReason",
+    "ChoiceReader",
+    "Delta",
+    "FinishReasonName",
+    "ThinkingTokens",
+    "chat_reason",
+]
 
 FinishReasonName = Literal["stop", "length"]
+ChatFinishReason = FinishReasonName | Literal["tool_calls"]
+
+
+def chat_reason(reason: FinishReasonName, *, has_called: bool) -> ChatFinishReason:
+    """Return why an answer ended, as chat has it.
+
+    has_called  whether some of it are calls, and all of these are whole: the caller runs them
+    """
+    return "tool_calls" if reason == "stop" and has_called else reason
 
 
 @dataclass(slots=True)  # not frozen: that costs 0.5 µs a token (AMD EPYC, 2 cores shared)

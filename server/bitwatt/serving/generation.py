@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from bitwatt.engine.messages import PromptLogprobs, Submit, TokenOutput
 from bitwatt.errors import EngineUnavailableError, QueueFullError, RequestFailedError
-from bitwatt.serving.answers import AnswerPlan
+from bitwatt.serving.answers import AnswerPlan, new_reader
 from bitwatt.serving.choice import ChoiceReader, Delta
 from bitwatt.serving.models import ServedModel
 from bitwatt.serving.usage import (
@@ -61,19 +61,13 @@ class Generation:
         self._readers = [self._new_reader(*numbered) for numbered in enumerate(self.submits)]
 
     def _new_reader(self, index: int, submit: Submit) -> ChoiceReader:
-        plan = None if self.answers is None else self.answers[index // self.num_choices]
-        text = self.model.text.output(
-            self.stops,
-            min_tokens=submit.sampling.min_tokens,
-            spelled=() if plan is None else plan.marks,
-        )
-        return ChoiceReader(
+        return new_reader(
             index,
             submit,
-            text,
+            self.model.text.codec,
+            self.stops,
+            None if self.answers is None else self.answers[index // self.num_choices],
             lists_stop_token=self.lists_stop_tokens,
-            parser=None if plan is None else plan.new_parser(),
-            thinking=None if plan is None else plan.new_counter(),
         )
 
     def stream(self) -> Deltas:

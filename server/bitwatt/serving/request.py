@@ -77,7 +77,8 @@ class GenerationRequest:
             )
         answers = None
         if self.answer is not None:
-            answers = [plan_answer(self.answer, model.text, prompt, source) for prompt in prompts]
+            codec = model.text.codec
+            answers = [plan_answer(self.answer, codec, prompt, source) for prompt in prompts]
             # Prompts of one request begin their answers alike: a chat has one.
             if answers[0].grammar is not None and answers[0].grammar is not source:
                 grammar = await model.grammars.check(answers[0].grammar)

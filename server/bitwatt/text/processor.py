@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from bitwatt.text.answers.forms import AnswerForms
 from bitwatt.text.codec import TextCodec
 from bitwatt.text.lanes import Lane
-from bitwatt.text.output import OutputText
 from bitwatt.text.vocabulary import Vocabulary
 
 __all__ = ["TextProcessor"]
@@ -52,12 +51,6 @@ class TextProcessor:
     def description(self) -> bytes:
         """The tokenizer's settings, as JSON."""
         return self.codec.description
-
-    def output(
-        self, stops: Sequence[str] = (), *, min_tokens: int = 0, spelled: Sequence[str] = ()
-    ) -> OutputText:
-        """Return a new choice's text."""
-        return self.codec.output(stops, min_tokens=min_tokens, spelled=spelled)
 
     async def encode(
         self,

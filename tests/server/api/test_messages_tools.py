@@ -141,6 +141,30 @@ async def test_blocks_come_in_the_models_order_streamed_as_whole(
     assert len(ids) == sum(block[0] == "tool_use" for block in blocks)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 1000])
+@pytest.mark.parametrize(
+    ("change", "blocks", "reason"),
+    [
+        ({"stop_sequences": ['"na']}, [], "stop_sequence"),
+        ({"stop_sequences": ['"arg']}, [("tool_use", "weather", {})], "stop_sequence"),
+        ({"stop_sequences": ["om"]}, [("tool_use", "weather", {"city": "R"})], "stop_sequence"),
+        ({"max_tokens": 3}, [], "max_tokens"),
+    ],
+)
+async def test_a_forced_call_that_is_cut_is_no_text_streamed_as_whole(
+    change, blocks, reason, chunk_size
+):
+    body = {"tools": [WEATHER], "tool_choice": {"type": "any"}} | change
+    whole, _, _ = await ask(CALL, body)
+    stream, _, _ = await ask(CALL, body | {"stream": True}, chunk_size=chunk_size)
+    assert told(whole.json()["content"]) == blocks
+    assert whole.json()["stop_reason"] == reason
+    events = events_of(stream)
+    starts = [e["content_block"] for e in events if e["type"] == "content_block_start"]
+    assert [start["type"] for start in starts] == [block[0] for block in blocks]
+    assert events[-2]["delta"]["stop_reason"] == reason
+
+
 async def test_the_client_gathers_calls_and_thinking_from_a_stream():
     text = make_tools_text(THINKER)
     engine = FakeEngine(reply=f"<think>hm</think>{CALL}", info=info_of(text))

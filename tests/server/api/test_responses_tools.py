@@ -107,6 +107,53 @@ async def test_items_come_in_the_models_order_streamed_as_whole(reply, change, o
     assert gathered(events) == last["output"]
 
 
+CUT = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("chunk_size", [1, 1000])
+@pytest.mark.parametrize(
+    ("stop", "output"),
+    [
+        ('"na', [("message", "", "completed")]),
+        ("ther", [("message", "", "completed")]),
+        ('"arg', [("function_call", "weather", "", "incomplete")]),
+        ("om", [("function_call", "weather", '{"city": "R', "incomplete")]),
+        ("}\n", [CALLED]),
+    ],
+)
+async def test_a_forced_call_that_a_stop_string_cuts_is_incomplete_and_no_message(
+    stop, output, chunk_size
+):
+    body = {"tools": [WEATHER], "tool_choice": "required", "stop": stop}
+    whole, _, _ = await ask(CUT, body)
+    stream, _, _ = await ask(CUT, body | {"stream": True}, chunk_size=chunk_size)
+    events = events_of(stream)
+    assert told(whole.json()["output"]) == output
+    assert told(events[-1]["response"]["output"]) == output
+    assert gathered(events) == events[-1]["response"]["output"]
+    assert whole.json()["status"] == events[-1]["response"]["status"] == "completed"
+
+
+async def test_a_forced_call_that_max_output_tokens_cuts_is_never_a_message():
+    body = {"tools": [WEATHER], "tool_choice": NAMED}
+    seen = set()
+    for limit in range(1, 60):
+        whole, _, _ = await ask(CUT, body | {"max_output_tokens": limit})
+        stream, _, _ = await ask(CUT, body | {"max_output_tokens": limit, "stream": True})
+        response = events_of(stream)[-1]["response"]
+        [item] = told(whole.json()["output"])
+        assert [item] == told(response["output"])
+        assert whole.json()["status"] == response["status"]
+        if item[0] == "message":
+            assert item == ("message", "", "incomplete")
+        else:
+            assert item[1] == "weather"
+            assert ARGUMENTS.startswith(item[2])
+            assert item[3] == ("completed" if item[2] == ARGUMENTS else "incomplete")
+        seen.add((item[0], item[-1]))
+    assert seen >= {("message", "incomplete"), ("function_call", "incomplete")}
+
+
 def gathered(events):
     """Return the items that the events of their parts make, held to OpenAI's order."""
     items = []

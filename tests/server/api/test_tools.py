@@ -195,6 +195,62 @@ async def test_a_call_cut_by_max_tokens_ends_with_length():
 FORCED = {"type": "function", "function": {"name": "weather"}}
 
 
+def generic_call(arguments):
+    return f'{{"name": "weather", "arguments": {arguments}}}'
+
+
+@pytest.mark.parametrize("chunk_size", [1, 1000])
+@pytest.mark.parametrize(
+    ("stop", "calls", "reason"),
+    [
+        ('"na', [], "stop"),
+        ("ther", [], "stop"),
+        ('"arg', [("weather", "")], "stop"),
+        ("me", [], "stop"),
+        ("om", [("weather", '{"city": "R')], "stop"),
+        ("}}", [("weather", '{"city": "Rome"')], "stop"),
+        ("nowhere", [("weather", '{"city": "Rome"}')], "tool_calls"),
+    ],
+)
+@pytest.mark.parametrize("template", [HERMES, None])
+async def test_a_forced_call_that_a_stop_string_cuts_is_no_call_to_run_and_no_content(
+    template, stop, calls, reason, chunk_size
+):
+    reply = generic_call('{"city": "Rome"}')
+    reply = f"<tool_call>\n{reply}\n</tool_call>" if template else reply
+    async with serving(reply, template, chunk_size=chunk_size) as (_, client, _):
+        options = {"tools": [WEATHER], "tool_choice": "required", "stop": stop}
+        choice = await ask(client, **options)
+        content, _, streamed, reasons, _ = await ask_streamed(client, **options)
+    whole = [(c.function.name, c.function.arguments) for c in choice.message.tool_calls or []]
+    assert whole == streamed == calls
+    assert (choice.message.content or "", content) == ("", "")
+    assert [choice.finish_reason] == reasons == [reason]
+
+
+async def test_a_forced_call_that_max_tokens_cuts_is_never_content_wherever_it_is_cut():
+    arguments = '{"city": "Rome"}'
+    reply = generic_call(arguments)
+    async with serving(reply, None) as (_, client, text):
+        num_tokens = len(text.codec.encode(reply))
+        seen = set()
+        for max_tokens in range(1, num_tokens + 1):
+            options = {"tools": [WEATHER], "tool_choice": FORCED, "max_tokens": max_tokens}
+            choice = await ask(client, **options)
+            content, _, streamed, reasons, _ = await ask_streamed(client, **options)
+            whole = [
+                (c.function.name, c.function.arguments) for c in choice.message.tool_calls or []
+            ]
+            assert whole == streamed
+            assert (choice.message.content or "", content) == ("", "")
+            assert all(name == "weather" and arguments.startswith(told) for name, told in whole)
+            assert reasons == [choice.finish_reason]
+            seen.add((choice.finish_reason, tuple(told for _, told in whole)))
+    assert ("length", ()) in seen
+    assert ("length", ("",)) in seen
+    assert len(seen) > 3
+
+
 @pytest.mark.parametrize("template", [HERMES, LLAMA, CODER, UNKNOWN, None])
 @pytest.mark.parametrize("tool_choice", ["required", FORCED])
 async def test_a_forced_call_goes_by_a_grammar_whatever_the_template(template, tool_choice):

@@ -25,9 +25,9 @@ TOOLS = {"weather": WEATHER, "clock": {"type": "object", "properties": {}}}
 FORMATS = {**CALL_FORMATS, "generic": GENERIC_CALLS}
 
 
-def new_parser(name=None, *, part=None, max_calls=None):
+def new_parser(name=None, *, part=None, max_calls=None, must_call=False):
     thinking = None if part is None else ThinkingSplitter("<think>", "</think>", part)
-    calls = None if name is None else FORMATS[name].new_parser(TOOLS)
+    calls = None if name is None else FORMATS[name].new_parser(TOOLS, must_call)
     return AnswerParser(thinking, calls, max_calls=max_calls)
 
 
@@ -101,11 +101,32 @@ def test_what_only_looks_like_a_call_is_content(text):
 
 def test_a_cut_call_keeps_what_came_and_is_closed():
     pieces = read(new_parser("hermes"), [HERMES[: HERMES.index("ty")]])
-    assert whole_answer(pieces).calls == [Call("weather", '{"ci')]
-    assert pieces[-1] == CallClosed(0)
+    assert whole_answer(pieces).calls == [Call("weather", '{"ci', is_cut=True)]
+    assert pieces[-1] == CallClosed(0, is_cut=True)
     pieces = read(new_parser("qwen3_coder"), [CODER[: CODER.index("York")]])
     assert whole_answer(pieces).calls[0].arguments == '{"city": "New'
-    assert pieces[-1] == CallClosed(0)
+    assert pieces[-1] == CallClosed(0, is_cut=True)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_forced_call_that_is_cut_is_one_from_its_name_on_and_never_content(name, size):
+    form = FORMATS[name]
+    arguments = '{"city": "Rome", "days": 3}'
+    head = f'{form.begin}{{"name": "weather", '
+    call = f'{head}"{form.arguments_key}": {arguments}}}{form.end}'
+    text = f"{call}{form.between}{call}"
+    for end in range(len(text) + 1):
+        cut = [text[at : min(at + size, end)] for at in range(0, end, size)]
+        told = whole_answer(read(new_parser(name, must_call=True), cut))
+        assert told.content == ""
+        second = len(call) + len(form.between)
+        starts = [start for start in (0, second) if end > start + len(head) - 3]
+        assert [one.name for one in told.calls] == ["weather"] * len(starts)
+        for one, start in zip(told.calls, starts, strict=True):
+            at = text.index(arguments, start)
+            assert one.arguments == arguments[: max(0, end - at)]
+            assert one.is_cut == (end < at + len(arguments))
 
 
 def test_parameters_in_xml_become_json_by_their_schema():

@@ -16,7 +16,6 @@ from bitwatt.api.schemas.chat_events import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
-    ChatFinishReason,
     ChatFunction,
     ChatLogprobs,
     ChatMessage,
@@ -24,11 +23,12 @@ from bitwatt.api.schemas.chat_events import (
     ChatToolCall,
     ChatTopLogprob,
 )
-from bitwatt.serving.choice import Delta
+from bitwatt.serving.choice import ChatFinishReason, Delta, chat_reason
 from bitwatt.serving.generation import Generation
 from bitwatt.text.answers.pieces import (
     AnswerPiece,
     CallArguments,
+    CallClosed,
     CallOpened,
     Content,
     Reasoning,
@@ -66,7 +66,7 @@ class _Writer:
     ) -> None:
         self._generation = generation
         self._tells_reasoning = tells_reasoning
-        self._calling: set[int] = set()  # choices that have called
+        self._calling: set[int] = set()  # choices that have called, and whose calls are whole
         self._head = head
         self._chunks = chunks
         self._opened: set[int] = set()
@@ -129,19 +129,20 @@ class _Writer:
             case Reasoning(text):
                 return ChatDelta(reasoning_content=text) if self._tells_reasoning else None
             case CallOpened(call, name):
-                self._calling.add(index)
                 function = ChatFunction(name=name, arguments="")
                 opened = ChatToolCall(index=call, id=_call_id(), type="function", function=function)
                 return ChatDelta(tool_calls=[opened])
             case CallArguments(call, text):
                 more = ChatToolCall(index=call, function=ChatFunction(arguments=text))
                 return ChatDelta(tool_calls=[more])
-            case _:  # a stream tells no call's end
+            case CallClosed(_, is_cut):  # of which a stream tells nothing
+                (self._calling.discard if is_cut else self._calling.add)(index)
                 return None
 
     def _reason(self, delta: Delta) -> ChatFinishReason | None:
-        has_called = delta.index in self._calling
-        return "tool_calls" if delta.finish_reason == "stop" and has_called else delta.finish_reason
+        if delta.finish_reason is None:
+            return None
+        return chat_reason(delta.finish_reason, has_called=delta.index in self._calling)
 
     def ending(self) -> bytes:
         return self._chunks.ending(
@@ -165,10 +166,7 @@ class _Writer:
             )
             for call in answer.calls
         ]
-        if calls:
-            self._calling.add(delta.index)
-        reason = self._reason(delta)
-        assert reason is not None
+        assert delta.finish_reason is not None
         return ChatChoice(
             index=delta.index,
             message=ChatMessage(
@@ -179,7 +177,7 @@ class _Writer:
                 tool_calls=calls or UNSET,
             ),
             logprobs=self._logprobs(delta),
-            finish_reason=reason,
+            finish_reason=chat_reason(delta.finish_reason, has_called=answer.has_called),
         )
 
     def _logprobs(self, delta: Delta) -> ChatLogprobs | None:

@@ -149,7 +149,7 @@ class _Writer:
     def _new(self, delta: Delta) -> Iterator[AnyResponseEvent]:
         """Yield the events of a delta; with the last one, the response is whole."""
         is_cut = delta.finish_reason == "length"
-        yield from self._items.push(delta.told, is_cut=is_cut)
+        yield from self._items.push(delta.told)
         if delta.finish_reason is None:
             return
         yield from self._items.finish(is_cut=is_cut)

@@ -27,13 +27,12 @@ from bitwatt.api.schemas.tools import (
     ToolCallBody,
     ToolChoice,
     Tools,
-    template_tools,
-    tool_use_of,
     unknown_in_tools,
 )
 from bitwatt.errors import InvalidRequestError, shorten
 from bitwatt.serving.answers import ToolUse
 from bitwatt.serving.sampling_params import BOUNDS, SamplingParams, check_max_tokens
+from bitwatt.serving.tools import template_tools, tool_use_of
 from bitwatt.text.chat_template import EFFORT, SWITCHES, checked_kwargs, effort_kwargs
 
 __all__ = [

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from bitwatt.api.schemas.common import PromptLogprob
-from bitwatt.serving.choice import FinishReasonName
+from bitwatt.serving.choice import ChatFinishReason
 from bitwatt.serving.usage import Usage
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "ChatChunkChoice",
     "ChatCompletion",
     "ChatDelta",
-    "ChatFinishReason",
     "ChatFunction",
     "ChatLogprobs",
     "ChatMessage",
@@ -73,9 +72,6 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     refusal: None = None
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ChatToolCall] | UnsetType = UNSET
-
-
-ChatFinishReason = FinishReasonName | Literal["tool_calls"]
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,9 @@ from pydantic import WithJsonSchema
 
 from bitwatt.api.schemas.chat import MAX_MESSAGES
 from bitwatt.api.schemas.parameters import MESSAGES_TOOL, refuse
-from bitwatt.api.schemas.tools import MAX_CALLS, MAX_TOOLS, TOOL_NAME
+from bitwatt.api.schemas.tools import MAX_CALLS, MAX_TOOLS
 from bitwatt.errors import shorten
+from bitwatt.serving.tools import TOOL_NAME
 
 __all__ = [
     "MessagesToolChoice",

@@ -19,8 +19,8 @@ from bitwatt.api.schemas.message_turns import (
     text_of,
 )
 from bitwatt.api.schemas.parameters import MESSAGES, MESSAGES_COUNT, OUTPUT_CONFIG, THINKING
-from bitwatt.api.schemas.structured import check_schema
 from bitwatt.api.schemas.tools import MAX_TOOLS
+from bitwatt.serving.response_format import check_schema
 from bitwatt.serving.sampling_params import check_max_tokens
 from bitwatt.text.chat_template import EFFORT, SWITCHES
 

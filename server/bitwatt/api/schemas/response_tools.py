@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from pydantic import WithJsonSchema
 
 from bitwatt.api.schemas.parameters import RESPONSES_TOOL, refuse
-from bitwatt.api.schemas.tools import MAX_TOOLS, TOOL_NAME
+from bitwatt.api.schemas.tools import MAX_TOOLS
 from bitwatt.errors import shorten
+from bitwatt.serving.tools import TOOL_NAME
 
 __all__ = [
     "ResponsesToolChoice",

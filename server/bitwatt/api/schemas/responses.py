@@ -28,9 +28,9 @@ from bitwatt.api.schemas.response_tools import (
     chat_tools,
     check_tools,
 )
-from bitwatt.api.schemas.structured import check_schema
 from bitwatt.api.schemas.tools import MAX_TOOLS
 from bitwatt.errors import InvalidRequestError
+from bitwatt.serving.response_format import check_schema
 from bitwatt.serving.sampling_params import check_max_tokens
 
 __all__ = ["Reasoning", "ResponsesBody", "ResponsesStreamOptions", "TextConfig"]

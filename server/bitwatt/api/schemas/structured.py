@@ -12,12 +12,11 @@ from bitwatt.constraints.structured_outputs import (
     MAX_REGEX_CHARS,
     StructuredOutputsParams,
 )
-from bitwatt.errors import InvalidRequestError, shorten
+from bitwatt.serving.response_format import outputs_of
 
 __all__ = [
     "ResponseFormat",
     "StructuredOutputs",
-    "check_schema",
     "structured_outputs_of",
     "unknown_in",
 ]
@@ -102,13 +101,11 @@ def structured_outputs_of(
 
     Raises  InvalidRequestError
     """
-    asked = None if response_format is None else _by_format(response_format)
-    if structured_outputs is None:
-        return asked
-    if asked is not None:
-        raise _refusal("response_format", "and structured_outputs exclude each other")
-    given = {k: v for k, v in structured_outputs.items() if k in _OUTPUTS_FIELDS and v is not None}
-    return StructuredOutputsParams(**given)
+    outputs = None
+    if structured_outputs is not None:
+        known = {name: structured_outputs.get(name) for name in _OUTPUTS_FIELDS}
+        outputs = StructuredOutputsParams(**{n: v for n, v in known.items() if v is not None})
+    return outputs_of(response_format, outputs)
 
 
 def unknown_in(
@@ -123,38 +120,3 @@ def unknown_in(
         *(f"response_format.json_schema.{n}" for n in within if n not in _SCHEMA_FIELDS),
         *(f"structured_outputs.{n}" for n in structured_outputs or () if n not in _OUTPUTS_FIELDS),
     ]
-
-
-def _by_format(given: Mapping[str, Any]) -> StructuredOutputsParams | None:
-    kind = given.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return StructuredOutputsParams(json_object=True, param="response_format")
-    if kind == "structural_tag":
-        tag = {name: given.get(name) for name in ("structures", "triggers")}
-        return StructuredOutputsParams(structural_tag=tag, param="response_format")
-    if kind != "json_schema":
-        told = f"type is {shorten(kind)}; it is one of text, json_object, json_schema"
-        raise _refusal("response_format", f"{told}, structural_tag")
-    asked = given.get("json_schema")
-    if not isinstance(asked, Mapping) or not isinstance(asked.get("name"), str):
-        raise _refusal("response_format", "json_schema is an object with a name and a schema")
-    if not isinstance(asked.get("strict"), bool | None):
-        raise _refusal("response_format", f"strict is {shorten(asked['strict'])}; it is a boolean")
-    schema = asked.get("schema")
-    if schema is not None:
-        check_schema("response_format", schema)
-    return StructuredOutputsParams(
-        json={"type": "object"} if schema is None else schema, param="response_format"
-    )
-
-
-def check_schema(param: str, schema: object) -> None:
-    """Raise InvalidRequestError, which names the field, unless the schema is an object."""
-    if not isinstance(schema, Mapping):
-        raise _refusal(param, f"schema is {shorten(schema)}; it is an object")
-
-
-def _refusal(param: str, told: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{param} {told}", param=param)

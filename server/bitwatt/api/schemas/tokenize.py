@@ -8,7 +8,8 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from bitwatt.api.schemas.chat import MAX_MESSAGES, ChatTemplateKwargs, Message, check_continued
 from bitwatt.api.schemas.common import Body, ModelName, TokenIds
 from bitwatt.api.schemas.parameters import DETOKENIZE, TOKENIZE, refuse
-from bitwatt.api.schemas.tools import Tools, template_tools, tool_use_of, unknown_in_tools
+from bitwatt.api.schemas.tools import Tools, unknown_in_tools
+from bitwatt.serving.tools import template_tools, tool_use_of
 
 __all__ = ["DetokenizeBody", "Detokenized", "TokenizeBody", "Tokenized"]
 

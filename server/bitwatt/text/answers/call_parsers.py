@@ -1,5 +1,6 @@
 """Where tool calls stand in an answer: between marks, or as bare JSON at its beginning."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,15 +16,22 @@ _PYTHON_TAG = "<|python_tag|>"
 _BETWEEN = " \t\r\n;,"
 
 
-class _Calls:
+class _Calls(ABC):
     """What both have: content up to a call, one call at a time, and whatever turns out to be none.
 
-    Text of what looks like a call is kept until it is one, for it is content otherwise.
+    Text of what looks like a call is kept until it is one, for it is content otherwise. Where the
+    answer is calls and nothing else, by a grammar, it is the beginning of one that was cut, of
+    which nothing can be told; and what stands between calls is nobody's.
     """
 
-    def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
-        """Begin; tools are JSON schemas of parameters by name."""
+    def __init__(self, tools: Mapping[str, Mapping[str, Any]], must_call: bool = False) -> None:
+        """Begin.
+
+        tools      JSON schemas of parameters by name
+        must_call  whether the answer is calls and nothing else
+        """
         self._tools = tools
+        self._must_call = must_call
         self._held = ""
         self._call: JsonCall | XmlCall | None = None
         self._raw = ""  # of the call at hand, until it is certain to be one
@@ -37,9 +45,9 @@ class _Calls:
             pass
         return pieces
 
+    @abstractmethod
     def _advance(self, pieces: list[AnswerPiece]) -> bool:
         """Take the next part of the text held; return whether there may be another."""
-        raise NotImplementedError
 
     def _begin(self, call: JsonCall | XmlCall, raw: str) -> bool:
         self._call, self._raw = call, raw
@@ -66,16 +74,22 @@ class _Calls:
             self._tell(self._after_none(), pieces)
         return True
 
+    @abstractmethod
     def _after_call(self) -> None:
         """Go on behind a call."""
 
+    @abstractmethod
     def _after_none(self) -> str:
         """Go on where what looked like a call is none; return what of _raw is content by now."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def _content(self, text: str) -> str:
+        """Return what of the text is content where it stands."""
 
     def _tell(self, text: str, pieces: list[AnswerPiece]) -> None:
         """Put content into the pieces."""
-        raise NotImplementedError
+        if (content := self._content(text)) and not self._must_call:
+            pieces.append(Content(content))
 
     def _close(self) -> list[AnswerPiece]:
         """Return the end of the call at hand; _held has what is none."""
@@ -94,9 +108,15 @@ class TaggedCalls(_Calls):
     stands between a call's end and its closing mark, as a brace too many, is dropped.
     """
 
-    def __init__(self, tools: Mapping[str, Mapping[str, Any]], *, bare_functions: bool) -> None:
+    def __init__(
+        self,
+        tools: Mapping[str, Mapping[str, Any]],
+        must_call: bool = False,
+        *,
+        bare_functions: bool,
+    ) -> None:
         """Begin; bare_functions are those in XML without <tool_call> before them."""
-        super().__init__(tools)
+        super().__init__(tools, must_call)
         self._marks = (_OPEN, _FUNCTION) if bare_functions else (_OPEN,)
         self._is_behind_call = False  # so that its closing mark may come
         self._drops_space = False  # for a call stands before
@@ -173,24 +193,24 @@ class TaggedCalls(_Calls):
         told, self._held, self._raw = self._raw[0], self._raw[1:], ""
         return told
 
-    def _tell(self, text: str, pieces: list[AnswerPiece]) -> None:
+    def _content(self, text: str) -> str:
         if self._drops_space:
             text = text.lstrip()
-        if text:
-            self._drops_space = False
-            pieces.append(Content(text))
+            self._drops_space = not text
+        return text
 
 
 class BareCalls(_Calls):
     """Calls that are JSON at an answer's very beginning, as Llama 3 writes them.
 
-    JSON is a call only with the name of a tool and with arguments. Several stand behind one
-    another, with white space, a semicolon or a comma between. Other text ends them.
+    JSON is a call only with the name of a tool and with arguments, unless it must be one. Several
+    stand behind one another, with white space, a semicolon or a comma between. Other text ends
+    them.
     """
 
-    def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
-        """Begin; tools are JSON schemas of parameters by name."""
-        super().__init__(tools)
+    def __init__(self, tools: Mapping[str, Mapping[str, Any]], must_call: bool = False) -> None:
+        """Begin."""
+        super().__init__(tools, must_call)
         self._is_content = False
         self._has_told = False
 
@@ -217,16 +237,19 @@ class BareCalls(_Calls):
             return True
         raw = self._held[: len(self._held) - len(call)]
         self._held = call
-        return self._begin(JsonCall(self._num_calls, known=self._tools), raw)
+        known = None if self._must_call else self._tools
+        return self._begin(JsonCall(self._num_calls, known=known), raw)
+
+    def _after_call(self) -> None:
+        """Go on with what stands behind it."""
 
     def _after_none(self) -> str:
         self._held, self._raw = self._raw, ""
         self._is_content = True
         return ""
 
-    def _tell(self, text: str, pieces: list[AnswerPiece]) -> None:
+    def _content(self, text: str) -> str:
         if self._num_calls and not self._has_told:
             text = text.lstrip(_BETWEEN)
-        if text:
-            self._has_told = True
-            pieces.append(Content(text))
+        self._has_told = self._has_told or bool(text)
+        return text

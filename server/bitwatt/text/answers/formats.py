@@ -33,7 +33,8 @@ class CallFormat:
     between     and between two calls
     marks       texts that a parser looks for, though a tokenizer has special tokens for them
     said_by     a template that has one of these texts teaches the format
-    new_parser  takes JSON schemas of parameters by tools' names
+    new_parser  takes JSON schemas of parameters by tools' names, and whether the answer is calls
+                and nothing else
     """
 
     name: str
@@ -43,7 +44,7 @@ class CallFormat:
     arguments_key: str
     marks: tuple[str, ...] = ()
     said_by: tuple[str, ...]
-    new_parser: Callable[[Mapping[str, Mapping[str, Any]]], CallParser]
+    new_parser: Callable[[Mapping[str, Mapping[str, Any]], bool], CallParser]
 
 
 _TAGS: dict[str, Any] = {

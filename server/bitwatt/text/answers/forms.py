@@ -61,6 +61,7 @@ class AnswerForms:
         calls: CallFormat | None = None,
         tools: Mapping[str, Mapping[str, Any]] | None = None,
         *,
+        must_call: bool = False,
         max_calls: int | None = None,
     ) -> AnswerParser:
         """Return a reader of one answer.
@@ -68,12 +69,13 @@ class AnswerForms:
         part   where it begins
         calls  how its calls are written; None reads none
         tools  JSON schemas of parameters by name
+        must_call  whether the answer is calls and nothing else, behind its thinking
         """
         thinking = self.thinking
         splitter = None
         if thinking is not None and part != "over":
             splitter = ThinkingSplitter(thinking.opening, thinking.closing, part)
-        parser = None if calls is None else calls.new_parser(tools or {})
+        parser = None if calls is None else calls.new_parser(tools or {}, must_call)
         return AnswerParser(splitter, parser, max_calls=max_calls)
 
 

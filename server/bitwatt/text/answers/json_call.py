@@ -64,9 +64,10 @@ class JsonCall:
         if not self.is_opened or self.is_over:
             return []
         pieces: list[AnswerPiece] = []
+        is_cut = not self._ends_arguments
         if self._is_in_value and self._is_arguments:
             self._take_value(pieces)
-        self._end(pieces)
+        self._end(pieces, is_cut=is_cut)
         return pieces
 
     @property
@@ -168,10 +169,10 @@ class JsonCall:
             self._tell("{}", pieces)
         self._end(pieces)
 
-    def _end(self, pieces: list[AnswerPiece]) -> None:
+    def _end(self, pieces: list[AnswerPiece], *, is_cut: bool = False) -> None:
         self.is_over = True
         if self.is_opened:
-            pieces.append(CallClosed(self._index))
+            pieces.append(CallClosed(self._index, is_cut))
 
 
 def _unquoted(text: str) -> str:

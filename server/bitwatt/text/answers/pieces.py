@@ -50,9 +50,13 @@ class CallArguments:
 
 @dataclass(frozen=True, slots=True)
 class CallClosed:
-    """No more comes of a call. Each call that was opened is closed, though the text was cut."""
+    """No more comes of a call. Each call that was opened is closed, though the text was cut.
+
+    is_cut  whether it was, before the arguments' end
+    """
 
     index: int
+    is_cut: bool = False
 
 
 AnswerPiece = Content | Reasoning | CallOpened | CallArguments | CallClosed
@@ -73,10 +77,14 @@ class CallParser(Protocol):
 
 @dataclass(slots=True)
 class Call:
-    """A whole tool call; its arguments are JSON, unless the model wrote none or was cut."""
+    """A tool call; its arguments are JSON, unless the model wrote none or was cut.
+
+    is_cut  as CallClosed has it
+    """
 
     name: str
     arguments: str = ""
+    is_cut: bool = False
 
 
 @dataclass(slots=True)
@@ -87,23 +95,31 @@ class Answer:
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
 
+    @property
+    def has_called(self) -> bool:
+        """Whether there are calls, all of them whole: the last one alone may be cut."""
+        return bool(self.calls) and not self.calls[-1].is_cut
+
 
 def whole_answer(pieces: Iterable[AnswerPiece]) -> Answer:
     """Return the answer that the pieces make, which may be those of several pushes."""
     content: list[str] = []
     reasoning: list[str] = []
-    calls: dict[int, tuple[str, list[str]]] = {}
+    calls: list[Call] = []
+    arguments: list[list[str]] = []
     for piece in pieces:
         match piece:
             case Content(text):
                 content.append(text)
             case Reasoning(text):
                 reasoning.append(text)
-            case CallOpened(index, name):
-                calls[index] = name, []
+            case CallOpened(_, name):
+                calls.append(Call(name))
+                arguments.append([])
             case CallArguments(index, text):
-                calls[index][1].append(text)
-            case CallClosed():
-                pass
-    made = [Call(name, "".join(arguments)) for name, arguments in calls.values()]
-    return Answer("".join(content), "".join(reasoning), made)
+                arguments[index].append(text)
+            case CallClosed(index, is_cut):
+                calls[index].is_cut = is_cut
+    for call, texts in zip(calls, arguments, strict=True):
+        call.arguments = "".join(texts)
+    return Answer("".join(content), "".join(reasoning), calls)

@@ -52,7 +52,7 @@ class XmlCall:
         if not self.is_opened or self.is_over:
             return []
         self.is_over = True
-        return [CallClosed(self._index)]
+        return [CallClosed(self._index, is_cut=True)]
 
     def _advance(self, pieces: list[AnswerPiece]) -> bool:
         """Take one mark, name or piece of a value; return whether there was a whole one."""
