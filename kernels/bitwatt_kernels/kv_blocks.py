@@ -67,7 +67,7 @@ def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     peak = x.abs().amax(dim=-1)
     is_finite = peak.isfinite()
     peak = peak.clamp(min=_SMALLEST_PEAK)
-    codes = (x * (peak.reciprocal() * 127.0)[..., None]).round()
+    codes = (x * (torch.full_like(peak, 127.0) / peak)[..., None]).round()
     codes = codes.masked_fill(~is_finite[..., None], 0.0).to(torch.int8)
     return codes, (peak * (1 / 127)).masked_fill(~is_finite, torch.nan)
 

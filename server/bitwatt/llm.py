@@ -31,7 +31,7 @@ from bitwatt.errors import (
     shorten,
 )
 from bitwatt.hub import fetch
-from bitwatt.model.config import Dtype, HeadBits, WeightsName, weights_named
+from bitwatt.model.config import Dtype, HeadBits, KVCacheDtype, WeightsName, weights_named
 from bitwatt.model.folder import why_no_folder
 from bitwatt.scheduling.drafting import Speculation
 from bitwatt.serving.choice import ChoiceReader, FinishReasonName
@@ -132,6 +132,7 @@ class LLM:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         kv_cache_bytes: int | None = None,
+        kv_cache_dtype: KVCacheDtype = "auto",
         gpu_memory_utilization: float = 0.9,
         prefix_caching: bool = True,
         speculate: Speculation = "off",
@@ -182,6 +183,7 @@ class LLM:
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
                 kv_cache_bytes=kv_cache_bytes,
+                kv_cache_dtype=kv_cache_dtype,
                 gpu_memory_utilization=gpu_memory_utilization,
                 prefix_caching=prefix_caching,
                 speculate=speculate,

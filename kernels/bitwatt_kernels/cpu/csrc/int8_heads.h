@@ -27,7 +27,7 @@ static float quantize_head(const float* x, int n, int8_t* codes) {
     float peak = bits<float>(largest(most));
     const bool is_finite = largest(most) < 0x7F800000;
     if (peak < kSmallestPeak) peak = kSmallestPeak;
-    const F32 inverse = splat(1.0f / peak * 127.0f);
+    const F32 inverse = splat(127.0f / peak);
     for (int i = 0; i < n; i += kLanes)
         store_int8(codes + i, is_finite ? round_to_int(load(x + i) * inverse) : splat(int32_t{0}));
     return is_finite ? peak * (1.0f / 127.0f) : __builtin_nanf("");
