@@ -1,7 +1,7 @@
 """How a layer's keys and values lie in the blocks of its KV cache: as floats, or as 8-bit codes.
 
-Floats are [2, num_blocks, G, BLOCK_SIZE, D], keys then values. Of codes, a block's keys or values of
-one head are D codes a token and then a float32 scale a token, as bytes:
+Floats are [2, num_blocks, G, BLOCK_SIZE, D], keys then values. Of codes, a block's keys or values
+of one head are D codes a token and then a float32 scale a token, as bytes:
 
     keys    [D / 4][BLOCK_SIZE][4] uint8, the code plus 128: a token's four neighbours lie where the
             kernels' lines of 8-bit weights have a row's, and are multiplied as these are
@@ -27,7 +27,7 @@ _SMALLEST_PEAK = 1e-30  # under which 127 / max|x| would leave float32
 def cache_shape(
     num_blocks: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[int, ...]:
-    """Return a layer's cache's: [2, num_blocks, G, BLOCK_SIZE, D], of int8 [2, num_blocks, G, bytes].
+    """Return that of a layer: [2, num_blocks, G, BLOCK_SIZE, D], or [2, num_blocks, G, bytes].
 
     Raises  ShapeError where head_dim is not one that int8 takes
     """
@@ -60,8 +60,8 @@ def head_dim_of(kv_cache: Tensor) -> int:
 def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return codes int8, as x [..., D], and scales float32 [...], by which a code is multiplied.
 
-    A head with an infinite value or a NaN has codes of 0 and NaN as its scale: it is NaN as a whole,
-    and no other head is.
+    A head with an infinite value or a NaN has codes of 0 and NaN as its scale: it is NaN as a
+    whole, and no other head is.
     """
     x = x.float()
     peak = x.abs().amax(dim=-1)
@@ -87,7 +87,7 @@ def write(kv_cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None
 
 
 def dequantize(kv_cache: Tensor) -> Tensor:
-    """Return a cache of int8 as floats, [2, num_blocks, G, BLOCK_SIZE, D] float64: exact products."""
+    """Return a cache of int8 as [2, num_blocks, G, BLOCK_SIZE, D] float64: exact products."""
     lines, values, scales = _parts(kv_cache)
     keys = lines.transpose(2, 3).flatten(3).double() - 128
     return torch.stack([keys, values.double()]) * scales.double()[..., None]
@@ -113,9 +113,10 @@ def read_rows(kv_cache: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _parts(kv_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return views: keys' lines [..., G, D / 4, BLOCK_SIZE, 4], values [..., G, BLOCK_SIZE, D], scales.
+    """Return views of a cache of int8, [2, blocks, G, bytes].
 
-    kv_cache  [2, ..., G, bytes]; scales are [2, ..., G, BLOCK_SIZE]
+    The keys' lines [blocks, G, D / 4, BLOCK_SIZE, 4] uint8, the values' codes [blocks, G,
+    BLOCK_SIZE, D] int8, and the scales of both [2, blocks, G, BLOCK_SIZE] float32.
     """
     num_codes = kv_cache.shape[-1] - BLOCK_SIZE * _SCALE_BYTES
     keys, values = kv_cache[..., :num_codes]

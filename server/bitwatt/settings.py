@@ -450,8 +450,8 @@ class ServeSettings(Settings):
     )
     kv_cache_dtype: KVCacheDtype = Field(
         "auto",
-        description="Type of keys and values in the KV cache; auto takes --dtype's. int8 takes about "
-        "half the memory and time of 16 bits, is approximate, and not for triton",
+        description="Type of keys and values in the KV cache; auto takes --dtype's. int8 takes "
+        "about half the memory of 16 bits, is approximate, and not for triton",
     )
     gpu_memory_utilization: Annotated[float, Shown("SHARE")] = Field(
         0.9,

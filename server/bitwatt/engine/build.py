@@ -189,8 +189,8 @@ def kv_cache_dtype(config: EngineConfig, backend: str) -> torch.dtype:
         return DTYPES[config.dtype]
     if backend == "triton":
         raise ConfigurationError(
-            f"kv_cache_dtype is {asked!r}; the triton backend keeps keys and values in the dtype of "
-            f"activations, {config.dtype} (--kv-cache-dtype)"
+            f"kv_cache_dtype is {asked!r}; the triton backend keeps keys and values in the dtype "
+            f"of activations, {config.dtype} (--kv-cache-dtype)"
         )
     return torch.int8 if asked == "int8" else DTYPES[asked]
 
