@@ -62,8 +62,8 @@ struct KvBlock {
 };
 
 // Multiplying a KV block takes about as long as memory takes to answer. Fetching one block ahead
-// would thus leave no margin; several fetches are kept under way.
-constexpr int kKvBlocksAhead = 4;
+// would thus leave no margin; several fetches are kept under way, of as many bytes in either form.
+constexpr int kv_blocks_ahead(int dtype) { return dtype == kInt8 ? 8 : 4; }
 
 // scores[row + q][key_offset + key] = row + q's query · key of the block · scale, for its 16 keys.
 template <int Q, int dtype>
@@ -187,8 +187,9 @@ BW_INLINE const void* kv_block_at(const AttentionCall& c, int plane, int sequenc
 
 // Where the i-th KV block that a split reads lies. A split of n blocks reads n of keys, then n of
 // values. i >= 2n names what is read after the split, to be fetched ahead: the keys of the tile's
-// next split; after its last one, if the tile is one decoding token's, the keys of the next group,
-// or of the next sequence, since their tile is the next in the plan. Null where nothing is known.
+// next split. After its last one, if the tile is one decoding token's, those of the tile that is the
+// next in the plan: of the sequence's next split, the next group, or the next sequence. Null where
+// nothing is known.
 BW_INLINE const void* kv_block_of_split(const AttentionCall& c, const AttentionTile& tile,
                                         const Split& split, int i) {
     const int num_blocks = (split.num_keys + kKvBlockTokens - 1) / kKvBlockTokens;
@@ -198,7 +199,7 @@ BW_INLINE const void* kv_block_of_split(const AttentionCall& c, const AttentionT
     const int past = (i - 2 * num_blocks) * kKvBlockTokens;
     const int next = split.start + kSplitTokens + past;
     const int last = tile.first_position + tile.num_tokens;
-    if (next < min_int(tile.last_split * kSplitTokens, last))
+    if (next < last && (tile.num_tokens == 1 || next < tile.last_split * kSplitTokens))
         return kv_block_at(c, 0, tile.sequence, tile.group, next);
     if (next < last || tile.num_tokens > 1) return nullptr;
     const bool is_last = tile.group + 1 == c.G;
@@ -212,7 +213,7 @@ BW_INLINE const void* kv_block_of_split(const AttentionCall& c, const AttentionT
 BW_INLINE KvBlock read_kv_block(const AttentionCall& c, const AttentionTile& tile,
                                 const Split& split, int i, int num_rows, bool widened, float* out) {
     const void* rows = kv_block_of_split(c, tile, split, i);
-    const void* ahead = kv_block_of_split(c, tile, split, i + kKvBlocksAhead);
+    const void* ahead = kv_block_of_split(c, tile, split, i + kv_blocks_ahead(c.cache_dtype));
     if (!widened) return {rows, c.cache_dtype, static_cast<size_t>(c.D), ahead};
     const int width = padded_width(c.D);
     for (int r = 0; r < num_rows; ++r) {
@@ -317,12 +318,12 @@ static void attend_split(const AttentionCall& c, const AttentionTile& tile, cons
             min_int(kKvBlockTokens, split.num_keys - i % num_blocks * kKvBlockTokens);
         return read_kv_block(c, tile, split, i, num_rows, widened, w.block);
     };
+    const auto rows = [&](int i) { return kv_block_of_split(c, tile, split, i); };
     const bool is_int8 = c.cache_dtype == kInt8;
     for (int i = 0; i < num_blocks; ++i) {
         const int key = i * kKvBlockTokens;
         if (is_int8) {
-            score_codes_of_block(w, split, key, kv_block_of_split(c, tile, split, i),
-                                 kv_block_of_split(c, tile, split, i + kKvBlocksAhead), c.D);
+            score_codes_of_block(w, split, key, rows(i), rows(i + kv_blocks_ahead(kInt8)), c.D);
             continue;
         }
         const KvBlock keys = block(i);
@@ -341,8 +342,8 @@ static void attend_split(const AttentionCall& c, const AttentionTile& tile, cons
         const KvBlock values = block(num_blocks + i);
         const int key = i * kKvBlockTokens;
         if (is_int8)
-            scale_weights(w, split, key, kv_block_of_split(c, tile, split, num_blocks + i),
-                          kv_block_of_split(c, tile, split, num_blocks + i + kKvBlocksAhead), c.D);
+            scale_weights(w, split, key, rows(num_blocks + i),
+                          rows(num_blocks + i + kv_blocks_ahead(kInt8)), c.D);
         switch (values.dtype) {
             case kInt8: add_kv_block<kInt8>(w, split, key, values); break;
             case kBFloat16: add_kv_block<kBFloat16>(w, split, key, values); break;
