@@ -81,8 +81,8 @@ def write(kv_cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None
         return
     lines, value_codes, scales = _parts(kv_cache)
     codes, scales[0, block, :, offset] = quantize_heads(keys)
-    stored = (codes.short() + 128).to(torch.uint8).unflatten(-1, (-1, _NEIGHBOURS))
-    lines[block, :, :, offset] = stored
+    stored = (codes.short() + 128).to(torch.uint8)
+    lines[block, :, :, offset] = stored.view(*keys.shape[:-1], -1, _NEIGHBOURS)
     value_codes[block, :, offset], scales[1, block, :, offset] = quantize_heads(values)
 
 
