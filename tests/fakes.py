@@ -98,6 +98,7 @@ def make_info(**changes: Any) -> EngineInfo:
         "device": "cpu",
         "device_name": "fake",
         "dtype": "bfloat16",
+        "kv_cache_dtype": "bfloat16",
         "num_parameters": 1000,
         "vocab_size": make_tokenizer().get_vocab_size(),
         "max_model_len": 256,

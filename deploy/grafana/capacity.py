@@ -148,7 +148,7 @@ _MEMORY = Row(
             kind="table",
             queries=[
                 Query(
-                    "max by (model_name, block_size, num_gpu_blocks) "
+                    "max by (model_name, block_size, num_gpu_blocks, cache_dtype) "
                     f"(vllm:cache_config_info{{{SCOPE}}})",
                     "{{model_name}}",
                 )

@@ -270,7 +270,8 @@ class Backend(Protocol):
         h          [T, hidden_size]
         layers     what prepare_layers returned
         rope       as rope_and_cache takes it
-        kv_caches  [num_layers, 2, num_blocks, G, BLOCK_SIZE, D]; the step's tokens are written
+        kv_caches  [num_layers, ...], a layer's as rope_and_cache takes it; the step's tokens are
+                   written
         """
         ...
 
@@ -314,7 +315,8 @@ class Backend(Protocol):
 
         qkv       [T, (H + 2 · G) · D], queries ‖ keys ‖ values
         rope      [max_model_len, D] float32, cos ‖ sin of the D/2 frequencies; half-split pairs
-        kv_cache  [2, num_blocks, G, BLOCK_SIZE, D], keys then values
+        kv_cache  [2, num_blocks, G, BLOCK_SIZE, D], keys then values; or of int8, which
+                  kv_blocks.py lays out and the Triton backend doesn't take
         Returns   [T, H, D]
         """
         ...
@@ -323,6 +325,8 @@ class Backend(Protocol):
         self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float
     ) -> Tensor:
         """Return causal softmax(q · kᵀ · scale) · v over each sequence's cached tokens.
+
+        Over a cache of int8 queries are quantized as its keys are, by token and head.
 
         queries  [T, H, D]; head h reads key-value head h // (H / G)
         Returns  [T, H · D]

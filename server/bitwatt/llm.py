@@ -25,7 +25,7 @@ from bitwatt.errors import (
 )
 from bitwatt.hub import fetch
 from bitwatt.llm_results import Answer, Choice, PendingChoice, PromptTokenLogprobs
-from bitwatt.model.config import Dtype, HeadBits, WeightsName, weights_named
+from bitwatt.model.config import Dtype, HeadBits, KVCacheDtype, WeightsName, weights_named
 from bitwatt.model.folder import why_no_folder
 from bitwatt.scheduling.drafting import Speculation
 from bitwatt.serving.answers import AnswerOptions, plan_answer
@@ -69,6 +69,7 @@ class LLM:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         kv_cache_bytes: int | None = None,
+        kv_cache_dtype: KVCacheDtype = "auto",
         gpu_memory_utilization: float = 0.9,
         prefix_caching: bool = True,
         speculate: Speculation = "off",
@@ -119,6 +120,7 @@ class LLM:
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
                 kv_cache_bytes=kv_cache_bytes,
+                kv_cache_dtype=kv_cache_dtype,
                 gpu_memory_utilization=gpu_memory_utilization,
                 prefix_caching=prefix_caching,
                 speculate=speculate,

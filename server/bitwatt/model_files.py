@@ -14,7 +14,7 @@ from bitwatt.engine.messages import MAX_NUM_SEQS
 from bitwatt.errors import BitwattError
 from bitwatt.hub import fetch
 from bitwatt.knobs import Settings, Shown
-from bitwatt.model.config import Dtype, HeadBits
+from bitwatt.model.config import Dtype, HeadBits, KVCacheDtype
 from bitwatt.quantities import read_bytes, read_count
 from bitwatt.settings import check_source
 
@@ -57,7 +57,10 @@ class InspectSettings(Settings):
         BeforeValidator(read_bytes),
         Shown("BYTES", "1GiB on a CPU, on a GPU what all requests need"),
     ] = Field(None, ge=1, description="Bytes of the KV cache, never more than all requests need")
-    dtype: Dtype = Field("bfloat16", description="Type of activations, KV cache and dense weights")
+    kv_cache_dtype: KVCacheDtype = Field(
+        "auto", description="Type of keys and values in the KV cache; auto takes --dtype's"
+    )
+    dtype: Dtype = Field("bfloat16", description="Type of activations and dense weights")
     head_bits: HeadBits = Field(
         16, description="Bits of the output head's weights, and of a tied embedding's"
     )
@@ -78,6 +81,7 @@ def run_inspect(settings: InspectSettings) -> int:
             max_num_batched_tokens=max(512, settings.max_num_seqs),
             max_model_len=settings.max_model_len,
             kv_cache_bytes=settings.kv_cache_bytes,
+            kv_cache_dtype=settings.kv_cache_dtype,
             dtype=settings.dtype,
             head_bits=settings.head_bits,
         )

@@ -23,7 +23,14 @@ from bitwatt.engine.messages import (
 from bitwatt.errors import ConfigurationError
 from bitwatt.hub import named
 from bitwatt.knobs import Settings, Shown
-from bitwatt.model.config import Dtype, HeadBits, Weights, WeightsName, weights_named
+from bitwatt.model.config import (
+    Dtype,
+    HeadBits,
+    KVCacheDtype,
+    Weights,
+    WeightsName,
+    weights_named,
+)
 from bitwatt.model.folder import why_no_folder
 from bitwatt.quantities import read_bytes, read_count
 from bitwatt.scheduling.drafting import Speculation
@@ -423,7 +430,7 @@ class ServeSettings(Settings):
         "either to compare with; fake draws meaningless tokens, to load the server itself",
     )
     dtype: Annotated[Dtype, BeforeValidator(_dtype)] = Field(
-        "bfloat16", description="Type of activations, KV cache and dense weights"
+        "bfloat16", description="Type of activations and dense weights"
     )
     num_threads: Annotated[int | None, Shown("THREADS", "all processors'")] = Field(
         None, ge=1, le=MAX_NUM_THREADS, description="CPU threads of each engine"
@@ -440,6 +447,11 @@ class ServeSettings(Settings):
         Shown("BYTES", "1GiB on a CPU, on a GPU what --gpu-memory-utilization leaves"),
     ] = Field(
         None, ge=1, description="Bytes of each model's KV cache, never more than all requests need"
+    )
+    kv_cache_dtype: KVCacheDtype = Field(
+        "auto",
+        description="Type of keys and values in the KV cache; auto takes --dtype's. int8 takes "
+        "about half the memory of 16 bits, is approximate, and not for triton",
     )
     gpu_memory_utilization: Annotated[float, Shown("SHARE")] = Field(
         0.9,
@@ -577,6 +589,7 @@ class ServeSettings(Settings):
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             kv_cache_bytes=self.kv_cache_bytes,
+            kv_cache_dtype=self.kv_cache_dtype,
             gpu_memory_utilization=self.gpu_memory_utilization,
             num_engines_per_gpu=2 if self.serves_pair else 1,
             prefix_caching=self.prefix_caching,

@@ -138,7 +138,7 @@ class EvalSettings(Settings):
     """Measure a model: perplexity, held-out questions, agreement of backends, memory and speed.
 
     A ternary model is also measured with its weights in 16 bits, which leaves its activations
-    unquantized, and beside its twin. The table is printed as Markdown.
+    unquantized, with a KV cache in int8, and beside its twin. The table is printed as Markdown.
     """
 
     model_config = SettingsConfigDict(env_prefix="BITWATT_EVAL_", cli_prog_name="bitwatt eval")

@@ -419,6 +419,7 @@ def test_every_engine_setting_reaches_the_engine(tmp_path):
         "max_num_seqs": 3,
         "max_num_batched_tokens": 9,
         "kv_cache_bytes": 4096,
+        "kv_cache_dtype": "int8",
         "gpu_memory_utilization": 0.5,
         "prefix_caching": False,
         "speculate": "ngram",

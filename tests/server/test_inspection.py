@@ -54,6 +54,8 @@ def test_the_forecast_for_the_embedded_pair_is_what_engines_report(folder):
         {"head_bits": 8},
         {"dtype": "float32", "max_model_len": 100},
         {"kv_cache_bytes": 2**18, "max_num_seqs": 7},
+        {"kv_cache_dtype": "int8", "max_num_seqs": 3},
+        {"kv_cache_dtype": "float16", "kv_cache_bytes": 2**18},
     ],
     ids=str,
 )
@@ -75,6 +77,10 @@ def test_what_an_engine_would_refuse_stands_in_place_of_its_memory():
     ternary, *_, dense = found["memory"]
     assert ternary["refused"].startswith("the KV cache holds 16 tokens; one sequence may have 1024")
     assert "relu² passes float16's largest value" in dense["refused"]
+    rows = inspect(builtin.TERNARY, kv_cache_dtype="int8")["memory"]
+    refused = {row["backend"]: row["refused"] for row in rows if "refused" in row}
+    assert refused.keys() == {"triton"}
+    assert refused["triton"].endswith("the dtype of activations, bfloat16 (--kv-cache-dtype)")
 
 
 def test_the_embedded_model_is_told_by_kind_and_by_matrix():

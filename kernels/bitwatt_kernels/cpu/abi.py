@@ -13,6 +13,7 @@ from bitwatt_kernels.backend import BLOCK_SIZE, Activation
 
 __all__ = [
     "ACTIVATIONS",
+    "CACHE_DTYPES",
     "DENSE_COLUMNS_PER_LINE",
     "DTYPES",
     "REFUSALS",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CACHE_DTYPES = DTYPES | {torch.int8: 3}
 ACTIVATIONS: dict[Activation, int] = {"relu2": 0, "silu": 1}
 
 ROW_BLOCK_ROWS = 32
@@ -104,6 +106,7 @@ def mirrored() -> dict[str, int]:
     numbers = {
         "kRelu2": ACTIVATIONS["relu2"],
         "kSilu": ACTIVATIONS["silu"],
+        "kInt8": CACHE_DTYPES[torch.int8],
         "kOk": 0,
         "kRowBlockRows": ROW_BLOCK_ROWS,
         "kKvBlockTokens": BLOCK_SIZE,

@@ -5,13 +5,14 @@ from ctypes import c_char_p, c_float, c_int, c_int64, c_size_t, c_uint64, c_void
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import bitwatt_kernels.cpu
-from bitwatt_kernels.cpu.abi import DTYPES, REFUSALS, differences
+from bitwatt_kernels.cpu.abi import CACHE_DTYPES, DTYPES, REFUSALS, differences
 from bitwatt_kernels.errors import BackendError, DtypeError, KernelError
 
-__all__ = ["check", "dtype_of", "instruction_sets", "load_library"]
+__all__ = ["cache_dtype_of", "check", "dtype_of", "instruction_sets", "load_library"]
 
 LIBRARY_NAME = "bitwatt_cpu.so"
 
@@ -106,6 +107,11 @@ def dtype_of(x: Tensor) -> int:
         raise DtypeError(
             f"{x.dtype} is not one the kernels take: bfloat16, float16 or float32"
         ) from None
+
+
+def cache_dtype_of(kv_cache: Tensor) -> int:
+    """Return the kernels' number of a KV cache's dtype; DtypeError if they have none."""
+    return CACHE_DTYPES[torch.int8] if kv_cache.dtype == torch.int8 else dtype_of(kv_cache)
 
 
 def check(status: int) -> None:

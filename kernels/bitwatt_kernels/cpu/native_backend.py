@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitwatt_kernels.backend import (
-    BLOCK_SIZE,
     Activation,
     HeadNorms,
     LayerWeights,
@@ -24,13 +23,20 @@ from bitwatt_kernels.backend import (
 )
 from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, RopeTable
 from bitwatt_kernels.cpu.dense import has_tile_kernels
-from bitwatt_kernels.cpu.library import check, dtype_of, instruction_sets, load_library
+from bitwatt_kernels.cpu.library import (
+    cache_dtype_of,
+    check,
+    dtype_of,
+    instruction_sets,
+    load_library,
+)
 from bitwatt_kernels.cpu.native_layer import NativeLayers, head_norm_pointers, step_call
 from bitwatt_kernels.cpu.prepared import PreparedDense, PreparedInt8Head, PreparedTernary
 from bitwatt_kernels.cpu.row_blocks import RowBlocks
 from bitwatt_kernels.cpu.threads import count_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, ShapeError
+from bitwatt_kernels.kv_blocks import head_dim_of
 from bitwatt_kernels.layer import LayersByOperations, has_normed_parts, ternary_head
 from bitwatt_kernels.packing import TernaryWeight
 from bitwatt_kernels.reference.linear import check_group
@@ -201,7 +207,7 @@ class NativeBackend(LayersByOperations):
         if not isinstance(layers, NativeLayers):
             return super().ternary_layers(h, layers, rope, kv_caches, layout)
         num_layers = kv_caches.shape[0]
-        _, num_blocks, num_groups, _, head_dim = _cache_shape(kv_caches[0])
+        num_blocks, num_groups, head_dim = _cache_sizes(kv_caches[0])
         _require_contiguous(
             h,
             rope,
@@ -227,7 +233,7 @@ class NativeBackend(LayersByOperations):
                 layers.layers,
                 num_layers,
                 byref(step_call(layout)),
-                byref(CacheView(kv_caches.data_ptr(), num_blocks, dtype_of(kv_caches))),
+                byref(CacheView(kv_caches.data_ptr(), num_blocks, cache_dtype_of(kv_caches))),
                 byref(RopeTable(rope.data_ptr(), rope.shape[0])),
                 h.data_ptr(),
                 out.data_ptr(),
@@ -288,7 +294,7 @@ class NativeBackend(LayersByOperations):
         num_heads: int,
         head_norms: HeadNorms | None = None,
     ) -> Tensor:
-        _, num_blocks, num_groups, _, head_dim = _cache_shape(kv_cache)
+        num_blocks, num_groups, head_dim = _cache_sizes(kv_cache)
         num_tokens = qkv.shape[0]
         _require_contiguous(qkv, rope, layout.positions, layout.slots)
         if qkv.shape[1] != (num_heads + 2 * num_groups) * head_dim or rope.shape[1] != head_dim:
@@ -306,7 +312,7 @@ class NativeBackend(LayersByOperations):
                 rope.data_ptr(),
                 rope.shape[0],
                 kv_cache.data_ptr(),
-                dtype_of(kv_cache),
+                cache_dtype_of(kv_cache),
                 num_blocks,
                 layout.positions.data_ptr(),
                 layout.slots.data_ptr(),
@@ -324,7 +330,7 @@ class NativeBackend(LayersByOperations):
     def attention(
         self, queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: float
     ) -> Tensor:
-        _, num_blocks, num_groups, _, head_dim = _cache_shape(kv_cache)
+        num_blocks, num_groups, head_dim = _cache_sizes(kv_cache)
         num_tokens, num_heads, _ = queries.shape
         _require_contiguous(queries, layout.query_starts, layout.context_lens, layout.block_tables)
         if num_heads % num_groups or queries.shape[2] != head_dim:
@@ -339,7 +345,7 @@ class NativeBackend(LayersByOperations):
                 queries.data_ptr(),
                 dtype_of(queries),
                 kv_cache.data_ptr(),
-                dtype_of(kv_cache),
+                cache_dtype_of(kv_cache),
                 num_blocks,
                 layout.query_starts.data_ptr(),
                 layout.context_lens.data_ptr(),
@@ -465,10 +471,7 @@ def _require_width(x: Tensor, hidden_size: int) -> None:
         raise ShapeError(f"x has {x.shape[1]} features; the head takes {hidden_size}")
 
 
-def _cache_shape(kv_cache: Tensor) -> torch.Size:
+def _cache_sizes(kv_cache: Tensor) -> tuple[int, int, int]:
+    """Return the blocks, key-value heads and head_dim of a layer's cache."""
     _require_contiguous(kv_cache)
-    if kv_cache.shape[3] != BLOCK_SIZE:
-        raise ShapeError(
-            f"the cache has blocks of {kv_cache.shape[3]} tokens; expected {BLOCK_SIZE}"
-        )
-    return kv_cache.shape
+    return kv_cache.shape[1], kv_cache.shape[2], head_dim_of(kv_cache)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitwatt_kernels import kv_blocks
 from bitwatt_kernels.backend import BLOCK_SIZE, HeadNorms, StepLayout
 from bitwatt_kernels.reference.elementwise import rms_norm_float32
 
@@ -41,9 +42,8 @@ class AttentionPlan:
         self._heads = torch.arange(num_kv_heads)
         written = layout.slots >= 0
         self._written = None if bool(written.all()) else written
-        self._new_rows = self._rows(
-            layout.slots if self._written is None else layout.slots[written]
-        )
+        self._written_slots = layout.slots if self._written is None else layout.slots[written]
+        self._new_rows = self._rows(self._written_slots)
         self._batches = [self._batch(*members) for members in _batches(layout, num_kv_heads)]
         self._rotation: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -56,7 +56,7 @@ class AttentionPlan:
         head_norms: HeadNorms | None,
     ) -> Tensor:
         """Do what Backend.rope_and_cache does, to the reference's bits."""
-        num_tokens, head_dim = qkv.shape[0], kv_cache.shape[4]
+        num_tokens, head_dim = qkv.shape[0], kv_blocks.head_dim_of(kv_cache)
         heads = qkv.view(num_tokens, -1, head_dim)
         num_rotated = num_heads + self.num_kv_heads
         cos, sin = self._cos_sin(rope)
@@ -65,15 +65,21 @@ class AttentionPlan:
             by_head = [head_norms.queries.expand(num_heads, -1)]
             by_head.append(head_norms.keys.expand(self.num_kv_heads, -1))
             x = rms_norm_float32(x, torch.cat(by_head), head_norms.eps)
-        rotated = (x * cos + x.roll(head_dim // 2, -1) * sin).to(qkv.dtype)
+        rotated = x * cos + x.roll(head_dim // 2, -1) * sin
+        queries = rotated[:, :num_heads].to(qkv.dtype).contiguous()
         keys, values = rotated[:, num_heads:], heads[:, num_rotated:]
+        if kv_cache.dtype == torch.int8:
+            if self._written is not None:
+                keys, values = keys[self._written], values[self._written]
+            kv_blocks.write(kv_cache, self._written_slots, keys, values)
+            return queries
         for cache, new in zip(kv_cache.view(2, -1, head_dim), (keys, values), strict=True):
             if self._written is not None:
                 new = new[self._written]
             cache.index_copy_(
                 0, self._new_rows.flatten(), new.reshape(-1, head_dim).to(cache.dtype)
             )
-        return rotated[:, :num_heads].contiguous()
+        return queries
 
     def attention(
         self, queries: Tensor, kv_cache: Tensor, scale: float, *, is_exact: bool
@@ -84,15 +90,18 @@ class AttentionPlan:
                   the result, so that batching and chunking don't show. Else torch's fastest.
         """
         num_tokens, num_heads, head_dim = queries.shape
-        keys, values = kv_cache.view(2, -1, head_dim)
+        asked = queries
+        if kv_cache.dtype == torch.int8:
+            codes, scales = kv_blocks.quantize_heads(queries)
+            asked = codes * scales[..., None]
         attend = _attend_exactly if is_exact else _attend_fast
         out = torch.zeros_like(queries)
         for batch in self._batches:
             size = batch.rows.shape[0]
-            q = queries[batch.tokens].view(size, -1, num_heads, head_dim).transpose(1, 2)
-            k, v = F.embedding(batch.rows, keys), F.embedding(batch.rows, values)
+            q = asked[batch.tokens].view(size, -1, num_heads, head_dim).transpose(1, 2)
+            k, v = kv_blocks.read_rows(kv_cache, batch.rows)
             y = attend(q, k, v, batch.seen, scale)  # [B, H, queries, D]
-            out[batch.tokens] = y.transpose(1, 2).reshape(-1, num_heads, head_dim)
+            out[batch.tokens] = y.transpose(1, 2).reshape(-1, num_heads, head_dim).to(out.dtype)
         return out.view(num_tokens, -1)
 
     def _cos_sin(self, rope: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +176,8 @@ def _attend_exactly(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale:
 
 
 def _attend_fast(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
-    """As _attend_exactly, by torch's own attention."""
+    """As _attend_exactly, by torch's own attention, which takes one dtype."""
+    k, v = k.to(q.dtype), v.to(q.dtype)
     if q.shape[2] == 1:
         grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
         y = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen, scale=scale)

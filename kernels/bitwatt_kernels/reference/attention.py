@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bitwatt_kernels import kv_blocks
 from bitwatt_kernels.backend import BLOCK_SIZE, HeadNorms, StepLayout
 from bitwatt_kernels.reference.elementwise import rms_norm_float32
 
@@ -43,7 +44,7 @@ def rope_and_cache(
 
     Tokens whose slot is -1 are padding and write nothing. Shapes as in Backend.rope_and_cache.
     """
-    head_dim = kv_cache.shape[4]
+    head_dim = kv_blocks.head_dim_of(kv_cache)
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     q = heads[:, :num_heads]
     k, v = heads[:, num_heads:].chunk(2, dim=1)
@@ -57,21 +58,23 @@ def rope_and_cache(
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
     written = layout.slots >= 0
-    slots = layout.slots[written]
-    block, offset = slots // BLOCK_SIZE, slots % BLOCK_SIZE
-    kv_cache[0, block, :, offset] = rotate(k)[written].to(kv_cache.dtype)
-    kv_cache[1, block, :, offset] = v[written].to(kv_cache.dtype)
+    kv_blocks.write(kv_cache, layout.slots[written], rotate(k)[written], v[written])
     return rotate(q).to(qkv.dtype)
 
 
 def gather_keys_values(kv_cache: Tensor, blocks: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Return the first num_tokens keys and values of a sequence, each [G, num_tokens, D].
 
+    Those of a cache of int8 are float64.
+
     blocks  [>= ceil(num_tokens / BLOCK_SIZE)] int32, the sequence's blocks
     """
     used = blocks[: -(-num_tokens // BLOCK_SIZE)].long()
-    cached = kv_cache[:, used].transpose(1, 2)  # [2, G, blocks, BLOCK_SIZE, D]
-    keys, values = cached.flatten(2, 3)[:, :, :num_tokens]
+    cached = kv_cache[:, used]
+    if cached.dtype == torch.int8:
+        cached = kv_blocks.dequantize(cached)
+    # [2, G, blocks, BLOCK_SIZE, D]
+    keys, values = cached.transpose(1, 2).flatten(2, 3)[:, :, :num_tokens]
     return keys, values
 
 
@@ -79,7 +82,8 @@ def attention(queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: floa
     """Return causal softmax(q · kᵀ · scale) · v, [T, H · D]; shapes as in Backend.attention.
 
     Sums run in float64 and are rounded once: whatever their order, it is below the last bit
-    of a 16-bit result, so that batching and chunking don't show.
+    of a 16-bit result, so that batching and chunking don't show. Over a cache of int8 queries are
+    quantized as keys are.
     """
     out = torch.zeros_like(queries)
     group = queries.shape[1] // kv_cache.shape[2]
@@ -90,6 +94,9 @@ def attention(queries: Tensor, kv_cache: Tensor, layout: StepLayout, scale: floa
             continue
         keys, values = gather_keys_values(kv_cache, layout.block_tables[i], num_tokens)
         q = queries[first:last].transpose(0, 1).double()  # [H, queries, D]
+        if kv_cache.dtype == torch.int8:
+            codes, scales = kv_blocks.quantize_heads(q)
+            q = codes.double() * scales[..., None].double()
         k = keys.double().repeat_interleave(group, dim=0)  # [H, num_tokens, D]
         v = values.double().repeat_interleave(group, dim=0)
         scores = q @ k.transpose(1, 2) * scale  # [H, queries, num_tokens]

@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE
@@ -35,7 +35,7 @@ from bitwatt.scheduling.scheduler import Scheduler
 __all__ = ["ChildConfig", "Measurement", "Model"]
 
 _DTYPE = torch.bfloat16
-_MAX_PROMPT_TOKENS = 512
+_STEP_TOKENS = 512
 _STEPS = 8  # timed together
 _WARMUP_STEPS = 3
 _SEED = 0
@@ -50,6 +50,8 @@ class ChildConfig:
     read_bytes   what the rate of memory is measured on; far more than the caches hold
     max_batch    sequences at once, for which there is a KV cache
     context_tokens  of each sequence of a decode step
+    max_prompt_tokens  of a prompt that is prefilled
+    kv_cache_dtype  of keys and values
     group        ternary weights that share a scale; None for all of a row
     has_ternary_head  embedding and head are ternary too
     """
@@ -63,6 +65,8 @@ class ChildConfig:
     read_bytes: int = 1 << 28
     max_batch: int = 8
     context_tokens: int = 128
+    max_prompt_tokens: int = 512
+    kv_cache_dtype: Literal["bfloat16", "int8"] = "bfloat16"
     group: int | None = None
     has_ternary_head: bool = False
 
@@ -93,7 +97,11 @@ class Measurement:
 
 class _Child:
     def __init__(self, options: ChildConfig) -> None:
-        config = replace(PRESETS[options.preset], num_layers=options.num_layers)
+        config = replace(
+            PRESETS[options.preset],
+            num_layers=options.num_layers,
+            max_model_len=_longest(options) + BLOCK_SIZE,
+        )
         # The baseline runs as fast as its library can.
         is_exact = options.weights == "ternary"
         self.backend = NativeBackend(
@@ -184,6 +192,10 @@ class _Child:
         return name
 
 
+def _longest(options: ChildConfig) -> int:
+    return max(options.max_prompt_tokens, options.context_tokens)
+
+
 class _Limits(TypedDict):
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -192,15 +204,16 @@ class _Limits(TypedDict):
 
 def _make_core(model: Transformer, config: ModelConfig, options: ChildConfig) -> EngineCore:
     batch = options.max_batch
-    num_tokens = batch * options.context_tokens + _MAX_PROMPT_TOKENS
+    num_tokens = batch * options.context_tokens + options.max_prompt_tokens
     num_blocks = num_tokens // BLOCK_SIZE + 2 * batch
-    kv_cache = KVCache(config, num_blocks, _DTYPE, model.backend.device)
+    dtype = torch.int8 if options.kv_cache_dtype == "int8" else _DTYPE
+    kv_cache = KVCache(config, num_blocks, dtype, model.backend.device)
     kv_cache.layers.zero_()  # resident from the start
     blocks = BlockAllocator(num_blocks, BLOCK_SIZE, prefix_caching=False)
     limits: _Limits = {
         "max_num_seqs": batch,
-        "max_num_batched_tokens": _MAX_PROMPT_TOKENS,
-        "max_model_len": _MAX_PROMPT_TOKENS + BLOCK_SIZE,
+        "max_num_batched_tokens": _STEP_TOKENS,
+        "max_model_len": config.max_model_len,
     }
     return EngineCore(
         Scheduler(blocks, **limits), ModelRunner(model, kv_cache, stream=None, **limits)

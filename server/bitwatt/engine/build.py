@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE
-from bitwatt_kernels.errors import BackendError, KernelError
+from bitwatt_kernels.errors import BackendError, KernelError, ShapeError
 from bitwatt_kernels.registry import BACKENDS, BackendChoice, choose_backend
 
 from bitwatt.checkpoints.files import read_json
@@ -27,7 +27,13 @@ from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.scheduler import Scheduler
 
-__all__ = ["DEFAULT_CPU_KV_CACHE_BYTES", "DTYPES", "build_engine", "plan_kv_cache"]
+__all__ = [
+    "DEFAULT_CPU_KV_CACHE_BYTES",
+    "DTYPES",
+    "build_engine",
+    "kv_cache_dtype",
+    "plan_kv_cache",
+]
 
 DEFAULT_CPU_KV_CACHE_BYTES = 1 << 30
 _MIN_DEFAULT_MODEL_LEN = 2048  # a context is not shortened further
@@ -57,6 +63,7 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
             "(--backend)"
         )
     choice = _choose_backend(config)
+    cache_dtype = kv_cache_dtype(config, choice.backend.name)
     model = load_model(
         Path(config.model_path),
         weights=config.weights,
@@ -66,7 +73,7 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         head_bits=config.head_bits,
         quantize=config.quantize,
     )
-    kv_cache, max_model_len = _make_kv_cache(config, model)
+    kv_cache, max_model_len = _make_kv_cache(config, model, cache_dtype)
     scheduler = _make_scheduler(config, kv_cache.num_blocks, max_model_len)
     runner = ModelRunner(
         model,
@@ -118,6 +125,7 @@ def _build_fake(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         device="none",
         device_name="none",
         dtype="none",
+        kv_cache_dtype="none",
         num_parameters=0,
         vocab_size=vocab_size,
         max_model_len=max_model_len,
@@ -171,27 +179,50 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _make_kv_cache(config: EngineConfig, model: Transformer) -> tuple[KVCache, int]:
+def kv_cache_dtype(config: EngineConfig, backend: str) -> torch.dtype:
+    """Return what keys and values are kept in.
+
+    Raises  ConfigurationError where the backend of that name can't
+    """
+    asked = config.kv_cache_dtype
+    if asked == "auto" or asked == config.dtype:
+        return DTYPES[config.dtype]
+    if backend == "triton":
+        raise ConfigurationError(
+            f"kv_cache_dtype is {asked!r}; the triton backend keeps keys and values in the dtype "
+            f"of activations, {config.dtype} (--kv-cache-dtype)"
+        )
+    return torch.int8 if asked == "int8" else DTYPES[asked]
+
+
+def _make_kv_cache(
+    config: EngineConfig, model: Transformer, dtype: torch.dtype
+) -> tuple[KVCache, int]:
     """Return the cache and the context; see plan_kv_cache."""
     num_bytes = _kv_cache_bytes(config, model)
-    num_blocks, max_model_len = plan_kv_cache(config, model, num_bytes)
-    kv_cache = KVCache(model.config, num_blocks, model.dtype, model.backend.device)
+    num_blocks, max_model_len = plan_kv_cache(config, model, dtype, num_bytes)
+    kv_cache = KVCache(model.config, num_blocks, dtype, model.backend.device)
     kv_cache.layers.zero_()  # takes the memory now; growing into it for hours would look a leak
     return kv_cache, max_model_len
 
 
 def plan_kv_cache(
-    config: EngineConfig, model: Transformer, num_bytes: int | None
+    config: EngineConfig, model: Transformer, dtype: torch.dtype, num_bytes: int | None
 ) -> tuple[int, int]:
     """Return the blocks of the cache, and the context.
 
     That is shortened where neither of the two was asked for.
 
+    dtype      of keys and values
     num_bytes  at most; None for as many as all sequences at full length take
-    Raises     EngineStartError where the cache holds no sequence of full length
+    Raises     EngineStartError where the cache holds no sequence of full length, or dtype isn't for
+               the model's heads
     """
     max_model_len = model.config.max_model_len
-    bytes_per_block = KVCache.bytes_per_block(model.config, model.dtype)
+    try:
+        bytes_per_block = KVCache.bytes_per_block(model.config, dtype)
+    except ShapeError as error:
+        raise EngineStartError(f"{error} (--kv-cache-dtype)") from error
     num_blocks = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
     if num_bytes is not None:
         num_blocks = min(num_blocks, num_bytes // bytes_per_block)
@@ -255,6 +286,7 @@ def _describe(
         device=str(device),
         device_name=torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
         dtype=config.dtype,
+        kv_cache_dtype=str(kv_cache.layers.dtype).removeprefix("torch."),
         num_parameters=memory.num_parameters,
         vocab_size=model.config.vocab_size,
         max_model_len=max_model_len,

@@ -4,7 +4,12 @@ from typing import cast
 
 from bitwatt_kernels.backend import Backend
 
-from bitwatt.engine.build import DEFAULT_CPU_KV_CACHE_BYTES, DTYPES, plan_kv_cache
+from bitwatt.engine.build import (
+    DEFAULT_CPU_KV_CACHE_BYTES,
+    DTYPES,
+    kv_cache_dtype,
+    plan_kv_cache,
+)
 from bitwatt.engine.messages import EngineConfig, MemoryUse
 from bitwatt.model.build import build_transformer
 from bitwatt.model.kv_cache import KVCache
@@ -25,6 +30,7 @@ def forecast(source: TensorSource, config: EngineConfig) -> tuple[MemoryUse, int
     Raises   ConfigurationError, CheckpointError or EngineStartError as the engine will
     """
     assert config.backend is not None
+    cache_dtype = kv_cache_dtype(config, config.backend)
     model = build_transformer(
         source,
         weights=config.weights,
@@ -36,12 +42,12 @@ def forecast(source: TensorSource, config: EngineConfig) -> tuple[MemoryUse, int
     num_bytes = config.kv_cache_bytes
     if num_bytes is None and config.backend != "triton":
         num_bytes = DEFAULT_CPU_KV_CACHE_BYTES
-    num_blocks, max_model_len = plan_kv_cache(config, model, num_bytes)
+    num_blocks, max_model_len = plan_kv_cache(config, model, cache_dtype, num_bytes)
     memory = model.memory()
     use = MemoryUse(
         packed_weights_bytes=memory.packed_weights_bytes,
         embedding_bytes=memory.embedding_bytes,
         other_weights_bytes=memory.other_weights_bytes,
-        kv_cache_bytes=num_blocks * KVCache.bytes_per_block(model.config, model.dtype),
+        kv_cache_bytes=num_blocks * KVCache.bytes_per_block(model.config, cache_dtype),
     )
     return use, max_model_len

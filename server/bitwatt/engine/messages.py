@@ -8,7 +8,7 @@ import msgspec
 
 from bitwatt.constraints.compiling import TokenBytes
 from bitwatt.errors import ConfigurationError, shorten
-from bitwatt.model.config import Dtype, HeadBits, Weights, weights_named
+from bitwatt.model.config import Dtype, HeadBits, KVCacheDtype, Weights, weights_named
 from bitwatt.model.runner_protocol import PromptLogprobs
 from bitwatt.scheduling.drafting import Speculation
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
@@ -51,7 +51,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     device      "cpu", "cuda" or "cuda:N"; "auto" takes a GPU where there is one
     backend     a name of bitwatt_kernels.registry, or None for the fastest that runs; "fake" draws
                 meaningless tokens without arithmetic
-    dtype       of activations, of the KV cache, and of dense weights
+    dtype       of activations and of dense weights
     batch_invariant  whether dense answers too are independent of what else runs; ternary ones
                 always are
     num_threads     CPU threads of the backend and of torch; None takes all the process may use
@@ -62,6 +62,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     max_num_batched_tokens  tokens of a step, at least max_num_seqs
     kv_cache_bytes  memory of the KV cache, of which no more is taken than max_num_seqs requests
                 can fill; None takes what gpu_memory_utilization leaves, and on a CPU 1 GiB
+    kv_cache_dtype  of keys and values; auto is dtype, int8 has a scale to each head of a token,
+                and is not for the Triton backend
     gpu_memory_utilization  share of a GPU's memory to use, above 0, at most 1
     num_engines_per_gpu  that share the GPU, each a like part of gpu_memory_utilization
     prefix_caching  whether prompts share the KV cache of equal beginnings
@@ -85,6 +87,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: KVCacheDtype = "auto"
     gpu_memory_utilization: float = 0.9
     num_engines_per_gpu: int = 1
     prefix_caching: bool = True
@@ -145,6 +148,10 @@ _ACCEPTED: dict[str, _Accepted] = {
     "max_num_seqs": _count(1, MAX_NUM_SEQS),
     "max_num_batched_tokens": _count(1, MAX_NUM_BATCHED_TOKENS),
     "kv_cache_bytes": _count(1, is_optional=True),
+    "kv_cache_dtype": (
+        f"one of {', '.join(get_args(KVCacheDtype))}",
+        lambda value: value in get_args(KVCacheDtype),
+    ),
     "gpu_memory_utilization": (
         "a number above 0, at most 1",
         lambda value: (
@@ -313,6 +320,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device         as torch names it, such as "cuda:0"; "none" for the fake backend
     device_name    the GPU's product name, or the CPU's architecture
     dtype          as in EngineConfig; "none" for the fake backend
+    kv_cache_dtype  likewise, where auto is dtype
     num_parameters  of the whole model, a tied embedding counted once
     vocab_size     rows of the head
     max_model_len  tokens of prompt and answer
@@ -335,6 +343,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     device_name: str
     dtype: str
+    kv_cache_dtype: str
     num_parameters: int
     vocab_size: int
     max_model_len: int

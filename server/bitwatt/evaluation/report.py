@@ -1,4 +1,4 @@
-"""What `bitwatt eval` measures of a model, its twin, and its own weights in 16 bits, as tables."""
+"""What `bitwatt eval` measures of a model, its own variants and its twin, as tables."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -7,12 +7,18 @@ from typing import Any
 
 from bitwatt.bench.engine import decode_rate
 from bitwatt.bench.measure import describe_machine
-from bitwatt.errors import BitwattError, CheckpointError, InvalidRequestError
+from bitwatt.errors import (
+    BitwattError,
+    CheckpointError,
+    ConfigurationError,
+    EngineStartError,
+    InvalidRequestError,
+)
 from bitwatt.evaluation.answering import score_answers
 from bitwatt.evaluation.perplexity import Likelihood, agreement, score_texts
 from bitwatt.evaluation.scores import Score, Scores
 from bitwatt.llm import LLM
-from bitwatt.model.config import Weights
+from bitwatt.model.config import KVCacheDtype, Weights
 
 __all__ = ["Work", "as_markdown", "evaluate"]
 
@@ -58,8 +64,10 @@ def evaluate(
     likelihoods: dict[str, Likelihood] = {}
     agreements: list[dict[str, Any]] = []
 
-    def add(name: str, path: Path, weights: Weights) -> None:
-        with LLM(path, weights=weights, num_threads=work.num_threads) as llm:
+    def add(name: str, path: Path, weights: Weights, kv_cache_dtype: KVCacheDtype = "auto") -> None:
+        with LLM(
+            path, weights=weights, num_threads=work.num_threads, kv_cache_dtype=kv_cache_dtype
+        ) as llm:
             report(f"{name} …")
             likelihood = score_texts(llm, path, work.texts, work.window_tokens)
             likelihoods[name] = likelihood
@@ -68,6 +76,7 @@ def evaluate(
                 "weights": weights,
                 "backend": llm.info.backend,
                 "dtype": llm.info.dtype,
+                "kv_cache_dtype": llm.info.kv_cache_dtype,
                 "num_parameters": llm.info.num_parameters,
                 "perplexity": likelihood.perplexity,
                 "nats_per_token": likelihood.nats_per_token,
@@ -76,6 +85,15 @@ def evaluate(
                 "answers": _answers(llm, work.every),
                 **_cost(llm),
             }
+
+    def add_int8_cache(of: str, path: Path) -> None:
+        name = f"{of}, int8 KV cache"
+        try:
+            add(name, path, rows[of]["weights"], "int8")
+        except (ConfigurationError, EngineStartError) as error:  # a GPU's backend, or the heads
+            report(f"{name}: {error}")
+        else:
+            agreements.append(_pair(likelihoods, of, name))
 
     ternary, dense = "ternary", "ternary weights in 16 bits"
     try:
@@ -87,9 +105,12 @@ def evaluate(
         add(dense, folder, "dense")
         agreements.append(_pair(likelihoods, ternary, dense))
         agreements += _backends(folder, rows[ternary]["backend"], work, report)
+    first = next(iter(rows))
+    add_int8_cache(first, folder)
     if twin is not None:
         add("16-bit twin", twin, "dense")
-        agreements.append(_pair(likelihoods, next(iter(rows)), "16-bit twin"))
+        agreements.append(_pair(likelihoods, first, "16-bit twin"))
+        add_int8_cache("16-bit twin", twin)
     return {
         "machine": describe_machine(),
         "num_texts": len(work.texts),

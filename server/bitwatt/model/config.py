@@ -9,6 +9,7 @@ __all__ = [
     "Activation",
     "Dtype",
     "HeadBits",
+    "KVCacheDtype",
     "LinearRopeScaling",
     "Llama3RopeScaling",
     "ModelConfig",
@@ -29,7 +30,10 @@ WeightsName = Literal[Weights, "fp16"]
 """What a user may call them: "fp16" is another name for "dense"."""
 
 Dtype = Literal["bfloat16", "float16", "float32"]
-"""Of activations, of the KV cache, and of dense weights."""
+"""Of activations and of dense weights."""
+
+KVCacheDtype = Literal["auto", "bfloat16", "float16", "int8"]
+"""Of keys and values in the KV cache; "auto" is that of activations."""
 
 HeadBits = Literal[8, 16]
 """Of the output head's weights, and of a tied embedding's."""

@@ -67,7 +67,7 @@ async def _report_start(model: ServedModel, on_start_failure: Callable[[str], No
         return False
     logger.info(
         "%s is ready after %.1f s: %s weights, %s on %s (%s), context %d, "
-        "KV cache of %.0f MiB for %d tokens",
+        "KV cache of %.0f MiB for %d tokens in %s",
         model.name,
         info.load_s,
         info.weights,
@@ -77,6 +77,7 @@ async def _report_start(model: ServedModel, on_start_failure: Callable[[str], No
         info.max_model_len,
         info.memory.kv_cache_bytes / 2**20,
         info.num_blocks * info.block_size,
+        info.kv_cache_dtype,
     )
     for notice in (*info.notices, *model.text.vocabulary.notices_for(info.vocab_size)):
         logger.warning("%s: %s", model.name, notice)

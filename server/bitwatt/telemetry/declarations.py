@@ -48,6 +48,7 @@ LABELS = {
     "dtype": "of activations and of weights that aren't ternary",
     "block_size": "tokens of a KV-cache block",
     "num_gpu_blocks": "KV-cache blocks, on whatever device",
+    "cache_dtype": "of keys and values",
     "kind": (
         "of memory: `packed_weights`, `embedding`, `other_weights`, `kv_cache` or `device_total`; "
         "of tokens: `prompt` or `generation`"
@@ -361,7 +362,7 @@ CACHE_CONFIG = _declare(
     "Memory",
     "vllm:cache_config_info",
     "How the KV cache is laid out; always 1.",
-    (*MODEL, "block_size", "num_gpu_blocks"),
+    (*MODEL, "block_size", "num_gpu_blocks", "cache_dtype"),
 )
 KV_CACHE_USED = _declare(
     Gauge, "Memory", "bitwatt_kv_cache_used_bytes", "Memory of the KV-cache blocks in use."

@@ -23,6 +23,9 @@ int bw_elementwise(void*, const void*, int, int, const void*, int, float, void*,
                    int32_t*, int, int, int);
 int bw_attention(void*, const void*, int, const void*, int, int64_t, const int32_t*,
                  const int32_t*, const int32_t*, int, void*, int, int, int, int, int, float);
+int bw_rope_and_cache(void*, const void*, int, const float*, int64_t, void*, int, int64_t,
+                      const int64_t*, const int64_t*, void*, const float*, const float*, float, int,
+                      int, int, int);
 int bw_dense_linear(void*, const void*, int, const void*, int, const void*, const void*, void*, int,
                     int, int, int);
 }
@@ -57,8 +60,8 @@ char* bytes(std::vector<T>& values) {
 }
 
 struct Results {
-    std::vector<int8_t> codes;
-    std::vector<float> normed, attended, logits;
+    std::vector<int8_t> codes, cached;
+    std::vector<float> normed, attended, attended_codes, logits;
 };
 
 Results check(const std::string& name) {
@@ -187,6 +190,23 @@ Results check(const std::string& name) {
     bw_attention(context, queries.data(), 0, cache.data(), 0, blocks, starts, lens, table, 5,
                  out.data(), tokens, 1, H, G, D, 0.2f);
     results.attended = out;
+
+    // The same over a cache of codes, which its tokens are written to.
+    std::vector<float> qkv(tokens * (H + 2 * G) * D), rope(tokens * D);
+    for (float& value : qkv) value = uniform();
+    for (float& value : rope) value = uniform();
+    std::vector<int64_t> positions(tokens), slots(tokens);
+    for (int t = 0; t < tokens; ++t) {
+        positions[t] = t;
+        slots[t] = table[t / 16] * 16 + t % 16;
+    }
+    results.cached.assign(2 * blocks * G * 16 * (D + 4), -1);
+    bw_rope_and_cache(context, qkv.data(), 0, rope.data(), tokens, results.cached.data(), 3, blocks,
+                      positions.data(), slots.data(), queries.data(), nullptr, nullptr, 0, tokens, H,
+                      G, D);
+    bw_attention(context, queries.data(), 0, results.cached.data(), 3, blocks, starts, lens, table, 5,
+                 out.data(), tokens, 1, H, G, D, 0.2f);
+    results.attended_codes = out;
     bw_destroy(context);
     return results;
 }
@@ -203,6 +223,8 @@ int main() {
         expect_equal(results.normed, plain.normed, "rms_norm");
         expect_near(results.logits, plain.logits, 1e-4f, "head");
         expect_near(results.attended, plain.attended, 1e-5f, "attention");
+        expect_equal(results.cached, plain.cached, "int8 KV cache");
+        expect_near(results.attended_codes, plain.attended_codes, 1e-5f, "attention over codes");
     }
     std::printf(failures ? "%d failures\n" : "all equal\n", failures);
     return failures != 0;

@@ -17,7 +17,7 @@ async def test_a_size_is_information_and_a_notice_is_a_warning(caplog):
     said = [(r.levelname, r.message) for r in caplog.records if r.name.startswith("bitwatt.")]
     [ready] = [message for level, message in said if level == "INFO" and "is ready" in message]
     assert "ternary weights" in ready
-    assert "KV cache of 0 MiB for 1024 tokens" in ready
+    assert "KV cache of 0 MiB for 1024 tokens in bfloat16" in ready
     assert [message for level, message in said if level == "WARNING"] == [
         "tiny: backend native was passed over: not built"
     ]

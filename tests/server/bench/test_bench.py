@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from bitwatt.bench.attention import bench_attention
 from bitwatt.bench.cpu import bench_cpu
 from bitwatt.bench.dense_child import LIBRARIES
 
@@ -69,3 +70,27 @@ def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
     assert result["models"]["torch float32"]["step_bytes"] == 4 * num_weights
     assert result["models"]["torch bfloat16"]["step_bytes"] == 2 * num_weights
     assert any("16-bit" in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not TEST_ALL, reason="makes two models of 2B4T's head: BITWATT_TEST_ALL=1 runs it"
+)
+def test_attention_over_both_caches_is_measured_by_itself_and_in_models() -> None:
+    lines: list[str] = []
+    result = bench_attention(
+        contexts=[600],
+        num_layers=1,
+        repeats=2,
+        num_threads=1,
+        read_bytes=1 << 22,
+        report=lines.append,
+    )
+    figures = result["600"]
+    assert figures.keys() == {"attention_decode", "attention_prefill", "decode", "prefill"}
+    for figure in figures.values():
+        for spread in (figure["int8"]["ms"], figure["bfloat16"]["ms"], figure["ratio"]):
+            assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+            assert spread["n"] == 2
+    assert figures["attention_decode"]["int8"]["of_roofline"]["median"] > 0
+    assert len(lines) == len(figures)

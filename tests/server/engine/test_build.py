@@ -10,12 +10,16 @@ import pytest
 import torch
 from bitwatt import LLM, builtin
 from bitwatt.engine import build
-from bitwatt.engine.build import build_engine
+from bitwatt.engine.build import build_engine, kv_cache_dtype, plan_kv_cache
 from bitwatt.engine.messages import _ACCEPTED, EngineConfig, decode_to_engine, encode
 from bitwatt.errors import BitwattError, ConfigurationError, EngineStartError
+from bitwatt.model.random_weights import random_model
 from bitwatt_kernels.cpu import native_backend
 from bitwatt_kernels.errors import BackendError
+from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 from bitwatt_kernels.registry import BackendChoice
+
+from tests.factories import make_model_config
 
 
 def test_weights_of_a_misspelt_name_are_refused_and_not_served_dense() -> None:
@@ -56,6 +60,7 @@ def test_fp16_is_another_name_of_dense_weights() -> None:
         ("device", "cpu:3", "'cpu:3'; it must be auto, cpu, cuda or cuda:N (--device)"),
         ("cpu_isa", 2, "2; it must be text or None (--cpu-isa)"),
         ("kv_cache_bytes", 1.5, "1.5; it must be a whole number of at least 1, or None"),
+        ("kv_cache_dtype", "fp8", "'fp8'; it must be one of auto, bfloat16, float16, int8 (--kv-"),
         ("gpu_memory_utilization", 0, "0; it must be a number above 0, at most 1"),
         ("gpu_memory_utilization", 1.01, "1.01; it must be a number above 0, at most 1"),
         ("gpu_memory_utilization", float("nan"), "nan; it must be a number above 0, at most 1"),
@@ -105,6 +110,41 @@ def test_settings_that_do_not_go_together_are_errors_of_the_configuration(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         build_engine(EngineConfig(model_path=str(builtin.TERNARY), **settings))
+
+
+def test_a_kv_cache_in_int8_holds_about_twice_the_tokens_and_is_not_for_triton() -> None:
+    config = EngineConfig(
+        model_path=str(builtin.TERNARY), kv_cache_bytes=2**22, kv_cache_dtype="int8"
+    )
+    core, info = build_engine(config)
+    core.close()
+    core, in_16_bits = build_engine(msgspec.structs.replace(config, kv_cache_dtype="auto"))
+    core.close()
+    assert (info.kv_cache_dtype, in_16_bits.kv_cache_dtype) == ("int8", "bfloat16")
+    assert info.memory.kv_cache_bytes <= 2**22
+    assert info.num_blocks > 1.8 * in_16_bits.num_blocks
+    for asked in ("int8", "float16"):
+        with pytest.raises(ConfigurationError, match=rf"'{asked}'; the triton .*--kv-cache-dtype"):
+            kv_cache_dtype(msgspec.structs.replace(config, kv_cache_dtype=asked), "triton")
+    same = msgspec.structs.replace(config, dtype="float16", kv_cache_dtype="float16")
+    assert kv_cache_dtype(same, "triton") == torch.float16
+
+
+def test_a_head_dim_that_int8_does_not_take_is_refused_with_the_knob(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = EngineConfig(
+        model_path="", max_model_len=64, max_num_seqs=1, kv_cache_dtype="int8", backend="reference"
+    )
+    model = random_model(
+        make_model_config(head_dim=30, max_model_len=64),
+        weights="dense",
+        backend=ReferenceBackend(torch.device("cpu")),
+        dtype=torch.float32,
+        seed=0,
+    )
+    with pytest.raises(EngineStartError, match=r"head_dim is 30; .* of 4 \(--kv-cache-dtype\)"):
+        plan_kv_cache(config, model, torch.int8, None)
 
 
 def test_all_errors_of_building_are_of_one_tree(tmp_path: Path) -> None:

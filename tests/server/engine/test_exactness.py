@@ -21,6 +21,7 @@ from bitwatt.scheduling.scheduler import Scheduler
 from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.registry import choose_backend
 
+from tests.extent import TEST_ALL
 from tests.factories import make_model_config
 
 pytestmark = pytest.mark.slow
@@ -50,11 +51,12 @@ class Limits:
     max_num_batched_tokens: int = 512
     prefix_caching: bool = True
     speculates: bool = False
+    kv_dtype: torch.dtype = torch.bfloat16
 
 
 def make_core(model: Transformer, limits: Limits) -> EngineCore:
-    kv_cache = KVCache(model.config, limits.num_blocks, model.dtype, torch.device("cpu"))
-    kv_cache.layers.fill_(torch.nan)
+    kv_cache = KVCache(model.config, limits.num_blocks, limits.kv_dtype, torch.device("cpu"))
+    kv_cache.layers.fill_(-1 if limits.kv_dtype == torch.int8 else torch.nan)  # scales of NaN
     scheduler = Scheduler(
         BlockAllocator(limits.num_blocks, 16, prefix_caching=limits.prefix_caching),
         max_num_seqs=limits.max_num_seqs,
@@ -119,8 +121,10 @@ def run_together(
     return tokens, doomed, core.stats()
 
 
-def run_alone(model: Transformer, requests: list[Submit]) -> dict[str, list[int]]:
-    core = make_core(model, Limits(prefix_caching=False))
+def run_alone(
+    model: Transformer, requests: list[Submit], kv_dtype: torch.dtype = torch.bfloat16
+) -> dict[str, list[int]]:
+    core = make_core(model, Limits(prefix_caching=False, kv_dtype=kv_dtype))
     tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
     for request in requests:
         core.submit(request)
@@ -131,29 +135,45 @@ def run_alone(model: Transformer, requests: list[Submit]) -> dict[str, list[int]
     return tokens
 
 
+@dataclass(frozen=True)
+class Case:
+    model: Transformer
+    kv_dtype: torch.dtype
+    requests: list[Submit]
+    truth: dict[str, list[int]]
+
+
 # Plain torch takes some 10 ms a step here, so it gets fewer requests.
 @pytest.fixture(
-    scope="module", params=["native-ternary-200", "torch-ternary-40", "native-dense-200"]
+    scope="module",
+    params=[
+        "native-ternary-bfloat16-200",
+        "torch-ternary-bfloat16-40",
+        "native-dense-bfloat16-200",
+        "native-ternary-int8-200",
+        *(["torch-ternary-int8-40", "native-dense-int8-200"] if TEST_ALL else []),
+    ],
 )
-def model_and_truth(
-    request: pytest.FixtureRequest,
-) -> tuple[Transformer, list[Submit], dict[str, list[int]]]:
-    backend, weights, count = request.param.split("-")
+def case(request: pytest.FixtureRequest) -> Case:
+    backend, weights, kv_dtype, count = request.param.split("-")
     model = make_model(backend, weights_named(weights))
     requests = make_requests(int(count))
-    return model, requests, run_alone(model, requests)
+    dtype = getattr(torch, kv_dtype)
+    return Case(model, dtype, requests, run_alone(model, requests, dtype))
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["prefix-cache", "no-prefix-cache"])
-def test_requests_get_the_tokens_they_get_alone(
-    model_and_truth: tuple[Transformer, list[Submit], dict[str, list[int]]], prefix_caching: bool
-) -> None:
+def test_requests_get_the_tokens_they_get_alone(case: Case, prefix_caching: bool) -> None:
     """Through chunked prefill, forced preemption, shared prefixes and random aborts."""
-    model, requests, truth = model_and_truth
+    requests, truth = case.requests, case.truth
     limits = Limits(
-        num_blocks=40, max_num_seqs=24, max_num_batched_tokens=48, prefix_caching=prefix_caching
+        num_blocks=40,
+        max_num_seqs=24,
+        max_num_batched_tokens=48,
+        prefix_caching=prefix_caching,
+        kv_dtype=case.kv_dtype,
     )
-    core = make_core(model, limits)
+    core = make_core(case.model, limits)
     tokens, doomed, stats = run_together(core, requests, aborts=len(requests) // 10)
     core.close()
     for request in requests:

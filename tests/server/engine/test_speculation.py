@@ -5,8 +5,10 @@ ones fall into loops, and a bias makes others draw from a few tokens.
 """
 
 import random
+from dataclasses import dataclass
 
 import pytest
+import torch
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineStats, Submit, TokenOutput
 from bitwatt.model.config import weights_named
@@ -16,6 +18,7 @@ from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
 
+from tests.extent import TEST_ALL
 from tests.server.constraints.tokens import VOCABULARY, written
 from tests.server.engine.test_exactness import Limits, make_core, make_model, run_together
 
@@ -96,21 +99,34 @@ def answers(outputs: dict[str, list[TokenOutput]]) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
+class Case:
+    model: Transformer
+    kv_dtype: torch.dtype
+    requests: list[Submit]
+    truth: dict[str, object]
+
+
 @pytest.fixture(
-    scope="module", params=["native-ternary-200", "torch-ternary-24", "native-dense-48"]
+    scope="module",
+    params=[
+        "native-ternary-bfloat16-200",
+        "torch-ternary-bfloat16-24",
+        "native-dense-bfloat16-48",
+        f"native-ternary-int8-{200 if TEST_ALL else 48}",
+    ],
 )
-def model_and_truth(
-    request: pytest.FixtureRequest,
-) -> tuple[Transformer, list[Submit], dict[str, object]]:
-    backend, weights, count = request.param.split("-")
+def case(request: pytest.FixtureRequest) -> Case:
+    backend, weights, kv_dtype, count = request.param.split("-")
     model = make_model(backend, weights_named(weights))
     requests = make_requests(int(count))
-    core = ready(make_core(model, Limits(prefix_caching=False)))
+    dtype = getattr(torch, kv_dtype)
+    core = ready(make_core(model, Limits(prefix_caching=False, kv_dtype=dtype)))
     truth: dict[str, object] = {}
     for one in requests:
         truth |= answers(run(core, [one]))
     core.close()
-    return model, requests, truth
+    return Case(model, dtype, requests, truth)
 
 
 def check_drafts(stats: EngineStats) -> None:
@@ -119,38 +135,36 @@ def check_drafts(stats: EngineStats) -> None:
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["prefix-cache", "no-prefix-cache"])
-def test_answers_are_those_without_speculation(
-    model_and_truth: tuple[Transformer, list[Submit], dict[str, object]], prefix_caching: bool
-) -> None:
+def test_answers_are_those_without_speculation(case: Case, prefix_caching: bool) -> None:
     """Together, through chunked prefill, forced preemption and shared prefixes."""
-    model, requests, truth = model_and_truth
     limits = Limits(
         num_blocks=40,
         max_num_seqs=16,
         max_num_batched_tokens=64,
         prefix_caching=prefix_caching,
         speculates=True,
+        kv_dtype=case.kv_dtype,
     )
-    core = ready(make_core(model, limits))
-    together = answers(run(core, requests))
+    core = ready(make_core(case.model, limits))
+    together = answers(run(core, case.requests))
     stats = core.stats()
     core.close()
-    assert together == truth
+    assert together == case.truth
     check_drafts(stats)
     assert stats.num_preemptions > 0
     assert (stats.num_prefix_cache_hits > 0) == prefix_caching
 
 
-def test_requests_that_come_and_go_leave_the_others_their_answers(
-    model_and_truth: tuple[Transformer, list[Submit], dict[str, object]],
-) -> None:
-    model, requests, truth = model_and_truth
-    core = ready(make_core(model, Limits(num_blocks=40, max_num_seqs=8, speculates=True)))
-    free = [request for request in requests if request.sampling.grammar is None]  # taken at once
+def test_requests_that_come_and_go_leave_the_others_their_answers(case: Case) -> None:
+    limits = Limits(num_blocks=40, max_num_seqs=8, speculates=True, kv_dtype=case.kv_dtype)
+    core = ready(make_core(case.model, limits))
+    free = [
+        request for request in case.requests if request.sampling.grammar is None
+    ]  # taken at once
     tokens, doomed, stats = run_together(core, free, aborts=len(free) // 5)
     core.close()
     for name, got in tokens.items():
-        alone, *_ = truth[name]  # type: ignore[misc]
+        alone, *_ = case.truth[name]  # type: ignore[misc]
         assert got == (alone[: len(got)] if name in doomed else alone)
     check_drafts(stats)
 

@@ -75,7 +75,16 @@ def test_the_table_has_the_model_its_weights_in_16_bits_its_twin_and_their_agree
     work = Work(texts=TEXTS[:4], window_tokens=32, every=100, num_threads=1)
     tables = evaluate(tmp_path / "ternary", tmp_path / "twin", work, lambda _: None)
     rows = tables["models"]
-    assert list(rows) == ["ternary", "ternary weights in 16 bits", "16-bit twin"]
+    assert list(rows) == [
+        "ternary",
+        "ternary weights in 16 bits",
+        "ternary, int8 KV cache",
+        "16-bit twin",
+        "16-bit twin, int8 KV cache",
+    ]
+    assert [row["kv_cache_dtype"] for row in rows.values()] == [
+        *("bfloat16", "bfloat16", "int8", "bfloat16", "int8")
+    ]
     assert rows["ternary"]["weights_bytes"] < rows["16-bit twin"]["weights_bytes"]
     for row in rows.values():
         assert 100 < row["perplexity"] < 1000  # of 280 tokens, untrained
@@ -84,6 +93,8 @@ def test_the_table_has_the_model_its_weights_in_16_bits_its_twin_and_their_agree
     by_pair = {(row["of"], row["with"]): row["top_1"] for row in tables["agreement"]}
     assert by_pair["ternary", "ternary weights in 16 bits"] > 0.8
     assert by_pair["ternary", "16-bit twin"] < 0.5
+    for name in ("ternary", "16-bit twin"):
+        assert by_pair[name, f"{name}, int8 KV cache"] > 0.8
     assert by_pair[rows["ternary"]["backend"], "reference"] > 0.95
     text = as_markdown(tables)
     assert "| ternary (" in text
@@ -95,5 +106,6 @@ def test_a_model_of_dense_weights_is_evaluated_as_such(tmp_path):
     make_exported(tmp_path, "llama")
     work = Work(texts=TEXTS[:2], window_tokens=32, every=100, num_threads=1)
     tables = evaluate(tmp_path, None, work, lambda _: None)
-    assert list(tables["models"]) == ["16-bit"]
-    assert tables["agreement"] == []
+    assert list(tables["models"]) == ["16-bit", "16-bit, int8 KV cache"]
+    [pair] = tables["agreement"]
+    assert (pair["of"], pair["with"]) == ("16-bit", "16-bit, int8 KV cache")

@@ -92,6 +92,7 @@ async def test_names_kinds_and_labels_are_those_dashboards_read():
                 assert sample.labels["engine"] == "0"
     [info] = found["vllm:cache_config_info"].samples
     assert (info.labels["block_size"], info.labels["num_gpu_blocks"], info.value) == ("16", "64", 1)
+    assert info.labels["cache_dtype"] == "bfloat16"
 
 
 @pytest.mark.anyio

@@ -34,7 +34,7 @@ BW_API const char* bw_abi() {
         BW_SIZE(CacheView), BW_FIELD(CacheView, data), BW_FIELD(CacheView, num_blocks),
         BW_FIELD(CacheView, dtype),
         BW_SIZE(RopeTable), BW_FIELD(RopeTable, rows), BW_FIELD(RopeTable, num_rows),
-        BW_NUMBER(kFloat32), BW_NUMBER(kBFloat16), BW_NUMBER(kFloat16),
+        BW_NUMBER(kFloat32), BW_NUMBER(kBFloat16), BW_NUMBER(kFloat16), BW_NUMBER(kInt8),
         BW_NUMBER(kRelu2), BW_NUMBER(kSilu),
         BW_NUMBER(kOk), BW_NUMBER(kBlockOutOfRange), BW_NUMBER(kSlotOutOfRange),
         BW_NUMBER(kPositionOutOfRange), BW_NUMBER(kTokenOutOfRange),

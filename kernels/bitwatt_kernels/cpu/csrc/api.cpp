@@ -162,8 +162,8 @@ BW_API int bw_ternary_layers(Context* context, const Layer* layers, int num_laye
                 run_layer(*context, layer, *step, its_cache, *rope, i ? out : h, out, dtype))
             return status;
         its_cache.data = static_cast<char*>(its_cache.data) +
-                         static_cast<size_t>(2 * cache->num_blocks) * layer.G * kKvBlockTokens *
-                             layer.D * item_size(cache->dtype);
+                         static_cast<size_t>(2 * cache->num_blocks) * layer.G *
+                             kv_block_bytes(cache->dtype, layer.D);
     }
     return kOk;
 }

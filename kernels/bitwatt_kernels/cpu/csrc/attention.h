@@ -7,7 +7,9 @@
 
 #pragma once
 
+#include "coded_linear.h"
 #include "dots.h"
+#include "int8_heads.h"
 
 namespace bitwatt {
 namespace BITWATT_ISA {
@@ -26,12 +28,17 @@ struct Workspace {
     float* maxima;   // [rows]
     float* totals;   // [rows]
     Running* states;  // [rows]
+    // Of a cache in int8:
+    int8_t* codes;          // [rows, width], of the queries
+    float* query_scales;    // [rows], times attention's own
+    int32_t* query_sums;    // [rows], of the codes
     int width;
 
     Workspace(int rows, int D) : width(padded_width(D)) {
         const size_t row_floats = static_cast<size_t>(rows) * width;
         float* p = scratch(kTileScratch, 3 * row_floats + kKvBlockTokens * width +
-                                             static_cast<size_t>(rows) * (kSplitTokens + 4));
+                                             static_cast<size_t>(rows) *
+                                                 (kSplitTokens + 6 + width / 4));
         queries = p, p += row_floats;
         sums = p, p += row_floats;
         running = p, p += row_floats;
@@ -39,7 +46,10 @@ struct Workspace {
         scores = p, p += static_cast<size_t>(rows) * kSplitTokens;
         maxima = p, p += rows;
         totals = p, p += rows;
-        states = reinterpret_cast<Running*>(p);
+        states = reinterpret_cast<Running*>(p), p += 2 * static_cast<size_t>(rows);
+        codes = reinterpret_cast<int8_t*>(p), p += row_floats / 4;
+        query_scales = p, p += rows;
+        query_sums = reinterpret_cast<int32_t*>(p);
     }
 };
 
@@ -52,8 +62,8 @@ struct KvBlock {
 };
 
 // Multiplying a KV block takes about as long as memory takes to answer. Fetching one block ahead
-// would thus leave no margin; several fetches are kept under way.
-constexpr int kKvBlocksAhead = 4;
+// would thus leave no margin; several fetches are kept under way, of as many bytes in either form.
+constexpr int kv_blocks_ahead(int dtype) { return dtype == kInt8 ? 8 : 4; }
 
 // scores[row + q][key_offset + key] = row + q's query · key of the block · scale, for its 16 keys.
 template <int Q, int dtype>
@@ -171,14 +181,15 @@ BW_INLINE const void* kv_block_at(const AttentionCall& c, int plane, int sequenc
                                   int key) {
     const int64_t block =
         c.block_tables[static_cast<size_t>(sequence) * c.max_blocks + key / kKvBlockTokens];
-    const size_t row = ((plane * c.num_blocks + block) * c.G + group) * kKvBlockTokens;
-    return offset(c.cache, c.cache_dtype, row * c.D);
+    return static_cast<const char*>(c.cache) +
+           ((plane * c.num_blocks + block) * c.G + group) * kv_block_bytes(c.cache_dtype, c.D);
 }
 
 // Where the i-th KV block that a split reads lies. A split of n blocks reads n of keys, then n of
 // values. i >= 2n names what is read after the split, to be fetched ahead: the keys of the tile's
-// next split; after its last one, if the tile is one decoding token's, the keys of the next group,
-// or of the next sequence, since their tile is the next in the plan. Null where nothing is known.
+// next split. After its last one, if the tile is one decoding token's, those of the tile that is the
+// next in the plan: of the sequence's next split, the next group, or the next sequence. Null where
+// nothing is known.
 BW_INLINE const void* kv_block_of_split(const AttentionCall& c, const AttentionTile& tile,
                                         const Split& split, int i) {
     const int num_blocks = (split.num_keys + kKvBlockTokens - 1) / kKvBlockTokens;
@@ -188,7 +199,7 @@ BW_INLINE const void* kv_block_of_split(const AttentionCall& c, const AttentionT
     const int past = (i - 2 * num_blocks) * kKvBlockTokens;
     const int next = split.start + kSplitTokens + past;
     const int last = tile.first_position + tile.num_tokens;
-    if (next < min_int(tile.last_split * kSplitTokens, last))
+    if (next < last && (tile.num_tokens == 1 || next < tile.last_split * kSplitTokens))
         return kv_block_at(c, 0, tile.sequence, tile.group, next);
     if (next < last || tile.num_tokens > 1) return nullptr;
     const bool is_last = tile.group + 1 == c.G;
@@ -202,7 +213,7 @@ BW_INLINE const void* kv_block_of_split(const AttentionCall& c, const AttentionT
 BW_INLINE KvBlock read_kv_block(const AttentionCall& c, const AttentionTile& tile,
                                 const Split& split, int i, int num_rows, bool widened, float* out) {
     const void* rows = kv_block_of_split(c, tile, split, i);
-    const void* ahead = kv_block_of_split(c, tile, split, i + kKvBlocksAhead);
+    const void* ahead = kv_block_of_split(c, tile, split, i + kv_blocks_ahead(c.cache_dtype));
     if (!widened) return {rows, c.cache_dtype, static_cast<size_t>(c.D), ahead};
     const int width = padded_width(c.D);
     for (int r = 0; r < num_rows; ++r) {
@@ -221,6 +232,60 @@ static void score_kv_block(const Workspace& w, const Split& split, int key, cons
     for (; row + 4 <= split.last_row; row += 4) score<4, dtype>(w, row, key, block, D, scale);
     for (; row + 2 <= split.last_row; row += 2) score<2, dtype>(w, row, key, block, D, scale);
     for (; row < split.last_row; ++row) score<1, dtype>(w, row, key, block, D, scale);
+}
+
+// The queries' codes, which the keys' are multiplied by.
+static void quantize_queries(const Workspace& w, int rows, int D, float scale) {
+    for (int row = 0; row < rows; ++row) {
+        int8_t* codes = w.codes + static_cast<size_t>(row) * w.width;
+        w.query_scales[row] =
+            quantize_head(w.queries + static_cast<size_t>(row) * w.width, D, codes) * scale;
+        int32_t sum = 0;
+        for (int i = 0; i < D; ++i) sum += codes[i];
+        w.query_sums[row] = sum;
+    }
+}
+
+// As score, of codes: a sum is exact in int32, and scaled once.
+template <int Q>
+static void score_codes(const Workspace& w, int row, int key_offset, const void* keys,
+                        const void* ahead, int D) {
+    int32_t sums[Q * kRowBlockRows];
+    register_tile<8, Q, 1, true>(static_cast<const uint8_t*>(keys),
+                                 w.codes + static_cast<size_t>(row) * w.width, w.width, D, sums,
+                                 static_cast<const uint8_t*>(ahead));
+    const F32 scales = load(scales_of(keys, D));
+    for (int q = 0; q < Q; ++q) {
+        const I32 sum = load(sums + q * kRowBlockRows) - splat(zero_of(8) * w.query_sums[row + q]);
+        store(w.scores + static_cast<size_t>(row + q) * kSplitTokens + key_offset,
+              to_float(sum) * (scales * splat(w.query_scales[row + q])));
+    }
+}
+
+static void score_codes_of_block(const Workspace& w, const Split& split, int key, const void* keys,
+                                 const void* ahead, int D) {
+    if (ahead) __builtin_prefetch(scales_of(ahead, D));
+    else ahead = keys;
+    constexpr int kMost = kRegisterTileTokens / 4 * 4;
+    int row = split.first_row;
+    for (; row + kMost <= split.last_row; row += kMost, ahead = keys)
+        score_codes<kMost>(w, row, key, keys, ahead, D);
+    for (; row + 4 <= split.last_row; row += 4, ahead = keys)
+        score_codes<4>(w, row, key, keys, ahead, D);
+    for (; row + 2 <= split.last_row; row += 2, ahead = keys)
+        score_codes<2>(w, row, key, keys, ahead, D);
+    for (; row < split.last_row; ++row, ahead = keys) score_codes<1>(w, row, key, keys, ahead, D);
+}
+
+// A value is its code times its scale, which so goes into the weight: once a key, not once a column.
+static void scale_weights(const Workspace& w, const Split& split, int key, const void* values,
+                          const void* ahead, int D) {
+    if (ahead) __builtin_prefetch(scales_of(ahead, D));
+    const F32 scales = load(scales_of(values, D));
+    for (int row = split.first_row; row < split.last_row; ++row) {
+        float* weights = w.scores + static_cast<size_t>(row) * kSplitTokens + key;
+        store(weights, load(weights) * scales);
+    }
 }
 
 // Q rows from row on. Unseen keys are skipped, not multiplied by zero: their values may be anything.
@@ -253,9 +318,15 @@ static void attend_split(const AttentionCall& c, const AttentionTile& tile, cons
             min_int(kKvBlockTokens, split.num_keys - i % num_blocks * kKvBlockTokens);
         return read_kv_block(c, tile, split, i, num_rows, widened, w.block);
     };
+    const auto rows = [&](int i) { return kv_block_of_split(c, tile, split, i); };
+    const bool is_int8 = c.cache_dtype == kInt8;
     for (int i = 0; i < num_blocks; ++i) {
-        const KvBlock keys = block(i);
         const int key = i * kKvBlockTokens;
+        if (is_int8) {
+            score_codes_of_block(w, split, key, rows(i), rows(i + kv_blocks_ahead(kInt8)), c.D);
+            continue;
+        }
+        const KvBlock keys = block(i);
         switch (keys.dtype) {
             case kBFloat16: score_kv_block<kBFloat16>(w, split, key, keys, c.D, c.scale); break;
             case kFloat16: score_kv_block<kFloat16>(w, split, key, keys, c.D, c.scale); break;
@@ -270,7 +341,11 @@ static void attend_split(const AttentionCall& c, const AttentionTile& tile, cons
     for (int i = 0; i < num_blocks; ++i) {
         const KvBlock values = block(num_blocks + i);
         const int key = i * kKvBlockTokens;
+        if (is_int8)
+            scale_weights(w, split, key, rows(num_blocks + i),
+                          rows(num_blocks + i + kv_blocks_ahead(kInt8)), c.D);
         switch (values.dtype) {
+            case kInt8: add_kv_block<kInt8>(w, split, key, values); break;
             case kBFloat16: add_kv_block<kBFloat16>(w, split, key, values); break;
             case kFloat16: add_kv_block<kFloat16>(w, split, key, values); break;
             default: add_kv_block<kFloat32>(w, split, key, values);
@@ -287,6 +362,7 @@ static void attention(const AttentionCall& c, const AttentionTile& tile, float* 
         widen_row(offset(c.queries, c.dtype, head * c.D), c.dtype, c.D,
                   w.queries + static_cast<size_t>(row) * w.width);
     }
+    if (c.cache_dtype == kInt8) quantize_queries(w, rows, c.D, c.scale);
     for (int row = 0; row < rows; ++row) w.states[row] = Running();
     for (size_t i = 0; i < static_cast<size_t>(rows) * w.width; i += kLanes)
         store(w.running + i, zero());

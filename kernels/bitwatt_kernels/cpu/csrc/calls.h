@@ -11,9 +11,11 @@
 
 namespace bitwatt {
 
-enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };  // kInt8: of a cache alone
 
-inline size_t item_size(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+inline size_t item_size(int dtype) {
+    return dtype == kFloat32 ? sizeof(float) : dtype == kInt8 ? 1 : 2;
+}
 
 enum Activation : int { kRelu2 = 0, kSilu = 1 };
 
@@ -36,6 +38,13 @@ constexpr int kSplitTokens = 256;
 static_assert(kGroupRows == kLanes, "a row group's sums are a vector");
 static_assert(kKvBlockTokens % kLanes == 0, "a KV block's scores are whole vectors");
 static_assert(kSplitTokens % kKvBlockTokens == 0, "a split has whole KV blocks");
+
+// Bytes of one head's keys, or values, in a KV block: of floats [16, D]. In int8 a scale a token
+// follows the codes, which of values lie as [16, D], and of keys as a row group's 8-bit lines do,
+// plus 128: [D / 4][16][4]. kv_blocks.py has the same.
+inline size_t kv_block_bytes(int dtype, int D) {
+    return kKvBlockTokens * (D * item_size(dtype) + (dtype == kInt8 ? sizeof(float) : 0));
+}
 
 inline int row_blocks_of(int rows) { return (rows + kRowBlockRows - 1) / kRowBlockRows; }
 
@@ -93,7 +102,7 @@ struct ElementwiseCall {
 struct RopeCall {
     const void* qkv;  // [T, (H + 2 * G) * D]
     const float* rope;  // [max_model_len, D], cos | sin
-    void* cache;  // [2, num_blocks, G, 16, D]
+    void* cache;  // [2, num_blocks, G, kv_block_bytes]
     const int64_t* positions;  // [T]
     const int64_t* slots;      // [T]
     void* queries;             // [T, H, D]
@@ -107,7 +116,7 @@ struct RopeCall {
 
 struct AttentionCall {
     const void* queries;  // [T, H, D]
-    const void* cache;    // [2, num_blocks, G, 16, D]
+    const void* cache;    // [2, num_blocks, G, kv_block_bytes]
     const int32_t* query_starts;  // [S + 1]
     const int32_t* context_lens;  // [S]
     const int32_t* block_tables;  // [S, max_blocks]

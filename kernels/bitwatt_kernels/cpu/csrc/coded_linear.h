@@ -53,7 +53,8 @@ BW_INLINE int32_t four(const int8_t* p) {
 }
 
 // sums[m][r] = the 16 outputs of row group r for token m, over K columns. M tokens' activations,
-// x_stride from one's to the next's; R groups, from the one whose lines start at lines.
+// x_stride from one's to the next's; R groups, from the one whose lines start at lines. is_kv: one
+// group alone, a KV block's keys; ahead is then what to fetch into the caches meanwhile, as large.
 #if defined(BW_VNNI)
 
 #if defined(__AVX512VNNI__)
@@ -70,15 +71,17 @@ BW_INLINE Words multiply_add(Words sums, Words codes, Words x) {
 constexpr int kMostPlaneSums = 8;  // half the registers
 #endif
 
-template <int bits, int M, int R>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
-                          int32_t* sums) {
+template <int bits, int M, int R, bool is_kv = false>
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+                          [[maybe_unused]] const uint8_t* ahead = nullptr) {
+    constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     constexpr int V = R * kGroupLineBytes / sizeof(Words), kRows = sizeof(Words) / 4;
     const int num_lines = K / columns_of(bits);
     const auto load_lines = [&](int i, Words (&line)[V]) __attribute__((always_inline)) {
-        const uint8_t* p = lines + i * kLineStride;
+        const uint8_t* p = lines + i * kStride;
         // On a Zen 5 a decode step takes 10% more without, one of 8 tokens 60% more.
-        for (int r = 0; r < R; ++r) __builtin_prefetch(p + r * kGroupLineBytes + kPrefetchBytes);
+        for (int r = 0; r < R; ++r)
+            __builtin_prefetch(is_kv ? ahead + i * kStride : p + r * kGroupLineBytes + kPrefetchBytes);
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
             __builtin_memcpy(&line[v], p + v * sizeof(Words), sizeof(Words));
@@ -138,9 +141,10 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 
 #elif defined(__AVX2__)
 
-template <int bits, int M, int R>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
-                          int32_t* sums) {
+template <int bits, int M, int R, bool is_kv = false>
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+                          [[maybe_unused]] const uint8_t* ahead = nullptr) {
+    constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     // Of 2-bit codes a pair of products is at most 2 * 2 * 128 in size, so int16 holds the 32
     // pairs of 8 lines; of 8-bit ones at most 2 * 127 * 128, so it holds one.
     constexpr int kLinesInInt16 = bits == 2 ? 8 : 1;
@@ -157,12 +161,11 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
         for (int m = 0; m < M; ++m)
             for (int h = 0; h < H; ++h) pairs[m][h] = _mm256_setzero_si256();
         for (int i = first; i < last; ++i) {
-            const uint8_t* p = lines + i * kLineStride;
+            const uint8_t* p = lines + i * kStride;
             __m256i line[H];
             for (int h = 0; h < H; ++h) {
                 if (h % 2 == 0)
-                    _mm_prefetch(reinterpret_cast<const char*>(p + 32 * h + kPrefetchBytes),
-                                 _MM_HINT_T0);
+                    __builtin_prefetch(is_kv ? ahead + i * kStride : p + 32 * h + kPrefetchBytes);
                 line[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * h));
             }
             const auto multiply_plane = [&](int j) __attribute__((always_inline)) {
@@ -200,17 +203,18 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 
 #elif defined(__ARM_FEATURE_DOTPROD)
 
-template <int bits, int M, int R>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
-                          int32_t* sums) {
+template <int bits, int M, int R, bool is_kv = false>
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+                          [[maybe_unused]] const uint8_t* ahead = nullptr) {
+    constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     const int num_lines = K / columns_of(bits);
     const uint8x16_t mask = vdupq_n_u8(3), zero_code = vdupq_n_u8(0x80);
     int32x4_t s[M][4 * R];
     for (int m = 0; m < M; ++m)
         for (int q = 0; q < 4 * R; ++q) s[m][q] = vdupq_n_s32(0);
     for (int i = 0; i < num_lines; ++i) {
-        const uint8_t* p = lines + i * kLineStride;
-        __builtin_prefetch(p + kPrefetchBytes);
+        const uint8_t* p = lines + i * kStride;
+        __builtin_prefetch(is_kv ? ahead + i * kStride : p + kPrefetchBytes);
         int8x16_t a[M];
         for (int m = 0; m < M; ++m) {
             const int8_t* from = x + static_cast<size_t>(m) * x_stride + i * columns_of(bits);
@@ -241,9 +245,10 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 
 #else
 
-template <int bits, int M, int R>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
-                          int32_t* sums) {
+template <int bits, int M, int R, bool is_kv = false>
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+                          [[maybe_unused]] const uint8_t* ahead = nullptr) {
+    constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     constexpr int kCodes = R * kGroupLineBytes, kMask = bits == 2 ? 3 : 255;
     for (int m = 0; m < M; ++m)
         for (int row = 0; row < R * kGroupRows; ++row) sums[m * kRowBlockRows + row] = 0;
@@ -251,7 +256,7 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
         for (int j = 0; j < planes_of(bits); ++j) {
             int16_t code[kCodes];
             for (int b = 0; b < kCodes; ++b)
-                code[b] = static_cast<int16_t>(lines[i * kLineStride + b] >> 2 * j & kMask);
+                code[b] = static_cast<int16_t>(lines[i * kStride + b] >> 2 * j & kMask);
             for (int m = 0; m < M; ++m) {
                 const int8_t* a =
                     x + static_cast<size_t>(m) * x_stride + i * columns_of(bits) + j * 4;

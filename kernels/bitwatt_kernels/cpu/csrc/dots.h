@@ -20,6 +20,7 @@ template <int dtype>
 BW_INLINE F32 load_dtype(const void* p, size_t index) {
     if constexpr (dtype == kFloat32) return load(static_cast<const float*>(p) + index);
     if constexpr (dtype == kBFloat16) return load_bf16(static_cast<const uint16_t*>(p) + index);
+    if constexpr (dtype == kInt8) return load_int8(static_cast<const int8_t*>(p) + index);
     return load_f16(static_cast<const uint16_t*>(p) + index);
 }
 

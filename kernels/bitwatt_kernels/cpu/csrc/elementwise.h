@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "simd.h"
+#include "int8_heads.h"
 
 namespace bitwatt {
 namespace BITWATT_ISA {
@@ -113,7 +113,8 @@ static void rotate(const void* in, int dtype, const float* norm, float eps, cons
 
 static void rope_and_cache(const RopeCall& c, int first_token, int last_token) {
     const size_t width = static_cast<size_t>(c.H + 2 * c.G) * c.D;
-    const size_t value_plane = static_cast<size_t>(c.num_blocks) * c.G * kKvBlockTokens * c.D;
+    const size_t block_bytes = kv_block_bytes(c.cache_dtype, c.D);
+    const size_t value_plane = static_cast<size_t>(c.num_blocks) * c.G * block_bytes;
     for (int t = first_token; t < last_token; ++t) {
         const void* row = offset(c.qkv, c.dtype, t * width);
         const float* cos = c.rope + c.positions[t] * c.D;
@@ -124,12 +125,22 @@ static void rope_and_cache(const RopeCall& c, int first_token, int last_token) {
         if (c.slots[t] < 0) continue;
         const size_t block = c.slots[t] / kKvBlockTokens, place = c.slots[t] % kKvBlockTokens;
         for (int g = 0; g < c.G; ++g) {
-            const size_t at = ((block * c.G + g) * kKvBlockTokens + place) * c.D;
+            char* keys = static_cast<char*>(c.cache) + (block * c.G + g) * block_bytes;
+            char* values = keys + value_plane;
             const void* key = offset(row, c.dtype, static_cast<size_t>(c.H + g) * c.D);
             const void* value = offset(key, c.dtype, static_cast<size_t>(c.G) * c.D);
-            rotate(key, c.dtype, c.key_norm, c.eps, cos, c.D, offset(c.cache, c.cache_dtype, at),
-                   c.cache_dtype);
-            void* to = offset(c.cache, c.cache_dtype, value_plane + at);
+            if (c.cache_dtype == kInt8) {
+                float* wide = scratch(kTileScratch, padded_width(c.D));
+                store(wide + padded_width(c.D) - kLanes, zero());  // what pads a last vector
+                rotate(key, c.dtype, c.key_norm, c.eps, cos, c.D, wide, kFloat32);
+                write_key(wide, c.D, keys, place);
+                widen_row(value, c.dtype, c.D, wide);
+                write_value(wide, c.D, values, place);
+                continue;
+            }
+            rotate(key, c.dtype, c.key_norm, c.eps, cos, c.D,
+                   offset(keys, c.cache_dtype, place * c.D), c.cache_dtype);
+            void* to = offset(values, c.cache_dtype, place * c.D);
             for (int i = 0; i < c.D; i += kLanes)
                 store_some(to, c.cache_dtype, i, c.D - i, load_some(value, c.dtype, i, c.D - i));
         }

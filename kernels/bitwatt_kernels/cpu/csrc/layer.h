@@ -38,7 +38,7 @@ struct StepCall {
 };
 
 struct CacheView {
-    void* data;  // [2, num_blocks, G, 16, D]
+    void* data;  // [2, num_blocks, G, kv_block_bytes]
     int64_t num_blocks;
     int dtype;
 };

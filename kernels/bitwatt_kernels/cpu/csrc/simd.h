@@ -83,6 +83,10 @@ BW_INLINE F32 load_bf16(const uint16_t* p) {
 BW_INLINE F32 load_f16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+BW_INLINE F32 load_int8(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 BW_INLINE void store_low_halves(uint16_t* p, I32 a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
@@ -205,6 +209,10 @@ BW_INLINE F32 load_bf16(const uint16_t* p) {
 }
 BW_INLINE F32 load_f16(const uint16_t* p) {
     BW_PAIR(F32, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * i))));
+}
+BW_INLINE F32 load_int8(const int8_t* p) {
+    BW_PAIR(F32, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+                     _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i)))));
 }
 BW_INLINE void store_low_halves(uint16_t* p, I32 a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pack_halves(a));
@@ -382,6 +390,21 @@ BW_INLINE void store_int8(int8_t* p, I32 a) {
     store(lanes, a);
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(lanes[i]);
 }
+#if defined(__ARM_NEON)
+BW_INLINE F32 load_int8(const int8_t* p) {
+    const int8x16_t bytes = vld1q_s8(p);
+    const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+    return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+             vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
+}
+#else
+BW_INLINE F32 load_int8(const int8_t* p) {
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = static_cast<float>(p[i]);
+    return load(lanes);
+}
+#endif
 BW_INLINE void store_low_halves(uint16_t* p, I32 a) {
     int32_t lanes[16];
     uint16_t halves[16];
@@ -526,6 +549,7 @@ BW_INLINE F32 load_as(const void* p, int dtype, int index) {
     switch (dtype) {
         case kBFloat16: return load_bf16(static_cast<const uint16_t*>(p) + index);
         case kFloat16: return load_f16(static_cast<const uint16_t*>(p) + index);
+        case kInt8: return load_int8(static_cast<const int8_t*>(p) + index);
         default: return load(static_cast<const float*>(p) + index);
     }
 }
