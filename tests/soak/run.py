@@ -85,9 +85,11 @@ def soak(
         counted: dict[str, dict[str, int]] = {}
         try:
             calm_engine = _calm_engine(server)
-            for _ in range(epochs_per_server):
+            for epoch in range(epochs_per_server):
                 left = seconds - (time.monotonic() - started)
-                if left <= 0:
+                if epoch == 0:  # whole, however long the server took to start
+                    left = epoch_s
+                elif left <= 0:
                     break
                 asyncio.run(
                     _epoch(server, ledgers, min(epoch_s, left), num_callers, think_s, chance, found)
