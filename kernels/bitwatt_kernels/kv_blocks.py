@@ -82,7 +82,8 @@ def write(kv_cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None
     lines, value_codes, scales = _parts(kv_cache)
     codes, scales[0, block, :, offset] = quantize_heads(keys)
     stored = (codes.short() + 128).to(torch.uint8)
-    lines[block, :, :, offset] = stored.view(*keys.shape[:-1], -1, _NEIGHBOURS)
+    num_lines = lines.shape[2]
+    lines[block, :, :, offset] = stored.view(*keys.shape[:2], num_lines, _NEIGHBOURS)
     value_codes[block, :, offset], scales[1, block, :, offset] = quantize_heads(values)
 
 

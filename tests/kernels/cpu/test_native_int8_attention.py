@@ -10,7 +10,7 @@ from bitwatt_kernels.reference.attention import rope_table
 from torch import Tensor
 
 from tests.kernels.cpu.conftest import available, make_native
-from tests.kernels.cpu.factories import DTYPES, make_generator, make_layer, make_layout
+from tests.kernels.cpu.factories import make_generator, make_layer, make_layout
 from tests.kernels.cpu.test_native_attention import STEPS, attend
 from tests.kernels.cpu.test_native_layers import SIZES
 
@@ -30,7 +30,7 @@ def make_cache(layout, num_blocks: int, num_groups: int, head_dim: int) -> Tenso
     return cache
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("num_heads", "num_groups", "head_dim"), SHAPES, ids=str)
 @pytest.mark.parametrize("step", STEPS)
 def test_attention_over_codes_is_near_the_reference(
