@@ -16,7 +16,7 @@ import httpx
 
 from tests.deploy.test_ray import Cluster, body
 
-_STREAMS = 32
+_STREAMS = 24  # which one replica of ray_cluster.py takes at once
 _TOKENS = 200
 _ROUNDS = 5
 
@@ -68,10 +68,14 @@ async def _rate(url: str) -> float:
     async with httpx.AsyncClient(timeout=120, limits=limits) as http:
 
         async def stream() -> int:
-            async with http.stream("POST", f"{url}/v1/completions", json=body(_TOKENS)) as response:
-                response.raise_for_status()
-                data = await response.aread()
-            return _TOKENS if b"[DONE]" in data else 0
+            while True:
+                request = http.stream("POST", f"{url}/v1/completions", json=body(_TOKENS))
+                async with request as response:
+                    data = await response.aread()
+                if response.status_code != 503:  # the proxy's queue is full, for a moment
+                    assert b"[DONE]" in data, data[:300]
+                    return _TOKENS
+                await asyncio.sleep(0.02)
 
         started = time.perf_counter()
         tokens = sum(await asyncio.gather(*(stream() for _ in range(_STREAMS))))

@@ -1,8 +1,7 @@
 """Callers who each ask again once they are answered: what requests cost each other under load.
 
-A lone caller shows what a request costs; a closed loop, what it costs the steps of others, and how
-much longer its tokens are on their way where many streams share the server's and the callers'
-event loops. Both are found by simulating the loops that were measured.
+A lone caller shows how long a request waits outside the engine; a closed loop, how much longer it
+waits where steps run, which is found by simulating the loops that were measured.
 """
 
 import asyncio
@@ -20,9 +19,8 @@ from bitwatt.simulation.traffic import Arrival
 
 __all__ = ["ClosedLoop", "measure_loop", "saturation", "simulate_loop", "with_loads"]
 
-_HALVINGS = 24
-_ROUNDS = 3  # of fitting one price after the other, which hardly depend on each other
-_MOST_S = 0.1  # of a price
+_HALVINGS = 7
+_FIRST_STEP_S = 8e-3
 _SATURATING_REQUESTS = 10  # a caller
 
 
@@ -114,35 +112,24 @@ def simulate_loop(
 
 
 def with_loads(engine: Engine, step_times: StepTimes, loops: Sequence[ClosedLoop]) -> StepTimes:
-    """Return step times with the prices of load at which the loops take as long as they did.
+    """Return step times with the wait by which simulated loops are nearest to those measured.
 
-    A price is 0 where they were faster than without it.
+    Nearest in the squares of the logarithms of duration and median time to the first token, and
+    not below 0.
     """
+    if not loops:
+        return step_times
 
-    def excess(
-        per_request_s: float, per_open_s: float, figure: Callable[[ClosedLoop], float]
-    ) -> float:
-        """Return by how much the simulated loops take longer, as a sum of logarithms."""
-        times = step_times.at_load(per_request_s, per_open_s)
+    def distance(wait_s: float) -> float:
+        times = step_times.at_load(wait_s)
+        found = [simulate_loop(engine, times, loop.num_callers, loop.lengths) for loop in loops]
         return sum(
-            math.log(figure(simulate_loop(engine, times, loop.num_callers, loop.lengths)))
-            - math.log(figure(loop))
-            for loop in loops
+            math.log(one.seconds / loop.seconds) ** 2
+            + math.log(one.ttft_p50_s / loop.ttft_p50_s) ** 2
+            for one, loop in zip(found, loops, strict=True)
         )
 
-    per_request_s = per_open_s = 0.0
-    for _ in range(_ROUNDS if loops else 0):
-        per_request_s = _root(lambda price, other=per_open_s: excess(price, other, _duration))
-        per_open_s = _root(lambda price, other=per_request_s: excess(other, price, _ttft))
-    return step_times.at_load(per_request_s, per_open_s)
-
-
-def _duration(loop: ClosedLoop) -> float:
-    return loop.seconds
-
-
-def _ttft(loop: ClosedLoop) -> float:
-    return loop.ttft_p50_s
+    return step_times.at_load(_least(distance, _FIRST_STEP_S))
 
 
 def saturation(engine: Engine, step_times: StepTimes, lengths: Sequence[tuple[int, int]]) -> float:
@@ -152,15 +139,16 @@ def saturation(engine: Engine, step_times: StepTimes, lengths: Sequence[tuple[in
     return simulate_loop(engine, step_times, engine.max_num_seqs, many).requests_per_s
 
 
-def _root(rising: Callable[[float], float]) -> float:
-    """Return where a rising function of 0 to _MOST_S crosses 0, or the end that is nearer."""
-    low, high = 0.0, _MOST_S
-    if rising(low) >= 0:
-        return low
+def _least(distance: Callable[[float], float], step: float) -> float:
+    """Return where from 0 on the distance is least, found by steps that halve."""
+    here, best = 0.0, distance(0.0)
     for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if rising(middle) < 0:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+        has_moved = True
+        while has_moved:
+            has_moved = False
+            for there in (here + step, max(0.0, here - step)):
+                if there != here and (found := distance(there)) < best:
+                    here, best, has_moved = there, found, True
+                    break
+        step /= 2
+    return here

@@ -24,7 +24,7 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _FEW_BATCHES = (1, 8, 32)  # of long prompts
 _PROMPTS = (16, 64, 128, 256, 512, 1024, 2048)
 _DECODE_PROMPT = 32
-_LONG_PROMPT_SHARE = 0.6  # of the context
+_LONG_PROMPT_SHARE = 0.4  # of the context
 _STEPS = 32  # of a measured decode
 _CALLERS = (4, 16, 64)
 _LOOPS_SHARE = 0.4  # of the time
@@ -64,10 +64,7 @@ async def measure_server(
         fitting = [one for one in lengths if sum(one) <= engine.max_model_len]
         loops = await _loops(callers, engine, fitting, seconds * _LOOPS_SHARE, report)
     step_times = with_loads(engine, StepTimes.fit(points), loops)
-    report(
-        f"a request delays the step that runs by {1e3 * step_times.per_request_s:.2f} ms, and each "
-        f"open stream a token on its way by {1e6 * step_times.per_open_s:.0f} µs"
-    )
+    report(f"while a step runs, a request waits {1e3 * step_times.busy_wait_s:.1f} ms longer")
     after = await engine_state(http, server)
     watts, reason = _watts(before, after)
     return MeasuredModel(
@@ -85,25 +82,29 @@ async def _steps(
 ) -> list[StepPoint]:
     long = int(engine.max_model_len * _LONG_PROMPT_SHARE)
     decodes = [
-        (batch, num_prompt_tokens)
+        (batch, num_prompt_tokens, num_tokens)
         for batches, num_prompt_tokens in ((_BATCHES, _DECODE_PROMPT), (_FEW_BATCHES, long))
         for batch in batches
         if batch <= engine.max_num_seqs
-        and (num_tokens := num_prompt_tokens + 2 * _STEPS) <= engine.max_model_len
-        and batch * -(-num_tokens // BLOCK_SIZE) <= engine.num_blocks
+        # While the prompts of all are computed, those that were first decode already.
+        and (num_tokens := 2 * _STEPS + batch * num_prompt_tokens // engine.max_num_batched_tokens)
+        and num_prompt_tokens + num_tokens <= engine.max_model_len
+        and batch * -(-(num_prompt_tokens + num_tokens) // BLOCK_SIZE) <= engine.num_blocks
     ]
     longest = min(engine.max_num_batched_tokens, engine.max_model_len - 1)
     prefills = [num_tokens for num_tokens in _PROMPTS if num_tokens <= longest]
     clock = _Clock(seconds, len(decodes) + len(prefills))
     points = []
-    for batch, num_prompt_tokens in decodes:
-        run, spread = await clock.settle(partial(_decode_s, callers, batch, num_prompt_tokens))
-        work = StepWork(batch, batch, batch * (num_prompt_tokens + _STEPS))
+    for batch, num_prompt_tokens, num_tokens in decodes:
+        run, spread = await clock.settle(
+            partial(_decode_s, callers, batch, num_prompt_tokens, num_tokens)
+        )
+        work = StepWork.decode(batch, num_prompt_tokens + num_tokens // 2)
         points.append(StepPoint(work, run, spread=spread))
         report(f"decode {batch} at {num_prompt_tokens} tokens: {_told(run, spread)}")
     for num_tokens in prefills:
         run, spread = await clock.settle(partial(_ttft_s, callers, num_tokens))
-        work = StepWork(num_tokens, 1, num_tokens * ((num_tokens + 1) // 2))
+        work = StepWork.prefill(num_tokens)
         points.append(StepPoint(work, run, is_whole_request=True, spread=spread))
         report(f"prefill {num_tokens}: {_told(run, spread)} to the first token")
     return points
@@ -187,9 +188,9 @@ async def _ttft_s(callers: Callers, num_tokens: int) -> float:
     return one.ttft_s
 
 
-async def _decode_s(callers: Callers, batch: int, num_prompt_tokens: int) -> float:
+async def _decode_s(callers: Callers, batch: int, num_prompt_tokens: int, num_tokens: int) -> float:
     """Return the seconds of a step while all of the batch decode, its prompts computed."""
-    streams = await _together(callers, batch, num_prompt_tokens, 2 * _STEPS)
+    streams = await _together(callers, batch, num_prompt_tokens, num_tokens)
     started = max(one.times_s[0] for one in streams)
     ended = min(one.times_s[-1] for one in streams)
     rates = []

@@ -131,13 +131,10 @@ class Replica:
             served.is_impossible = True
             return served
         self._open[request.request_id] = served
-        if self._in_flight is not None and self._in_flight.ends_s > arrival.time_s:
-            # Reading it takes the processors from the step that runs.
-            self._in_flight.ends_s += self.step_times.per_request_s
-            self._device_free_s = self._in_flight.ends_s
-            self.busy_s += self.step_times.per_request_s
         # What a request costs outside the engine is spent before it gets there.
         came_s = arrival.time_s + self.step_times.overhead_s
+        if self._in_flight is not None:
+            came_s += self.step_times.busy_wait_s
         heapq.heappush(self._coming, (came_s, next(self._ids), request))
         return served
 
@@ -211,13 +208,12 @@ class Replica:
 
     def _commit(self, plan: Plan) -> None:
         num_samples = sum(chunk.samples for chunk in plan.chunks)
-        read_s = self.now_s + self.step_times.per_open_s * len(self._open)
         for committed in self._scheduler.commit(plan, [0] * num_samples):
             served = self._open[committed.request.request_id]
             served.num_tokens += 1
             if served.first_token_s is None:
-                served.first_token_s = read_s
+                served.first_token_s = self.now_s
                 served.num_cached_tokens = committed.request.num_cached_tokens or 0
             if committed.finish_reason is not None:
-                served.ended_s = read_s
+                served.ended_s = self.now_s
                 del self._open[committed.request.request_id]

@@ -1,14 +1,15 @@
 """How long a step takes, as a function of what it computes, fitted to measured steps.
 
 A step costs a constant, then so much a token, a price that falls or rises from one range of sizes
-to the next, so much for each token that is sampled, and so much for each key that is attended to.
+to the next, so much for each token that is sampled, and for each key of steps before that is read.
+Keys of its own, a prompt's square, are in the price of tokens: those measured are of one prompt.
 None of these is negative, so more work never takes less time. The measurements' relative errors are
 made least. Sizes beyond the largest that was measured go on at the last range's price.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,21 +33,31 @@ class StepWork:
 
     num_tokens    of all its requests
     num_samples   tokens that it draws
-    num_attended  keys that its queries read, summed over tokens, a chunk's own counted by half
+    num_keys      keys of steps before that it reads, each once a request
     """
 
     num_tokens: int
     num_samples: int
-    num_attended: int
+    num_keys: int
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
         """Return the work of a scheduler's plan."""
-        num_samples = num_attended = 0
+        num_samples = num_keys = 0
         for chunk in plan.chunks:
             num_samples += chunk.samples
-            num_attended += chunk.num_tokens * (chunk.start + (chunk.num_tokens + 1) // 2)
-        return cls(plan.num_tokens, num_samples, num_attended)
+            num_keys += chunk.start
+        return cls(plan.num_tokens, num_samples, num_keys)
+
+    @classmethod
+    def decode(cls, batch: int, context: int) -> Self:
+        """Return the work of a step that advances so many requests of so many tokens each."""
+        return cls(batch, batch, batch * context)
+
+    @classmethod
+    def prefill(cls, num_tokens: int) -> Self:
+        """Return the work of a step that computes a prompt and draws a token."""
+        return cls(num_tokens, 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +78,9 @@ class StepPoint:
 class StepTimes:
     """Seconds of a step, and of a request outside the engine.
 
-    overhead_s     a lone request waits outside the engine
-    per_request_s  a request that comes delays the step that runs: it takes the processors, too
-    per_open_s     a token is longer on its way for each stream that is open
+    overhead_s   a lone request waits outside the engine
+    busy_wait_s  one that comes while a step runs waits so much longer outside the engine: step,
+                 server and callers share the processors
     """
 
     def __init__(
@@ -78,15 +89,13 @@ class StepTimes:
         weights: Sequence[float],
         points: Sequence[StepPoint],
         *,
-        per_request_s: float = 0.0,
-        per_open_s: float = 0.0,
+        busy_wait_s: float = 0.0,
     ) -> None:
         self._knots = tuple(knots)
         self._weights = tuple(weights)
-        self.per_request_s = per_request_s
-        self.per_open_s = per_open_s
+        self.busy_wait_s = busy_wait_s
         self._base, *self._slopes = weights[: len(knots) + 1]
-        self._per_sample, self._per_attended, self.overhead_s = weights[len(knots) + 1 :]
+        self._per_sample, self._per_key, self.overhead_s = weights[len(knots) + 1 :]
         self.points = tuple(points)
         self._of_tokens: dict[int, float] = {}
 
@@ -106,15 +115,9 @@ class StepTimes:
         scaled = [[v / p.seconds for v in row] for row, p in zip(rows, points, strict=True)]
         return cls(knots, _non_negative_least_squares(scaled), points)
 
-    def at_load(self, per_request_s: float, per_open_s: float) -> Self:
-        """Return the same steps with these prices."""
-        return type(self)(
-            self._knots,
-            self._weights,
-            self.points,
-            per_request_s=per_request_s,
-            per_open_s=per_open_s,
-        )
+    def at_load(self, busy_wait_s: float) -> Self:
+        """Return the same steps with this wait."""
+        return type(self)(self._knots, self._weights, self.points, busy_wait_s=busy_wait_s)
 
     def seconds(self, work: StepWork) -> float:
         """Return the seconds that a step of this work takes."""
@@ -123,9 +126,7 @@ class StepTimes:
             segments = _segments(self._knots, work.num_tokens)
             of_tokens = sum(map(float.__mul__, segments, self._slopes), self._base)
             self._of_tokens[work.num_tokens] = of_tokens
-        return (
-            of_tokens + self._per_sample * work.num_samples + self._per_attended * work.num_attended
-        )
+        return of_tokens + self._per_sample * work.num_samples + self._per_key * work.num_keys
 
     @property
     def largest_error(self) -> float:
@@ -159,8 +160,7 @@ class MeasuredModel:
             "num_blocks": self.num_blocks,
             "watts_busy": self.watts_busy,
             "watts_reason": self.watts_reason,
-            "per_request_s": self.step_times.per_request_s,
-            "per_open_s": self.step_times.per_open_s,
+            "busy_wait_s": self.step_times.busy_wait_s,
             "steps": [
                 asdict(p.work)
                 | {
@@ -193,19 +193,19 @@ def read_measured(path: Path) -> list[MeasuredModel]:
 def _model(given: Mapping[str, Any]) -> MeasuredModel:
     points = [
         StepPoint(
-            StepWork(int(s["num_tokens"]), int(s["num_samples"]), int(s["num_attended"])),
+            StepWork(*(int(s[field.name]) for field in fields(StepWork))),
             float(s["seconds"]),
             bool(s["is_whole_request"]),
             s.get("spread"),
         )
         for s in given["steps"]
     ]
-    prices = [float(given.get(name, 0.0)) for name in ("per_request_s", "per_open_s")]
-    if not all(0 <= price < float("inf") for price in prices):
-        raise ValueError(f"per_request_s and per_open_s are {prices}")
+    busy_wait_s = float(given.get("busy_wait_s", 0.0))
+    if not 0 <= busy_wait_s < float("inf"):
+        raise ValueError(f"busy_wait_s is {busy_wait_s}")
     return MeasuredModel(
         name=str(given["name"]),
-        step_times=StepTimes.fit(points).at_load(*prices),
+        step_times=StepTimes.fit(points).at_load(busy_wait_s),
         max_model_len=given.get("max_model_len"),
         num_blocks=given.get("num_blocks"),
         watts_busy=given.get("watts_busy"),
@@ -219,10 +219,9 @@ def _of_bench(document: Mapping[str, Any]) -> list[MeasuredModel]:
     for name in ("ternary", "16-bit"):
         points = []
         for batch in (1, 8):
-            work = StepWork(batch, batch, batch * _BENCH_CONTEXT_TOKENS)
+            work = StepWork.decode(batch, _BENCH_CONTEXT_TOKENS)
             points.append(StepPoint(work, models[name][f"decode_{batch}"]["ms"]["median"] / 1e3))
-        prompt = 512
-        work = StepWork(prompt, 1, prompt * (prompt + 1) // 2)
+        work = StepWork.prefill(512)
         points.append(StepPoint(work, models[name]["prefill"]["ms"]["median"] / 1e3))
         measured.append(MeasuredModel(name, StepTimes.fit(points)))
     return measured
@@ -241,7 +240,7 @@ def _features(knots: Sequence[int], work: StepWork, *, is_whole_request: bool) -
         1.0,
         *_segments(knots, work.num_tokens),
         float(work.num_samples),
-        float(work.num_attended),
+        float(work.num_keys),
         float(is_whole_request),
     ]
 

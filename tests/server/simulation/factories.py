@@ -7,10 +7,8 @@ __all__ = ["make_engine", "make_step_times", "step_seconds"]
 
 
 def step_seconds(work: StepWork, factor: float = 1.0) -> float:
-    """A step of a millisecond, 20 µs a token, 100 µs a sample, 10 ns a key."""
-    return factor * (
-        1e-3 + 2e-5 * work.num_tokens + 1e-4 * work.num_samples + 1e-8 * work.num_attended
-    )
+    """A step of a millisecond, 20 µs a token, 100 µs a sample, 20 ns a key."""
+    return factor * (1e-3 + 2e-5 * work.num_tokens + 1e-4 * work.num_samples + 2e-8 * work.num_keys)
 
 
 def make_step_times(factor: float = 1.0, overhead_s: float = 0.0) -> StepTimes:
@@ -18,10 +16,10 @@ def make_step_times(factor: float = 1.0, overhead_s: float = 0.0) -> StepTimes:
     points = []
     for context in (16, 600):
         for batch in (1, 2, 4, 8, 16, 32, 64):
-            work = StepWork(batch, batch, batch * context)
+            work = StepWork.decode(batch, context)
             points.append(StepPoint(work, step_seconds(work, factor)))
     for prompt in (16, 64, 256, 512):
-        work = StepWork(prompt, 1, prompt * (prompt + 1) // 2)
+        work = StepWork.prefill(prompt)
         points.append(
             StepPoint(work, step_seconds(work, factor) + overhead_s, is_whole_request=True)
         )

@@ -146,7 +146,7 @@ def test_a_lone_replica_is_the_same_whoever_routes():
 @pytest.fixture
 def steps(tmp_path):
     points = [
-        {"num_tokens": n, "num_samples": 1, "num_attended": n, "seconds": s, "is_whole_request": 0}
+        {"num_tokens": n, "num_samples": 1, "num_keys": 0} | {"seconds": s, "is_whole_request": 0}
         for n, s in ((1, 0.002), (512, 0.02))
     ]
     path = tmp_path / "steps.json"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from bitwatt.simulation.step_times import (
@@ -17,12 +18,20 @@ from hypothesis import strategies as st
 
 from tests.server.simulation.factories import make_step_times, step_seconds
 
-WORKS = st.builds(StepWork, st.integers(1, 512), st.integers(0, 64), st.integers(1, 100_000))
+WORKS = st.builds(
+    StepWork,
+    st.integers(1, 512),
+    st.integers(0, 64),
+    st.integers(0, 100_000),
+)
+
+
+TIMES = make_step_times()
 
 
 @given(work=WORKS)
 def test_steps_between_those_measured_take_what_their_cost_says(work):
-    assert make_step_times().seconds(work) == pytest.approx(step_seconds(work), rel=0.01)
+    assert TIMES.seconds(work) == pytest.approx(step_seconds(work), rel=0.01)
 
 
 def test_what_a_request_costs_outside_the_engine_is_told_apart_from_its_step():
@@ -38,7 +47,7 @@ def test_what_a_request_costs_outside_the_engine_is_told_apart_from_its_step():
 )
 def test_more_tokens_never_take_less_time_whatever_was_measured(points, work, more):
     times = StepTimes.fit(points)
-    larger = StepWork(work.num_tokens + more, work.num_samples, work.num_attended)
+    larger = replace(work, num_tokens=work.num_tokens + more)
     assert 0 <= times.seconds(work) <= times.seconds(larger) + 1e-12
     assert times.overhead_s >= 0
 
@@ -66,9 +75,9 @@ def test_what_make_bench_prints_gives_both_models(tmp_path):
             return {"ms": {"median": 1e3 * step_seconds(work, factor)}}
 
         return {
-            "decode_1": ms(StepWork(1, 1, 128)),
-            "decode_8": ms(StepWork(8, 8, 1024)),
-            "prefill": ms(StepWork(512, 1, 512 * 513 // 2)),
+            "decode_1": ms(StepWork.decode(1, 128)),
+            "decode_8": ms(StepWork.decode(8, 128)),
+            "prefill": ms(StepWork.prefill(512)),
         }
 
     models = {"ternary": figures(1.0), "16-bit": figures(3.0)}
@@ -76,7 +85,7 @@ def test_what_make_bench_prints_gives_both_models(tmp_path):
     ternary, twin = read_measured(tmp_path / "bench.json")
     assert (ternary.name, twin.name) == ("ternary", "16-bit")
     for model, factor in ((ternary, 1.0), (twin, 3.0)):
-        work = StepWork(8, 8, 1024)
+        work = StepWork.decode(8, 128)
         assert model.step_times.seconds(work) == pytest.approx(step_seconds(work, factor), rel=1e-3)
 
 
