@@ -1,7 +1,10 @@
 """What every test may use, and how tests run beside one another."""
 
+import logging
 import os
 import shutil
+import sys
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -57,6 +60,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"needs the program {name}")
 
 
-@pytest.fixture
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """Take down the log that a `bitwatt serve` in the test's own process set up.
+
+    The lines of the tests after it would go to standard error, between those of pytest.
+    """
+    logs = sys.modules.get("bitwatt.telemetry.logs")
+    root = logging.getLogger()
+    for handler in root.handlers[:] if logs else ():
+        if isinstance(handler, logs.BackgroundHandler):
+            handler.flush()
+            root.removeHandler(handler)
+            root.setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def one_browser(anyio_backend: str) -> AsyncIterator[None]:
+    """One Chromium for a module's pages: a start takes longer than most tests of a page."""
+    from tests.server.api.browser import kept_browser  # a GPU image has no playwright
+
+    async with kept_browser():
+        yield
