@@ -58,7 +58,9 @@ NOT_RUN = {
 
 QUICKLY = {
     "bitwatt eval": ["--every", "100"],
-    "bitwatt plan": ["--max-num-seqs", "4", "--simulated-requests", "200"],
+    "bitwatt plan": [
+        *("--max-num-seqs", "2", "--max-model-len", "384", "--simulated-requests", "100"),
+    ],
 }
 """Commands that take minutes as the README says them, and what makes them a quick look."""
 

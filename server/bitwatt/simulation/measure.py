@@ -51,9 +51,14 @@ async def measure_server(
             fits = batch * -(-num_tokens // block_size) <= num_blocks and num_tokens <= context
             if batch > max_num_seqs or not fits:
                 continue
-            seconds = statistics.median(
-                [await _decode_s(http, server, batch, num_prompt_tokens) for _ in range(repeats)]
-            )
+            found = [
+                await _decode_s(http, server, batch, num_prompt_tokens) for _ in range(repeats)
+            ]
+            known = [seconds for seconds in found if seconds is not None]
+            if not known:
+                report(f"decode {batch} at {num_prompt_tokens} tokens: every answer came at once")
+                continue
+            seconds = statistics.median(known)
             work = StepWork(batch, batch, batch * (num_prompt_tokens + _STEPS))
             points.append(StepPoint(work, seconds))
             report(f"decode {batch} at {num_prompt_tokens} tokens: {1e3 * seconds:.2f} ms")
@@ -99,8 +104,11 @@ async def _together(
 
 async def _decode_s(
     http: httpx.AsyncClient, server: Server, batch: int, num_prompt_tokens: int
-) -> float:
-    """Return the seconds of a step while all of the batch decode, its prompts computed."""
+) -> float | None:
+    """Return the seconds of a step while all of the batch decode, its prompts computed.
+
+    None where every answer came in one piece, as from a server or to a caller that was held up.
+    """
     streams = await _together(http, server, batch, num_prompt_tokens, 2 * _STEPS)
     started = max(one.times_s[0] for one in streams)
     ended = min(one.times_s[-1] for one in streams)
@@ -113,7 +121,8 @@ async def _decode_s(
     if rates:
         return statistics.median(rates)
     # They never all ran at once: the mean over the whole answer is what there is.
-    return statistics.median([tpot for one in streams if (tpot := one.tpot_s)])
+    means = [tpot for one in streams if (tpot := one.tpot_s)]
+    return statistics.median(means) if means else None
 
 
 def _watts(
