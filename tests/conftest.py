@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -22,12 +23,11 @@ else:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return three workers for two cores: many a test waits for a restart, a time limit or a page.
+    """Return two workers a core: many a test waits for a restart, a time limit or a page.
 
     `-n logical` asks for it.
     """
-    cores = os.cpu_count() or 1
-    return cores + cores // 2
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_configure() -> None:
@@ -45,9 +45,16 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the modules of slow tests, so that at the end no worker waits for another's."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Begin with the modules of slow tests, so that at the end no worker waits for another's.
+
+    slow(seconds) puts those first that take a worker for minutes.
+    """
+    slow: dict[Path, float] = {}
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            seconds = mark.args[0] if mark.args else 10.0
+            slow[item.path] = max(slow.get(item.path, 0.0), seconds)
+    items.sort(key=lambda item: -slow.get(item.path, 0.0))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
