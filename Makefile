@@ -13,9 +13,10 @@ serve: .venv/.installed
 	$(BIN)/bitwatt serve $(ARGS)
 
 # As many workers as tests/conftest.py says, a module a worker, in its order. ARGS="-n 0" runs the tests
-# in one process.
+# in one process. They start hundreds of Python processes: each would compile every source again where
+# the environment forbids to write the bytecode.
 test: .venv/.installed-dev
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -1,7 +1,11 @@
 """What every test may use, and how tests run beside one another."""
 
+import logging
 import os
 import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -19,12 +23,11 @@ else:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return three workers for two cores: many a test waits for a restart, a time limit or a page.
+    """Return two workers a core: many a test waits for a restart, a time limit or a page.
 
     `-n logical` asks for it.
     """
-    cores = os.cpu_count() or 1
-    return cores + cores // 2
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_configure() -> None:
@@ -42,9 +45,16 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the modules of slow tests, so that at the end no worker waits for another's."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Begin with the modules of slow tests, so that at the end no worker waits for another's.
+
+    slow(seconds) puts those first that take a worker for minutes.
+    """
+    slow: dict[Path, float] = {}
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            seconds = mark.args[0] if mark.args else 10.0
+            slow[item.path] = max(slow.get(item.path, 0.0), seconds)
+    items.sort(key=lambda item: -slow.get(item.path, 0.0))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -57,6 +67,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"needs the program {name}")
 
 
-@pytest.fixture
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """Take down the log that a `bitwatt serve` in the test's own process set up.
+
+    The lines of the tests after it would go to standard error, between those of pytest.
+    """
+    logs = sys.modules.get("bitwatt.telemetry.logs")
+    root = logging.getLogger()
+    for handler in root.handlers[:] if logs else ():
+        if isinstance(handler, logs.BackgroundHandler):
+            handler.flush()
+            root.removeHandler(handler)
+            root.setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def one_browser(anyio_backend: str) -> AsyncIterator[None]:
+    """One Chromium for a module's pages: a start takes longer than most tests of a page."""
+    from tests.server.api.browser import kept_browser  # a GPU image has no playwright
+
+    async with kept_browser():
+        yield

@@ -130,6 +130,7 @@ class FakeEngine:
     max_open      requests taken at once
     capacity      as many as are said to be
     dies_after    the engine dies after so many outputs of a request
+    refused_seed  a request of this seed finds the queue full
     on_stats      gets the engine's figures after every output
     running       ids of open requests
     submitted     every request taken
@@ -144,6 +145,7 @@ class FakeEngine:
     max_open: int = 1000
     capacity: int = 1000
     dies_after: int | None = None
+    refused_seed: int | None = None
     ends_with: FinishReason = FinishReason.STOP
     error: str | None = None
     on_stats: Callable[[EngineStats], None] | None = None
@@ -179,6 +181,8 @@ class FakeEngine:
 
     async def submit(self, request: Submit) -> AsyncGenerator[TokenOutput, None]:
         self._require_places(1)
+        if request.sampling.seed == self.refused_seed:
+            raise QueueFullError("0 requests wait (--max-queue)")
         self.submitted.append(request)
         self.running.add(request.request_id)
         try:

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import httpx
 import pytest
-from bitwatt.errors import QueueFullError
 from bitwatt_client.bench import BenchPlan, BenchRun, Failure, Slo, arrivals, run_bench
 from bitwatt_client.bench_report import bench_as_json, bench_as_table
 from bitwatt_client.command_line import INTERRUPTED
@@ -96,15 +95,8 @@ async def test_arrivals_are_poisson_at_the_rate_unless_they_are_asked_to_be_burs
 
 
 async def test_failures_are_counted_by_kind_and_the_rest_goes_on():
-    class FailingOnTwo(FakeEngine):
-        async def submit(self, request):
-            if request.sampling.seed == 2:
-                raise QueueFullError("0 requests wait (--max-queue)")
-            async for output in super().submit(request):
-                yield output
-
     plan = make_plan(concurrency=2)
-    run = await bench_with(FailingOnTwo(), plan)
+    run = await bench_with(FakeEngine(refused_seed=2), plan)
     assert isinstance(run.outcomes[2], Failure)
     result = bench_as_json("tiny", plan, run, Slo(), details=True)
     assert (result["completed"], result["failed"], result["cut"]) == (5, 1, 0)

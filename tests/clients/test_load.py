@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from bitwatt.errors import QueueFullError
 from bitwatt_client import ServerError, StreamError, Work, new_http_client, run_window
 from bitwatt_client.server import Server, mean_tpot_s
 
@@ -91,14 +90,7 @@ async def test_tokens_that_are_read_with_the_first_do_not_count_among_those_afte
 
 
 async def test_failed_requests_are_counted_and_the_rest_goes_on():
-    class FailingOnTwo(FakeEngine):
-        async def submit(self, request):
-            if request.sampling.seed == 2:
-                raise QueueFullError("0 requests wait (--max-queue)")
-            async for output in super().submit(request):
-                yield output
-
-    async with make_client(make_app(FailingOnTwo())) as http:
+    async with make_client(make_app(FakeEngine(refused_seed=2))) as http:
         window = await run_window(make_server(http), make_work())
     assert len(window.answers) == 5
     assert window.failures == ("503: 0 requests wait (--max-queue)",)

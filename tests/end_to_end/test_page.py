@@ -13,7 +13,12 @@ from playwright.async_api import expect
 from tests.end_to_end.conftest import Server, start_server, stop_server
 from tests.server.api.browser import barriers, open_page
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.needs_program("chromium")]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    pytest.mark.needs_program("chromium"),
+    pytest.mark.usefixtures("one_browser"),
+]
 
 GAIN = re.compile(r"^[\d.,]+×$")
 

@@ -10,22 +10,18 @@ from bitwatt_kernels.backend import BLOCK_SIZE
 from bitwatt_kernels.errors import BackendError, KernelError, ShapeError
 from bitwatt_kernels.registry import BACKENDS, BackendChoice, choose_backend
 
-from bitwatt.checkpoints.files import read_json
-from bitwatt.checkpoints.gguf import GgufCheckpoint
-from bitwatt.checkpoints.gguf_file import is_gguf
 from bitwatt.checkpoints.quantized import QUANTIZED
 from bitwatt.checkpoints.registry import load_model
 from bitwatt.engine.core import EngineCore
+from bitwatt.engine.fake import build_fake_engine
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
-from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError, shorten
+from bitwatt.engine.scheduler import new_scheduler
+from bitwatt.errors import ConfigurationError, EngineStartError, shorten
 from bitwatt.model.config import Dtype
-from bitwatt.model.fake_runner import FAKE_HIDDEN_SIZE, FakeRunner
 from bitwatt.model.gpu_memory import kv_cache_budget, working_bytes
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
-from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.scheduler import Scheduler
 
 __all__ = [
     "DEFAULT_CPU_KV_CACHE_BYTES",
@@ -50,7 +46,7 @@ def build_engine(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     Raises  ConfigurationError, CheckpointError or EngineStartError with the reason and the knob
     """
     try:
-        return _build_fake(config) if config.backend == "fake" else _build(config)
+        return build_fake_engine(config) if config.backend == "fake" else _build(config)
     except KernelError as error:
         raise EngineStartError(str(error)) from error
 
@@ -74,7 +70,7 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         quantize=config.quantize,
     )
     kv_cache, max_model_len = _make_kv_cache(config, model, cache_dtype)
-    scheduler = _make_scheduler(config, kv_cache.num_blocks, max_model_len)
+    scheduler = new_scheduler(config, kv_cache.num_blocks, BLOCK_SIZE, max_model_len)
     runner = ModelRunner(
         model,
         kv_cache,
@@ -108,65 +104,6 @@ def _choose_backend(config: EngineConfig) -> BackendChoice:
             raise
         choice = choose(torch.device("cpu"))
         return BackendChoice(choice.backend, {"cuda": str(error)} | choice.passed_over)
-
-
-def _build_fake(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
-    """Return an engine that does everything but arithmetic, for a model's vocabulary."""
-    vocab_size = _vocab_size(Path(config.model_path))
-    max_model_len = config.max_model_len or 4096
-    num_blocks = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
-    scheduler = _make_scheduler(config, num_blocks, max_model_len)
-    no_memory = MemoryUse(
-        packed_weights_bytes=0, embedding_bytes=0, other_weights_bytes=0, kv_cache_bytes=0
-    )
-    info = EngineInfo(
-        weights=config.weights,
-        backend="fake",
-        device="none",
-        device_name="none",
-        dtype="none",
-        kv_cache_dtype="none",
-        num_parameters=0,
-        vocab_size=vocab_size,
-        max_model_len=max_model_len,
-        eos_token_ids=[],
-        num_blocks=num_blocks,
-        block_size=BLOCK_SIZE,
-        max_num_seqs=config.max_num_seqs,
-        memory=no_memory,
-        hidden_size=FAKE_HIDDEN_SIZE,
-        notices=["the fake backend draws meaningless tokens"],
-    )
-    return EngineCore(scheduler, FakeRunner(vocab_size)), info
-
-
-def _vocab_size(path: Path) -> int:
-    if is_gguf(path):
-        return GgufCheckpoint(path).config.vocab_size
-    config_path = path / "config.json"
-    vocab_size = read_json(config_path).get("vocab_size")
-    if not isinstance(vocab_size, int):
-        raise CheckpointError(f"{config_path}: vocab_size is {vocab_size!r}; expected int")
-    return vocab_size
-
-
-def _make_scheduler(config: EngineConfig, num_blocks: int, max_model_len: int) -> Scheduler:
-    return Scheduler(
-        BlockAllocator(num_blocks, BLOCK_SIZE, prefix_caching=config.prefix_caching),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=_max_num_batched_tokens(config),
-        max_model_len=max_model_len,
-        speculates=config.speculate == "ngram",
-    )
-
-
-def _max_num_batched_tokens(config: EngineConfig) -> int:
-    if config.max_num_batched_tokens < config.max_num_seqs:
-        raise ConfigurationError(
-            f"a step has {config.max_num_batched_tokens} tokens (--max-num-batched-tokens); "
-            f"every one of {config.max_num_seqs} running requests wants one (--max-num-seqs)"
-        )
-    return config.max_num_batched_tokens
 
 
 def _device(name: str) -> torch.device:

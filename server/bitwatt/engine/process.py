@@ -123,17 +123,20 @@ def main() -> None:
         socket.sndhwm = MAX_STEPS_AHEAD
         socket.linger = int(_LAST_WORDS_S * 1000)
         socket.connect(address)
-        try:
-            # Imported here: torch takes seconds to load, in which the parent may die.
-            from bitwatt.engine.build import build_engine
-        except (ImportError, OSError) as error:  # no PyTorch, or one without its libraries
-            socket.send(encode(Failed(f"the engine can't be imported: {error}")))
-            return
         config = decode_to_engine(socket.recv())
         if not isinstance(config, EngineConfig):
             raise TypeError(f"the first message is a {type(config).__name__}")
         try:
-            core, info = build_engine(config)
+            # Imported here: torch takes seconds to load, in which the parent may die.
+            if config.backend == "fake":
+                from bitwatt.engine.fake import build_fake_engine as build
+            else:
+                from bitwatt.engine.build import build_engine as build
+        except (ImportError, OSError) as error:  # no PyTorch, or one without its libraries
+            socket.send(encode(Failed(f"the engine can't be imported: {error}")))
+            return
+        try:
+            core, info = build(config)
         except BitwattError as error:
             socket.send(encode(Failed(str(error))))
             return

@@ -202,7 +202,8 @@ async def _decode_s(callers: Callers, batch: int, num_prompt_tokens: int, num_to
     if rates:
         return statistics.median(rates)
     # They never all ran at once: the mean over the whole answer is what there is.
-    return statistics.median([tpot for one in streams if (tpot := one.tpot_s)])
+    means = [tpot for one in streams if (tpot := one.tpot_s)]
+    return statistics.median(means) if means else None
 
 
 def _watts(

@@ -19,7 +19,7 @@ KINDS = ("linear", "elementwise", "attention", "int8_attention", "layers")
 KINDS_EMULATED = ("linear", "layers")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(200)
 @pytest.mark.skipif(not TEST_ALL, reason="takes a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.needs_program("cmake")
 @pytest.mark.needs_program("g++")

@@ -53,6 +53,7 @@ ROPE = {
 }
 
 
+@pytest.mark.slow(40)
 @pytest.mark.parametrize(("head_dim", "capability"), CASES, ids=str)
 @pytest.mark.parametrize("kind", ["decode", "rotated decode", "prefill"])
 def test_attention_uses_tensor_cores_and_no_local_memory(

@@ -20,6 +20,7 @@ ARGUMENTS = {
 CONFIGS = load("", (9, 0)).dense
 
 
+@pytest.mark.slow(30)
 @pytest.mark.parametrize(
     ("config", "is_int8", "capability"),
     [

@@ -21,6 +21,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.slow(30)
 @pytest.mark.parametrize(
     "capability", SHARED_MEMORY_BYTES if TEST_ALL else [90], ids="sm_{}".format
 )

@@ -47,6 +47,7 @@ def constants(num_tokens: int, *, is_gated: bool) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow(100)
 @pytest.mark.parametrize(("capability", "num_tokens", "role"), CASES if TEST_ALL else SAMPLE)
 def test_what_is_normed_stays_in_registers_and_meets_the_weights_on_tensor_cores(
     capability: int, num_tokens: int, role: str

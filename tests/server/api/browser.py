@@ -7,7 +7,7 @@ python -m tests.server.api.browser http://127.0.0.1:8001 docs/screenshots single
 import asyncio
 import re
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from axe_playwright_python.async_playwright import Axe
@@ -59,22 +59,60 @@ class PageClock:
         await self._page.evaluate("(ms) => performance.moveOn(ms)", seconds * 1000)
 
 
+class Chromium:
+    """A headless browser, started for the first page and kept for those after it."""
+
+    def __init__(self):
+        self._ends = AsyncExitStack()
+        self._browser = None
+
+    async def new_context(self, **options):
+        """Return what a page lives in: cookies, storage and cache of its own."""
+        if self._browser is None or not self._browser.is_connected():
+            playwright = await self._ends.enter_async_context(async_playwright())
+            self._browser = await playwright.chromium.launch(
+                executable_path="/usr/bin/chromium", args=CHROMIUM_FLAGS
+            )
+            self._ends.push_async_callback(self._browser.close)
+        return await self._browser.new_context(**options)
+
+    async def close(self):
+        await self._ends.aclose()
+
+
+_kept = None
+
+
+@asynccontextmanager
+async def kept_browser():
+    """Have the pages that the block opens share a browser."""
+    global _kept
+    _kept = Chromium()
+    try:
+        yield
+    finally:
+        closing, _kept = _kept, None
+        await closing.close()
+
+
 @asynccontextmanager
 async def open_page(url, *, clock=None, **options):
-    """Open the page at this address in a browser of its own, by this PageClock if one is given."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=CHROMIUM_FLAGS
-        )
-        page = await browser.new_page(**options)
+    """Open the page at this address, by this PageClock if one is given.
+
+    The page's browser is the kept one, or its own.
+    """
+    async with AsyncExitStack() as ends:
+        if (chromium := _kept) is None:
+            chromium = Chromium()
+            ends.push_async_callback(chromium.close)
+        context = await chromium.new_context(**options)
+        ends.push_async_callback(context.close)
+        page = await context.new_page()
         watched = Watched(page)
         if clock:
             await clock.take_over(page)
         await page.goto(url)
-        try:
-            yield page, watched
-        finally:
-            await browser.close()
+        yield page, watched
 
 
 async def barriers(page):

@@ -12,7 +12,7 @@ from playwright.async_api import expect
 from tests.fakes import make_app, make_client, run_server
 from tests.server.api.browser import open_page
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.usefixtures("one_browser")]
 
 VENDOR = Path(bitwatt.api.page.__file__).parent / "vendor"
 

@@ -11,7 +11,7 @@ from tests.end_to_end.conftest import start_server, stop_server
 from tests.extent import TEST_ALL
 from tests.fakes import FakeEngine, make_app, make_info, run_server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow(400)]
 
 # Of an operation and phase. The embedded model answers what the fake one does by the same routes.
 NUM_EXAMPLES = int(os.environ.get("BITWATT_NUM_EXAMPLES", 100 if TEST_ALL else 10))

@@ -1,8 +1,10 @@
 """An independent writer of GGUF files: the container, and each block format weight by weight."""
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ __all__ = [
     "TYPE_IDS",
     "Raw",
     "Stored",
+    "draw_floats",
+    "encoded",
     "gguf_bytes",
     "store",
     "store_ternary",
@@ -72,8 +76,8 @@ def gguf_bytes(
     """Return a file: texts, ints (uint32), floats (float32), bools, Raw and lists of these."""
     head = bytearray(b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata)))
     for key, value in metadata.items():
-        type_id, data = _value(value)
-        head += _text(key) + struct.pack("<I", type_id) + data
+        raw = encoded(value)
+        head += _text(key) + struct.pack("<I", raw.type_id) + raw.data
     offset = 0
     for name, tensor in tensors.items():
         dimensions = tensor.shape[::-1]
@@ -95,85 +99,95 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _value(value: Any) -> tuple[int, bytes]:
+def encoded(value: Any) -> Raw:
+    """Return a metadata value as gguf_bytes writes it."""
     if isinstance(value, Raw):
-        return value.type_id, value.data
+        return value
     if isinstance(value, bool):
-        return 7, struct.pack("<B", value)
+        return Raw(7, struct.pack("<B", value))
     if isinstance(value, int):
-        return 4, struct.pack("<I", value)
+        return Raw(4, struct.pack("<I", value))
     if isinstance(value, float):
-        return 6, struct.pack("<f", value)
+        return Raw(6, struct.pack("<f", value))
     if isinstance(value, str):
-        return 8, _text(value)
-    parts = [_value(item) for item in value]
-    kinds = {kind for kind, _ in parts} or {5}
+        return Raw(8, _text(value))
+    parts = [encoded(item) for item in value]
+    kinds = {part.type_id for part in parts} or {5}
     [kind] = kinds
-    return 9, struct.pack("<IQ", kind, len(parts)) + b"".join(data for _, data in parts)
+    data = b"".join(part.data for part in parts)
+    return Raw(9, struct.pack("<IQ", kind, len(parts)) + data)
 
 
 Codes = NDArray[np.int64]
-Block = bytearray
+Halves = NDArray[np.float16]
+Blocks = NDArray[np.uint8]  # [blocks, bytes of one]
 
 
-def _put(block: Block, byte: int, shift: int, code: int) -> None:
-    block[byte] |= int(code) << shift
+def _empty(count: int, num_bytes: int) -> Blocks:
+    return np.zeros((count, num_bytes), np.uint8)
 
 
-def _put_half(block: Block, at: int, number: np.float16) -> None:
-    block[at : at + 2] = struct.pack("<e", number)
+def _put(blocks: Blocks, byte: int, shift: int, codes: NDArray[Any]) -> None:
+    """Put a code of each block into its byte."""
+    blocks[:, byte] |= codes.astype(np.uint8) << np.uint8(shift)
 
 
-# Ternary formats: a block of codes and its scale.
+def _put_halves(blocks: Blocks, at: int, numbers: Halves) -> None:
+    blocks[:, at : at + 2] = numbers.astype("<f2")[:, None].view(np.uint8)
 
 
-def _q1_0(codes: Codes, scale: np.float16) -> Block:
-    block = Block(18)
-    _put_half(block, 0, scale)
-    for j, code in enumerate(codes):
-        _put(block, 2 + j // 8, j % 8, code > 0)
-    return block
+# Ternary formats: blocks of codes, and the scale of each.
 
 
-def _q2_0(codes: Codes, scale: np.float16) -> Block:
-    block = Block(2 + len(codes) // 4)
-    _put_half(block, 0, scale)
-    for j, code in enumerate(codes):
-        _put(block, 2 + j // 4, 2 * (j % 4), code + 1)
-    return block
+def _q1_0(codes: Codes, scales: Halves) -> Blocks:
+    blocks = _empty(len(codes), 18)
+    _put_halves(blocks, 0, scales)
+    for j, code in enumerate(codes.T):
+        _put(blocks, 2 + j // 8, j % 8, code > 0)
+    return blocks
 
 
-def _tq2_0(codes: Codes, scale: np.float16) -> Block:
-    block = Block(66)
-    _put_half(block, 64, scale)
-    for j, code in enumerate(codes):
-        _put(block, 32 * (j // 128) + j % 32, 2 * (j % 128 // 32), code + 1)
-    return block
+def _q2_0(codes: Codes, scales: Halves) -> Blocks:
+    blocks = _empty(len(codes), 2 + codes.shape[1] // 4)
+    _put_halves(blocks, 0, scales)
+    for j, code in enumerate(codes.T):
+        _put(blocks, 2 + j // 4, 2 * (j % 4), code + 1)
+    return blocks
 
 
-def _base_3(codes: Codes, parts: Sequence[tuple[int, int]], scale: np.float16) -> Block:
+def _tq2_0(codes: Codes, scales: Halves) -> Blocks:
+    blocks = _empty(len(codes), 66)
+    _put_halves(blocks, 64, scales)
+    for j, code in enumerate(codes.T):
+        _put(blocks, 32 * (j // 128) + j % 32, 2 * (j % 128 // 32), code + 1)
+    return blocks
+
+
+def _base_3(codes: Codes, parts: Sequence[tuple[int, int]], scales: Halves) -> Blocks:
     """Put the codes digit after digit into parts of so many bytes, of so many digits each."""
-    digits: list[list[int]] = []
+    numbers = []
     at = 0
     for num_bytes, num_digits in parts:
-        chunk = codes[at : at + num_bytes * num_digits].reshape(num_digits, num_bytes)
-        digits += [list(column) + [-1] * (5 - num_digits) for column in chunk.T.tolist()]
+        for byte in range(num_bytes):
+            digits = [codes[:, at + n * num_bytes + byte] + 1 for n in range(num_digits)]
+            numbers.append(sum(digit * 3 ** (4 - n) for n, digit in enumerate(digits)))
         at += num_bytes * num_digits
-    numbers = [sum((digit + 1) * 3 ** (4 - n) for n, digit in enumerate(row)) for row in digits]
-    block = Block(-(-number * 256 // 243) for number in numbers) + Block(2)
-    _put_half(block, len(block) - 2, scale)
-    return block
+    blocks = _empty(len(codes), len(numbers) + 2)
+    for byte, number in enumerate(numbers):
+        _put(blocks, byte, 0, -(-number * 256 // 243))
+    _put_halves(blocks, len(numbers), scales)
+    return blocks
 
 
-def _tq1_0(codes: Codes, scale: np.float16) -> Block:
-    return _base_3(codes, [(32, 5), (16, 5), (4, 4)], scale)
+def _tq1_0(codes: Codes, scales: Halves) -> Blocks:
+    return _base_3(codes, [(32, 5), (16, 5), (4, 4)], scales)
 
 
-def _ptq1_0(codes: Codes, scale: np.float16) -> Block:
-    return _base_3(codes, [(16, 5), (8, 5), (2, 4)], scale)
+def _ptq1_0(codes: Codes, scales: Halves) -> Blocks:
+    return _base_3(codes, [(16, 5), (8, 5), (2, 4)], scales)
 
 
-TERNARY_FORMATS: dict[str, tuple[int, Callable[[Codes, np.float16], Block]]] = {
+TERNARY_FORMATS: dict[str, tuple[int, Callable[[Codes, Halves], Blocks]]] = {
     "Q1_0": (128, _q1_0),
     "Q2_0": (64, _q2_0),
     "Q2_0 of 128": (128, _q2_0),
@@ -182,7 +196,7 @@ TERNARY_FORMATS: dict[str, tuple[int, Callable[[Codes, np.float16], Block]]] = {
     "TQ2_0": (256, _tq2_0),
     "PTQ1_0": (128, _ptq1_0),
 }
-"""Weights a block, and what writes one."""
+"""Weights a block, and what writes blocks."""
 
 
 def store_ternary(fmt: str, codes: Codes, scales: NDArray[Any]) -> Stored:
@@ -191,21 +205,16 @@ def store_ternary(fmt: str, codes: Codes, scales: NDArray[Any]) -> Stored:
     codes   [rows, columns] in {-1, 0, 1}
     scales  [rows, groups], or [1, 1] for I2_S
     """
-    rows, columns = codes.shape
     if fmt == "I2_S":
         scale = np.float32(scales[0, 0])
-        block = Block(rows * columns // 4 + 32)
-        for j, code in enumerate(codes.reshape(-1)):
-            _put(block, 32 * (j // 128) + j % 32, 6 - 2 * (j % 128 // 32), code + 1)
-        block[-32:-28] = struct.pack("<f", scale)
-        return Stored(36, codes.shape, bytes(block), _scaled(codes, scale))
+        blocks = _empty(codes.size // 128, 32)
+        for j, code in enumerate(codes.reshape(-1, 128).T):
+            _put(blocks, j % 32, 6 - 2 * (j // 32), code + 1)
+        tail = struct.pack("<f", scale) + bytes(28)
+        return Stored(36, codes.shape, blocks.tobytes() + tail, _scaled(codes, scale))
     group, write = TERNARY_FORMATS[fmt]
     halves = scales.astype(np.float16)
-    data = b"".join(
-        bytes(write(codes[n, g * group : (g + 1) * group], halves[n, g]))
-        for n in range(rows)
-        for g in range(columns // group)
-    )
+    data = write(codes.reshape(-1, group), halves.reshape(-1)).tobytes()
     values = _scaled(codes, np.repeat(halves.astype(np.float32), group, axis=1))
     return Stored(TYPE_IDS[fmt], codes.shape, data, values)
 
@@ -215,91 +224,109 @@ def _scaled(codes: Codes, scales: Any) -> NDArray[np.float32]:
         return (codes * scales).astype(np.float32)
 
 
-# Formats of floats: a block of drawn codes, and the values that they stand for.
+# Formats of floats: blocks of drawn codes, and the values that they stand for.
 
-Drawn = tuple[Block, NDArray[np.float32]]
-
-
-def _halves(random: np.random.Generator, count: int) -> list[np.float16]:
-    return list(random.uniform(-0.1, 0.1, count).astype(np.float16))
+Drawn = tuple[Blocks, NDArray[np.float32]]
 
 
-def _nibble_block(random: np.random.Generator, *, has_minimum: bool, has_fifth_bit: bool) -> Drawn:
-    scale, minimum = _halves(random, 2)
-    codes = random.integers(0, 32 if has_fifth_bit else 16, 32)
+def _halves(random: np.random.Generator, count: int) -> Halves:
+    return random.uniform(-0.1, 0.1, count).astype(np.float16)
+
+
+def _column(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    return numbers.astype(np.float32)[:, None]
+
+
+def _nibble_blocks(
+    random: np.random.Generator, count: int, *, has_minimum: bool, has_fifth_bit: bool
+) -> Drawn:
+    scales, minima = _halves(random, count), _halves(random, count)
+    codes = random.integers(0, 32 if has_fifth_bit else 16, (count, 32))
     head = 4 if has_minimum else 2
-    block = Block(head + 4 * has_fifth_bit + 16)
-    _put_half(block, 0, scale)
+    blocks = _empty(count, head + 4 * has_fifth_bit + 16)
+    _put_halves(blocks, 0, scales)
     if has_minimum:
-        _put_half(block, 2, minimum)
-    for j, code in enumerate(codes):
+        _put_halves(blocks, 2, minima)
+    for j, code in enumerate(codes.T):
         if has_fifth_bit:
-            _put(block, head + j // 8, j % 8, code >> 4)
-        _put(block, head + 4 * has_fifth_bit + j % 16, 4 * (j // 16), code & 15)
+            _put(blocks, head + j // 8, j % 8, code >> 4)
+        _put(blocks, head + 4 * has_fifth_bit + j % 16, 4 * (j // 16), code & 15)
     if has_minimum:
-        return block, codes.astype(np.float32) * np.float32(scale) + np.float32(minimum)
+        return blocks, codes.astype(np.float32) * _column(scales) + _column(minima)
     middle = 16 if has_fifth_bit else 8
-    return block, (codes - middle).astype(np.float32) * np.float32(scale)
+    return blocks, (codes - middle).astype(np.float32) * _column(scales)
 
 
-def _q8_0(random: np.random.Generator) -> Drawn:
-    [scale] = _halves(random, 1)
-    codes = random.integers(-128, 128, 32).astype(np.int8)
-    block = Block(struct.pack("<e", scale) + codes.tobytes())
-    return block, codes.astype(np.float32) * np.float32(scale)
+def _q8_0(random: np.random.Generator, count: int) -> Drawn:
+    scales = _halves(random, count)
+    codes = random.integers(-128, 128, (count, 32)).astype(np.int8)
+    blocks = _empty(count, 34)
+    _put_halves(blocks, 0, scales)
+    blocks[:, 2:] = codes.view(np.uint8)
+    return blocks, codes.astype(np.float32) * _column(scales)
 
 
-def _k_block(random: np.random.Generator, *, has_fifth_bit: bool) -> Drawn:
-    scale, minimum = _halves(random, 2)
-    codes = random.integers(0, 32 if has_fifth_bit else 16, 256)
-    scales, minima = random.integers(0, 64, (2, 8))
+def _k_blocks(random: np.random.Generator, count: int, *, has_fifth_bit: bool) -> Drawn:
+    scale, minimum = _halves(random, count), _halves(random, count)
+    codes = random.integers(0, 32 if has_fifth_bit else 16, (count, 256))
+    scales, minima = random.integers(0, 64, (2, 8, count))
     nibbles = 48 if has_fifth_bit else 16
-    block = Block(nibbles + 128)
-    _put_half(block, 0, scale)
-    _put_half(block, 2, minimum)
+    blocks = _empty(count, nibbles + 128)
+    _put_halves(blocks, 0, scale)
+    _put_halves(blocks, 2, minimum)
     for part in range(8):
         if part < 4:
-            _put(block, 4 + part, 0, scales[part])
-            _put(block, 8 + part, 0, minima[part])
+            _put(blocks, 4 + part, 0, scales[part])
+            _put(blocks, 8 + part, 0, minima[part])
         else:
-            _put(block, 8 + part, 0, scales[part] & 15)
-            _put(block, 8 + part, 4, minima[part] & 15)
-            _put(block, part, 6, scales[part] >> 4)
-            _put(block, 4 + part, 6, minima[part] >> 4)
-    for j, code in enumerate(codes):
-        _put(block, nibbles + 32 * (j // 64) + j % 32, 4 * (j // 32 % 2), code & 15)
+            _put(blocks, 8 + part, 0, scales[part] & 15)
+            _put(blocks, 8 + part, 4, minima[part] & 15)
+            _put(blocks, part, 6, scales[part] >> 4)
+            _put(blocks, 4 + part, 6, minima[part] >> 4)
+    for j, code in enumerate(codes.T):
+        _put(blocks, nibbles + 32 * (j // 64) + j % 32, 4 * (j // 32 % 2), code & 15)
         if has_fifth_bit:
-            _put(block, 16 + j % 32, j // 32, code >> 4)
-    by_part = codes.reshape(8, 32).astype(np.float32)
-    step = (np.float32(scale) * scales.astype(np.float32))[:, None]
-    least = (np.float32(minimum) * minima.astype(np.float32))[:, None]
-    return block, (by_part * step - least).reshape(-1)
+            _put(blocks, 16 + j % 32, j // 32, code >> 4)
+    by_part = codes.reshape(count, 8, 32).astype(np.float32)
+    step = _column(scale) * scales.T.astype(np.float32)
+    least = _column(minimum) * minima.T.astype(np.float32)
+    return blocks, (by_part * step[..., None] - least[..., None]).reshape(count, 256)
 
 
-def _q6_k(random: np.random.Generator) -> Drawn:
-    [scale] = _halves(random, 1)
-    codes = random.integers(0, 64, 256)
-    scales = random.integers(-128, 128, 16).astype(np.int8)
-    block = Block(192) + Block(scales.tobytes() + struct.pack("<e", scale))
-    for j, code in enumerate(codes):
+def _q6_k(random: np.random.Generator, count: int) -> Drawn:
+    scale = _halves(random, count)
+    codes = random.integers(0, 64, (count, 256))
+    scales = random.integers(-128, 128, (count, 16)).astype(np.int8)
+    blocks = _empty(count, 210)
+    blocks[:, 192:208] = scales.view(np.uint8)
+    _put_halves(blocks, 208, scale)
+    for j, code in enumerate(codes.T):
         half, quarter, at = j // 128, j % 128 // 32, j % 32
-        _put(block, 64 * half + 32 * (quarter % 2) + at, 4 * (quarter // 2), code & 15)
-        _put(block, 128 + 32 * half + at, 2 * quarter, code >> 4)
-    step = (np.float32(scale) * scales.astype(np.float32))[:, None]
-    return block, ((codes - 32).astype(np.float32).reshape(16, 16) * step).reshape(-1)
+        _put(blocks, 64 * half + 32 * (quarter % 2) + at, 4 * (quarter // 2), code & 15)
+        _put(blocks, 128 + 32 * half + at, 2 * quarter, code >> 4)
+    step = _column(scale) * scales.astype(np.float32)
+    by_part = (codes - 32).astype(np.float32).reshape(count, 16, 16)
+    return blocks, (by_part * step[..., None]).reshape(count, 256)
 
 
-FLOAT_FORMATS: dict[str, tuple[int, Callable[[np.random.Generator], Drawn]]] = {
-    "Q4_0": (32, lambda r: _nibble_block(r, has_minimum=False, has_fifth_bit=False)),
-    "Q4_1": (32, lambda r: _nibble_block(r, has_minimum=True, has_fifth_bit=False)),
-    "Q5_0": (32, lambda r: _nibble_block(r, has_minimum=False, has_fifth_bit=True)),
-    "Q5_1": (32, lambda r: _nibble_block(r, has_minimum=True, has_fifth_bit=True)),
+FLOAT_FORMATS: dict[str, tuple[int, Callable[[np.random.Generator, int], Drawn]]] = {
+    "Q4_0": (32, partial(_nibble_blocks, has_minimum=False, has_fifth_bit=False)),
+    "Q4_1": (32, partial(_nibble_blocks, has_minimum=True, has_fifth_bit=False)),
+    "Q5_0": (32, partial(_nibble_blocks, has_minimum=False, has_fifth_bit=True)),
+    "Q5_1": (32, partial(_nibble_blocks, has_minimum=True, has_fifth_bit=True)),
     "Q8_0": (32, _q8_0),
-    "Q4_K": (256, lambda r: _k_block(r, has_fifth_bit=False)),
-    "Q5_K": (256, lambda r: _k_block(r, has_fifth_bit=True)),
+    "Q4_K": (256, partial(_k_blocks, has_fifth_bit=False)),
+    "Q5_K": (256, partial(_k_blocks, has_fifth_bit=True)),
     "Q6_K": (256, _q6_k),
 }
-"""Weights a block, and what draws one."""
+"""Weights a block, and what draws so many blocks."""
+
+
+def draw_floats(fmt: str, random: np.random.Generator, shape: tuple[int, ...]) -> Stored:
+    """Return a tensor of this shape in a format of floats, its blocks drawn at random."""
+    weights, draw = FLOAT_FORMATS[fmt]
+    blocks, values = draw(random, math.prod(shape) // weights)
+    return Stored(TYPE_IDS[fmt], shape, blocks.tobytes(), values.reshape(shape))
 
 
 def store(values: NDArray[Any], fmt: str = "F32") -> Stored:

@@ -23,6 +23,8 @@ from tests.server.checkpoints.gguf_writer import (
     TYPE_IDS,
     Raw,
     Stored,
+    draw_floats,
+    encoded,
     gguf_bytes,
     store,
     store_ternary,
@@ -56,11 +58,7 @@ def make_parts(linears: str, tokens: str) -> Parts:
 
     def linear(rows: int) -> Stored:
         if linears in FLOAT_FORMATS:
-            weights, draw = FLOAT_FORMATS[linears]
-            blocks = [draw(random) for _ in range(rows * HIDDEN // weights)]
-            values = np.concatenate([v for _, v in blocks]).reshape(rows, HIDDEN)
-            data = b"".join(bytes(block) for block, _ in blocks)
-            return Stored(TYPE_IDS[linears], values.shape, data, values)
+            return draw_floats(linears, random, (rows, HIDDEN))
         codes = random.integers(-1, 2, (rows, HIDDEN))
         return store_ternary(
             linears, codes, np.full((1, 1) if linears == "I2_S" else (rows, 1), 0.5)
@@ -91,7 +89,8 @@ def make_parts(linears: str, tokens: str) -> Parts:
         **{f"{architecture}.{key}": value for key, value in sizes.items()},
         **text_of(tokens),
     }
-    return Parts(metadata, tensors, "ternary" if is_ternary else "dense")
+    once = {key: encoded(value) for key, value in metadata.items()}
+    return Parts(once, tensors, "ternary" if is_ternary else "dense")
 
 
 def text_of(kind: str) -> dict[str, Any]:
@@ -198,6 +197,7 @@ def _with_tensor(random: Random, parts: Parts) -> Parts:
     return replace(parts, tensors=tensors)
 
 
+@pytest.mark.slow(80)
 def test_mutated_files_are_refused_in_one_typed_line_or_served(
     tmp_path: Path, models: list[Parts]
 ) -> None:

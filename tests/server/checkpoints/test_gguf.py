@@ -1,5 +1,6 @@
 """Models of GGUF files, against transformers' arithmetic on the same weights."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +26,9 @@ from tests.server.checkpoints.against_transformers import (
     logits_of,
 )
 from tests.server.checkpoints.gguf_writer import (
-    FLOAT_FORMATS,
-    TYPE_IDS,
     Raw,
     Stored,
+    draw_floats,
     store,
     store_ternary,
     write_gguf,
@@ -133,14 +133,10 @@ def as_floats(fmt: str) -> Store:
     """
     is_float = fmt in {"F32", "F16", "BF16"}
 
-    def draw(weight: NDArray[Any]) -> tuple[bytes, NDArray[np.float32]]:
-        weights, draw_block = FLOAT_FORMATS[fmt]
-        random = np.random.default_rng(weight.size)
-        blocks = [draw_block(random) for _ in range(weight.size // weights)]
-        values = np.concatenate([values for _, values in blocks])
-        return b"".join(bytes(block) for block, _ in blocks), values.reshape(weight.shape)
+    def draw(*shape: int) -> Stored:
+        return draw_floats(fmt, np.random.default_rng(math.prod(shape)), shape)
 
-    gain = 1.0 if is_float else 0.0625 / draw(np.empty(1 << 14))[1].std()
+    gain = 1.0 if is_float else 0.0625 / draw(1 << 14).values.std()
 
     def stored(name: str, weight: NDArray[Any]) -> Stored:
         if name.startswith("blk.") and "norm" in name:
@@ -149,8 +145,7 @@ def as_floats(fmt: str) -> Store:
             return store(weight, "F32" if "norm" in name else "F16")
         if is_float:
             return store(weight, fmt)
-        data, values = draw(weight)
-        return Stored(TYPE_IDS[fmt], weight.shape, data, values)
+        return draw(*weight.shape)
 
     return stored
 

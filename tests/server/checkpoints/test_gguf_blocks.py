@@ -15,8 +15,8 @@ from torch import Tensor
 from tests.server.checkpoints.gguf_writer import (
     FLOAT_FORMATS,
     TERNARY_FORMATS,
-    TYPE_IDS,
     Stored,
+    draw_floats,
     store,
     store_ternary,
     write_gguf,
@@ -84,12 +84,8 @@ def test_a_ternary_format_is_read_as_codes_and_scales(
 def test_a_format_of_floats_is_dequantized(
     tmp_path: Path, random: np.random.Generator, fmt: str
 ) -> None:
-    weights, draw = FLOAT_FORMATS[fmt]
-    blocks = [draw(random) for _ in range(ROWS * COLUMNS // weights)]
-    values = np.concatenate([values for _, values in blocks]).reshape(ROWS, COLUMNS)
-    data = b"".join(bytes(block) for block, _ in blocks)
-    gguf = file_with(tmp_path, Stored(TYPE_IDS[fmt], (ROWS, COLUMNS), data, values))
-    np.testing.assert_array_equal(floats_of(gguf), values)
+    stored = draw_floats(fmt, random, (ROWS, COLUMNS))
+    np.testing.assert_array_equal(floats_of(file_with(tmp_path, stored)), stored.values)
 
 
 @pytest.mark.parametrize("fmt", ["F32", "F16", "BF16"])

@@ -19,11 +19,8 @@ from bitwatt.engine.messages import (
     merged,
 )
 from bitwatt.model.fake_runner import FAKE_HIDDEN_SIZE, FakeRunner
-from bitwatt.model.runner import ModelRunner
-from bitwatt.model.runner_protocol import StepResult, StepResultHandle
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
 
@@ -34,6 +31,7 @@ from tests.server.checkpoints.against_transformers import (
     load,
 )
 from tests.server.checkpoints.writers import write_dense, write_online
+from tests.server.engine.failing import fail_step
 from tests.server.engine.test_exactness import CONFIG, Limits, make_core, make_model
 from tests.server.model.steps import CPU_BACKENDS, make_kv_cache, step_layout
 
@@ -197,27 +195,8 @@ def test_a_step_that_fails_costs_those_it_did_not_compute_for_no_embedding(
     model = make_model_once("torch")
     prompts = {str(i): prompt for i, prompt in enumerate(make_prompts(5))}
     core = make_core(model, Limits(num_blocks=64, max_num_batched_tokens=32))
-    launch, num_launched = ModelRunner.launch, 0
-
-    class Failing:
-        def __init__(self, handle: StepResultHandle) -> None:
-            self.handle = handle
-
-        def wait(self) -> StepResult:
-            self.handle.wait()
-            raise RuntimeError("lost")
-
-    def fail_once(self: ModelRunner, plan: Plan) -> StepResultHandle:
-        nonlocal num_launched
-        num_launched += 1
-        if num_launched != failing + 1:
-            return launch(self, plan)
-        if not is_launched:
-            raise RuntimeError("lost")
-        return Failing(launch(self, plan))
-
     with monkeypatch.context() as patched:
-        patched.setattr(ModelRunner, "launch", fail_once)
+        fail_step(patched, failing, is_launched=is_launched)
         outputs = run(core, [make_submit(name, prompt) for name, prompt in prompts.items()])
     core.close()
     ended = [name for name, output in outputs.items() if output.error]

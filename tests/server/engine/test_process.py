@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from threading import Thread
 
+import pytest
 import zmq
 from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import (
     EngineConfig,
     Failed,
+    Ready,
     StepOutputs,
     Submit,
     decode_from_engine,
@@ -86,18 +88,29 @@ def test_the_last_words_of_an_engine_reach_a_reader_that_is_behind() -> None:
     assert message == Failed("the engine can't go on: RuntimeError: no such block")
 
 
-def test_an_engine_without_pytorch_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", [None, "fake"])
+def test_an_engine_without_pytorch_says_so_and_the_fake_one_needs_none(
+    tmp_path: Path, backend: str | None
+) -> None:
     # "ended with status 1" was all that /ready and the log's last line said.
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 97}))
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     with zmq.Context() as context, context.socket(zmq.PAIR) as ours:
-        ours.rcvtimeo = 60_000
+        ours.rcvtimeo = ours.sndtimeo = 60_000
         address = f"ipc://{tmp_path / 'engine'}"
         ours.bind(address)
         command = [sys.executable, "-m", "bitwatt.engine.process", address, str(os.getpid())]
         engine = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
         try:
+            ours.send(encode(EngineConfig(model_path=str(tmp_path), backend=backend)))
             told = decode_from_engine(ours.recv())
         finally:
-            assert engine.wait(timeout=60) == 0
-    assert told == Failed("the engine can't be imported: No module named 'torch'")
+            if backend == "fake":
+                engine.kill()
+            status = engine.wait(timeout=60)
+    if backend == "fake":
+        assert isinstance(told, Ready)
+    else:
+        assert status == 0
+        assert told == Failed("the engine can't be imported: No module named 'torch'")

@@ -20,14 +20,12 @@ from bitwatt.engine.messages import (
 )
 from bitwatt.model import prompt_scoring
 from bitwatt.model.fake_runner import FakeRunner
-from bitwatt.model.runner import ModelRunner
-from bitwatt.model.runner_protocol import StepResult, StepResultHandle
 from bitwatt.model.transformer import Transformer
 from bitwatt.scheduling.blocks import BlockAllocator
-from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import FinishReason, ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
 
+from tests.server.engine.failing import fail_step
 from tests.server.engine.test_exactness import CONFIG, Limits, make_core, make_model
 
 pytestmark = pytest.mark.slow
@@ -232,26 +230,7 @@ def test_a_step_that_fails_costs_those_it_did_not_compute_for_no_score(
     """The step planned behind it is given up: what it would have scored is scored again."""
     prompts = {str(seed): decoded("torch", seed, seed % 4) for seed in range(3)}
     core = make_core(make_model_once("torch"), Limits(num_blocks=64, max_num_batched_tokens=32))
-    launch, num_launched = ModelRunner.launch, 0
-
-    class Failing:
-        def __init__(self, handle: StepResultHandle) -> None:
-            self.handle = handle
-
-        def wait(self) -> StepResult:
-            self.handle.wait()
-            raise RuntimeError("lost")
-
-    def fail_once(self: ModelRunner, plan: Plan) -> StepResultHandle:
-        nonlocal num_launched
-        num_launched += 1
-        if num_launched != failing + 1:
-            return launch(self, plan)
-        if not is_launched:
-            raise RuntimeError("lost")
-        return Failing(launch(self, plan))
-
-    monkeypatch.setattr(ModelRunner, "launch", fail_once)
+    fail_step(monkeypatch, failing, is_launched=is_launched)
     requests = [
         make_submit(name, prompt, prompt_logprobs=int(name) % 4, max_tokens=int(name) % 2)
         for name, (prompt, _) in prompts.items()
