@@ -17,6 +17,7 @@ from bitwatt.checkpoints.quantized import QUANTIZED
 from bitwatt.checkpoints.registry import load_model
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
+from bitwatt.engine.roofline import roofline_of
 from bitwatt.errors import CheckpointError, ConfigurationError, EngineStartError, shorten
 from bitwatt.model.config import Dtype
 from bitwatt.model.fake_runner import FAKE_HIDDEN_SIZE, FakeRunner
@@ -278,6 +279,7 @@ def _describe(
         fallback=fallback,
         load_s=load_s,
         quantized=QUANTIZED if config.quantize else None,
+        roofline=roofline_of(model, kv_cache, speculates=config.speculate == "ngram"),
     )
 
 

@@ -305,6 +305,19 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     rss_anon_bytes: int | None = None
 
 
+class Roofline(msgspec.Struct, frozen=True, kw_only=True):
+    """What bounds decoding: a step reads at least its weights, as fast as memory gives them.
+
+    step_bytes        of weights that a decode step reads, whatever its batch
+    read_bytes_per_s  of the device's memory, measured as the engine started; None where unavailable
+    unavailable       why decoding can't be held against it
+    """
+
+    step_bytes: int
+    read_bytes_per_s: float | None = None
+    unavailable: str | None = None
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine that is ready says of itself.
 
@@ -328,6 +341,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     fallback       where a slower backend runs than could: which, and what to do; else None
     load_s         seconds that building the engine took
     quantized      where ternary weights were made of dense ones: what that means; else None
+    roofline       what bounds decoding; None for the fake backend
     """
 
     weights: Weights
@@ -352,6 +366,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     fallback: str | None = None
     load_s: float = 0.0
     quantized: str | None = None
+    roofline: Roofline | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -43,6 +43,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
 class ModelSide(msgspec.Struct, frozen=True, kw_only=True):
     """One model.
 
+    root       what its files are called; null where that isn't known
     engine     what its engine says of itself, memory by kind among it; null before it has loaded
     num_open   callers' choices that run or wait
     quiet_s    seconds since a caller left; null before the first
@@ -53,6 +54,7 @@ class ModelSide(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    root: str | None
     state: str
     engine: EngineInfo | None
     num_open: int
@@ -96,6 +98,7 @@ def side_of(model: ServedModel, history: Series, prices: Prices) -> ModelSide:
     stats = model.metrics.stats
     return ModelSide(
         name=model.name,
+        root=model.root,
         state=model.state,
         engine=model.engine.info,
         num_open=model.callers.num_open,
