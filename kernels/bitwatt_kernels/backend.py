@@ -342,9 +342,9 @@ class Backend(Protocol):
 class MeasuresMemory(Protocol):
     """A backend that can time the memory it reads weights from."""
 
-    def read_bandwidth(self, buffer: Tensor) -> float:
-        """Return the bytes a second its threads read the buffer at, best of some passes.
+    def read_bandwidth(self, buffer: Tensor, *, num_passes: int = 8) -> float:
+        """Return the bytes a second its threads read the buffer at, in the best of the passes.
 
-        buffer  contiguous, and far larger than the caches
+        buffer  contiguous, written to, and far larger than the caches
         """
         ...

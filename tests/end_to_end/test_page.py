@@ -39,7 +39,8 @@ async def expect_figures(url: str) -> None:
         table = page.get_by_role("region", name="Results of the load")
         row = table.get_by_role("row", name="Decode, of its own roofline")
         # Of the ternary model and of its twin: memory's rate was measured by both engines.
-        await expect(row).to_contain_text(re.compile(r"%.*%.*each has its own"))
+        shares = re.compile(r"%.*%.*each has its own")
+        await expect(row).to_contain_text(shares, timeout=15_000)
         assert await barriers(page) == []
     assert watched.complaints == []
 

@@ -382,13 +382,9 @@ class NativeBackend(LayersByOperations):
         """
         return self.read_bandwidth(self._blocks.allocate(num_bytes).zero_())
 
-    def read_bandwidth(self, buffer: Tensor) -> float:
-        """Return the bytes a second this backend's threads read it at, best of 8 passes.
-
-        buffer  contiguous and written to, far more than the caches hold
-        """
+    def read_bandwidth(self, buffer: Tensor, *, num_passes: int = 8) -> float:
         seconds = []
-        for _ in range(8):
+        for _ in range(num_passes):
             started = time.perf_counter()
             self._library.bw_read(self._context, buffer.data_ptr(), buffer.nbytes // 8)
             seconds.append(time.perf_counter() - started)

@@ -279,6 +279,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     time_s                 when all this was true
     busy_s                 seconds spent in steps
     rss_anon_bytes         the process's own memory; None where the system doesn't tell
+    read_bytes_per_s       of the device's memory; None where it isn't measured, or not yet
     """
 
     num_running: int = 0
@@ -303,18 +304,17 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     time_s: float = 0.0
     busy_s: float = 0.0
     rss_anon_bytes: int | None = None
+    read_bytes_per_s: float | None = None
 
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True):
     """What bounds decoding: a step reads at least its weights, as fast as memory gives them.
 
-    step_bytes        of weights that a decode step reads, whatever its batch
-    read_bytes_per_s  of the device's memory, measured as the engine started; None where unavailable
-    unavailable       why decoding can't be held against it
+    step_bytes   of weights that a decode step reads, whatever its batch
+    unavailable  why decoding can't be held against memory's rate (EngineStats); else None
     """
 
     step_bytes: int
-    read_bytes_per_s: float | None = None
     unavailable: str | None = None
 
 

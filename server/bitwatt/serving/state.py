@@ -48,6 +48,8 @@ class ModelSide(msgspec.Struct, frozen=True, kw_only=True):
     num_open   callers' choices that run or wait
     quiet_s    seconds since a caller left; null before the first
     rss_anon_bytes  the engine process's own memory; null where the system doesn't tell
+    read_bytes_per_s  at which its engine found memory to be read; null where it measures none, or
+               hasn't been idle for its first seconds yet
     quality    what its card says; null where it says nothing
     prices     what its operator pays
     is_remote  whether another server serves it (--twin-url)
@@ -60,6 +62,7 @@ class ModelSide(msgspec.Struct, frozen=True, kw_only=True):
     num_open: int
     quiet_s: float | None
     rss_anon_bytes: int | None
+    read_bytes_per_s: float | None
     totals: Totals
     energy: Energy
     quality: Quality | None
@@ -104,6 +107,7 @@ def side_of(model: ServedModel, history: Series, prices: Prices) -> ModelSide:
         num_open=model.callers.num_open,
         quiet_s=model.callers.quiet_s,
         rss_anon_bytes=stats.rss_anon_bytes,
+        read_bytes_per_s=stats.read_bytes_per_s,
         totals=Totals(
             num_prompt_tokens=stats.num_prompt_tokens,
             num_generation_tokens=stats.num_generation_tokens,

@@ -4,6 +4,7 @@ import asyncio
 import re
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 from bitwatt.api.app import create_app
 from bitwatt.engine.messages import EngineStats, MemoryUse, Roofline
@@ -52,6 +53,7 @@ class CountingEngine(FakeEngine):
 
     metrics: ModelMetrics
     energy: ModelEnergy
+    read_bytes_per_s: float | None = None
     stats: EngineStats = field(default_factory=EngineStats)
 
     async def submit(self, request):
@@ -64,6 +66,7 @@ class CountingEngine(FakeEngine):
                 num_generation_tokens=self.stats.num_generation_tokens + len(output.token_ids),
                 num_steps=self.stats.num_steps + 1,
                 rss_anon_bytes=3000 if self.info.weights == "ternary" else 4500,
+                read_bytes_per_s=self.read_bytes_per_s,
             )
             self.metrics.on_stats(self.stats)
             if isinstance(self.energy, MeteredEnergy):
@@ -80,6 +83,7 @@ def make_pair_app(
     qualities=(None, None),
     twin_name="tiny-fp16",
     rooflines=(None, None),
+    reads=(None, None),
     first_measurement=False,
     **settings,
 ):
@@ -89,6 +93,7 @@ def make_pair_app(
     joules    a token, of each; None where nothing is measured
     qualities that their cards tell of
     rooflines that their engines tell of
+    reads     bytes a second of memory, which they tell of
     """
     metrics = Metrics()
     infos = {
@@ -117,6 +122,7 @@ def make_pair_app(
             info=info,
             metrics=metrics.model(name),
             energy=energy,
+            read_bytes_per_s=reads[index],
         )
         model = make_model(engine, name=name, metrics=metrics)
         served[name] = replace(model, energy=energy, quality=qualities[index], root=f"{name}-files")
@@ -288,24 +294,39 @@ async def test_an_answer_in_too_few_pieces_says_why_it_has_no_rate(chunk_size, n
 @pytest.mark.needs_program("chromium")
 async def test_each_models_decoding_is_held_against_its_own_roofline():
     clock = PageClock()
-    floors = (
-        Roofline(step_bytes=3_000_000, read_bytes_per_s=1e9),
-        Roofline(step_bytes=12_000_000, read_bytes_per_s=1e9),
-    )
-    app = make_pair_app(sleep=clock.sleep, rooflines=floors)
+    floors = (Roofline(step_bytes=3_000_000), Roofline(step_bytes=12_000_000))
+    app = make_pair_app(sleep=clock.sleep, rooflines=floors, reads=(1e9, 2e9))
     async with run_server(app) as url, open_page(url, clock=clock) as (page, watched):
         await run_load(page)
         table = page.get_by_role("region", name="Results of the load")
         row = table.get_by_role("row", name="Decode, of its own roofline")
         await expect(row.get_by_role("cell").last).to_contain_text("none: each has its own")
         decodes = table.get_by_role("row", name="Decode tokens/s a request").get_by_role("cell")
-        for index, floor_s in enumerate((0.003, 0.012)):
+        for index, floor_s in enumerate((0.003, 0.006)):
             rate = first_number(await decodes.nth(index).inner_text())
             share = first_number(await row.get_by_role("cell").nth(index).inner_text())
             # Both are shown with three digits.
             assert share == pytest.approx(100 * rate * floor_s, rel=0.011)
-        await expect(table).to_contain_text("tiny 3 MB at 1 GB/s, tiny-fp16 12 MB at 1 GB/s")
+        await expect(table).to_contain_text("tiny 3 MB at 1 GB/s, tiny-fp16 12 MB at 2 GB/s")
     assert watched.complaints == []
+
+
+@pytest.mark.needs_program("chromium")
+async def test_rooflines_come_into_the_table_as_soon_as_memory_is_timed():
+    clock = PageClock()
+    floors = (Roofline(step_bytes=3_000_000), Roofline(step_bytes=12_000_000))
+    app = make_pair_app(sleep=clock.sleep, rooflines=floors)
+    async with run_server(app) as url, open_page(url, clock=clock) as (page, _):
+        await run_load(page)
+        row = page.get_by_role("row", name="Decode, of its own roofline")
+        await expect(row.get_by_role("cell")).to_contain_text(
+            ["Unavailable: tiny: memory is timed"]
+        )
+        for model in app.state.catalog.by_name.values():
+            model.metrics.on_stats(
+                msgspec.structs.replace(model.metrics.stats, read_bytes_per_s=1e9)
+            )
+        await expect(row.get_by_role("cell").first).to_contain_text("%")
 
 
 def first_number(text):
@@ -314,21 +335,19 @@ def first_number(text):
 
 @pytest.mark.needs_program("chromium")
 @pytest.mark.parametrize(
-    ("rooflines", "said"),
+    ("rooflines", "reads", "said"),
     [
-        ((None, None), "Unavailable: tiny doesn't say what a decode step reads"),
+        ((None, None), (1, 1), "Unavailable: tiny doesn't say what a decode step reads"),
         (
-            (
-                Roofline(step_bytes=1, read_bytes_per_s=1e9),
-                Roofline(step_bytes=1, unavailable="the backend torch doesn't time its memory"),
-            ),
-            "Unavailable: tiny-fp16: the backend torch doesn't time its memory",
+            (Roofline(step_bytes=1), Roofline(step_bytes=1, unavailable="torch times no memory")),
+            (1, None),
+            "Unavailable: tiny-fp16: torch times no memory",
         ),
     ],
 )
-async def test_a_roofline_that_is_not_known_is_unavailable_with_the_reason(rooflines, said):
+async def test_a_roofline_that_is_not_known_is_unavailable_with_the_reason(rooflines, reads, said):
     clock = PageClock()
-    app = make_pair_app(sleep=clock.sleep, rooflines=rooflines)
+    app = make_pair_app(sleep=clock.sleep, rooflines=rooflines, reads=reads)
     async with run_server(app) as url, open_page(url, clock=clock) as (page, _):
         await run_load(page)
         row = page.get_by_role("row", name="Decode, of its own roofline")

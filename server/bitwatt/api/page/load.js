@@ -100,16 +100,21 @@ export function showResult(result, sides) {
   const { plan, figures } = result;
   const { a, b, gain } = figures.throughput;
   const what = plan.kind === "quick" ? "a first quick look of " : "";
-  const isAgainstRoofline = rooflineShares(figures.decode, sides) !== null;
-  byId("load-result").replaceChildren(
-    makeTable(result, sides),
-    ...(isAgainstRoofline ? [make("p", { className: "hint" }, aboutRoofline(sides))] : []),
-  );
+  showTable(result, sides);
   byId("load-result").hidden = false;
   byId("load-progress").value = 1;
   byId("load-status").textContent =
     `Done: ${what}${plan.windows} windows${b ? " of each model" : ""}, ${plan.concurrency} requests at once, ${when(result.at)}. ` +
     (b ? `${times(gain)} tokens a second.` : `${rate(a.median)}.`);
+}
+
+/** Show a result's table, with what is known of the models by now. */
+export function showTable(result, sides) {
+  const isAgainstRoofline = rooflineShares(result.figures.decode, sides) !== null;
+  byId("load-result").replaceChildren(
+    makeTable(result, sides),
+    ...(isAgainstRoofline ? [make("p", { className: "hint" }, aboutRoofline(sides))] : []),
+  );
 }
 
 function makeTable({ plan, figures, unavailable }, sides) {

@@ -6,7 +6,7 @@ import { makeCharts } from "./charts.js";
 import { byId, make, markOf } from "./dom.js";
 import { bytes } from "./format.js";
 import { makeHeadline } from "./headline.js";
-import { makeLoad, showResult } from "./load.js";
+import { makeLoad, showResult, showTable } from "./load.js";
 import { identityOf, keep, kept } from "./measured.js";
 import { showMemory, weightBytes } from "./memory.js";
 import { weightsOf, whatTwin } from "./pair.js";
@@ -25,6 +25,7 @@ let result = null;
 let failure = null;
 let quickNotBefore = 0;
 let since = 0;
+let ratesShown = null;
 
 const headline = makeHeadline(() => loader.runForm(sides));
 const charts = makeCharts();
@@ -99,7 +100,10 @@ async function poll() {
   const models = state.models.map((model) => ({ ...model.engine, ...model }));
   sides = pick(models);
   const isUp = models.every((model) => model.state === "ready");
-  if (isUp) recall(identityOf(state.version, sides));
+  if (isUp) {
+    recall(identityOf(state.version, sides));
+    renewTable();
+  }
   setText(byId("version"), state.version);
   showModels(models);
   showMemory(sides);
@@ -122,6 +126,13 @@ function recall(now) {
   result = kept(identity);
   byId("load-result").hidden = !result;
   if (result) showResult(result, sides);
+}
+
+/** Show the table anew once memory's rates are known, or others. */
+function renewTable() {
+  const now = JSON.stringify(Object.values(sides).map((model) => model.read_bytes_per_s));
+  if (now !== ratesShown && result) showTable(result, sides);
+  ratesShown = now;
 }
 
 /** Measure quickly while nobody calls, if nothing is measured yet; give way to callers. */
