@@ -87,8 +87,8 @@ async def compare(
     figures.insert(decode + 1, roofline_figure(figures[decode], rooflines))
     notices += [
         f"{s.model}'s roofline is its weights, {r.step_bytes / 1e6:.3g} MB, read at "
-        f"{r.read_bytes_per_s / 1e9:.3g} GB/s, as its engine measured; a twin with a low share is a "
-        "weak baseline, and small models are bound by a step's other work"
+        f"{r.read_bytes_per_s / 1e9:.3g} GB/s, as its engine measured; a twin with a low share is "
+        "a weak baseline, and small models are bound by a step's other work"
         for s, r in zip((a, b), rooflines, strict=True)
         if r.unavailable is None
     ]
