@@ -112,6 +112,7 @@ async def run_load(page, *, windows=2, requests=4, tokens=12, timeout_s=20):
 
 async def ask(page, *, timeout_s=60):
     """Ask, and return once each model's answer has ended, whatever its figures."""
+    await expect(page.locator("#answers article").first).to_be_visible()
     button = page.get_by_role("button", name="Ask")
     await button.click()
     await expect(button).to_have_attribute("aria-disabled", "false", timeout=timeout_s * 1000)

@@ -19,7 +19,7 @@ export function makeAsk() {
   }
 
   async function run(sides) {
-    if (stop) return;
+    if (stop || !sides.a) return; // nothing is known of the models yet
     stop = new AbortController();
     setRunning(true);
     byId("ask-status").textContent = `${sides.a.name} answers.`;
