@@ -7,7 +7,7 @@ step: sums that decide it run in an order fixed by the token's own sizes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ __all__ = [
     "DenseLinear",
     "HeadNorms",
     "LayerWeights",
+    "MeasuresMemory",
     "NormedParts",
     "QuantizedActivations",
     "StepLayout",
@@ -337,5 +338,17 @@ class Backend(Protocol):
         """Return logits [T, vocab_size] float32 of x [T, hidden_size].
 
         weight  what prepare_head returned; or a TernaryHead, which reads x quantized by its groups
+        """
+        ...
+
+
+@runtime_checkable
+class MeasuresMemory(Protocol):
+    """A backend that can time the memory it reads weights from."""
+
+    def read_bandwidth(self, buffer: Tensor, *, num_passes: int = 8) -> float:
+        """Return the bytes a second its threads read the buffer at, in the best of the passes.
+
+        buffer  contiguous, written to, and far larger than the caches
         """
         ...

@@ -5,14 +5,16 @@ import json
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import bitwatt.telemetry.energy
 import httpx
+import msgspec
 import pytest
 from bitwatt.api.app import create_app
 from bitwatt.cli import main
-from bitwatt.engine.messages import MemoryUse
+from bitwatt.engine.messages import EngineStats, MemoryUse, Roofline
 from bitwatt.telemetry.metrics import Metrics
 from bitwatt_client import (
     ClientError,
@@ -27,7 +29,7 @@ from bitwatt_client import (
 from bitwatt_client.compare import summarize
 from bitwatt_client.errors import told
 from bitwatt_client.exposition import parse_samples
-from bitwatt_client.figures import ENERGY_REASONS, Measured
+from bitwatt_client.figures import ENERGY_REASONS, Measured, roofline_figure
 from bitwatt_client.plot import save_png
 from bitwatt_client.report import _shown, verdict
 from bitwatt_client.server import Answer, Server
@@ -244,6 +246,40 @@ async def test_a_model_that_a_slower_backend_runs_than_could_is_told():
     assert comparison.notices[0] == told
     assert f"Note: {told}." in as_table(comparison)
     assert as_json(comparison)["notices"][0] == told
+
+
+@pytest.mark.anyio
+async def test_each_models_decoding_is_held_against_its_own_roofline(tmp_path):
+    app, engines = make_pair_app()
+    for name, step_bytes in (("tiny", 100), ("tiny-fp16", 400)):
+        engines[name].info = msgspec.structs.replace(
+            engines[name].info, roofline=Roofline(step_bytes=step_bytes)
+        )
+        engines[name].delay_s = 0.005
+    models = app.state.catalog.by_name
+    async with make_client(app) as http:
+        servers = [Server(http, "http://localhost", name) for name in models]
+        assert "first idle seconds" in (await servers[0].roofline()).unavailable
+        for model in models.values():
+            model.metrics.on_stats(EngineStats(read_bytes_per_s=1e6))
+        told = [await server.roofline() for server in servers]
+        assert [(r.step_bytes, r.read_bytes_per_s) for r in told] == [(100, 1e6), (400, 1e6)]
+        unknown = await Server(http, "http://localhost", "other").roofline()
+        assert unknown.unavailable == "the server of other tells no roofline"
+        comparison = await compare(*servers, LoadPlan(work=WORK, num_windows=1))
+    assert "roofline_share" in figures_of(comparison)
+    # 10 tokens a second of 100 bytes, and 20 of 400, of a million a second.
+    found = roofline_figure(figures_of(make_comparison())["decode_tokens_per_s"], tuple(told))
+    assert found.a.median == pytest.approx(0.1)
+    assert found.b.median == pytest.approx(0.8)
+    comparison = replace(comparison, figures=(found,))
+    assert re.search("roofline +0.1 .*% +0.8 .*% .*each of its own", as_table(comparison))
+    assert as_json(comparison)["figures"]["roofline_share"]["gain"] is None
+    save_png(comparison, tmp_path / "gain.png")
+    missing = roofline_figure(
+        figures_of(make_comparison())["decode_tokens_per_s"], (told[0], unknown)
+    )
+    assert missing.unavailable == unknown.unavailable
 
 
 @pytest.mark.anyio

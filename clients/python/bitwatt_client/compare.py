@@ -9,7 +9,7 @@ import httpx
 
 from bitwatt_client.errors import ClientError, ComparisonError
 from bitwatt_client.exposition import Samples
-from bitwatt_client.figures import Figure, Measured, make_figures
+from bitwatt_client.figures import Figure, Measured, make_figures, roofline_figure
 from bitwatt_client.load import Window, Work, run_window
 from bitwatt_client.server import Server
 from bitwatt_client.terminal import plural
@@ -81,7 +81,18 @@ async def compare(
                 )
     comparison = summarize(measured["a"], measured["b"], plan)
     notices = [f"{s.model}: {told}" for s in (a, b) if (told := await s.fallback()) is not None]
-    return replace(comparison, notices=(*notices, *comparison.notices))
+    figures = list(comparison.figures)
+    [decode] = [i for i, figure in enumerate(figures) if figure.key == "decode_tokens_per_s"]
+    rooflines = (await a.roofline(), await b.roofline())
+    figures.insert(decode + 1, roofline_figure(figures[decode], rooflines))
+    notices += [
+        f"{s.model}'s roofline is its weights, {r.step_bytes / 1e6:.3g} MB, read at "
+        f"{r.read_bytes_per_s / 1e9:.3g} GB/s, as its engine measured; a twin with a low share is "
+        "a weak baseline, and small models are bound by a step's other work"
+        for s, r in zip((a, b), rooflines, strict=True)
+        if r.unavailable is None
+    ]
+    return replace(comparison, figures=tuple(figures), notices=(*notices, *comparison.notices))
 
 
 async def _scrape(server: Server) -> Samples | None:

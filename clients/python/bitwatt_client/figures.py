@@ -8,9 +8,10 @@ from typing import Literal
 from bitwatt_client.cost import usd_of_rent_per_million_tokens
 from bitwatt_client.exposition import Samples
 from bitwatt_client.load import Window
+from bitwatt_client.server import Roofline
 from bitwatt_client.statistics import Interval, Spread, bootstrap_ratio, spread
 
-__all__ = ["Figure", "Measured", "make_figures"]
+__all__ = ["Figure", "Measured", "make_figures", "roofline_figure"]
 
 WEIGHT_KINDS = ("packed_weights", "embedding", "other_weights")
 HELD_KINDS = (*WEIGHT_KINDS, "kv_cache")
@@ -82,7 +83,8 @@ class Measured:
 class Figure:
     """One thing measured of both models.
 
-    gain         how many times better a is than b; below 1 it is worse
+    gain         how many times better a is than b; below 1 it is worse; None of a value that each
+                 model has of its own
     unavailable  why there is no value
     """
 
@@ -157,6 +159,32 @@ def make_figures(a: Sequence[Measured], b: Sequence[Measured], rents: Rents) -> 
             no_memory,
         ),
     ]
+
+
+def roofline_figure(decode: Figure, rooflines: tuple[Roofline, Roofline]) -> Figure:
+    """Return which share of its own roofline each model decodes at.
+
+    It tells a weak baseline, whose share is low. Batches need not be of one: a step reads the
+    weights once for all its requests.
+
+    decode  decode tokens/s of a request
+    """
+    figure = Figure(
+        key="roofline_share", label="decode, of its own roofline", unit="%", better="higher"
+    )
+    reason = next((r.unavailable for r in rooflines if r.unavailable is not None), None)
+    if reason is not None or decode.a is None or decode.b is None:
+        return replace(figure, unavailable=reason or decode.unavailable)
+    a, b = (
+        replace(
+            rates,
+            median=100 * roofline.share(rates.median),
+            low=100 * roofline.share(rates.low),
+            high=100 * roofline.share(rates.high),
+        )
+        for rates, roofline in zip((decode.a, decode.b), rooflines, strict=True)
+    )
+    return replace(figure, a=a, b=b)
 
 
 def _compared(

@@ -33,7 +33,7 @@ def save_png(comparison: Comparison, path: Path) -> None:
 def _draw(comparison: Comparison, picture: "Picture") -> None:
     axes = picture.add_subplot()
     figures = [figure for figure in comparison.figures if figure.gain is not None]
-    missing = [figure for figure in comparison.figures if figure.gain is None]
+    missing = [figure for figure in comparison.figures if figure.a is None]
     for row, figure in enumerate(figures):
         gain = figure.gain
         assert gain is not None

@@ -18,7 +18,7 @@ def verdict(figure: Figure) -> str:
     """Return in words what a figure says of the first model; its interval decides."""
     gain = figure.gain
     if gain is None:
-        return "unavailable"
+        return "unavailable" if figure.a is None else "each of its own"
     if gain.low > 1:
         return "better"
     if gain.high < 1:
@@ -31,16 +31,19 @@ def as_table(comparison: Comparison) -> str:
     work = comparison.plan.work
     rows = [("", comparison.name_a, comparison.name_b, "gain", "95% interval", "")]
     for figure in comparison.figures:
-        if figure.a is None or figure.b is None or figure.gain is None:
+        if figure.a is None or figure.b is None:
             rows.append((figure.label, "–", "–", "–", "", f"unavailable: {figure.unavailable}"))
             continue
+        values = (_shown(figure.a, figure.unit), _shown(figure.b, figure.unit))
         gain = figure.gain
+        if gain is None:
+            rows.append((figure.label, *values, "–", "", verdict(figure)))
+            continue
         between = "" if gain.low == gain.high else f"{gain.low:.2f}–{gain.high:.2f}"
         rows.append(
             (
                 figure.label,
-                _shown(figure.a, figure.unit),
-                _shown(figure.b, figure.unit),
+                *values,
                 f"{gain.value:.2f}×",
                 between,
                 verdict(figure),

@@ -18,6 +18,7 @@ __all__ = [
     "Answer",
     "Message",
     "ModelCard",
+    "Roofline",
     "Server",
     "mean_tpot_s",
     "new_http_client",
@@ -107,6 +108,22 @@ class _ReadClock:
         self._now_s = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """What bounds decoding: the weights that a step reads, at the rate that memory gives them.
+
+    unavailable  why neither is known; else None
+    """
+
+    step_bytes: float = 0.0
+    read_bytes_per_s: float = 0.0
+    unavailable: str | None = None
+
+    def share(self, decode_tokens_per_s: float) -> float:
+        """Return the part of it that a request decodes at, whose every token is a step's."""
+        return decode_tokens_per_s * self.step_bytes / self.read_bytes_per_s
+
+
 class Server:
     """One model of a server. Safe to call from many tasks of one event loop."""
 
@@ -192,6 +209,24 @@ class Server:
         except (ClientError, httpx.HTTPError, ValueError, KeyError, TypeError):
             return None  # another server, or a model that loads
         return told if isinstance(told, str) else None
+
+    async def roofline(self) -> Roofline:
+        """Return what bounds the model's decoding, as its server tells."""
+        try:
+            state = (await self._get("/bitwatt/v1/comparison")).json()
+            [side] = [m for m in state["models"] if m["name"] == self.model]
+            told, rate = side["engine"]["roofline"], side["read_bytes_per_s"]
+            reason = told["unavailable"]
+            step_bytes = float(told["step_bytes"])
+            if reason is None and rate is None:
+                reason = (
+                    "its memory is timed in the first idle seconds, which there were none of yet"
+                )
+            if reason is not None:
+                return Roofline(unavailable=f"{self.model}: {reason}")
+            return Roofline(step_bytes=step_bytes, read_bytes_per_s=float(rate))
+        except (ClientError, httpx.HTTPError, ValueError, KeyError, TypeError):
+            return Roofline(unavailable=f"the server of {self.model} tells no roofline")
 
     async def scrape(self) -> Samples:
         """Return what the server's /metrics says now."""

@@ -386,14 +386,15 @@ class NativeBackend(LayersByOperations):
 
         num_bytes  far more than the caches hold
         """
-        buffer = self._blocks.allocate(num_bytes)
-        buffer.zero_()
+        return self.read_bandwidth(self._blocks.allocate(num_bytes).zero_())
+
+    def read_bandwidth(self, buffer: Tensor, *, num_passes: int = 8) -> float:
         seconds = []
-        for _ in range(8):
+        for _ in range(num_passes):
             started = time.perf_counter()
-            self._library.bw_read(self._context, buffer.data_ptr(), num_bytes // 8)
+            self._library.bw_read(self._context, buffer.data_ptr(), buffer.nbytes // 8)
             seconds.append(time.perf_counter() - started)
-        return num_bytes / min(seconds)
+        return buffer.nbytes / min(seconds)
 
     def _quantize(
         self,

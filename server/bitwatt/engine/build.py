@@ -14,7 +14,8 @@ from bitwatt.checkpoints.quantized import QUANTIZED
 from bitwatt.checkpoints.registry import load_model
 from bitwatt.engine.core import EngineCore
 from bitwatt.engine.fake import build_fake_engine
-from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse
+from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse, Roofline
+from bitwatt.engine.roofline import MemoryTimer, roofline_of
 from bitwatt.engine.scheduler import new_scheduler
 from bitwatt.errors import ConfigurationError, EngineStartError, shorten
 from bitwatt.model.config import Dtype
@@ -78,8 +79,13 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=max_model_len,
     )
-    info = _describe(config, choice, model, kv_cache, max_model_len, time.monotonic() - started)
-    return EngineCore(scheduler, runner, eos_token_ids=info.eos_token_ids), info
+    roofline = roofline_of(model, kv_cache, speculates=config.speculate == "ngram")
+    timer = MemoryTimer(model, kv_cache, roofline)
+    core = EngineCore(
+        scheduler, runner, eos_token_ids=model.config.eos_token_ids, memory_timer=timer
+    )
+    load_s = time.monotonic() - started
+    return core, _describe(config, choice, model, kv_cache, max_model_len, load_s, roofline)
 
 
 def _choose_backend(config: EngineConfig) -> BackendChoice:
@@ -206,6 +212,7 @@ def _describe(
     kv_cache: KVCache,
     max_model_len: int,
     load_s: float,
+    roofline: Roofline,
 ) -> EngineInfo:
     device = choice.backend.device
     is_cuda = device.type == "cuda"
@@ -247,6 +254,7 @@ def _describe(
         fallback=fallback,
         load_s=load_s,
         quantized=QUANTIZED if config.quantize else None,
+        roofline=roofline,
     )
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -29,6 +30,9 @@ from bitwatt.model.runner_protocol import Runner, StepResult, StepResultHandle
 from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import FinishReason, Request
 from bitwatt.scheduling.scheduler import RequestTooLongError, Scheduler
+
+if TYPE_CHECKING:  # it needs torch, without which an engine says why it can't start
+    from bitwatt.engine.roofline import MemoryTimer
 
 __all__ = ["MAX_FAILED_STEPS", "EngineCore"]
 
@@ -79,11 +83,13 @@ class EngineCore:
         runner: Runner,
         *,
         eos_token_ids: Sequence[int] = (),
+        memory_timer: "MemoryTimer | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin without requests; eos_token_ids are the model's own."""
         self._scheduler = scheduler
         self._runner = runner
+        self._memory_timer = memory_timer
         self._clock = clock
         self._times: dict[str, _Times] = {}
         self._scores: dict[str, list[PromptLogprobs]] = {}  # of prompts, until the first token
@@ -199,9 +205,15 @@ class EngineCore:
         """Raise AssertionError if a block, a row or a request is lost; for idle moments."""
         self._scheduler.check_integrity()
 
+    def time_memory(self) -> None:
+        """Look how fast memory is, if that isn't known yet; for idle moments."""
+        if self._memory_timer is not None:
+            self._memory_timer.look()
+
     def stats(self, rss_anon_bytes: int | None = None) -> EngineStats:
         """Return gauges now and counters since the start."""
         scheduler, counters = self._scheduler, self._scheduler.counters
+        timer = self._memory_timer
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting + len(self._compiling),
@@ -225,6 +237,7 @@ class EngineCore:
             time_s=self._clock(),
             busy_s=self._busy_s,
             rss_anon_bytes=rss_anon_bytes,
+            read_bytes_per_s=None if timer is None else timer.read_bytes_per_s,
         )
 
     def close(self) -> None:

@@ -286,6 +286,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     time_s                 when all this was true
     busy_s                 seconds spent in steps
     rss_anon_bytes         the process's own memory; None where the system doesn't tell
+    read_bytes_per_s       of the device's memory; None where it isn't measured, or not yet
     """
 
     num_running: int = 0
@@ -310,6 +311,18 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     time_s: float = 0.0
     busy_s: float = 0.0
     rss_anon_bytes: int | None = None
+    read_bytes_per_s: float | None = None
+
+
+class Roofline(msgspec.Struct, frozen=True, kw_only=True):
+    """What bounds decoding: a step reads at least its weights, as fast as memory gives them.
+
+    step_bytes   of weights that a decode step reads, whatever its batch
+    unavailable  why decoding can't be held against memory's rate (EngineStats); else None
+    """
+
+    step_bytes: int
+    unavailable: str | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -336,6 +349,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     fallback       where a slower backend runs than could: which, and what to do; else None
     load_s         seconds that building the engine took
     quantized      where ternary weights were made of dense ones: what that means; else None
+    roofline       what bounds decoding; None for the fake backend
     """
 
     weights: Weights
@@ -361,6 +375,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     fallback: str | None = None
     load_s: float = 0.0
     quantized: str | None = None
+    roofline: Roofline | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

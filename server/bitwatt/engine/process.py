@@ -65,6 +65,8 @@ class _Loop:
                 # Idle for a heartbeat: nobody waits while every block is looked at.
                 self._core.check_integrity()
                 is_checked = True
+            else:
+                self._core.time_memory()
             self._send(StepOutputs(outputs=outputs, stats=self._stats()))
 
     def _receive(self, timeout_s: float) -> list[TokenOutput]:

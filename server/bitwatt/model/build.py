@@ -161,6 +161,7 @@ class _Builder:
                 packed_weights_bytes=self.packed_bytes,
                 embedding_bytes=embedding_bytes,
                 other_weights_bytes=self.other_bytes + rope.nbytes,
+                step_bytes=self.packed_bytes + self.other_bytes + self.backend.nbytes(head),
                 num_parameters=self.num_parameters - self.num_padded,
             ),
             notices=self.source.notices,

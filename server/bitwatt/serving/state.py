@@ -43,21 +43,26 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
 class ModelSide(msgspec.Struct, frozen=True, kw_only=True):
     """One model.
 
+    root       what its files are called; null where that isn't known
     engine     what its engine says of itself, memory by kind among it; null before it has loaded
     num_open   callers' choices that run or wait
     quiet_s    seconds since a caller left; null before the first
     rss_anon_bytes  the engine process's own memory; null where the system doesn't tell
+    read_bytes_per_s  at which its engine found memory to be read; null where it measures none, or
+               hasn't been idle for its first seconds yet
     quality    what its card says; null where it says nothing
     prices     what its operator pays
     is_remote  whether another server serves it (--twin-url)
     """
 
     name: str
+    root: str | None
     state: str
     engine: EngineInfo | None
     num_open: int
     quiet_s: float | None
     rss_anon_bytes: int | None
+    read_bytes_per_s: float | None
     totals: Totals
     energy: Energy
     quality: Quality | None
@@ -96,11 +101,13 @@ def side_of(model: ServedModel, history: Series, prices: Prices) -> ModelSide:
     stats = model.metrics.stats
     return ModelSide(
         name=model.name,
+        root=model.root,
         state=model.state,
         engine=model.engine.info,
         num_open=model.callers.num_open,
         quiet_s=model.callers.quiet_s,
         rss_anon_bytes=stats.rss_anon_bytes,
+        read_bytes_per_s=stats.read_bytes_per_s,
         totals=Totals(
             num_prompt_tokens=stats.num_prompt_tokens,
             num_generation_tokens=stats.num_generation_tokens,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bitwatt.model.card import SAME_TOKENS
 from bitwatt.training.checkpoint import RunRecord
 from bitwatt.training.data import WINDOW_LENGTHS
 from bitwatt.training.model import SIZES, Architecture
@@ -40,8 +41,8 @@ _DESCRIPTIONS: dict[Architecture, str] = {
     ),
 }
 _TWIN = (
-    "It is the quality twin of the ternary model beside it: same sizes, same tokenizer, same "
-    "tokens in the same order."
+    "It is the quality twin of the ternary model beside it: same sizes, same tokenizer, "
+    f"{SAME_TOKENS}."
 )
 _PURPOSE = (
     "It has {millions:.1f}M parameters, and it exists so that the server answers on a fresh "

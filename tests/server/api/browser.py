@@ -148,13 +148,22 @@ async def run_load(page, *, windows=2, requests=4, tokens=12, timeout_s=20):
     await expect(button).to_be_focused()
 
 
+async def ask(page, *, timeout_s=60):
+    """Ask, and return once each model's answer has ended, whatever its figures."""
+    await expect(page.locator("#answers article").first).to_be_visible()
+    button = page.get_by_role("button", name="Ask")
+    await button.click()
+    await expect(button).to_have_attribute("aria-disabled", "false", timeout=timeout_s * 1000)
+    ended = re.compile("^(complete|at the token limit)$")
+    states = page.locator("#answers .state")
+    await expect(states).to_have_text([ended] * await states.count())
+
+
 async def take_screenshots(url, folder):
     """Ask, measure, and save the page in light, in dark and as wide as a phone."""
     folder.mkdir(parents=True, exist_ok=True)
     async with open_page(url, viewport={"width": 1280, "height": 900}) as (page, _):
-        await page.get_by_role("button", name="Ask").click()
-        asked = page.locator("#ask-status")
-        await expect(asked).to_contain_text("tok/s", timeout=60_000)
+        await ask(page)
         await run_load(page, windows=5, requests=128, tokens=64, timeout_s=300)
         await page.wait_for_timeout(1500)
         for scheme in ("light", "dark"):
@@ -170,9 +179,10 @@ async def take_screenshots(url, folder):
 async def take_screenshot_of_one(url, folder, name):
     """Ask the only model of a server, and save its page in light."""
     async with open_page(url, viewport={"width": 1280, "height": 900}) as (page, _):
-        await page.get_by_role("button", name="Ask").click()
-        await expect(page.locator("#ask-status")).to_contain_text("tok/s", timeout=60_000)
-        await page.wait_for_timeout(12_000)  # for the quick look
+        await ask(page)
+        badge = page.locator("#tile-speed .badge")
+        await expect(badge).to_have_text("quick look", timeout=30_000)
+        await page.wait_for_timeout(1500)
         await page.screenshot(path=folder / f"page-{name}.png", full_page=True)
 
 

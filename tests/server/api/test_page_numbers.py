@@ -27,6 +27,9 @@ def test_statistics_are_what_they_are_by_hand():
         "s.decodeRate(11, 8, 1000, 1500)": 20,
         "s.decodeRate(11, 7, 1000, 1500)": None,
         "s.decodeRate(11, 8, 1000, 1000)": None,
+        "s.whyNoDecodeRate(1, 2)": "one token: no time between tokens",
+        "s.whyNoDecodeRate(9, 1)": "one burst: no time between tokens",
+        "s.whyNoDecodeRate(9, 7)": "7 bursts: too few to time",
         # Five rounds in 5 s are a second each, in which 0.4 s for 8 tokens are 20 tokens.
         "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 0.4)": 20,
         "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 12)": 8,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from bitwatt import builtin
-from bitwatt.model.card import quality_told
+from bitwatt.model.card import SAME_TOKENS, quality_told
 
 PAIR = """# A model
 
@@ -33,6 +33,16 @@ def test_each_of_a_pair_has_its_own_row_of_one_evaluation(tmp_path):
     twin = quality_told(write_card(tmp_path / "b", PAIR, model_type="llama"))
     assert (ternary.bits_per_byte, twin.bits_per_byte) == (1.933, 1.874)
     assert ternary.evaluation == twin.evaluation
+
+
+def test_a_card_tells_of_the_tokens_it_was_trained_on_and_whether_its_twin_saw_the_same(tmp_path):
+    ternary = quality_told(write_card(tmp_path / "a", PAIR))
+    said = f"{PAIR}\nIt saw the {SAME_TOKENS.replace(' in', chr(10) + 'in')}.\n"
+    twin = quality_told(write_card(tmp_path / "b", said, model_type="llama"))
+    assert (ternary.num_tokens, ternary.has_same_tokens) == (1_000_448, False)
+    assert (twin.num_tokens, twin.has_same_tokens) == (1_000_448, True)
+    unknown = PAIR.replace("1,000,448", "many")
+    assert quality_told(write_card(tmp_path / "c", unknown)).num_tokens is None
 
 
 def test_figures_of_other_evaluations_are_told_apart(tmp_path):
@@ -77,3 +87,5 @@ def test_the_embedded_pairs_cards_are_of_one_evaluation():
     ternary, twin = quality_told(builtin.TERNARY), quality_told(builtin.FP16)
     assert ternary.evaluation == twin.evaluation
     assert 0.5 < twin.bits_per_byte < ternary.bits_per_byte < 3
+    assert twin.has_same_tokens
+    assert twin.num_tokens == ternary.num_tokens > 0

@@ -1,9 +1,9 @@
-// One prompt to every model at once, the streams side by side.
+// One prompt to every model in turn, the streams side by side.
 
 import { pathOf, streamEvents } from "./api.js";
 import { byId, make, markOf, setDisabled } from "./dom.js";
 import { digits, rate, seconds } from "./format.js";
-import { decodeRate } from "./statistics.js";
+import { decodeRate, whyNoDecodeRate } from "./statistics.js";
 
 /** Return the panels and what runs them. */
 export function makeAsk() {
@@ -19,22 +19,24 @@ export function makeAsk() {
   }
 
   async function run(sides) {
-    if (stop) return;
+    if (stop || !sides.a) return; // nothing is known of the models yet
     stop = new AbortController();
     setRunning(true);
-    byId("ask-status").textContent = sides.b ? "Both models answer." : "The model answers.";
+    byId("ask-status").textContent = `${sides.a.name} answers.`;
     const body = {
       messages: [{ role: "user", content: byId("prompt").value }],
       max_tokens: byId("ask-tokens").valueAsNumber,
       temperature: byId("ask-temperature").valueAsNumber,
       seed: byId("ask-seed").valueAsNumber,
     };
-    const ran = Object.entries(sides).map(async ([side, model]) => [
-      side,
-      await panels[side].run(pathOf(model, "/v1/chat/completions"), { ...body, model: model.name }, stop.signal),
-    ]);
-    const answers = Object.fromEntries(await Promise.all(ran));
-    byId("ask-status").textContent = Object.values(answers).map((a) => a.said).join(" ");
+    const asked = Object.entries(sides);
+    for (const [side] of asked) panels[side].wait(side === "a" ? "" : `waits for ${sides.a.name}`);
+    const said = [];
+    for (const [side, model] of asked) {
+      // In turn: models that share a machine would slow each other.
+      said.push(await panels[side].run(pathOf(model, "/v1/chat/completions"), { ...body, model: model.name }, stop.signal));
+      byId("ask-status").textContent = said.join(" ");
+    }
     stop = null;
     setRunning(false);
   }
@@ -80,12 +82,17 @@ function makePanel(side, name) {
     list,
   );
 
-  async function run(path, body, signal) {
+  /** Empty the panel before its turn. */
+  function wait(said) {
     text.textContent = "";
     text.classList.remove("failed");
+    state.textContent = said;
+    for (const figure of Object.values(figures)) show(figure, "–");
+  }
+
+  async function run(path, body, signal) {
     root.classList.add("running");
     state.textContent = "running";
-    for (const figure of Object.values(figures)) figure.textContent = "–";
     const startedAt = performance.now();
     let firstAt = null;
     let lastAt = null;
@@ -101,12 +108,13 @@ function makePanel(side, name) {
         lastAt = at;
         if (firstAt === null) {
           firstAt = lastAt;
-          figures.ttft.textContent = seconds((firstAt - startedAt) / 1000);
+          show(figures.ttft, seconds((firstAt - startedAt) / 1000));
         }
         if (choice.delta.content) append(choice.delta.content);
         numChunks += 1;
-        figures.tokens.textContent = digits(numChunks);
-        showDecode(decodeRate(numChunks, numPieces, firstAt, lastAt));
+        show(figures.tokens, digits(numChunks));
+        const decodeSoFar = decodeRate(numChunks, numPieces, firstAt, lastAt);
+        if (decodeSoFar !== null) show(figures.rate, rate(decodeSoFar));
         if (choice.finish_reason === "length") state.textContent = "at the token limit";
         else if (choice.finish_reason) state.textContent = "complete";
       }
@@ -117,18 +125,20 @@ function makePanel(side, name) {
         text.classList.add("failed");
         text.textContent += error.message;
       }
-      return { said: `${name} ${state.textContent}.` };
+      return `${name} ${state.textContent}.`;
     } finally {
       root.classList.remove("running");
     }
-    figures.tokens.textContent = digits(numTokens);
+    show(figures.tokens, digits(numTokens));
     const decode = decodeRate(numTokens, numPieces, firstAt, lastAt);
-    showDecode(decode);
-    return { said: `${name}: ${numTokens} tokens${decode === null ? "" : ` at ${rate(decode)}`}.` };
+    if (decode === null) show(figures.rate, whyNoDecodeRate(numTokens, numPieces), "why");
+    else show(figures.rate, rate(decode));
+    return `${name}: ${numTokens} tokens${decode === null ? "" : ` at ${rate(decode)}`}.`;
   }
 
-  function showDecode(decode) {
-    figures.rate.textContent = decode === null ? "–" : rate(decode);
+  function show(figure, said, className = "") {
+    figure.textContent = said;
+    figure.className = className;
   }
 
   function append(piece) {
@@ -137,5 +147,5 @@ function makePanel(side, name) {
     if (isAtEnd) text.scrollTop = text.scrollHeight;
   }
 
-  return { root, run };
+  return { root, wait, run };
 }

@@ -4,12 +4,13 @@ import { costReason, electricityReason } from "./cost.js";
 import { byId, make, setDisabled } from "./dom.js";
 import { bytes, digits, dollars, joules, rate, times, when } from "./format.js";
 import { processBytes, weightBytes } from "./memory.js";
+import { isCostTwin } from "./pair.js";
 import { verdict } from "./statistics.js";
 
 const TILES = [
   { key: "memory", title: "Memory", of: memoryOf, more: "more", less: "less", better: "lower" },
   { key: "speed", title: "Speed", of: speedOf, more: "more tokens a second", less: "fewer tokens a second", better: "higher" },
-  { key: "quality", title: "Quality", of: qualityOf, more: "more bits a byte: worse", less: "fewer bits a byte: better", better: "lower" },
+  { key: "quality", title: "Quality", of: qualityOf },
   { key: "energy", title: "Energy", of: energyOf, more: "more energy", less: "less energy", better: "lower" },
   { key: "cost", title: "Cost", of: costOf, more: "more expensive", less: "cheaper", better: "lower" },
 ];
@@ -60,7 +61,7 @@ function footOf({ plan, at }, figure, show) {
     ? `pairs from ${times(figure.low)} to ${times(figure.high)}`
     : `quartiles ${show(figure.a.low)} to ${show(figure.a.high)}`;
   const look = plan.kind === "quick" ? "First quick look" : "Load";
-  return `${look}, ${when(at)}: n${nbsp}=${nbsp}${plan.windows} windows of ${plan.requests} requests, ${plan.concurrency} at once; ${spread}.`;
+  return `${look}, ${when(at)}: n${nbsp}=${nbsp}${plan.windows} windows of ${plan.requests} requests, ${plan.concurrency} at once, ${plan.tokens} tokens each; ${spread}.`;
 }
 
 function measuredTile(result, key, show) {
@@ -91,13 +92,25 @@ function qualityOf({ a, b }, result) {
   if (reason) return agreementOf(b, result, reason);
   const show = (value) => `${value} bits/byte`;
   const [ofA, ofB] = both.map((model) => model.quality.bits_per_byte);
-  const isCostTwin = b?.name === `${a.name}-fp16`;
   return {
-    gains: [ratio(ofA, ofB, show)],
+    gains: [b ? lossOf(ofA, ofB, show) : { text: show(ofA) }],
     badge: "from the card",
     foot: `Of held-out text, fewer is better. Source: ${b ? "the models' cards" : "its card"}, README.md.${
-      isCostTwin ? " The twin is the same model: rounding apart, it answers the same." : ""
+      isCostTwin(a, b) ? " The twin has the same weights: rounding apart, it answers the same." : ""
     }`,
+  };
+}
+
+/** Return in percent how much worse a's loss is than b's: a ratio of losses reads as a share kept. */
+function lossOf(a, b, show) {
+  const values = `${show(a)} against ${show(b)}`;
+  if (a === b) return { text: "no difference", values };
+  const isWorse = a > b;
+  return {
+    text: `${digits(Math.abs(a / b - 1) * 100)}% ${isWorse ? "worse" : "better"}`,
+    word: isWorse ? "worse" : "better",
+    said: `${isWorse ? "more" : "fewer"} bits for the same text`,
+    values,
   };
 }
 
@@ -202,13 +215,13 @@ function makeTile({ key, title, more, less, better }, onMeasure) {
     );
   }
 
-  function makeGain({ figure, text, values, label, said, isNone }) {
-    const word = isNone ? "none" : figure ? verdict(figure) : "alone";
+  function makeGain({ figure, text, word = "alone", values, label, said, isNone }) {
+    const mark = isNone ? "none" : figure ? verdict(figure) : word;
     const words = figure ? inWords(figure) : said;
     return make(
       "div",
       {},
-      make("p", { className: `gain ${word}` }, figure ? times(figure.gain) : text),
+      make("p", { className: `gain ${mark}` }, figure ? times(figure.gain) : text),
       ...(label ? [make("p", { className: "label" }, label)] : []),
       ...(words ? [make("p", { className: "said" }, words)] : []),
       ...(values ? [make("p", { className: "values" }, values)] : []),

@@ -4,6 +4,7 @@ import { getJson } from "./api.js";
 import { costReason, electricityReason } from "./cost.js";
 import { byId, make, markOf, setDisabled } from "./dom.js";
 import { dollars, joules, rate, seconds, times, when } from "./format.js";
+import { aboutRoofline, percent, rooflineReason, rooflineShares } from "./roofline.js";
 import { verdict } from "./statistics.js";
 import { measure } from "./windows.js";
 
@@ -12,6 +13,7 @@ const QUICK = { kind: "quick", concurrency: 4, requests: 4, tokens: 8, warmups: 
 const ROWS = [
   { key: "throughput", label: "Output tokens/s, all requests", show: rate },
   { key: "decode", label: "Decode tokens/s a request", show: rate },
+  { key: "roofline", label: "Decode, of its own roofline", show: percent },
   { key: "ttft", label: "Time to first token", show: seconds },
   { key: "latency", label: "Latency of a request", show: seconds },
   { key: "energy", label: "Energy a token", show: joules },
@@ -98,7 +100,7 @@ export function showResult(result, sides) {
   const { plan, figures } = result;
   const { a, b, gain } = figures.throughput;
   const what = plan.kind === "quick" ? "a first quick look of " : "";
-  byId("load-result").replaceChildren(makeTable(result, sides));
+  showTable(result, sides);
   byId("load-result").hidden = false;
   byId("load-progress").value = 1;
   byId("load-status").textContent =
@@ -106,41 +108,66 @@ export function showResult(result, sides) {
     (b ? `${times(gain)} tokens a second.` : `${rate(a.median)}.`);
 }
 
+/** Show a result's table, with what is known of the models by now. */
+export function showTable(result, sides) {
+  const isAgainstRoofline = rooflineShares(result.figures.decode, sides) !== null;
+  byId("load-result").replaceChildren(
+    makeTable(result, sides),
+    ...(isAgainstRoofline ? [make("p", { className: "hint" }, aboutRoofline(sides))] : []),
+  );
+}
+
 function makeTable({ plan, figures, unavailable }, sides) {
-  const head = make("tr", {}, make("th", { scope: "col" }, "Median [quartiles]"));
-  for (const [side, model] of Object.entries(sides)) {
-    head.append(make("th", { scope: "col" }, markOf(side), model.name));
-  }
-  if (sides.b) head.append(make("th", { scope: "col" }, "Gain"), make("th", { scope: "col" }, "Pairs ranged"));
-  const reasons = { cost: costReason(sides), electricity: electricityReason(sides), ...unavailable };
+  const names = [
+    ...Object.entries(sides).map(([side, model]) => [markOf(side), model.name]),
+    ...(sides.b ? [["Gain"], ["Pairs ranged"]] : []),
+  ];
+  const head = make("tr", { role: "row" }, make("th", { scope: "col", role: "columnheader" }, "Median [quartiles]"));
+  for (const name of names) head.append(make("th", { scope: "col", role: "columnheader" }, ...name.map(copied)));
+  const shown = { ...figures, roofline: rooflineShares(figures.decode, sides) };
+  const reasons = {
+    cost: costReason(sides),
+    electricity: electricityReason(sides),
+    roofline: Object.values(sides).map(rooflineReason).find(Boolean) ?? unavailable.decode,
+    ...unavailable,
+  };
   const rows = ROWS.map(({ key, label, show }) => {
-    const row = make("tr", {}, make("th", { scope: "row" }, label));
-    const figure = figures[key];
-    if (!figure) {
-      row.append(make("td", { className: "why", colSpan: sides.b ? 4 : 1 }, `Unavailable: ${reasons[key]}`));
-      return row;
-    }
-    const shown = ({ median: value, low, high }) =>
-      make("td", {}, show(value), make("span", { className: "range" }, ` [${show(low)}, ${show(high)}]`));
-    row.append(shown(figure.a));
-    if (!sides.b) return row;
-    const said = verdict(figure);
-    row.append(
-      shown(figure.b),
-      make("td", { className: said }, `${times(figure.gain)} ${said}`),
-      make("td", {}, `${times(figure.low)} to ${times(figure.high)}`),
-    );
-    return row;
+    const cells = shown[key]
+      ? cellsOf(shown[key], show).map(({ parts, ...properties }, i) =>
+          // A narrow page has no columns: each cell has its column's name with it.
+          make("td", { ...properties, role: "cell" }, make("span", { className: "column", "aria-hidden": "true" }, ...names[i].map(copied)), ...parts))
+      : [make("td", { className: "why", colSpan: names.length, role: "cell" }, `Unavailable: ${reasons[key]}`)];
+    return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, label), ...cells);
   });
-  const caption =
-    `${plan.windows} ${sides.b ? "alternating " : ""}windows of ${plan.requests} requests, ${plan.concurrency} at once, ` +
-    `${plan.tokens} tokens an answer; ${plan.warmups} warm-up${plan.warmups > 1 ? "s" : ""}${sides.b ? " of each" : ""} dropped.` +
-    (sides.b ? " A gain below 1× is a loss." : "");
   return make(
     "table",
-    {},
-    make("caption", {}, caption),
-    make("thead", {}, head),
-    make("tbody", {}, ...rows),
+    { role: "table" },
+    make("caption", {}, captionOf(plan, sides)),
+    make("thead", { role: "rowgroup" }, head),
+    make("tbody", { role: "rowgroup" }, ...rows),
   );
+}
+
+const copied = (part) => (part.cloneNode ? part.cloneNode() : part);
+
+/** Return the cells of a figure: each model's, and of two that are compared the gain and its range. */
+function cellsOf(figure, show) {
+  const spreads = [figure.a, figure.b].filter(Boolean).map(({ median, low, high }) => ({
+    parts: [show(median), make("span", { className: "range" }, ` [${show(low)}, ${show(high)}]`)],
+  }));
+  if (!figure.b) return spreads;
+  if (figure.gain === undefined) return [...spreads, { className: "why", colSpan: 2, parts: ["none: each has its own"] }];
+  const said = verdict(figure);
+  return [
+    ...spreads,
+    { className: said, parts: [`${times(figure.gain)} ${said}`] },
+    { parts: [`${times(figure.low)} to ${times(figure.high)}`] },
+  ];
+}
+
+function captionOf(plan, sides) {
+  const what = plan.kind === "quick" ? "The first quick look, not the form above: " : "";
+  return `${what}${plan.windows} ${sides.b ? "alternating " : ""}windows of ${plan.requests} requests, ${plan.concurrency} at once, ` +
+    `${plan.tokens} tokens an answer; ${plan.warmups} warm-up${plan.warmups > 1 ? "s" : ""}${sides.b ? " of each" : ""} dropped.` +
+    (sides.b ? " A gain below 1× is a loss." : "");
 }

@@ -4,11 +4,12 @@ import { getJson, keepKey } from "./api.js";
 import { makeAsk } from "./ask.js";
 import { makeCharts } from "./charts.js";
 import { byId, make, markOf } from "./dom.js";
-import { bytes, millions } from "./format.js";
+import { bytes } from "./format.js";
 import { makeHeadline } from "./headline.js";
-import { makeLoad, showResult } from "./load.js";
+import { makeLoad, showResult, showTable } from "./load.js";
 import { identityOf, keep, kept } from "./measured.js";
 import { showMemory, weightBytes } from "./memory.js";
+import { weightsOf, whatTwin } from "./pair.js";
 
 const POLL_MS = 1000;
 const TRY_AGAIN_MS = 3000;
@@ -24,6 +25,7 @@ let result = null;
 let failure = null;
 let quickNotBefore = 0;
 let since = 0;
+let ratesShown = null;
 
 const headline = makeHeadline(() => loader.runForm(sides));
 const charts = makeCharts();
@@ -66,8 +68,6 @@ function showModels(models) {
   byId("models").replaceChildren(...items);
 }
 
-const weightsOf = (model) => `${model.weights === "ternary" ? "ternary" : model.dtype} weights`;
-
 /** Say in a sentence what is compared with what. */
 function showCompared({ a, b }) {
   const said = !a.dtype || (b && !b.dtype)
@@ -82,19 +82,12 @@ function showCompared({ a, b }) {
   setText(byId("ask-title"), b ? "Ask both" : "Ask");
   setText(byId("ask-run"), b ? "Ask both" : "Ask");
   setText(byId("ask-hint"), b
-    ? "One prompt, one seed, both models at the same moment. Where they share a machine they slow each other; the load below measures them apart."
-    : "One prompt, one seed.");
+    ? `One prompt, one seed, asked in turn: ${b.name} starts when ${a.name} has ended, so neither slows the other. One answer is a glimpse; the load below measures.`
+    : "One prompt, one seed. One answer is a glimpse; the load below measures.");
   setText(byId("load-windows-label"), b ? "Windows of each" : "Windows");
   setText(byId("load-hint"), b
     ? "The same prompts to each model in alternating windows, A B A B, the first of each dropped. Every answer has exactly as many tokens, so equal work is compared."
     : "Prompts in windows, the first dropped. Every answer has exactly as many tokens.");
-}
-
-function whatTwin(a, b) {
-  const where = b.is_remote ? "on another server" : "on the same machine";
-  return b.name === `${a.name}-fp16`
-    ? `the same model with ${weightsOf(b)}, ${where}`
-    : `another model of ${millions(b.num_parameters)} parameters with ${weightsOf(b)}, ${where}`;
 }
 
 function setText(element, said) {
@@ -107,7 +100,10 @@ async function poll() {
   const models = state.models.map((model) => ({ ...model.engine, ...model }));
   sides = pick(models);
   const isUp = models.every((model) => model.state === "ready");
-  if (isUp) recall(identityOf(state.version, sides));
+  if (isUp) {
+    recall(identityOf(state.version, sides));
+    renewTable();
+  }
   setText(byId("version"), state.version);
   showModels(models);
   showMemory(sides);
@@ -130,6 +126,13 @@ function recall(now) {
   result = kept(identity);
   byId("load-result").hidden = !result;
   if (result) showResult(result, sides);
+}
+
+/** Show the table anew once memory's rates are known, or others. */
+function renewTable() {
+  const now = JSON.stringify(Object.values(sides).map((model) => model.read_bytes_per_s));
+  if (now !== ratesShown && result) showTable(result, sides);
+  ratesShown = now;
 }
 
 /** Measure quickly while nobody calls, if nothing is measured yet; give way to callers. */

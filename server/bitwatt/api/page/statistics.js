@@ -21,6 +21,13 @@ export function decodeRate(numTokens, numPieces, firstAt, lastAt) {
   return ((numTokens - 1) * 1000) / (lastAt - firstAt);
 }
 
+/** Return in words why decodeRate has none of an answer. */
+export function whyNoDecodeRate(numTokens, numPieces) {
+  if (numTokens < 2) return "one token: no time between tokens";
+  if (numPieces < 2) return "one burst: no time between tokens";
+  return `${numPieces} bursts: too few to time`;
+}
+
 const MOST_FITTING_TOKENS = 128;
 
 /**

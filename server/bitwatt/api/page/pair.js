@@ -1,0 +1,37 @@
+// What the two are to each other, in words.
+
+import { millions } from "./format.js";
+
+const BITS = { bfloat16: 16, float16: 16, float32: 32 };
+const SAME_SIZE = 0.01; // of the parameters; norms are not the same ones
+
+export const weightsOf = (model) => `${model.weights === "ternary" ? "ternary" : model.dtype} weights`;
+
+const inBits = (model) => `${BITS[model.dtype]} bits (${model.dtype})`;
+
+/** Return whether b has a's weights in 16 bits, as the server's name for it says. */
+export const isCostTwin = (a, b) => b?.weights === "dense" && b.name === `${a.name}-fp16`;
+
+/** Return what b is beside a, as far as the server and the models' cards tell. */
+export function whatTwin(a, b) {
+  const where = b.is_remote ? "on another server" : "on the same machine";
+  if (isCostTwin(a, b)) return `the same weights in ${inBits(b)}, ${where}`;
+  const weights = b.weights === "dense" ? `weights of ${inBits(b)}` : weightsOf(b);
+  const isSameSize = Math.abs(a.num_parameters / b.num_parameters - 1) < SAME_SIZE;
+  const size = isSameSize
+    ? `the same size (${millions(b.num_parameters)} parameters)`
+    : `${millions(b.num_parameters)} parameters (${a.name} has ${millions(a.num_parameters)})`;
+  if (isTrainedAlike(a, b)) {
+    return `a twin of ${size}, trained on the same ${millions(b.quality.num_tokens)} tokens, with ${weights}, ${where}`;
+  }
+  const root = b.root && b.root !== b.name ? ` (${b.root})` : "";
+  return `another model${root} of ${size} with ${weights}, ${where}`;
+}
+
+function isTrainedAlike(a, b) {
+  const [ofA, ofB] = [a.quality, b.quality];
+  return Boolean(
+    ofA && ofB && ofB.has_same_tokens && ofA.evaluation === ofB.evaluation &&
+      ofB.num_tokens && ofA.num_tokens === ofB.num_tokens,
+  );
+}

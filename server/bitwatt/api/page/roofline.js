@@ -1,0 +1,36 @@
+// How near decoding comes to the least time a step could take: its weights, read from memory.
+
+import { bytes, digits } from "./format.js";
+
+const NOT_YET = "memory is timed in some idle seconds after the start, which there were none of yet";
+
+export const percent = (value) => `${digits(value * 100)}%`;
+
+/** Return why a model's decoding can't be held against memory; null where it can. */
+export function rooflineReason(model) {
+  if (!model.roofline) return `${model.name} doesn't say what a decode step reads`;
+  const reason = model.roofline.unavailable ?? (model.read_bytes_per_s ? null : NOT_YET);
+  return reason && `${model.name}: ${reason}`;
+}
+
+/**
+ * Return the share of its own roofline that each model decodes at, or null.
+ * decode: {a, b}, spreads of tokens a second of a request. Each step brings a request one token.
+ */
+export function rooflineShares(decode, sides) {
+  if (!decode || Object.values(sides).some(rooflineReason)) return null;
+  const shares = Object.entries(sides).map(([side, model]) => {
+    const { median, low, high } = decode[side];
+    const share = (rate) => (rate * model.roofline.step_bytes) / model.read_bytes_per_s;
+    return [side, { median: share(median), low: share(low), high: share(high) }];
+  });
+  return Object.fromEntries(shares);
+}
+
+/** Return in words what the roofline of each is. */
+export function aboutRoofline(sides) {
+  const floors = Object.values(sides).map(({ name, roofline, read_bytes_per_s: rate }) =>
+    `${name} ${bytes(roofline.step_bytes)} at ${bytes(rate)}/s`);
+  return `Roofline: a decode step reads the model's weights once, at best as fast as its engine measured memory to be read (${floors.join(
+    ", ")}). A twin with a low share is a weak baseline; a small model is bound by a step's other work.`;
+}

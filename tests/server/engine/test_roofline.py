@@ -1,0 +1,90 @@
+"""What a decode step reads, and memory's rate, against which decoding is held."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from bitwatt import builtin
+from bitwatt.engine.build import build_engine
+from bitwatt.engine.messages import EngineConfig
+from bitwatt.engine.roofline import MemoryTimer, roofline_of
+from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.transformer import Transformer
+from torch import Tensor
+
+EMBEDDED = str(builtin.TERNARY)
+
+
+@dataclass
+class TimedBackend:
+    """Reads memory at the next of these rates."""
+
+    rates: list[float]
+    name: str = "timed"
+    read: list[int] = field(default_factory=list)
+
+    def read_bandwidth(self, buffer: Tensor, *, num_passes: int = 8) -> float:
+        self.read.append(buffer.nbytes)
+        return self.rates[len(self.read) - 1]
+
+
+def make_model(backend: object) -> Transformer:
+    memory = SimpleNamespace(step_bytes=7)
+    return cast(Transformer, SimpleNamespace(backend=backend, memory=lambda: memory))
+
+
+def make_kv_cache(num_bytes: int) -> KVCache:
+    layers = torch.empty(num_bytes // 2, dtype=torch.bfloat16, device="meta")
+    return cast(KVCache, SimpleNamespace(layers=layers, nbytes=layers.nbytes))
+
+
+def test_memorys_rate_is_the_best_of_looks_that_lie_apart() -> None:
+    """While two engines load, one look found a tenth of the rate."""
+    backend = TimedBackend([1e9, 3e9, 9e9, 2e9, 1e9, 1e9])
+    model, kv_cache = make_model(backend), make_kv_cache(1 << 30)
+    roofline = roofline_of(model, kv_cache, speculates=False)
+    assert (roofline.step_bytes, roofline.unavailable) == (7, None)
+    timer = MemoryTimer(model, kv_cache, roofline)
+    for _ in backend.rates:
+        assert timer.read_bytes_per_s is None
+        timer.look()
+    assert timer.read_bytes_per_s == 9e9
+    timer.look()
+    assert backend.read == [1 << 28] * len(backend.rates)
+
+
+@pytest.mark.parametrize(
+    ("backend", "num_bytes", "speculates", "said"),
+    [
+        (TimedBackend([]), 1 << 30, True, "drafts bring several tokens a step (--speculate)"),
+        (SimpleNamespace(name="torch"), 1 << 30, False, "the backend torch doesn't time"),
+        (TimedBackend([]), 1 << 20, False, "one of 1.05 MB is too small for it: 134 MB are"),
+    ],
+)
+def test_memory_that_is_not_timed_is_unavailable_with_the_reason(
+    backend: Any, num_bytes: int, speculates: bool, said: str
+) -> None:
+    model, kv_cache = make_model(backend), make_kv_cache(num_bytes)
+    roofline = roofline_of(model, kv_cache, speculates=speculates)
+    assert roofline.unavailable is not None
+    assert said in roofline.unavailable
+    timer = MemoryTimer(model, kv_cache, roofline)
+    timer.look()
+    assert timer.read_bytes_per_s is None
+
+
+@pytest.mark.parametrize("weights", ["ternary", "dense"])
+def test_a_step_reads_all_weights_but_the_rotary_table(weights: Any) -> None:
+    core, info = build_engine(
+        EngineConfig(model_path=EMBEDDED, weights=weights, backend="torch", max_num_seqs=1)
+    )
+    core.time_memory()
+    assert core.stats().read_bytes_per_s is None
+    core.close()
+    memory, roofline = info.memory, info.roofline
+    assert roofline is not None
+    rope_bytes = 2 * info.max_model_len * 64 // 2 * 4  # cosines and sines of heads of 64, float32
+    held = memory.packed_weights_bytes + memory.embedding_bytes + memory.other_weights_bytes
+    assert roofline.step_bytes == held - rope_bytes
