@@ -48,15 +48,15 @@ class StepCost:
     __slots__ = ("_moments", "free_rows")
 
     def __init__(self) -> None:
-        self._moments = (0.0,) * 5  # weight, and sums of x, y, x², xy
+        self._moments = [0.0] * 5  # weight, and sums of x, y, x², xy
         self.free_rows = _PRIOR_FREE_ROWS
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Take in a step of few tokens; the latest count most."""
         new = (1.0, num_tokens, seconds, num_tokens**2, num_tokens * seconds)
-        moments = [_KEPT_OF_STEPS * old + one for old, one in zip(self._moments, new, strict=True)]
-        self._moments = tuple(moments)
-        weight, x, y, xx, xy = moments
+        kept = zip(self._moments, new, strict=True)
+        self._moments = [_KEPT_OF_STEPS * old + one for old, one in kept]
+        weight, x, y, xx, xy = self._moments
         spread = weight * xx - x * x
         if spread < 0.5 * weight * weight:
             return  # nearly all of one size: there is nothing to tell

@@ -96,14 +96,20 @@ async def _steps(
     clock = _Clock(seconds, len(decodes) + len(prefills))
     points = []
     for batch, num_prompt_tokens, num_tokens in decodes:
-        run, spread = await clock.settle(
+        settled = await clock.settle(
             partial(_decode_s, callers, batch, num_prompt_tokens, num_tokens)
         )
+        if settled is None:
+            report(f"decode {batch} at {num_prompt_tokens} tokens: every answer came at once")
+            continue
+        run, spread = settled
         work = StepWork.decode(batch, num_prompt_tokens + num_tokens // 2)
         points.append(StepPoint(work, run, spread=spread))
         report(f"decode {batch} at {num_prompt_tokens} tokens: {_told(run, spread)}")
     for num_tokens in prefills:
-        run, spread = await clock.settle(partial(_ttft_s, callers, num_tokens))
+        settled = await clock.settle(partial(_ttft_s, callers, num_tokens))
+        assert settled is not None, "each run has a time"
+        run, spread = settled
         work = StepWork.prefill(num_tokens)
         points.append(StepPoint(work, run, is_whole_request=True, spread=spread))
         report(f"prefill {num_tokens}: {_told(run, spread)} to the first token")
@@ -142,22 +148,30 @@ class _Clock:
         self._ends_s = time.perf_counter() + seconds
         self._num_left = num_left
 
-    async def settle(self, run: Callable[[], Awaitable[float]]) -> tuple[float, float]:
-        """Return the median of as many runs as it takes, and their spread, a share of it."""
+    async def settle(
+        self, run: Callable[[], Awaitable[float | None]]
+    ) -> tuple[float, float] | None:
+        """Return the median of as many runs as it takes, and their spread, a share of it.
+
+        None where no run brought a time.
+        """
         now = time.perf_counter()
         until_s = now + (self._ends_s - now) / max(1, self._num_left)
         self._num_left -= 1
         least, most = _RUNS
         values: list[float] = []
-        while True:
-            values.append(await run())
-            median = statistics.median(values)
-            spread = statistics.mean(abs(value - median) for value in values) / median
-            # Of a normal distribution the standard error of a median is 1.57 of these over √n.
-            is_settled = len(values) > least and 1.57 * spread < _SETTLED * len(values) ** 0.5
-            is_over = len(values) >= least and time.perf_counter() >= until_s
-            if is_settled or is_over or len(values) >= most:
-                return median, spread
+        for num_runs in range(1, most + 1):
+            if (value := await run()) is not None:
+                values.append(value)
+            if values:
+                median = statistics.median(values)
+                spread = statistics.mean(abs(value - median) for value in values) / median
+                # Of a normal distribution a median's standard error is 1.57 of these over √n.
+                if len(values) > least and 1.57 * spread < _SETTLED * len(values) ** 0.5:
+                    break
+            if num_runs >= least and time.perf_counter() >= until_s:
+                break
+        return (median, spread) if values else None
 
 
 def _told(seconds: float, spread: float) -> str:
@@ -188,8 +202,13 @@ async def _ttft_s(callers: Callers, num_tokens: int) -> float:
     return one.ttft_s
 
 
-async def _decode_s(callers: Callers, batch: int, num_prompt_tokens: int, num_tokens: int) -> float:
-    """Return the seconds of a step while all of the batch decode, its prompts computed."""
+async def _decode_s(
+    callers: Callers, batch: int, num_prompt_tokens: int, num_tokens: int
+) -> float | None:
+    """Return the seconds of a step while all of the batch decode, its prompts computed.
+
+    None where every answer came in one piece, as from a server or to a caller that was held up.
+    """
     streams = await _together(callers, batch, num_prompt_tokens, num_tokens)
     started = max(one.times_s[0] for one in streams)
     ended = min(one.times_s[-1] for one in streams)

@@ -161,6 +161,13 @@ def make_request(name: str, *, max_tokens: int = 50, priority: int = 0) -> Reque
     return Request(request_id=name, prompt_token_ids=prompt, sampling=sampling, priority=priority)
 
 
+def add_trusted(scheduler: Scheduler, request: Request) -> None:
+    """Add a request whose matches have always foretold what came."""
+    scheduler.add(request)
+    assert request.drafter is not None
+    request.drafter._hits = 30.0
+
+
 def begin_to_verify(scheduler: Scheduler, request: Request) -> Plan:
     """Return the plan that verifies the first drafts of a request just added."""
     scheduler.commit(scheduler.plan(), [1])
@@ -175,7 +182,7 @@ def begin_to_verify(scheduler: Scheduler, request: Request) -> Plan:
 def test_a_request_is_in_no_other_step_while_its_drafts_are_verified() -> None:
     scheduler = make_scheduler()
     request = make_request("x")
-    scheduler.add(request)
+    add_trusted(scheduler, request)
     plan = begin_to_verify(scheduler, request)
     assert scheduler.plan().chunks == []
     [chunk] = plan.chunks
@@ -188,7 +195,7 @@ def test_a_request_is_in_no_other_step_while_its_drafts_are_verified() -> None:
 def test_what_follows_a_wrong_draft_is_dropped_and_computed_again() -> None:
     scheduler = make_scheduler()
     request = make_request("x")
-    scheduler.add(request)
+    add_trusted(scheduler, request)
     plan = begin_to_verify(scheduler, request)
     [chunk] = plan.chunks
     [committed] = scheduler.commit(plan, [chunk.drafts[0], 77, *chunk.drafts[1:]])
@@ -205,7 +212,7 @@ def test_a_wrong_draft_never_enters_the_prefix_cache() -> None:
     """Of blocks of 4 tokens, the drafts fill one and a half."""
     scheduler = make_scheduler()
     request = make_request("x", max_tokens=3 + 15)
-    scheduler.add(request)
+    add_trusted(scheduler, request)
     plan = begin_to_verify(scheduler, request)
     drafts = list(plan.chunks[0].drafts)
     scheduler.commit(plan, [77, *drafts[1:], 5])
@@ -223,7 +230,7 @@ def test_a_wrong_draft_never_enters_the_prefix_cache() -> None:
 def test_a_request_preempted_while_its_drafts_are_verified_keeps_what_they_brought() -> None:
     scheduler = make_scheduler(max_num_seqs=1)
     request = make_request("x")
-    scheduler.add(request)
+    add_trusted(scheduler, request)
     plan = begin_to_verify(scheduler, request)
     drafts = plan.chunks[0].drafts
     scheduler.add(make_request("sooner", max_tokens=1, priority=-1))
@@ -242,7 +249,7 @@ def test_a_request_preempted_while_its_drafts_are_verified_keeps_what_they_broug
 def test_nothing_runs_beside_a_verification_and_one_that_fails_ends_its_requests_alone() -> None:
     scheduler = make_scheduler()
     request = make_request("x")
-    scheduler.add(request)
+    add_trusted(scheduler, request)
     failing = begin_to_verify(scheduler, request)
     other = make_request("y")
     scheduler.add(other)
@@ -259,7 +266,7 @@ def test_requests_that_draft_and_those_that_do_not_share_their_steps() -> None:
     plain = make_request("plain")
     plain.prompt_token_ids[:] = plain.tokens[:] = range(100, 118)
     for one in (make_request("x"), plain):
-        scheduler.add(one)
+        add_trusted(scheduler, one)
     scheduler.commit(scheduler.plan(), [1, 118])
     for step in range(3):
         plan = scheduler.plan()
@@ -274,25 +281,25 @@ def test_requests_that_draft_and_those_that_do_not_share_their_steps() -> None:
 def test_drafts_take_no_block_that_is_not_there_and_preempt_nobody() -> None:
     scheduler = make_scheduler(num_blocks=6)
     request = make_request("x", max_tokens=6)
-    scheduler.add(request)
+    add_trusted(scheduler, request)
     plan = begin_to_verify(scheduler, request)
-    assert len(plan.chunks[0].drafts) == 3
+    assert len(plan.chunks[0].drafts) == 4
     scheduler = make_scheduler(num_blocks=11)
     request = make_request("x", max_tokens=6)
     other = make_request("y", max_tokens=6)
     other.cache_salt = "shares nothing"
     for one in (request, other):
-        scheduler.add(one)
+        add_trusted(scheduler, one)
     scheduler.commit(scheduler.plan(), [1, 1])  # each has 5 blocks of 4 for its 19 tokens
     first, second = scheduler.plan().chunks
-    assert (len(first.drafts), len(second.drafts)) == (2, 1)
+    assert (len(first.drafts), len(second.drafts)) == (4, 1)
     assert scheduler.counters.num_preemptions == 0
 
 
 def test_a_draft_ends_where_the_answer_must() -> None:
-    for max_tokens, num_drafts in ((2, 0), (3, 1), (4, 2), (9, 3)):
+    for max_tokens, num_drafts in ((2, 0), (3, 1), (4, 2), (9, 4)):
         scheduler = make_scheduler()
-        scheduler.add(make_request("x", max_tokens=max_tokens))
+        add_trusted(scheduler, make_request("x", max_tokens=max_tokens))
         scheduler.commit(scheduler.plan(), [1])
         [chunk] = scheduler.plan().chunks
         assert len(chunk.drafts) == num_drafts
