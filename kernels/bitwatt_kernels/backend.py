@@ -346,9 +346,9 @@ class Backend(Protocol):
 class MeasuresMemory(Protocol):
     """A backend that can time the memory it reads weights from."""
 
-    def read_bandwidth(self, buffer: Tensor, *, num_passes: int = 8) -> float:
-        """Return the bytes a second its threads read the buffer at, in the best of the passes.
+    def measure_read_bandwidth(self, num_bytes: int = 1 << 28, *, num_passes: int = 8) -> float:
+        """Return the bytes a second its threads read from memory, in the best of the passes.
 
-        buffer  contiguous, written to, and far larger than the caches
+        num_bytes  far more than the caches hold; allocated, written and let go
         """
         ...

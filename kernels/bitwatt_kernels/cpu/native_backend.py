@@ -381,20 +381,18 @@ class NativeBackend(LayersByOperations):
         self._linear(x, 8, weight.blocks, weight.scales, None, None, logits, weight.columns)
         return logits
 
-    def measure_read_bandwidth(self, num_bytes: int = 1 << 28) -> float:
-        """Return the bytes a second this backend's threads read from memory, best of 8 passes.
+    def measure_read_bandwidth(self, num_bytes: int = 1 << 28, *, num_passes: int = 8) -> float:
+        """Return the bytes a second this backend's threads read from memory, best of the passes.
 
-        num_bytes  far more than the caches hold
+        num_bytes  far more than the caches hold; allocated, written and let go
         """
-        return self.read_bandwidth(self._blocks.allocate(num_bytes).zero_())
-
-    def read_bandwidth(self, buffer: Tensor, *, num_passes: int = 8) -> float:
+        buffer = self._blocks.allocate(num_bytes).zero_()
         seconds = []
         for _ in range(num_passes):
             started = time.perf_counter()
-            self._library.bw_read(self._context, buffer.data_ptr(), buffer.nbytes // 8)
+            self._library.bw_read(self._context, buffer.data_ptr(), num_bytes // 8)
             seconds.append(time.perf_counter() - started)
-        return buffer.nbytes / min(seconds)
+        return num_bytes / min(seconds)
 
     def _quantize(
         self,

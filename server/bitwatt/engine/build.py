@@ -79,8 +79,8 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=max_model_len,
     )
-    roofline = roofline_of(model, kv_cache, speculates=config.speculate == "ngram")
-    timer = MemoryTimer(model, kv_cache, roofline)
+    roofline = roofline_of(model, speculates=config.speculate == "ngram")
+    timer = MemoryTimer(model, roofline)
     core = EngineCore(
         scheduler, runner, eos_token_ids=model.config.eos_token_ids, memory_timer=timer
     )
