@@ -16,11 +16,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitwatt.builtin import TERNARY
+
 from tests.end_to_end.conftest import start_server, stop_server
 
 HERE = Path(__file__).parent
 ROOMS = HERE.parents[1] / "build" / "frameworks"
-PYTHON = {"python": ["-r", str(HERE / "requirements.txt")], "openai-2": ["openai<3"]}
+PYTHON = {
+    "python": ["-r", str(HERE / "requirements.txt")],
+    "openai-2": ["openai<3"],
+    "lm-eval": ["lm_eval[api]", "transformers"],
+    "aiperf": ["aiperf"],
+}
 """What each room of Python's holds."""
 
 
@@ -63,6 +70,8 @@ CLIENTS = (
     Client("instructor", "instructor_.py"),
     Client("litellm", "litellm_.py"),
     Client("llm", "llm_.py"),
+    Client("lm_eval", "lm_eval_.py", "lm-eval"),
+    Client("aiperf", "aiperf_.py", "aiperf"),
     Client("openai", "openai_node.mjs", "node"),
     Client("ai", "ai_sdk.mjs", "node"),
 )
@@ -72,16 +81,16 @@ def _python(room: str) -> str:
     return str(ROOMS / room / "bin" / "python")
 
 
-def install() -> None:
-    """Make the rooms that are missing; uv, for pip tries versions for minutes."""
+def install(rooms: set[str]) -> None:
+    """Make those of the rooms that are missing; uv, for pip tries versions for minutes."""
     for room, wanted in PYTHON.items():
-        if not Path(_python(room)).exists():
+        if room in rooms and not Path(_python(room)).exists():
             subprocess.check_call([sys.executable, "-m", "venv", str(ROOMS / room)])
             subprocess.check_call([_python(room), "-m", "pip", "install", "-q", "uv"])
             uv = str(ROOMS / room / "bin" / "uv")
             subprocess.check_call([uv, "pip", "install", "-q", "-p", _python(room), *wanted])
     node = ROOMS / "node"
-    if not (node / "node_modules").exists():
+    if "node" in rooms and not (node / "node_modules").exists():
         node.mkdir(parents=True, exist_ok=True)
         shutil.copy(HERE / "package.json", node)
         subprocess.check_call(["npm", "install", "--silent"], cwd=node)
@@ -92,9 +101,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.frameworks", description=__doc__)
     parser.add_argument("--only", help="run the scripts whose names have this")
     given = parser.parse_args()
-    install()
-    for path in (HERE / "clients").glob("*.mjs"):
-        shutil.copy(path, ROOMS / "node")  # beside node_modules, where imports are looked up
+    clients = [one for one in CLIENTS if given.only is None or given.only in one.script]
+    install({client.room for client in clients})
+    if (ROOMS / "node").exists():
+        for path in (HERE / "clients").glob("*.mjs"):
+            shutil.copy(path, ROOMS / "node")  # beside node_modules, where imports are looked up
     scripted = subprocess.Popen(
         [sys.executable, "-m", "tests.frameworks.scripted"],
         stdin=subprocess.PIPE,
@@ -106,10 +117,13 @@ def main() -> int:
     real = start_server()
     rows, has_failed = [], False
     try:
-        environment = {"REAL_URL": real.url, "SCRIPTED_URL": scripted.stdout.readline().strip()}
-        for client in CLIENTS:
-            if given.only is not None and given.only not in client.script:
-                continue
+        environment = {
+            "REAL_URL": real.url,
+            "SCRIPTED_URL": scripted.stdout.readline().strip(),
+            "TOKENIZER": str(TERNARY),
+            "BITWATT_PYTHON": sys.executable,
+        }
+        for client in clients:
             faults = client.run(environment)
             works = ", ".join(n.replace("_", " ") for n, fault in faults if fault is None)
             fails = "; ".join(f"{name}: {fault}" for name, fault in faults if fault is not None)

@@ -124,6 +124,8 @@ def make_pair_app(
             energy=energy,
             read_bytes_per_s=reads[index],
         )
+        if reads[index] is not None:  # told by a heartbeat, before any request
+            engine.metrics.on_stats(EngineStats(read_bytes_per_s=reads[index]))
         model = make_model(engine, name=name, metrics=metrics)
         served[name] = replace(model, energy=energy, quality=qualities[index], root=f"{name}-files")
     settings["first_measurement"] = first_measurement
@@ -295,9 +297,9 @@ async def test_an_answer_in_too_few_pieces_says_why_it_has_no_rate(chunk_size, n
 async def test_each_models_decoding_is_held_against_its_own_roofline():
     clock = PageClock()
     floors = (Roofline(step_bytes=3_000_000), Roofline(step_bytes=12_000_000))
-    app = make_pair_app(sleep=clock.sleep, rooflines=floors, reads=(1e9, 2e9))
+    app = make_pair_app(sleep=clock.sleep, reply=4 * REPLY, rooflines=floors, reads=(1e9, 2e9))
     async with run_server(app) as url, open_page(url, clock=clock) as (page, watched):
-        await run_load(page)
+        await run_load(page, tokens=48)
         table = page.get_by_role("region", name="Results of the load")
         row = table.get_by_role("row", name="Decode, of its own roofline")
         await expect(row.get_by_role("cell").last).to_contain_text("none: each has its own")
@@ -315,9 +317,9 @@ async def test_each_models_decoding_is_held_against_its_own_roofline():
 async def test_rooflines_come_into_the_table_as_soon_as_memory_is_timed():
     clock = PageClock()
     floors = (Roofline(step_bytes=3_000_000), Roofline(step_bytes=12_000_000))
-    app = make_pair_app(sleep=clock.sleep, rooflines=floors)
+    app = make_pair_app(sleep=clock.sleep, reply=4 * REPLY, rooflines=floors)
     async with run_server(app) as url, open_page(url, clock=clock) as (page, _):
-        await run_load(page)
+        await run_load(page, tokens=48)
         row = page.get_by_role("row", name="Decode, of its own roofline")
         await expect(row.get_by_role("cell")).to_contain_text(
             ["Unavailable: tiny: memory is timed"]

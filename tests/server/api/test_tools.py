@@ -581,3 +581,20 @@ async def test_usage_counts_the_tokens_of_thinking():
         usage = (await client.post("/v1/chat/completions", json=body)).json()["usage"]
     closing = text.vocabulary.mark_ids["</think>"]
     assert usage["completion_tokens_details"] == {"reasoning_tokens": reply.index(closing) + 1}
+
+
+async def test_json_is_content_where_the_prompt_opens_thinking_whose_marks_are_no_tokens():
+    """The grammar holds from the first token, so that nothing of the answer is thought."""
+    codec = PublishedTemplate(THINKER, ("<|im_start|>", "<|im_end|>"), ()).codec()
+    text = TextProcessor(codec)
+    engine = FakeEngine(reply='{"a": 1}', info=info_of(text))
+    async with (
+        run_server(make_app(engine, text=text)) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        options = {"reasoning_effort": "high", "response_format": {"type": "json_object"}}
+        choice = await ask(client, **options)
+        content, reasoning, _, _, _ = await ask_streamed(client, **options)
+        assert prompt_of(engine, text).rstrip().endswith("<think>")
+    assert choice.message.content == content == '{"a": 1}'
+    assert reasoning == ""

@@ -51,12 +51,13 @@ class Limits:
     max_num_batched_tokens: int = 512
     prefix_caching: bool = True
     speculates: bool = False
-    kv_dtype: torch.dtype = torch.bfloat16
+    kv_dtype: torch.dtype | None = None  # the model's
 
 
 def make_core(model: Transformer, limits: Limits) -> EngineCore:
-    kv_cache = KVCache(model.config, limits.num_blocks, limits.kv_dtype, torch.device("cpu"))
-    kv_cache.layers.fill_(-1 if limits.kv_dtype == torch.int8 else torch.nan)  # scales of NaN
+    dtype = limits.kv_dtype or model.dtype
+    kv_cache = KVCache(model.config, limits.num_blocks, dtype, torch.device("cpu"))
+    kv_cache.layers.fill_(-1 if dtype == torch.int8 else torch.nan)  # scales of NaN
     scheduler = Scheduler(
         BlockAllocator(limits.num_blocks, 16, prefix_caching=limits.prefix_caching),
         max_num_seqs=limits.max_num_seqs,
@@ -122,7 +123,7 @@ def run_together(
 
 
 def run_alone(
-    model: Transformer, requests: list[Submit], kv_dtype: torch.dtype = torch.bfloat16
+    model: Transformer, requests: list[Submit], kv_dtype: torch.dtype | None = None
 ) -> dict[str, list[int]]:
     core = make_core(model, Limits(prefix_caching=False, kv_dtype=kv_dtype))
     tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
