@@ -511,6 +511,25 @@ def test_a_row_knows_neither_its_place_nor_its_neighbours(
         assert torch.equal(run_rows(backend, operation, x.to(dtype))[place], alone[0])
 
 
+def assert_attends_alone_as_together(
+    backend: Backend, queries: torch.Tensor, cache: torch.Tensor, layout: StepLayout
+) -> None:
+    """Check that each token of a step gets the same bits as in a step of its own."""
+    together = backend.attention(queries, cache, layout, 0.2)
+    for t, position in enumerate(layout.positions.tolist()):
+        i = int((layout.query_starts[1:] <= t).sum())
+        alone = StepLayout(
+            positions=layout.positions[t : t + 1],
+            slots=layout.slots[t : t + 1],
+            query_starts=torch.tensor([0, 1], dtype=torch.int32),
+            context_lens=torch.tensor([position + 1], dtype=torch.int32),
+            block_tables=layout.block_tables[i : i + 1],
+            max_query_len=1,
+            max_context_len=position + 1,
+        )
+        assert torch.equal(backend.attention(queries[t : t + 1], cache, alone, 0.2)[0], together[t])
+
+
 @each_backend
 @each_dtype
 @settings(max_examples=10, deadline=None)
@@ -530,16 +549,4 @@ def test_attention_is_the_same_bits_in_any_batch_and_chunk(
     layout, num_blocks = make_layout([n for n, _ in lengths], [q for _, q in lengths])
     cache = make_poisoned_cache(layout, num_blocks, 2, 32, dtype)
     queries = randn(len(layout.positions), 4, 32, seed=15).to(dtype)
-    together = backend.attention(queries, cache, layout, 0.2)
-    for t, position in enumerate(layout.positions.tolist()):
-        i = int((layout.query_starts[1:] <= t).sum())
-        alone = StepLayout(
-            positions=layout.positions[t : t + 1],
-            slots=layout.slots[t : t + 1],
-            query_starts=torch.tensor([0, 1], dtype=torch.int32),
-            context_lens=torch.tensor([position + 1], dtype=torch.int32),
-            block_tables=layout.block_tables[i : i + 1],
-            max_query_len=1,
-            max_context_len=position + 1,
-        )
-        assert torch.equal(backend.attention(queries[t : t + 1], cache, alone, 0.2)[0], together[t])
+    assert_attends_alone_as_together(backend, queries, cache, layout)

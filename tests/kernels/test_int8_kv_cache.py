@@ -22,6 +22,7 @@ from tests.kernels.test_backends import (
     EPS,
     REFERENCE,
     TOLERANCE,
+    assert_attends_alone_as_together,
     assert_near,
     each_backend,
     each_backend_and_mode,
@@ -185,19 +186,7 @@ def test_attention_over_codes_is_the_same_bits_in_any_batch_and_chunk(
     layout, num_blocks = make_layout([n for n, _ in lengths], [q for _, q in lengths])
     cache = make_cache(layout, num_blocks, 2, 32)
     queries = randn(len(layout.positions), 4, 32, seed=15).bfloat16()
-    together = backend.attention(queries, cache, layout, 0.2)
-    for t, position in enumerate(layout.positions.tolist()):
-        i = int((layout.query_starts[1:] <= t).sum())
-        alone = StepLayout(
-            positions=layout.positions[t : t + 1],
-            slots=layout.slots[t : t + 1],
-            query_starts=torch.tensor([0, 1], dtype=torch.int32),
-            context_lens=torch.tensor([position + 1], dtype=torch.int32),
-            block_tables=layout.block_tables[i : i + 1],
-            max_query_len=1,
-            max_context_len=position + 1,
-        )
-        assert torch.equal(backend.attention(queries[t : t + 1], cache, alone, 0.2)[0], together[t])
+    assert_attends_alone_as_together(backend, queries, cache, layout)
 
 
 @each_backend_and_mode
