@@ -43,9 +43,10 @@ async def expect_figures(url: str) -> None:
             await expect(gain).to_have_text(figure, timeout=15_000)
         table = page.get_by_role("region", name="Results of the load")
         row = table.get_by_role("row", name="Decode, of its own roofline")
-        # Of the ternary model and of its twin: memory's rate was measured by both engines.
+        # Of the ternary model and of its twin: memory's rate was measured by both engines, in
+        # idle seconds, of which engines beside other tests have few.
         shares = re.compile(r"%.*%.*each has its own")
-        await expect(row).to_contain_text(shares, timeout=15_000)
+        await expect(row).to_contain_text(shares, timeout=90_000)
         assert await barriers(page) == []
     assert watched.complaints == []
 
