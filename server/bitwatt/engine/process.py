@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from typing import NoReturn
 
 import zmq
 
@@ -38,7 +39,6 @@ from bitwatt.errors import BitwattError
 __all__ = ["HEARTBEAT_S", "main"]
 
 HEARTBEAT_S = 0.5
-_LAST_WORDS_S = 2.0
 
 logger = logging.getLogger("bitwatt.engine.process")  # run as __main__
 
@@ -67,7 +67,9 @@ class _Loop:
                 is_checked = True
             else:
                 self._core.time_memory()
-            self._send(StepOutputs(outputs=outputs, stats=self._stats()))
+            # Backpressure: while the API process is MAX_STEPS_AHEAD messages behind, the engine
+            # stops stepping. Tokens computed meanwhile would only wait in the queue.
+            _send(self._socket, StepOutputs(outputs=outputs, stats=self._stats()), self._parent)
 
     def _receive(self, timeout_s: float) -> list[TokenOutput]:
         outputs: list[TokenOutput] = []
@@ -90,15 +92,6 @@ class _Loop:
                 case EngineConfig():
                     raise RuntimeError("the engine is configured once")
 
-    def _send(self, message: EngineMessage) -> None:
-        data = encode(message)
-        while os.getppid() == self._parent:
-            # Backpressure: while the API process is MAX_STEPS_AHEAD messages behind, the engine
-            # stops stepping. Tokens computed meanwhile would only wait in the queue.
-            if self._socket.poll(int(HEARTBEAT_S * 1000), zmq.POLLOUT):
-                self._socket.send(data)
-                return
-
     def _stats(self) -> EngineStats:
         now = time.monotonic()
         if now - self._rss_read_at > HEARTBEAT_S:
@@ -107,11 +100,25 @@ class _Loop:
         return self._core.stats(rss_anon_bytes=self._rss_anon_bytes)
 
 
-def _tell_why(socket: zmq.Socket[bytes], error: Exception) -> None:
-    """Send the engine's last words; a parent that is MAX_STEPS_AHEAD behind gets time to read."""
-    if socket.poll(int(_LAST_WORDS_S * 1000), zmq.POLLOUT):
-        told = f"the engine can't go on: {type(error).__name__}: {error}"
-        socket.send(encode(Failed(told)))
+def _send(socket: zmq.Socket[bytes], message: EngineMessage, parent_id: int) -> None:
+    """Send the message once the parent is fewer than MAX_STEPS_AHEAD behind, if it still runs."""
+    data = encode(message)
+    while os.getppid() == parent_id:
+        if socket.poll(int(HEARTBEAT_S * 1000), zmq.POLLOUT):
+            socket.send(data)
+            return
+
+
+def _fail(socket: zmq.Socket[bytes], why: str, parent_id: int) -> NoReturn:
+    """Send the engine's last words and wait to be killed, as the parent does on reading them.
+
+    A process that ended by itself would take along what its parent has not yet read: libzmq drops
+    what waits in the kernel's buffer of a connection whose other end is gone.
+    """
+    _send(socket, Failed(why), parent_id)
+    while os.getppid() == parent_id:
+        time.sleep(HEARTBEAT_S)
+    sys.exit(1)
 
 
 def main() -> None:
@@ -123,7 +130,7 @@ def main() -> None:
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.rcvhwm = 0
         socket.sndhwm = MAX_STEPS_AHEAD
-        socket.linger = int(_LAST_WORDS_S * 1000)
+        socket.linger = 0
         socket.connect(address)
         config = decode_to_engine(socket.recv())
         if not isinstance(config, EngineConfig):
@@ -135,13 +142,11 @@ def main() -> None:
             else:
                 from bitwatt.engine.build import build_engine as build
         except (ImportError, OSError) as error:  # no PyTorch, or one without its libraries
-            socket.send(encode(Failed(f"the engine can't be imported: {error}")))
-            return
+            _fail(socket, f"the engine can't be imported: {error}", parent_id)
         try:
             core, info = build(config)
         except BitwattError as error:
-            socket.send(encode(Failed(str(error))))
-            return
+            _fail(socket, str(error), parent_id)
         gc.collect()
         gc.freeze()
         socket.send(encode(Ready(info)))
@@ -149,8 +154,8 @@ def main() -> None:
             _Loop(socket, core, parent_id).run()
         except Exception as error:
             logger.exception("the engine can't go on")
-            _tell_why(socket, error)
-            sys.exit(1)
+            why = f"the engine can't go on: {type(error).__name__}: {error}"
+            _fail(socket, why, parent_id)
         finally:
             core.close()
 

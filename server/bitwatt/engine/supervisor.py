@@ -28,7 +28,7 @@ from bitwatt.engine.socket_folder import socket_folder
 
 __all__ = ["Backoff", "Supervisor"]
 
-_LAST_WORDS_S = 5.0
+_LAST_MESSAGES_S = 0.2
 _READ_BURST_S = 0.002
 _FREE_DESCRIPTORS = 32  # libzmq aborts the process where some of its own can't be had
 
@@ -194,10 +194,9 @@ class Supervisor:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             num_read = -1
             while exited.done() and not reader.done() and num_read != self._num_messages:
-                # Its last words may still be on the way, behind others. A killed one has none.
+                # What it computed may still be on the way.
                 num_read = self._num_messages
-                was_killed = exited.result() < 0
-                await asyncio.wait([reader], timeout=0.2 if was_killed else _LAST_WORDS_S)
+                await asyncio.wait([reader], timeout=_LAST_MESSAGES_S)
             if reader.done():
                 return reader.result()
             return _describe_exit(exited.result()) if exited.done() else watchdog.result()
