@@ -6,7 +6,8 @@ A peer of the list is a package of PyPI, installed once into a virtual environme
 and a file of random weights in its format, written there once (up to 5 GB). Prints a table in
 Markdown; the last line is JSON. bitwatt runs what the peer runs: the same shape, a head of as many
 bits. The shape is that of BitNet b1.58 2B4T or of a Ternary-Bonsai; llama.cpp's `bitnet` has SiLU
-where 2B4T has relu²: right for timing, not for comparing tokens.
+where 2B4T has relu²: right for timing, not for comparing tokens. Work that takes a peer a minute
+is done once.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from bitwatt.model.presets import PRESETS
 # Started with -P: what lies beside it must not hide a package of its environment.
 CHILD = Path(__file__).with_name("peer_child.py")
 NUM_THREADS = 2
+LONG_S = 60.0  # of one figure of a peer, after which no round is begun
 WORK = (("decode", 1), ("decode", 8), ("prefill", 128), ("prefill", 512))
 
 _INSTALLED: dict[str, list[str]] = {
@@ -156,10 +158,10 @@ def compare(peer: Peer, folder: Path, rounds: int) -> dict[str, Any]:
         for kind, count in WORK:
             if kind == "decode" and count > 1 and not peer.batches:
                 continue
-            pairs = [
-                (theirs.seconds(kind, count), ours.measure(kind, count).seconds)
-                for _ in range(rounds + 1)
-            ][1:]  # the first warms up
+            pairs = [(theirs.seconds(kind, count), ours.measure(kind, count).seconds)]
+            while len(pairs) <= rounds and sum(pair[0] for pair in pairs) < LONG_S:
+                pairs.append((theirs.seconds(kind, count), ours.measure(kind, count).seconds))
+            pairs = pairs[1:] or pairs  # the first warms up, where that's worth a minute
             figures[f"{kind}_{count}"] = {
                 "theirs": asdict(spread_of([count / pair[0] for pair in pairs])),
                 "ours": asdict(spread_of([count / pair[1] for pair in pairs])),
