@@ -1,13 +1,13 @@
 """Attention over long contexts on this machine's CPU: a KV cache in int8 beside one of 16 bits.
 
-Of the 2B4T shape: the operation alone beside its roofline, and models of a few layers. Both caches
+The operation alone beside its roofline, and models of a few layers. Both caches
 are taken in turns, for a shared machine's speed moves, and a ratio holds within a round. Decoding's
 roofline is the bytes of keys and values at the rate that memory was read at just before.
 """
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import Any, Literal
@@ -21,16 +21,16 @@ from torch import Tensor
 from bitwatt.bench.cpu import ModelProcess
 from bitwatt.bench.cpu_child import ChildConfig
 from bitwatt.bench.measure import spread_of
+from bitwatt.model.config import ModelConfig
 from bitwatt.model.presets import PRESETS
 
 __all__ = ["bench_attention"]
 
-_PRESET = "2B4T"
 _KINDS: dict[Literal["bfloat16", "int8"], torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
 }
-_CACHED_TOKENS = 1 << 16  # 168 MB in 16 bits: a decode step's layers are read from memory
+_CACHED_TOKENS = 1 << 16  # 168 MB of 2B4T in 16 bits: a step's layers are read from memory
 _PROMPT_TOKENS = 512  # of a prefill's step
 
 _Rounds = dict[str, list[float]]
@@ -42,15 +42,16 @@ def _print_to_stderr(line: str) -> None:
 
 def bench_attention(
     *,
-    contexts: Iterable[int] = (4096, 16384),
+    presets: Iterable[str] = ("2B4T", "Bonsai 8B"),
+    contexts: Sequence[int] = (4096, 16384),
     num_layers: int = 2,
-    repeats: int = 5,
+    repeats: int = 3,
     num_threads: int | None = None,
     cpu_isa: str | None = None,
     read_bytes: int = 1 << 28,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
-    """Return milliseconds, shares of the roofline and ratios, by tokens of context.
+    """Return milliseconds, shares of the roofline and ratios, by shape and tokens of context.
 
     num_layers   of the models
     repeats      counted rounds, after one that warms up
@@ -61,36 +62,47 @@ def bench_attention(
     """
     backend = NativeBackend(torch.device("cpu"), num_threads=num_threads, instruction_set=cpu_isa)
     results: dict[str, Any] = {
-        "preset": _PRESET,
         "num_layers": num_layers,
         "instruction_set": backend.instruction_set,
         "num_threads": backend.num_threads,
     }
-    for context in contexts:
-        figures = {
-            "attention_decode": _decode(backend, context, repeats, read_bytes),
-            "attention_prefill": _prefill(backend, context, repeats),
-            **_models(context, num_layers, repeats, num_threads, cpu_isa, read_bytes),
-        }
-        results[str(context)] = figures
-        for name, figure in figures.items():
-            ratio = figure["ratio"]
-            share = figure["int8"].get("of_roofline")
-            report(
-                f"{name}, {context} tokens: int8 {figure['int8']['ms']['median']:.2f} ms, "
-                f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"
-                + (f", {share['median']:.0%} of the roofline" if share else "")
-            )
+    for preset in presets:
+        config = PRESETS[preset]
+        results[preset] = {}
+        for context in contexts:
+            figures = {
+                "attention_decode": _decode(backend, config, context, repeats, read_bytes),
+                "attention_prefill": _prefill(backend, config, context, repeats),
+                **_models(preset, context, num_layers, repeats, num_threads, cpu_isa, read_bytes),
+            }
+            results[preset][str(context)] = figures
+            for name, figure in figures.items():
+                report(f"{preset}, {name}, {context} tokens: {_told(figure)}")
     return results
 
 
-def _decode(backend: NativeBackend, context: int, repeats: int, read_bytes: int) -> dict[str, Any]:
+def _told(figure: dict[str, Any]) -> str:
+    ratio = figure["ratio"]
+    times = ", ".join(f"{kind} {figure[kind]['ms']['median']:.2f} ms" for kind in _KINDS)
+    shares = [
+        f"{kind} {share['median']:.0%}"
+        for kind in _KINDS
+        if (share := figure[kind].get("of_roofline"))
+    ]
+    of_roofline = f"; of the roofline {', '.join(shares)}" if shares else ""
+    return f"{times}, {ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f}){of_roofline}"
+
+
+def _decode(
+    backend: NativeBackend, config: ModelConfig, context: int, repeats: int, read_bytes: int
+) -> dict[str, Any]:
     """Return the figures of one token's attention in one layer, its cache read from memory."""
     num_caches = max(1, _CACHED_TOKENS // context)
     caches = {
-        kind: [_cache(context, dtype) for _ in range(num_caches)] for kind, dtype in _KINDS.items()
+        kind: [_cache(config, context, dtype) for _ in range(num_caches)]
+        for kind, dtype in _KINDS.items()
     }
-    layout, queries = _layout(context, 1), _queries(1)
+    layout, queries = _layout(context, 1), _queries(config, 1)
     rounds: _Rounds = {kind: [] for kind in _KINDS}
     shares: _Rounds = {kind: [] for kind in _KINDS}
     for repeat in range(repeats + 1):
@@ -103,10 +115,12 @@ def _decode(backend: NativeBackend, context: int, repeats: int, read_bytes: int)
     return _figures(rounds, shares)
 
 
-def _prefill(backend: NativeBackend, context: int, repeats: int) -> dict[str, Any]:
+def _prefill(
+    backend: NativeBackend, config: ModelConfig, context: int, repeats: int
+) -> dict[str, Any]:
     """Return the figures of a prompt's last step in one layer."""
-    caches = {kind: [_cache(context, dtype)] for kind, dtype in _KINDS.items()}
-    layout, queries = _layout(context, _PROMPT_TOKENS), _queries(_PROMPT_TOKENS)
+    caches = {kind: [_cache(config, context, dtype)] for kind, dtype in _KINDS.items()}
+    layout, queries = _layout(context, _PROMPT_TOKENS), _queries(config, _PROMPT_TOKENS)
     rounds: _Rounds = {kind: [] for kind in _KINDS}
     for repeat in range(repeats + 1):
         for kind, cache in caches.items():
@@ -117,6 +131,7 @@ def _prefill(backend: NativeBackend, context: int, repeats: int) -> dict[str, An
 
 
 def _models(
+    preset: str,
     context: int,
     num_layers: int,
     repeats: int,
@@ -133,7 +148,7 @@ def _models(
                 closing(
                     ModelProcess(
                         ChildConfig(
-                            preset=_PRESET,
+                            preset=preset,
                             num_layers=num_layers,
                             weights="ternary",
                             head_bits=8,
@@ -182,8 +197,7 @@ def _attend(
     return (time.perf_counter() - started) / len(caches)
 
 
-def _cache(context: int, dtype: torch.dtype) -> Tensor:
-    config = PRESETS[_PRESET]
+def _cache(config: ModelConfig, context: int, dtype: torch.dtype) -> Tensor:
     num_blocks = -(-context // BLOCK_SIZE)
     shape = cache_shape(num_blocks, config.num_kv_heads, config.head_dim, dtype)
     cache = torch.zeros(shape, dtype=dtype)
@@ -192,8 +206,7 @@ def _cache(context: int, dtype: torch.dtype) -> Tensor:
     return cache
 
 
-def _queries(count: int) -> Tensor:
-    config = PRESETS[_PRESET]
+def _queries(config: ModelConfig, count: int) -> Tensor:
     return torch.randn(count, config.num_heads, config.head_dim).bfloat16()
 
 

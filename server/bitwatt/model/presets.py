@@ -73,4 +73,5 @@ PRESETS = {
     "70B": _llama(8192, 28672, 80, 64, 8),
     "Bonsai 1.7B": _bonsai(2048, 6144, 28, 16),
     "Bonsai 4B": _bonsai(2560, 9728, 36, 32),
+    "Bonsai 8B": replace(_bonsai(4096, 12288, 36, 32), is_tied=False),
 }

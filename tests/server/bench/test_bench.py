@@ -73,12 +73,11 @@ def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not TEST_ALL, reason="makes two models of 2B4T's head: BITWATT_TEST_ALL=1 runs it"
-)
+@pytest.mark.skipif(not TEST_ALL, reason="starts two models: BITWATT_TEST_ALL=1 runs it")
 def test_attention_over_both_caches_is_measured_by_itself_and_in_models() -> None:
     lines: list[str] = []
     result = bench_attention(
+        presets=("700M",),
         contexts=[600],
         num_layers=1,
         repeats=2,
@@ -86,7 +85,7 @@ def test_attention_over_both_caches_is_measured_by_itself_and_in_models() -> Non
         read_bytes=1 << 22,
         report=lines.append,
     )
-    figures = result["600"]
+    figures = result["700M"]["600"]
     assert figures.keys() == {"attention_decode", "attention_prefill", "decode", "prefill"}
     for figure in figures.values():
         for spread in (figure["int8"]["ms"], figure["bfloat16"]["ms"], figure["ratio"]):
