@@ -12,7 +12,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,23 +58,29 @@ async def serve(path: Path, *flags: str, program: str = BITWATT) -> AsyncIterato
         *("--served-model-name", "bench", *flags),
         stderr=PIPE,
     )
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    log = asyncio.create_task(_read_log(process, port))
     try:
-        port = await asyncio.wait_for(_port(process), 60)
-        while b" 200 " not in await request(port, "GET", "/ready"):
+        server = Server(await asyncio.wait_for(port, 60), process.pid)
+        while b" 200 " not in await request(server.port, "GET", "/ready"):
             await asyncio.sleep(0.1)
-        yield Server(port, process.pid)
+        yield server
     finally:
-        process.send_signal(signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        await log
         await process.wait()
 
 
-async def _port(process: Process) -> int:
+async def _read_log(process: Process, port: asyncio.Future[int]) -> None:
+    """Tell the port, and read on: a server whose log nobody reads stands still in the end."""
     assert process.stderr is not None
     async for line in process.stderr:
         found = re.search(rb"http://127\.0\.0\.1:(\d+)", line)
-        if found:
-            return int(found.group(1))
-    raise RuntimeError("the server ended before it listened")
+        if found and not port.done():
+            port.set_result(int(found.group(1)))
+    if not port.done():
+        port.set_exception(RuntimeError("the server ended before it listened"))
 
 
 async def request(
