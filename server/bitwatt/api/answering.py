@@ -177,5 +177,20 @@ class _Answering:
         return ending.removesuffix(DONE) + comments + done
 
 
-Answering = Annotated[_Answering, Depends(_Answering)]
+async def _answering(
+    request: Request,
+    models: Models,
+    settings: SettingsOf,
+    shadow: ShadowOf,
+    mirror_wish: MirrorWish,
+    key_salt: KeySalt,
+    charge: ChargeOf,
+    wants_energy: WantsEnergy,
+) -> _Answering:
+    return _Answering(
+        request, models, settings, shadow, mirror_wish, key_salt, charge, wants_energy
+    )
+
+
+Answering = Annotated[_Answering, Depends(_answering)]
 """Answers the request at hand: await answering(body, asked, new_writer)."""

@@ -1,6 +1,7 @@
 """What routes are handed: the served models, the settings, shadow traffic, the caller's salt.
 
-And what they ask of a body: which of its fields nothing is made of.
+And what they ask of a body: which of its fields nothing is made of. What routes depend on are
+coroutine functions: FastAPI runs any other in a thread, for which each request would wait.
 """
 
 from collections.abc import Callable
@@ -79,7 +80,7 @@ KeptItemsOf = Annotated[CallerItems, Depends(_kept_items)]
 """The items of the caller's earlier responses."""
 
 
-def _shadow(request: Request) -> Shadow:
+async def _shadow(request: Request) -> Shadow:
     shadow: Shadow = request.app.state.shadow
     return shadow
 
@@ -104,14 +105,14 @@ def _yes_or_no(request: Request, field: str) -> bool | None:
     return None if word is None else word == "1"
 
 
-def _mirror_wish(request: Request) -> bool | None:
+async def _mirror_wish(request: Request) -> bool | None:
     return _yes_or_no(request, FIELD)
 
 
 MirrorWish = Annotated[bool | None, Depends(_mirror_wish)]
 
 
-def _wants_energy(request: Request, settings: SettingsOf) -> bool:
+async def _wants_energy(request: Request, settings: SettingsOf) -> bool:
     wish = _yes_or_no(request, ENERGY_FIELD)
     return settings.energy_fields if wish is None else wish
 
@@ -120,7 +121,7 @@ WantsEnergy = Annotated[bool, Depends(_wants_energy)]
 """Whether the answer is to have energy and cost in the forms of energy_forms, too."""
 
 
-def _charge(request: Request) -> Charge:
+async def _charge(request: Request) -> Charge:
     limits: KeyLimits = request.app.state.key_limits
     return partial(limits.charging, request.scope.get(KEY_DIGEST))
 
