@@ -127,7 +127,7 @@ class ChoiceReader:
         self._stop_token_ids = submit.sampling.stop_token_ids
         self._lists_stop_token = lists_stop_token
         self._wants_logprobs = submit.sampling.logprobs is not None
-        self._held_ids: list[int] = []  # with their logprobs: tokens whose text is held back
+        self._held_ids: list[int] = []  # with their logprobs: tokens that wait for their text
         self._held_logprobs: list[TokenLogprobs] = []
         self.num_tokens = 0
 
@@ -176,7 +176,7 @@ class ChoiceReader:
                 finish = "stop"
         if self._thinking is not None:
             self._thinking.push(token_ids)
-        if not new and finish is None:
+        if not new and finish is None and not self._may_tell_tokens():
             return None
         held = self._held_ids, self._held_logprobs
         stop_string = finish and text.stop_string
@@ -184,6 +184,10 @@ class ChoiceReader:
         if self._wants_logprobs:
             self._held_ids, self._held_logprobs = [], []
         return delta
+
+    def _may_tell_tokens(self) -> bool:
+        """Whether tokens were asked for and have no text that is held: special ones, as it goes."""
+        return bool(self._held_ids) and self._parser is None and not self._text.holds_back
 
     def _without_stop_token(self, token_ids: Sequence[int], reason: FinishReason) -> Sequence[int]:
         """Return the tokens that are text: a stop token ends the text and is no part of it."""

@@ -17,15 +17,21 @@ class Detokenizer:
     split. At most three bytes are held back, so a token costs O(its bytes).
     """
 
-    __slots__ = ("_bytes", "_decode", "_strips_space")
+    __slots__ = ("_bytes", "_decode", "_decoder", "_strips_space")
 
     def __init__(
         self, vocabulary: Vocabulary, *, literal: bool = False, spelled: Iterable[str] = ()
     ) -> None:
         """Begin a text; literal spells special tokens out, spelled those among these texts."""
         self._bytes = vocabulary.literal_bytes if literal else vocabulary.spelling(spelled)
-        self._decode = _new_utf8_decoder("replace").decode
+        self._decoder = _new_utf8_decoder("replace")
+        self._decode = self._decoder.decode
         self._strips_space = vocabulary.strips_space
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether bytes of an open character wait."""
+        return bool(self._decoder.getstate()[0])
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Return the characters these tokens complete; bytes of an open one wait."""

@@ -56,6 +56,13 @@ class OutputText:
         """The stop string that ended the text; None where none did."""
         return None if self._matcher is None else self._matcher.matched
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether tokens have text that isn't certain yet."""
+        return self._detokenizer.holds_back or (
+            self._matcher is not None and self._matcher.holds_back
+        )
+
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text that is certain now; after a stop string there is none."""
         matcher = self._matcher

@@ -26,6 +26,11 @@ class StopMatcher:
         """Whether a stop string was met; what follows is dropped."""
         return self.matched is not None
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether text waits that may be a stop string's beginning."""
+        return bool(self._held)
+
     def push(self, text: str, *, may_stop: bool = True) -> str:
         """Return what of the text so far is certain to come before any stop string.
 

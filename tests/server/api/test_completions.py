@@ -123,6 +123,30 @@ async def test_text_offsets_point_into_the_text_streamed_or_not(reply, stop):
     assert [i for part in streamed if part for i in part["text_offset"]] == offsets
 
 
+@pytest.mark.parametrize(
+    ("reply", "stop", "texts"),
+    [
+        ("the<|user|><|user|> fox", None, ["the", "", "", " fox"]),
+        ("<|user|>🙂", "fog", ["", "🙂"]),
+        # "the" may be the stop string's beginning: nothing behind it is told before that is known.
+        ("the<|user|><|user|>", "the!", []),
+        ("the<|user|> quick", "the!", ["the quick"]),
+    ],
+)
+async def test_tokens_without_text_are_told_as_they_come_where_they_are_asked_for(
+    reply, stop, texts
+):
+    """They waited for text, which an answer that goes on past its end may not have for long."""
+    body = {"model": "tiny", "prompt": "a", "logprobs": 0, "stream": True, "stop": stop}
+    async with make_client(make_app(FakeEngine(reply=reply))) as client:
+        stream = await client.post("/v1/completions", json=body)
+    events = stream.text.split("\n\n")[:-2]
+    choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in events]
+    told = [choice for choice in choices if choice["finish_reason"] is None]
+    assert [choice["text"] for choice in told] == texts
+    assert all(choice["logprobs"]["tokens"] for choice in told)
+
+
 async def test_a_null_prompt_begins_a_new_text():
     """OpenAI's default: as if from the beginning of a document, after what ended the one before."""
     engine = FakeEngine()
