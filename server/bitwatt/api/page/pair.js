@@ -3,6 +3,7 @@
 import { millions } from "./format.js";
 
 const BITS = { bfloat16: 16, float16: 16, float32: 32 };
+const SMALL = 1e9; // parameters
 const SAME_SIZE = 0.01; // of the parameters; norms are not the same ones
 
 export const weightsOf = (model) => `${model.weights === "ternary" ? "ternary" : model.dtype} weights`;
@@ -34,4 +35,11 @@ function isTrainedAlike(a, b) {
     ofA && ofB && ofB.has_same_tokens && ofA.evaluation === ofB.evaluation &&
       ofB.num_tokens && ofA.num_tokens === ofB.num_tokens,
   );
+}
+
+/** Return why the pair's ratios may not be a larger model's; "" of a pair that isn't small. */
+export function whyOfItsSize(a, b) {
+  const size = Math.min(a.num_parameters, b.num_parameters);
+  if (!size || size >= SMALL) return "";
+  return `At ${millions(size)} parameters fixed costs weigh more than in a model of billions, whose ratios may differ: measure your own by bitwatt serve MODEL --compare.`;
 }

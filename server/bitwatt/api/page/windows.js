@@ -8,7 +8,7 @@ const MIN_WINDOWS = 2;
 const COUNTERS_SETTLE_MS = 400;
 
 /** What is worked out of the windows, and which way is better. */
-const FIGURES = {
+export const FIGURES = {
   throughput: "higher",
   decode: "higher",
   ttft: "lower",
@@ -59,7 +59,7 @@ export async function measure(sides, asked, signal, report) {
     figures,
     agreement: sides.b ? agreementOf(measured.a, measured.b) : null,
     unavailable: {
-      decode: "the answers came in too few pieces to be timed; ask for more tokens",
+      decode: "the answers are too short to time; ask for more tokens an answer",
       energy: Object.values(sides).map((model) => model.energy.reason).find(Boolean)
         ?? "the counters did not move within a window; run longer ones",
     },
