@@ -33,7 +33,10 @@ def test_statistics_are_what_they_are_by_hand():
         "s.decodeRate(11, 8, 1000, 1000)": None,
         "s.whyNoDecodeRate(1, 2)": "one token: no time between tokens",
         "s.whyNoDecodeRate(9, 1)": "all in one chunk: no time between tokens",
-        "s.whyNoDecodeRate(9, 7)": "too short to time: 7 chunks, 8 needed",
+        "s.whyNoDecodeRate(9, 7)": "too few chunks to time: 7, 8 needed",
+        "s.wasReadLate(64, 7)": True,
+        "s.wasReadLate(64, 8)": False,
+        "s.wasReadLate(3, 3)": False,
         # Five rounds in 5 s are a second each, in which 0.4 s for 8 tokens are 20 tokens.
         "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 0.4)": 20,
         "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 12)": 8,
@@ -160,3 +163,10 @@ def test_only_a_small_pair_is_told_that_its_ratios_may_not_be_a_larger_models():
     assert told[0].startswith("At 5.77M parameters fixed costs weigh more")
     assert "bitwatt serve MODEL --compare" in told[0]
     assert told[1:] == ["", ""]
+
+
+def test_a_twin_on_another_server_is_said_to_be_timed_with_the_way_there():
+    told = evaluate(
+        ["p.overHop({ name: 'twin', is_remote: true })", "p.overHop({ name: 'twin' })"], p="pair.js"
+    )
+    assert told == ["The times of twin include the way to its server and back. ", ""]

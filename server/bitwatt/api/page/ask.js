@@ -135,6 +135,8 @@ function makePanel(side, name) {
       root.classList.remove("running");
     }
     show(figures.tokens, digits(numTokens));
+    // Read in one chunk, the first token may have waited for the last.
+    if (numTokens > 1 && numPieces === 1) show(figures.ttft, `≤ ${seconds((firstAt - startedAt) / 1000)}`);
     const decode = decodeRate(numTokens, numPieces, firstAt, lastAt);
     if (decode === null) show(figures.rate, whyNoDecodeRate(numTokens, numPieces), "why");
     else show(figures.rate, rate(decode));

@@ -9,7 +9,7 @@ import { makeHeadline } from "./headline.js";
 import { makeLoad, showResult, showTable } from "./load.js";
 import { identityOf, keep, kept } from "./measured.js";
 import { showMemory, weightBytes } from "./memory.js";
-import { weightsOf, whatTwin, whyOfItsSize } from "./pair.js";
+import { overHop, weightsOf, whatTwin, whyOfItsSize } from "./pair.js";
 
 const POLL_MS = 1000;
 const TRY_AGAIN_MS = 3000;
@@ -101,8 +101,6 @@ function showCompared({ a, b }) {
   setText(byId("terminal"), b ? "More windows, intervals and a picture:" : "The same from a terminal:");
   setText(byId("terminal-command"), b ? "bitwatt compare" : "bitwatt bench");
 }
-
-const overHop = (b) => (b.is_remote ? `The times of ${b.name} include the way to its server and back. ` : "");
 
 function setText(element, said) {
   if (element.textContent !== said) element.textContent = said;

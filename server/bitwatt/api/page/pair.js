@@ -43,3 +43,7 @@ export function whyOfItsSize(a, b) {
   if (!size || size >= SMALL) return "";
   return `At ${millions(size)} parameters fixed costs weigh more than in a model of billions, whose ratios may differ: measure your own by bitwatt serve MODEL --compare.`;
 }
+
+/** Return what b's times include that a's don't; "" where both are served here. */
+export const overHop = (b) =>
+  b.is_remote ? `The times of ${b.name} include the way to its server and back. ` : "";

@@ -25,8 +25,11 @@ export function decodeRate(numTokens, numPieces, firstAt, lastAt) {
 export function whyNoDecodeRate(numTokens, numPieces) {
   if (numTokens < 2) return "one token: no time between tokens";
   if (numPieces < 2) return "all in one chunk: no time between tokens";
-  return `too short to time: ${numPieces} chunks, ${MIN_PIECES} needed`;
+  return `too few chunks to time: ${numPieces}, ${MIN_PIECES} needed`;
 }
+
+/** Return whether an answer's first token had waited for a browser that read many at once. */
+export const wasReadLate = (numTokens, numPieces) => numPieces < Math.min(MIN_PIECES, numTokens);
 
 const MOST_FITTING_TOKENS = 128;
 
