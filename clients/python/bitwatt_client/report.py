@@ -35,7 +35,10 @@ def as_table(comparison: Comparison) -> str:
             rows.append((figure.label, "–", "–", "–", "", f"unavailable: {figure.unavailable}"))
             continue
         largest = max(figure.a.median, figure.b.median)
-        values = tuple(_shown(value, figure.unit, largest) for value in (figure.a, figure.b))
+        values = (
+            _shown(figure.a, figure.unit, largest),
+            _shown(figure.b, figure.unit, largest),
+        )
         gain = figure.gain
         if gain is None:
             rows.append((figure.label, *values, "–", "", verdict(figure)))
