@@ -268,6 +268,9 @@ async def test_each_models_decoding_is_held_against_its_own_roofline(tmp_path):
         assert unknown.unavailable == "the server of other tells no roofline"
         comparison = await compare(*servers, LoadPlan(work=WORK, num_windows=1))
     assert "roofline_share" in figures_of(comparison)
+    # 100 bytes at a million a second; no share of so small a model tells of its kernels.
+    assert "tiny's roofline is 0.1 ms a step" in comparison.notices[0]
+    assert sum("low share tells of slow kernels only" in told for told in comparison.notices) == 1
     # 10 tokens a second of 100 bytes, and 20 of 400, of a million a second.
     found = roofline_figure(figures_of(make_comparison())["decode_tokens_per_s"], tuple(told))
     assert found.a.median == pytest.approx(0.1)
@@ -342,16 +345,18 @@ def test_every_reason_for_no_joules_has_its_words():
 
 
 @pytest.mark.parametrize(
-    ("spread", "unit", "shown"),
+    ("spread", "unit", "largest", "shown"),
     [
-        (Spread(median=1234.5, low=1000, high=1240, n=5), "tok/s", "1234 ±120 tok/s"),
-        (Spread(median=12.345, low=12.3, high=12.4, n=5), "tok/s", "12.3 ±0.05 tok/s"),
-        (Spread(median=0.0123, low=0.01, high=0.02, n=5), "s", "12.3 ±5 ms"),
-        (Spread(median=3.2e7, low=3.2e7, high=3.2e7, n=1), "B", "32 MB"),
+        (Spread(median=1234.5, low=1000, high=1240, n=5), "tok/s", 1, "1234 ±120 tok/s"),
+        (Spread(median=12.345, low=12.3, high=12.4, n=5), "tok/s", 1, "12.3 ±0.05 tok/s"),
+        (Spread(median=0.0123, low=0.01, high=0.02, n=5), "s", 0.9, "12.3 ±5 ms"),
+        (Spread(median=0.0123, low=0.01, high=0.02, n=5), "s", 1.2, "0.0123 ±0.005 s"),
+        (Spread(median=3.2e7, low=3.2e7, high=3.2e7, n=1), "B", 9e7, "32 MB"),
+        (Spread(median=3e5, low=3e5, high=3e5, n=1), "B", 9.7e6, "0.3 MB"),
     ],
 )
-def test_a_figure_has_no_exponent(spread, unit, shown):
-    assert _shown(spread, unit) == shown
+def test_a_figure_has_no_exponent_and_the_unit_of_the_one_beside_it(spread, unit, largest, shown):
+    assert _shown(spread, unit, largest) == shown
 
 
 @pytest.mark.anyio

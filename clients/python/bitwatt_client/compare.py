@@ -11,7 +11,7 @@ from bitwatt_client.errors import ClientError, ComparisonError
 from bitwatt_client.exposition import Samples
 from bitwatt_client.figures import Figure, Measured, make_figures, roofline_figure
 from bitwatt_client.load import Window, Work, run_window
-from bitwatt_client.server import Server
+from bitwatt_client.server import Roofline, Server
 from bitwatt_client.terminal import plural
 
 __all__ = ["Comparison", "LoadPlan", "compare", "summarize"]
@@ -85,14 +85,27 @@ async def compare(
     [decode] = [i for i, figure in enumerate(figures) if figure.key == "decode_tokens_per_s"]
     rooflines = (await a.roofline(), await b.roofline())
     figures.insert(decode + 1, roofline_figure(figures[decode], rooflines))
-    notices += [
-        f"{s.model}'s roofline is its weights, {r.step_bytes / 1e6:.3g} MB, read at "
-        f"{r.read_bytes_per_s / 1e9:.3g} GB/s, as its engine measured; a twin with a low share is "
-        "a weak baseline, and small models are bound by a step's other work"
-        for s, r in zip((a, b), rooflines, strict=True)
-        if r.unavailable is None
-    ]
+    notices += _roofline_notices((a, b), rooflines)
     return replace(comparison, figures=tuple(figures), notices=(*notices, *comparison.notices))
+
+
+def _roofline_notices(
+    servers: tuple[Server, Server], rooflines: tuple[Roofline, Roofline]
+) -> list[str]:
+    """Return what the rooflines are, and what a share of them tells."""
+    if any(roofline.unavailable is not None for roofline in rooflines):
+        return []
+    notices = [
+        f"{server.model}'s roofline is {1e3 * r.step_bytes / r.read_bytes_per_s:.3g} ms a step: "
+        f"{r.step_bytes / 1e6:.3g} MB of weights at {r.read_bytes_per_s / 1e9:.3g} GB/s, as its "
+        "engine measured"
+        for server, r in zip(servers, rooflines, strict=True)
+    ]
+    told = (
+        "the rest of a step is attention, sampling and the server, most of a small model's step: "
+        "a low share tells of slow kernels only where the reading takes milliseconds"
+    )
+    return [*notices, told]
 
 
 async def _scrape(server: Server) -> Samples | None:

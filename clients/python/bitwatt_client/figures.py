@@ -164,8 +164,8 @@ def make_figures(a: Sequence[Measured], b: Sequence[Measured], rents: Rents) -> 
 def roofline_figure(decode: Figure, rooflines: tuple[Roofline, Roofline]) -> Figure:
     """Return which share of its own roofline each model decodes at.
 
-    It tells a weak baseline, whose share is low. Batches need not be of one: a step reads the
-    weights once for all its requests.
+    Of weights that take milliseconds to read, a low share tells a weak baseline. Batches need not
+    be of one: a step reads the weights once for all its requests.
 
     decode  decode tokens/s of a request
     """

@@ -34,7 +34,11 @@ def as_table(comparison: Comparison) -> str:
         if figure.a is None or figure.b is None:
             rows.append((figure.label, "–", "–", "–", "", f"unavailable: {figure.unavailable}"))
             continue
-        values = (_shown(figure.a, figure.unit), _shown(figure.b, figure.unit))
+        largest = max(figure.a.median, figure.b.median)
+        values = (
+            _shown(figure.a, figure.unit, largest),
+            _shown(figure.b, figure.unit, largest),
+        )
         gain = figure.gain
         if gain is None:
             rows.append((figure.label, *values, "–", "", verdict(figure)))
@@ -89,13 +93,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _shown(value: Spread, unit: str) -> str:
+def _shown(value: Spread, unit: str, largest: float) -> str:
+    """Return the value in the unit of the largest that stands beside it."""
     scale, name = 1.0, unit
     if unit == "B":
         name, scale = next(
-            ((name, scale) for name, scale in _BYTES if value.median >= scale), ("B", 1.0)
+            ((name, scale) for name, scale in _BYTES if largest >= scale), ("B", 1.0)
         )
-    elif unit == "s" and value.median < 1:
+    elif unit == "s" and largest < 1:
         name, scale = "ms", 1e-3
     median = _plain(value.median / scale, 3)
     half_range = (value.high - value.low) / 2 / scale

@@ -30,14 +30,14 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     """Measured energy since the engine started; null with the reason where nothing measures.
 
     joules       of the device while this model's steps ran, idle power of those moments included
-    arithmetic_joules_per_token  the papers' estimate of the multiply-adds alone, never measured
+    estimated_arithmetic_joules_per_token  of the multiply-adds alone, as the papers estimate
     """
 
     source: str | None
     attribution: str | None
     reason: str | None
     joules: float | None
-    arithmetic_joules_per_token: float | None
+    estimated_arithmetic_joules_per_token: float | None
 
 
 class ModelSide(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +129,7 @@ def _energy(model: ServedModel) -> Energy:
         attribution=energy.attribution if is_measured else None,
         reason=None if energy.unavailable is None else energy.unavailable.detail,
         joules=energy.busy_joules if is_measured else None,
-        arithmetic_joules_per_token=(
+        estimated_arithmetic_joules_per_token=(
             None if info is None else estimate_of(info, _ARITHMETIC_CONTEXT)
         ),
     )

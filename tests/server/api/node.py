@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from base64 import b64encode
 from pathlib import Path
@@ -12,8 +13,11 @@ PAGE = Path(bitwatt.api.page.__file__).parent
 
 
 def as_module(name):
-    """Return a URL of the file's text: Node takes a .js file for CommonJS."""
-    return f"data:text/javascript;base64,{b64encode((PAGE / name).read_bytes()).decode()}"
+    """Return a URL of the file's text and its imports': Node takes a .js file for CommonJS."""
+    text = re.sub(
+        r'"\./(\w+\.js)"', lambda found: f'"{as_module(found[1])}"', (PAGE / name).read_text()
+    )
+    return f"data:text/javascript;base64,{b64encode(text.encode()).decode()}"
 
 
 def evaluate(expressions, **modules):

@@ -1,4 +1,8 @@
-"""The page's own arithmetic, run by Node against values worked out by hand."""
+"""The page's own arithmetic and words, run by Node against what was worked out by hand."""
+
+import json
+import math
+import random
 
 import pytest
 
@@ -28,8 +32,11 @@ def test_statistics_are_what_they_are_by_hand():
         "s.decodeRate(11, 7, 1000, 1500)": None,
         "s.decodeRate(11, 8, 1000, 1000)": None,
         "s.whyNoDecodeRate(1, 2)": "one token: no time between tokens",
-        "s.whyNoDecodeRate(9, 1)": "one burst: no time between tokens",
-        "s.whyNoDecodeRate(9, 7)": "7 bursts: too few to time",
+        "s.whyNoDecodeRate(9, 1)": "all in one chunk: no time between tokens",
+        "s.whyNoDecodeRate(9, 7)": "too few chunks to time: 7, 8 needed",
+        "s.wasReadLate(64, 7)": True,
+        "s.wasReadLate(64, 8)": False,
+        "s.wasReadLate(3, 3)": False,
         # Five rounds in 5 s are a second each, in which 0.4 s for 8 tokens are 20 tokens.
         "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 0.4)": 20,
         "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 12)": 8,
@@ -57,7 +64,19 @@ def test_numbers_are_shown_as_people_read_them():
         "f.dollars(0.09)": "$0.09",
         "f.dollars(0.00123)": "$0.00123",
         "f.times(3.6123)": "3.61×",
+        "f.bytes(300000, { beside: [9.71e6] })": "0.3 MB",
+        "f.bytes(0, { beside: [2.1e6] })": "0 MB",
+        "f.bytes(300000, { beside: [4.8e9] })": "300 kB",
+        "f.bytes(4.8e9, { beside: [300000] })": "4,800,000 kB",
+        "f.bytes(1500, { isBare: true })": "1.5",
+        "f.joules(8.19e-7, { beside: [3.15e-6] })": "0.819 µJ",
+        "f.rate(1342.46, { count: 5 })": "1,342.5 tok/s",
+        "f.dollars(16.6667, { count: 4 })": "$16.667",
+        "f.percent(0.02389)": "2.4%",
+        "f.percent(0.6925)": "69%",
+        "f.percent(14.018)": "1,400%",
         "f.times(0.5)": "0.5×",
+        "f.times(0.066667)": "0.067×",
         "f.times(48.13)": "48.1×",
         "f.millions(13_100_000)": "13.1M",
         "f.millions(2.4e9)": "2.4B",
@@ -65,3 +84,89 @@ def test_numbers_are_shown_as_people_read_them():
         "f.when(0, 1e12)": "1 Jan 1970, 00:00",
     }
     assert evaluate(expected, s="statistics.js", f="format.js") == list(expected.values())
+
+
+SHOWN = {"f.bytes": 1e6, "f.rate": 1e3, "f.seconds": 0.1, "f.joules": 1e-6, "f.dollars": 0.5}
+
+
+@pytest.mark.parametrize("show", SHOWN)
+def test_a_ratio_and_a_percentage_follow_from_the_values_beside_them(show):
+    """ "2.39% less" stood beside 366 MB against 374 MB, of which a reader makes 2.1%."""
+    rng = random.Random(show)
+    pairs = [
+        (SHOWN[show] * rng.uniform(1, 9), rng.choice([rng.uniform(0.9, 1.1), rng.uniform(0.1, 9)]))
+        for _ in range(100)
+    ]
+    said = "(x, y) => f.times(y / x) + f.percent(Math.abs(1 - x / y))"
+    told = evaluate(
+        [
+            f"[...f.inOneUnit({a}, {a * ratio}, {show}, {said}),"
+            f" f.times({ratio}), f.percent({abs(1 - 1 / ratio)})]"
+            for a, ratio in pairs
+        ],
+        f="format.js",
+    )
+    for shown_a, shown_b, times, percent in told:
+        (a, unit_of_a), (b, unit_of_b) = split(shown_a), split(shown_b)
+        assert unit_of_a == unit_of_b
+        for found, shown in ((b / a, times), (100 * abs(1 - a / b), percent)):
+            value, _ = split(shown)
+            num_digits = 3 if shown == times and value >= 1 else 2
+            half_a_last_digit = 0.5 * 10 ** (math.floor(math.log10(value)) + 1 - num_digits)
+            assert abs(found - value) <= 1.0001 * half_a_last_digit, (shown_a, shown_b, shown)
+
+
+def split(shown):
+    """Return the number and the unit."""
+    number = shown.lstrip("$").rstrip("×%").split()[0].replace(",", "")
+    return float(number), shown.split()[1:]
+
+
+def side(name, *, step_bytes, held, rate, weights="ternary", num_parameters=5_770_000):
+    memory = {"packed_weights_bytes": held, "embedding_bytes": 0, "other_weights_bytes": 0}
+    return {
+        "name": name,
+        "weights": weights,
+        "dtype": "bfloat16",
+        "num_parameters": num_parameters,
+        "memory": memory,
+        "roofline": {"step_bytes": step_bytes, "unavailable": None},
+        "read_bytes_per_s": rate,
+    }
+
+
+def test_a_rooflines_words_are_true_of_a_small_model_and_of_a_large_one():
+    """A low share of 5.77M parameters was called "a weak baseline", beside no baseline at all."""
+    small = side("builtin", step_bytes=3.38e6, held=3.64e6, rate=29.5e9)
+    large = side("b1.58", step_bytes=1.16e9, held=1.18e9, rate=53e9, num_parameters=2_400_000_000)
+    told = evaluate(
+        [f"r.aboutRoofline({json.dumps({'a': model})})" for model in (small, large)],
+        r="roofline.js",
+    )
+    assert "builtin 3.38 of 3.64 MB at 29.5 GB/s, 0.115 ms" in told[0]
+    assert "b1.58 1.16 of 1.18 GB at 53 GB/s, 21.9 ms" in told[1]
+    for words in told:
+        assert "tables of which a token takes a row" in words
+        assert "slow kernels only where the reading takes milliseconds" in words
+        assert "twin" not in words
+        assert "baseline" not in words
+
+
+def test_only_a_small_pair_is_told_that_its_ratios_may_not_be_a_larger_models():
+    small = side("builtin", step_bytes=1, held=1, rate=1)
+    large = small | {"num_parameters": 2_400_000_000}
+    unknown = small | {"num_parameters": None}
+    told = evaluate(
+        [f"p.whyOfItsSize({json.dumps(a)}, {json.dumps(a)})" for a in (small, large, unknown)],
+        p="pair.js",
+    )
+    assert told[0].startswith("At 5.77M parameters fixed costs weigh more")
+    assert "bitwatt serve MODEL --compare" in told[0]
+    assert told[1:] == ["", ""]
+
+
+def test_a_twin_on_another_server_is_said_to_be_timed_with_the_way_there():
+    told = evaluate(
+        ["p.overHop({ name: 'twin', is_remote: true })", "p.overHop({ name: 'twin' })"], p="pair.js"
+    )
+    assert told == ["The times of twin include the way to its server and back. ", ""]

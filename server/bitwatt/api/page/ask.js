@@ -1,12 +1,15 @@
-// One prompt to every model in turn, the streams side by side.
+// One prompt to every model in turn, each warmed up before, the streams side by side.
 
 import { pathOf, streamEvents } from "./api.js";
 import { byId, make, markOf, setDisabled } from "./dom.js";
 import { digits, rate, seconds } from "./format.js";
 import { decodeRate, whyNoDecodeRate } from "./statistics.js";
 
-/** Return the panels and what runs them. */
-export function makeAsk() {
+// The first request of a process, or after a rest, finds caches cold.
+const WARM_UP = { messages: [{ role: "user", content: "Hi" }], max_tokens: 1, temperature: 0 };
+
+/** Return the panels and what runs them. onChange is called when asking begins and ends. */
+export function makeAsk({ onChange }) {
   const panels = {};
   let stop = null;
 
@@ -21,7 +24,8 @@ export function makeAsk() {
   async function run(sides) {
     if (stop || !sides.a) return; // nothing is known of the models yet
     stop = new AbortController();
-    setRunning(true);
+    setDisabled(byId("ask-stop"), false);
+    onChange();
     byId("ask-status").textContent = `${sides.a.name} answers.`;
     const body = {
       messages: [{ role: "user", content: byId("prompt").value }],
@@ -38,12 +42,8 @@ export function makeAsk() {
       byId("ask-status").textContent = said.join(" ");
     }
     stop = null;
-    setRunning(false);
-  }
-
-  function setRunning(isRunning) {
-    setDisabled(byId("ask-run"), isRunning);
-    setDisabled(byId("ask-stop"), !isRunning);
+    setDisabled(byId("ask-stop"), true);
+    onChange();
   }
 
   byId("ask-stop").addEventListener("click", () => stop?.abort());
@@ -67,7 +67,7 @@ function makePanel(side, name) {
   const figures = {};
   const list = make("dl", { className: "figures" });
   for (const [key, label, title] of [
-    ["ttft", "TTFT", "Time to first token"],
+    ["ttft", "Time to first token", "From the request to its first token, at this browser"],
     ["rate", "Decode", "Tokens a second after the first, from the stream's own times"],
     ["tokens", "Tokens", "Tokens generated"],
   ]) {
@@ -92,15 +92,20 @@ function makePanel(side, name) {
 
   async function run(path, body, signal) {
     root.classList.add("running");
-    state.textContent = "running";
-    const startedAt = performance.now();
+    state.textContent = "warms up";
+    let startedAt;
     let firstAt = null;
     let lastAt = null;
     let numChunks = 0;
     let numPieces = 0;
     let numTokens = null;
     try {
-      for await (const { event, at } of streamEvents(path, body, signal)) {
+      for await (const _ of streamEvents(path, { ...WARM_UP, model: body.model }, signal));
+      state.textContent = "running";
+      startedAt = performance.now();
+      // The salt keeps an earlier answer's prefix cache from sparing one of the models its prefill.
+      const salted = { ...body, cache_salt: `page-${startedAt}` };
+      for await (const { event, at } of streamEvents(path, salted, signal)) {
         if (event.usage) numTokens = event.usage.completion_tokens;
         const [choice] = event.choices;
         if (!choice || (!choice.delta.content && !choice.finish_reason)) continue;
@@ -130,6 +135,8 @@ function makePanel(side, name) {
       root.classList.remove("running");
     }
     show(figures.tokens, digits(numTokens));
+    // Read in one chunk, the first token may have waited for the last.
+    if (numTokens > 1 && numPieces === 1) show(figures.ttft, `≤ ${seconds((firstAt - startedAt) / 1000)}`);
     const decode = decodeRate(numTokens, numPieces, firstAt, lastAt);
     if (decode === null) show(figures.rate, whyNoDecodeRate(numTokens, numPieces), "why");
     else show(figures.rate, rate(decode));

@@ -5,6 +5,7 @@ import { byId, make, markOf } from "./dom.js";
 import { digits } from "./format.js";
 
 const KEEP_S = 300;
+const MINUTE_S = 60;
 const HEIGHT = 180;
 const whole = (value) => digits(Math.round(value));
 const percent = (value) => `${digits(value * 100)}%`;
@@ -36,12 +37,18 @@ export function makeCharts() {
     }
     const numOld = times.findIndex((time) => time >= times.at(-1) - KEEP_S);
     for (const column of [times, ...Object.values(columns)]) column.splice(0, Math.max(numOld, 0));
+    showSpan(times.at(-1) - times[0]);
     for (const view of views) view.draw(times, columns, sides);
   }
 
   const redraw = () => views.forEach((view) => view.rebuild(times, columns, sides));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   return { take };
+}
+
+function showSpan(lengthS) {
+  const said = lengthS < MINUTE_S ? `${Math.round(lengthS)} s` : `${Math.round(lengthS / MINUTE_S)} min`;
+  byId("live-span").textContent = `the last ${said}`;
 }
 
 function makeView({ title, series, show, least }) {

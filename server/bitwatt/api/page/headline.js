@@ -2,10 +2,11 @@
 
 import { costReason, electricityReason } from "./cost.js";
 import { byId, make, setDisabled } from "./dom.js";
-import { bytes, digits, dollars, joules, rate, times, when } from "./format.js";
+import { bytes, dollars, inOneUnit, joules, percent, rate, times, when } from "./format.js";
 import { processBytes, weightBytes } from "./memory.js";
 import { isCostTwin } from "./pair.js";
-import { verdict } from "./statistics.js";
+import { gainOf, verdict } from "./statistics.js";
+import { FIGURES } from "./windows.js";
 
 const TILES = [
   { key: "memory", title: "Memory", of: memoryOf, more: "more", less: "less", better: "lower" },
@@ -22,8 +23,8 @@ export function makeHeadline(onMeasure) {
   byId("headline").append(...tiles.map((tile) => tile.root));
   return {
     /** measuring: the kind of measurement that runs, or null; failure: of the quick look. */
-    show(sides, result, measuring, failure) {
-      for (const tile of tiles) tile.show({ ...tile.of(sides, result, failure), measuring });
+    show(sides, result, measuring, failure, isBusy) {
+      for (const tile of tiles) tile.show({ ...tile.of(sides, result, failure), measuring, isBusy });
     },
   };
 }
@@ -31,11 +32,21 @@ export function makeHeadline(onMeasure) {
 const single = (gain) => ({ gain, low: gain, high: gain });
 const nbsp = "\u00a0";
 
+/** Return both values, so shown that what is said of them follows. */
+const against = (a, b, show, better) =>
+  inOneUnit(a, b, show, (x, y) => times(gainOf(x, y, better)) + amountOf(gainOf(x, y, better), better)).join(" against ");
+
+/** Return by how much more or less in percent; "" where the gain says it in an easier way. */
+function amountOf(gain, better) {
+  const change = better === "lower" ? 1 - 1 / gain : gain - 1;
+  return change >= 0.99 ? "" : percent(Math.abs(change));
+}
+
 /** Return a gain of b's value over a's, or a's own value where there is no b. */
 const ratio = (a, b, show, label) =>
   b === undefined
     ? { text: show(a), label }
-    : { figure: single(b / a), values: `${show(a)} against ${show(b)}`, label };
+    : { figure: single(b / a), values: against(a, b, show, "lower"), label };
 
 function memoryOf({ a, b }) {
   const both = b ? [a, b] : [a];
@@ -68,7 +79,7 @@ function measuredTile(result, key, show) {
   const figure = result.figures[key];
   const { a, b } = figure;
   const gain = b
-    ? { figure, values: `${show(a.median)} against ${show(b.median)}` }
+    ? { figure, values: against(a.median, b.median, show, FIGURES[key]) }
     : { text: show(a.median) };
   return {
     gains: [gain],
@@ -83,7 +94,8 @@ const unavailable = (reason, foot) => ({ badge: "unavailable", why: `can't be me
 
 function speedOf(sides, result, failure) {
   if (result?.figures.throughput) return measuredTile(result, "throughput", rate);
-  return unmeasured(failure ? `the first quick look failed: ${failure}` : "equal work to each model in turns");
+  const work = sides.b ? "equal work to each model in turns" : "tokens a second under load";
+  return unmeasured(failure ? `the first quick look failed: ${failure}` : work);
 }
 
 function qualityOf({ a, b }, result) {
@@ -107,7 +119,7 @@ function lossOf(a, b, show) {
   if (a === b) return { text: "no difference", values };
   const isWorse = a > b;
   return {
-    text: `${digits(Math.abs(a / b - 1) * 100)}% ${isWorse ? "worse" : "better"}`,
+    text: `${percent(Math.abs(a / b - 1))} ${isWorse ? "worse" : "better"}`,
     word: isWorse ? "worse" : "better",
     said: `${isWorse ? "more" : "fewer"} bits for the same text`,
     values,
@@ -129,7 +141,7 @@ function agreementOf(b, result, reason) {
   if (!result?.agreement) return unmeasured("how far the answers to the same prompts agree", foot);
   const { share, n } = result.agreement;
   return {
-    gains: [{ text: `${digits(share * 100)}%`, said: "agreement of the answers" }],
+    gains: [{ text: percent(share), said: "agreement of the answers" }],
     badge: result.plan.kind === "quick" ? "quick look" : "measured",
     canMeasure: true,
     foot: `Of the text until the greedy answers to the same prompts part, ${when(result.at)}: n${nbsp}=${nbsp}${n} answers. ${foot}`,
@@ -139,15 +151,16 @@ function agreementOf(b, result, reason) {
 function energyOf(sides, result) {
   if (result?.figures.energy) return measuredTile(result, "energy", joules);
   const both = Object.values(sides);
-  const [ofA, ofB] = both.map((model) => model.energy.arithmetic_joules_per_token);
-  const amount = ofA && (ofB ? `${times(ofB / ofA)} (${joules(ofA)} against ${joules(ofB)} a token)` : `${joules(ofA)} a token`);
+  const [ofA, ofB] = both.map((model) => model.energy.estimated_arithmetic_joules_per_token);
+  const [shownA, shownB] = ofA && ofB ? inOneUnit(ofA, ofB, joules, (x, y) => times(y / x)) : [];
+  const amount = ofA && (ofB ? `${times(ofB / ofA)} (${shownA} against ${shownB} a token)` : `${joules(ofA)} a token`);
   const foot = amount && (ofB || both.length === 1)
-    ? `${amount} by the papers' arithmetic alone; memory traffic, which takes most, is left out.`
+    ? `${amount} by the papers' joules of an operation at 7 nm, not this machine's; memory traffic, which takes most, is left out.`
     : "";
   const reason = both.map((model) => model.energy.reason).find(Boolean);
   const tile = reason
     ? unavailable(reason, foot)
-    : unmeasured(result?.unavailable.energy ?? "joules a token, over equal work", foot);
+    : unmeasured(result?.unavailable.energy ?? `joules a token, ${sides.b ? "over equal work" : "under load"}`, foot);
   return { ...tile, isEstimate: Boolean(foot) };
 }
 
@@ -158,8 +171,9 @@ function costOf(sides, result) {
   const reason = electricityReason(sides);
   let more = "";
   if (electricity) {
-    const shown = [electricity.a, electricity.b].filter(Boolean).map(({ median }) => dollars(median));
-    more = `Electricity at ${dollars(kwh)} a kWh: ${shown.join(" against ")}.`;
+    const { a, b } = electricity;
+    const shown = b ? against(a.median, b.median, dollars, "lower") : dollars(a.median);
+    more = `Electricity at ${dollars(kwh)} a kWh: ${shown}.`;
   } else if (kwh !== undefined && reason) {
     more = `Electricity at ${dollars(kwh)} a kWh is unknown: ${reason}.`;
   }
@@ -208,9 +222,9 @@ function makeTile({ key, title, more, less, better }, onMeasure) {
     button.hidden = !now.canMeasure;
     button.textContent = now.measuring ? "Measuring…" : now.gains ? "Measure again" : "Measure";
     button.setAttribute("aria-label", `${button.textContent}: ${title}`);
-    setDisabled(button, now.measuring === "load");
+    setDisabled(button, now.isBusy);
     foot.replaceChildren(
-      ...(now.isEstimate ? [make("span", { className: "badge" }, "estimated")] : []),
+      ...(now.isEstimate ? [make("span", { className: "badge" }, "arithmetic, estimated")] : []),
       now.foot ?? "",
     );
   }
@@ -232,11 +246,8 @@ function makeTile({ key, title, more, less, better }, onMeasure) {
     const word = verdict(figure);
     if (word === "equal") return "no difference";
     const unclear = word === "unclear" ? "; the windows disagree" : "";
-    const change = better === "lower" ? 1 - 1 / figure.gain : figure.gain - 1;
-    const name = change > 0 === (better === "lower") ? less : more;
-    // "306% more" beside "4.06×" says the same in a harder way.
-    const amount = change >= 1 ? "" : `${digits(Math.abs(change) * 100)}% `;
-    return `${amount}${name}${unclear}`;
+    const name = figure.gain > 1 === (better === "lower") ? less : more;
+    return `${amountOf(figure.gain, better)} ${name}${unclear}`.trim();
   }
 
   return { root, show };

@@ -3,10 +3,10 @@
 import { getJson } from "./api.js";
 import { costReason, electricityReason } from "./cost.js";
 import { byId, make, markOf, setDisabled } from "./dom.js";
-import { dollars, joules, rate, seconds, times, when } from "./format.js";
-import { aboutRoofline, percent, rooflineReason, rooflineShares } from "./roofline.js";
-import { verdict } from "./statistics.js";
-import { measure } from "./windows.js";
+import { dollars, inOneUnit, joules, percent, rate, seconds, times, when } from "./format.js";
+import { aboutRoofline, rooflineReason, rooflineShares } from "./roofline.js";
+import { gainOf, verdict } from "./statistics.js";
+import { FIGURES, measure } from "./windows.js";
 
 const QUICK = { kind: "quick", concurrency: 4, requests: 4, tokens: 8, warmups: 2, windows: 5, fitS: 5 };
 
@@ -32,7 +32,6 @@ export function makeLoad({ onChange, onDone }) {
     const stop = new AbortController();
     let end;
     current = { plan, stop, ended: new Promise((resolve) => { end = resolve; }) };
-    setDisabled(byId("load-run"), plan.kind === "load");
     setDisabled(byId("load-stop"), false);
     onChange();
     let failure = null;
@@ -49,7 +48,6 @@ export function makeLoad({ onChange, onDone }) {
     if (current.isRefused) failure = new Error("it was stopped");
     current = null;
     end();
-    setDisabled(byId("load-run"), false);
     setDisabled(byId("load-stop"), true);
     onChange();
     return failure;
@@ -57,8 +55,7 @@ export function makeLoad({ onChange, onDone }) {
 
   async function runForm(sides) {
     if (current?.plan.kind === "load") return;
-    current?.stop.abort();
-    await current?.ended;
+    await giveWay();
     if (current) return;
     await start(sides, {
       kind: "load",
@@ -71,20 +68,27 @@ export function makeLoad({ onChange, onDone }) {
     });
   }
 
+  /** End the quick look, if it runs. */
+  async function giveWay() {
+    if (current?.plan.kind !== "quick") return;
+    current.stop.abort();
+    await current.ended;
+  }
+
   function report(share, said) {
     const what = current.plan.kind === "quick" ? "A first quick look, a few seconds. " : "";
     byId("load-progress").value = share;
     byId("load-status").textContent = what + said;
   }
 
-  const stop = () => current?.stop.abort();
   byId("load-stop").addEventListener("click", () => {
-    if (current) current.isRefused = true;
-    stop();
+    if (!current) return;
+    current.isRefused = true;
+    current.stop.abort();
   });
   return {
     runForm,
-    stop,
+    giveWay,
     /** Return what went wrong, or null. */
     runQuick: (sides) => start(sides, QUICK),
     get kind() {
@@ -133,7 +137,7 @@ function makeTable({ plan, figures, unavailable }, sides) {
   };
   const rows = ROWS.map(({ key, label, show }) => {
     const cells = shown[key]
-      ? cellsOf(shown[key], show).map(({ parts, ...properties }, i) =>
+      ? cellsOf(shown[key], show, FIGURES[key]).map(({ parts, ...properties }, i) =>
           // A narrow page has no columns: each cell has its column's name with it.
           make("td", { ...properties, role: "cell" }, make("span", { className: "column", "aria-hidden": "true" }, ...names[i].map(copied)), ...parts))
       : [make("td", { className: "why", colSpan: names.length, role: "cell" }, `Unavailable: ${reasons[key]}`)];
@@ -151,12 +155,16 @@ function makeTable({ plan, figures, unavailable }, sides) {
 const copied = (part) => (part.cloneNode ? part.cloneNode() : part);
 
 /** Return the cells of a figure: each model's, and of two that are compared the gain and its range. */
-function cellsOf(figure, show) {
-  const spreads = [figure.a, figure.b].filter(Boolean).map(({ median, low, high }) => ({
-    parts: [show(median), make("span", { className: "range" }, ` [${show(low)}, ${show(high)}]`)],
+function cellsOf(figure, show, better) {
+  const sides = [figure.a, figure.b].filter(Boolean);
+  const medians = sides.map(({ median }) => median);
+  const ratioOf = (x, y) => times(gainOf(x, y, better));
+  const shown = figure.gain === undefined ? medians.map((median) => show(median)) : inOneUnit(...medians, show, ratioOf);
+  const spreads = sides.map(({ low, high }, i) => ({
+    parts: [shown[i], make("span", { className: "range" }, ` [${rangeOf(low, high, show, medians)}]`)],
   }));
   if (!figure.b) return spreads;
-  if (figure.gain === undefined) return [...spreads, { className: "why", colSpan: 2, parts: ["none: each has its own"] }];
+  if (figure.gain === undefined) return [...spreads, { className: "why", colSpan: 2, parts: ["none: each has its own roofline"] }];
   const said = verdict(figure);
   return [
     ...spreads,
@@ -165,9 +173,15 @@ function cellsOf(figure, show) {
   ];
 }
 
+/** Return quartiles in the unit of the medians beside them. */
+function rangeOf(low, high, show, beside) {
+  const [from, to] = [low, high].map((value) => show(value, { beside, isBare: true }));
+  return `${from}–${to}`;
+}
+
 function captionOf(plan, sides) {
   const what = plan.kind === "quick" ? "The first quick look, not the form above: " : "";
   return `${what}${plan.windows} ${sides.b ? "alternating " : ""}windows of ${plan.requests} requests, ${plan.concurrency} at once, ` +
-    `${plan.tokens} tokens an answer; ${plan.warmups} warm-up${plan.warmups > 1 ? "s" : ""}${sides.b ? " of each" : ""} dropped.` +
+    `${plan.tokens} tokens an answer; ${plan.warmups} warm-up window${plan.warmups > 1 ? "s" : ""}${sides.b ? " of each" : ""} dropped.` +
     (sides.b ? " A gain below 1× is a loss." : "");
 }

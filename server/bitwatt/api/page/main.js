@@ -3,13 +3,13 @@
 import { getJson, keepKey } from "./api.js";
 import { makeAsk } from "./ask.js";
 import { makeCharts } from "./charts.js";
-import { byId, make, markOf } from "./dom.js";
+import { byId, make, markOf, setDisabled } from "./dom.js";
 import { bytes } from "./format.js";
 import { makeHeadline } from "./headline.js";
 import { makeLoad, showResult, showTable } from "./load.js";
 import { identityOf, keep, kept } from "./measured.js";
 import { showMemory, weightBytes } from "./memory.js";
-import { weightsOf, whatTwin } from "./pair.js";
+import { overHop, weightsOf, whatTwin, whyOfItsSize } from "./pair.js";
 
 const POLL_MS = 1000;
 const TRY_AGAIN_MS = 3000;
@@ -27,17 +27,25 @@ let quickNotBefore = 0;
 let since = 0;
 let ratesShown = null;
 
-const headline = makeHeadline(() => loader.runForm(sides));
+const runLoad = () => isBusy() || loader.runForm(sides);
+const headline = makeHeadline(runLoad);
 const charts = makeCharts();
-const ask = makeAsk();
+const ask = makeAsk({ onChange: () => showBusy() });
 const loader = makeLoad({
-  onChange: () => showHeadline(),
+  onChange: () => showBusy(),
   onDone(found) {
     result = found;
     keep(identity, found);
   },
 });
-const showHeadline = () => headline.show(sides, result, loader.kind, failure);
+const isBusy = () => ask.isRunning || loader.kind === "load";
+const showHeadline = () => headline.show(sides, result, loader.kind, failure, isBusy());
+
+/** One at a time: a prompt beside a load would slow both, and neither's figures were true. */
+function showBusy() {
+  for (const id of ["ask-run", "load-run"]) setDisabled(byId(id), isBusy());
+  showHeadline();
+}
 
 /** Return the two that are compared: the ternary model is a, the other b. */
 function pick(models) {
@@ -47,14 +55,15 @@ function pick(models) {
 }
 
 function showModels(models) {
+  const beside = models.map(weightBytes);
   const items = models.map((model) => {
     const side = Object.keys(sides).find((key) => sides[key].name === model.name);
     const what = [
       model.state,
       model.dtype && weightsOf(model),
-      model.backend,
+      model.backend && `${model.backend} kernels`,
       model.device_name,
-      model.memory && bytes(weightBytes(model)),
+      model.memory && bytes(weightBytes(model), { beside }),
       model.is_remote && "another server",
     ];
     return make(
@@ -78,16 +87,19 @@ function showCompared({ a, b }) {
         } saves, below it loses.`
       : `${a.name} is served with ${weightsOf(a)}, alone; ${HOW_TO_COMPARE[a.weights]}.`;
   setText(byId("compared"), said);
+  setText(byId("size"), said && b ? whyOfItsSize(a, b) : "");
   setText(byId("tagline"), b ? "What ternary weights save, measured on this server" : "A model and what it takes, measured on this server");
   setText(byId("ask-title"), b ? "Ask both" : "Ask");
   setText(byId("ask-run"), b ? "Ask both" : "Ask");
   setText(byId("ask-hint"), b
-    ? `One prompt, one seed, asked in turn: ${b.name} starts when ${a.name} has ended, so neither slows the other. One answer is a glimpse; the load below measures.`
-    : "One prompt, one seed. One answer is a glimpse; the load below measures.");
+    ? `One prompt, one seed, asked in turn: ${b.name} starts when ${a.name} has ended, so neither slows the other; a token before warms each up. ${overHop(b)}One answer is a glimpse; the load below measures.`
+    : "One prompt, one seed; a token before warms the model up. One answer is a glimpse; the load below measures.");
   setText(byId("load-windows-label"), b ? "Windows of each" : "Windows");
   setText(byId("load-hint"), b
-    ? "The same prompts to each model in alternating windows, A B A B, the first of each dropped. Every answer has exactly as many tokens, so equal work is compared."
-    : "Prompts in windows, the first dropped. Every answer has exactly as many tokens.");
+    ? `The same prompts to each model in alternating windows, A B A B; warm-up windows are dropped. Every answer has exactly as many tokens, so equal work is compared. ${overHop(b)}`
+    : "Prompts in windows; warm-up windows are dropped. Every answer has exactly as many tokens.");
+  setText(byId("terminal"), b ? "More windows, intervals and a picture:" : "The same from a terminal:");
+  setText(byId("terminal-command"), b ? "bitwatt compare" : "bitwatt bench");
 }
 
 function setText(element, said) {
@@ -138,7 +150,7 @@ function renewTable() {
 /** Measure quickly while nobody calls, if nothing is measured yet; give way to callers. */
 async function lookOnce(models) {
   if (loader.kind === "quick") {
-    if (loader.isDisturbed(models)) loader.stop();
+    if (loader.isDisturbed(models)) loader.giveWay();
     return;
   }
   const isIdle = models.every((model) => model.num_open === 0) && !ask.isRunning;
@@ -186,10 +198,11 @@ byId("key-form").addEventListener("submit", (event) => {
   pollForever();
 });
 
-byId("ask").addEventListener("submit", (event) => {
+byId("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (loader.kind === "quick") loader.stop();
-  ask.run(sides);
+  if (isBusy()) return;
+  await loader.giveWay();
+  if (!isBusy()) ask.run(sides);
 });
 
 byId("prompt").addEventListener("keydown", (event) => {
@@ -198,7 +211,7 @@ byId("prompt").addEventListener("keydown", (event) => {
 
 byId("load").addEventListener("submit", (event) => {
   event.preventDefault();
-  loader.runForm(sides);
+  runLoad();
 });
 
 pollForever();

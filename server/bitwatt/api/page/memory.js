@@ -42,14 +42,16 @@ export function showMemory(sides) {
 }
 
 function showProcesses(known) {
+  const beside = known.map(([, model]) => model.rss_anon_bytes);
   for (const [side, model] of known) {
-    const said = model.rss_anon_bytes === null ? "unknown" : bytes(model.rss_anon_bytes);
+    const said = model.rss_anon_bytes === null ? "unknown" : bytes(model.rss_anon_bytes, { beside });
     if (processCells[side].textContent !== said) processCells[side].textContent = said;
   }
 }
 
 function makeGroup(title, known, kinds) {
-  const widest = Math.max(...known.map(([, model]) => sum(model.memory, kinds)), 1);
+  const beside = known.map(([, model]) => sum(model.memory, kinds));
+  const widest = Math.max(...beside, 1);
   const rows = known.map(([side, model]) =>
     make(
       "div",
@@ -58,7 +60,7 @@ function makeGroup(title, known, kinds) {
         "p",
         { className: "name" },
         make("span", {}, markOf(side), model.name),
-        make("span", {}, bytes(sum(model.memory, kinds))),
+        make("span", {}, bytes(sum(model.memory, kinds), { beside })),
       ),
       makeBar(side, model.memory, kinds, widest),
     ),
@@ -87,14 +89,16 @@ function makeTable(known) {
   for (const [side, model] of known) {
     head.append(make("th", { scope: "col" }, markOf(side), model.name));
   }
-  const rows = KINDS.map(([kind, label]) =>
-    make(
+  const rows = KINDS.map(([kind, label]) => {
+    const beside = known.map(([, model]) => model.memory[kind]);
+    const swatches = known.map(([side]) => make("span", { className: `swatch ${side} fill-${kind}` }));
+    return make(
       "tr",
       {},
-      make("th", { scope: "row" }, make("span", { className: `swatch fill-${kind}` }), label),
-      ...known.map(([, model]) => make("td", {}, bytes(model.memory[kind]))),
-    ),
-  );
+      make("th", { scope: "row" }, ...swatches, label),
+      ...beside.map((held) => make("td", {}, bytes(held, { beside }))),
+    );
+  });
   processCells = Object.fromEntries(known.map(([side]) => [side, make("td")]));
   rows.push(make("tr", {}, make("th", { scope: "row" }, "Whole process, in the machine's memory"), ...Object.values(processCells)));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));

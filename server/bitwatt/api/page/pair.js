@@ -3,6 +3,7 @@
 import { millions } from "./format.js";
 
 const BITS = { bfloat16: 16, float16: 16, float32: 32 };
+const SMALL = 1e9; // parameters
 const SAME_SIZE = 0.01; // of the parameters; norms are not the same ones
 
 export const weightsOf = (model) => `${model.weights === "ternary" ? "ternary" : model.dtype} weights`;
@@ -35,3 +36,14 @@ function isTrainedAlike(a, b) {
       ofB.num_tokens && ofA.num_tokens === ofB.num_tokens,
   );
 }
+
+/** Return why the pair's ratios may not be a larger model's; "" of a pair that isn't small. */
+export function whyOfItsSize(a, b) {
+  const size = Math.min(a.num_parameters, b.num_parameters);
+  if (!size || size >= SMALL) return "";
+  return `At ${millions(size)} parameters fixed costs weigh more than in a model of billions, whose ratios may differ: measure your own by bitwatt serve MODEL --compare.`;
+}
+
+/** Return what b's times include that a's don't; "" where both are served here. */
+export const overHop = (b) =>
+  b.is_remote ? `The times of ${b.name} include the way to its server and back. ` : "";

@@ -1,10 +1,9 @@
 // How near decoding comes to the least time a step could take: its weights, read from memory.
 
-import { bytes, digits } from "./format.js";
+import { bytes, seconds } from "./format.js";
+import { weightBytes } from "./memory.js";
 
 const NOT_YET = "memory is timed in some idle seconds after the start, which there were none of yet";
-
-export const percent = (value) => `${digits(value * 100)}%`;
 
 /** Return why a model's decoding can't be held against memory; null where it can. */
 export function rooflineReason(model) {
@@ -27,10 +26,14 @@ export function rooflineShares(decode, sides) {
   return Object.fromEntries(shares);
 }
 
-/** Return in words what the roofline of each is. */
+/** Return in words what the roofline of each is, and what a share of it tells. */
 export function aboutRoofline(sides) {
-  const floors = Object.values(sides).map(({ name, roofline, read_bytes_per_s: rate }) =>
-    `${name} ${bytes(roofline.step_bytes)} at ${bytes(rate)}/s`);
-  return `Roofline: a decode step reads the model's weights once, at best as fast as its engine measured memory to be read (${floors.join(
-    ", ")}). A twin with a low share is a weak baseline; a small model is bound by a step's other work.`;
+  const floors = Object.values(sides).map((model) => {
+    const { name, roofline, read_bytes_per_s: rate } = model;
+    const held = weightBytes(model);
+    const read = bytes(roofline.step_bytes, { beside: [held], isBare: true });
+    return `${name} ${read} of ${bytes(held)} at ${bytes(rate)}/s, ${seconds(roofline.step_bytes / rate)}`;
+  });
+  return `Roofline: a decode step reads the weights once, but for tables of which a token takes a row, at best as fast as the engine measured memory to be read: ${floors.join(
+    "; ")}. The rest of a step is attention, sampling and the server, most of a small model's step: a low share tells of slow kernels only where the reading takes milliseconds.`;
 }

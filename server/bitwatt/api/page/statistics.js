@@ -24,9 +24,12 @@ export function decodeRate(numTokens, numPieces, firstAt, lastAt) {
 /** Return in words why decodeRate has none of an answer. */
 export function whyNoDecodeRate(numTokens, numPieces) {
   if (numTokens < 2) return "one token: no time between tokens";
-  if (numPieces < 2) return "one burst: no time between tokens";
-  return `${numPieces} bursts: too few to time`;
+  if (numPieces < 2) return "all in one chunk: no time between tokens";
+  return `too few chunks to time: ${numPieces}, ${MIN_PIECES} needed`;
 }
+
+/** Return whether an answer's first token had waited for a browser that read many at once. */
+export const wasReadLate = (numTokens, numPieces) => numPieces < Math.min(MIN_PIECES, numTokens);
 
 const MOST_FITTING_TOKENS = 128;
 
@@ -47,6 +50,9 @@ export const spread = (values) => ({
   n: values.length,
 });
 
+/** Return how many times better a is than b. */
+export const gainOf = (a, b, better) => (better === "higher" ? a / b : b / a);
+
 /**
  * Compare pairs of windows; null where there is none.
  * gain: how many times better a is; low and high: of the single pairs, the worst and the best.
@@ -55,12 +61,11 @@ export function compare(a, b, better) {
   const pairs = a.map((value, i) => [value, b[i]]).filter(([x, y]) => x > 0 && y > 0);
   if (pairs.length === 0) return null;
   const [ofA, ofB] = [pairs.map(([x]) => x), pairs.map(([, y]) => y)];
-  const gainOf = (x, y) => (better === "higher" ? x / y : y / x);
-  const gains = pairs.map(([x, y]) => gainOf(x, y));
+  const gains = pairs.map(([x, y]) => gainOf(x, y, better));
   return {
     a: spread(ofA),
     b: spread(ofB),
-    gain: gainOf(median(ofA), median(ofB)),
+    gain: gainOf(median(ofA), median(ofB), better),
     low: Math.min(...gains),
     high: Math.max(...gains),
   };

@@ -2,13 +2,14 @@
 
 import { getJson, pathOf, streamEvents } from "./api.js";
 import { usdOfElectricityPerMillionTokens, usdOfRentPerMillionTokens } from "./cost.js";
-import { agreement, compare, decodeRate, fittingTokens, median, spread } from "./statistics.js";
+import { agreement, compare, decodeRate, fittingTokens, median, spread, wasReadLate } from "./statistics.js";
 
 const MIN_WINDOWS = 2;
 const COUNTERS_SETTLE_MS = 400;
+const TOO_FEW_CHUNKS = "this browser read the answers in too few chunks to time; ask for more tokens an answer";
 
 /** What is worked out of the windows, and which way is better. */
-const FIGURES = {
+export const FIGURES = {
   throughput: "higher",
   decode: "higher",
   ttft: "lower",
@@ -59,7 +60,8 @@ export async function measure(sides, asked, signal, report) {
     figures,
     agreement: sides.b ? agreementOf(measured.a, measured.b) : null,
     unavailable: {
-      decode: "the answers came in too few pieces to be timed; ask for more tokens",
+      decode: TOO_FEW_CHUNKS,
+      ttft: TOO_FEW_CHUNKS,
       energy: Object.values(sides).map((model) => model.energy.reason).find(Boolean)
         ?? "the counters did not move within a window; run longer ones",
     },
@@ -98,18 +100,23 @@ async function runWindow(model, plan, round, signal) {
   }
   if (before !== null) await new Promise((resolve) => setTimeout(resolve, COUNTERS_SETTLE_MS));
   const after = await joulesOf(model.name);
-  const decodes = answers.map((answer) => answer.decode).filter((decode) => decode !== null);
   const numTokens = answers.length * plan.tokens;
   return {
     numTokens,
     tookS,
     texts: answers.map(({ text }) => text),
     throughput: numTokens / tookS,
-    ttft: median(answers.map((answer) => answer.ttft)),
+    ttft: medianOfMost(answers.map((answer) => answer.ttft)),
     latency: median(answers.map((answer) => answer.latency)),
-    decode: decodes.length < answers.length / 2 ? null : median(decodes),
+    decode: medianOfMost(answers.map((answer) => answer.decode)),
     joules: before === null || after === null || after <= before ? null : after - before,
   };
+}
+
+/** Return the median of the values that are known; null where most aren't. */
+function medianOfMost(values) {
+  const known = values.filter((value) => value !== null);
+  return known.length < values.length / 2 ? null : median(known);
 }
 
 /**
@@ -145,7 +152,7 @@ async function runBatch(model, plan, first, size, signal) {
     tookS: (Math.max(...answers.map(({ lastAt }) => lastAt)) - startedAt) / 1000,
     answers: answers.map(({ firstAt, lastAt, numPieces, text }) => ({
       text,
-      ttft: (firstAt - startedAt) / 1000,
+      ttft: wasReadLate(plan.tokens, numPieces) ? null : (firstAt - startedAt) / 1000,
       latency: (lastAt - startedAt) / 1000,
       decode: decodeRate(plan.tokens, numPieces, firstAt, lastAt),
     })),
