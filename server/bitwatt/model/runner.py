@@ -21,6 +21,7 @@ from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
 from bitwatt.model.sampler import (
+    LogitMasker,
     LogprobsBatch,
     Sampled,
     Sampler,
@@ -136,7 +137,8 @@ class ModelRunner:
         self._host_steps = [HostStep(*limits, stream) for _ in range(2)]
         self._device_step = None if stream is None else DeviceStep(*limits, self._device)
         drawer = model.backend if isinstance(model.backend, TokenDrawer) else None
-        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer)
+        masker = model.backend if isinstance(model.backend, LogitMasker) else None
+        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer, masker)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._masks = MaskThread()
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
@@ -433,7 +435,7 @@ class ModelRunner:
         self._take_what_came()
         self._masks.settle()
         rows: list[int] = []
-        masks: list[bytes] = []
+        masks: list[bytes | bytearray] = []
         failures: dict[int, str] = {}
         for i, constraint in step.constrained.items():
             rows.append(i)
@@ -469,8 +471,9 @@ class ModelRunner:
 
     def _advance(self, step: _Step, drawn: list[int]) -> None:
         kept = [
-            (constraint, _kept(drawn[i:], step.drafts.get(i, ())))
+            (constraint, _kept(drawn[i : i + 1 + len(drafts)], drafts))
             for i, constraint in step.constrained.items()
+            for drafts in (step.drafts.get(i, ()),)
         ]
         self._masks.ask([(constraint, tokens) for constraint, tokens in kept if tokens])
 
@@ -478,7 +481,7 @@ class ModelRunner:
 def _kept(drawn: Sequence[int], drafts: Sequence[int]) -> list[int]:
     """Return the tokens drawn up to the first that is not the draft; none that couldn't be drawn.
 
-    drawn  behind the token before the drafts, and behind each draft; what follows is passed over
+    drawn  behind the token before the drafts, and behind each draft
     """
     kept: list[int] = []
     for i in range(1 + len(drafts)):
