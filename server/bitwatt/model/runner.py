@@ -434,23 +434,20 @@ class ModelRunner:
         """
         self._take_what_came()
         self._masks.settle()
-        rows: list[int] = []
-        masks: list[bytes | bytearray] = []
-        failures: dict[int, str] = {}
-        for i, constraint in step.constrained.items():
-            rows.append(i)
-            masks.append(constraint.mask)
-            if constraint.failure is not None:
-                failures[i] = constraint.failure
-            if i not in trials:
-                continue
-            trial = trials[i]
+        rows = [*step.constrained]
+        masks = [constraint.mask for constraint in step.constrained.values()]
+        failures = {
+            i: constraint.failure
+            for i, constraint in step.constrained.items()
+            if constraint.failure is not None
+        }
+        for i, trial in trials.items():
             for j in range(len(step.drafts[i])):
                 rows.append(i + 1 + j)
                 if j < len(trial.masks):
                     masks.append(trial.masks[j])
                 else:  # a draft before it is not allowed, or nothing is behind it
-                    masks.append(constraint.grammar.no_tokens)
+                    masks.append(trial.grammar.no_tokens)
                     failures[i + 1 + j] = trial.failure or ""
         bits = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.int32).view(len(rows), -1)
         return TokenMasks(rows, upload(bits, torch.int32, self._device), failures)
@@ -470,26 +467,25 @@ class ModelRunner:
             self._advance(drawn.step, drawn.tokens.tolist())
 
     def _advance(self, step: _Step, drawn: list[int]) -> None:
-        kept = [
-            (constraint, _kept(drawn[i : i + 1 + len(drafts)], drafts))
-            for i, constraint in step.constrained.items()
-            for drafts in (step.drafts.get(i, ()),)
-        ]
-        self._masks.ask([(constraint, tokens) for constraint, tokens in kept if tokens])
+        self._masks.ask(
+            [
+                (constraint, _kept(drawn, i, step.drafts[i]) if i in step.drafts else (drawn[i],))
+                for i, constraint in step.constrained.items()
+                if drawn[i] != NO_TOKEN
+            ]
+        )
 
 
-def _kept(drawn: Sequence[int], drafts: Sequence[int]) -> list[int]:
-    """Return the tokens drawn up to the first that is not the draft; none that couldn't be drawn.
+def _kept(drawn: Sequence[int], first: int, drafts: Sequence[int]) -> list[int]:
+    """Return the tokens drawn up to the first that is not the draft, or that couldn't be drawn.
 
-    drawn  behind the token before the drafts, and behind each draft
+    drawn  from first on behind the token before the drafts, and behind each draft
     """
-    kept: list[int] = []
-    for i in range(1 + len(drafts)):
-        if drawn[i] == NO_TOKEN:
+    kept = [drawn[first]]
+    for draft, token in zip(drafts, drawn[first + 1 : first + 1 + len(drafts)], strict=True):
+        if kept[-1] != draft or token == NO_TOKEN:
             break
-        kept.append(drawn[i])
-        if i < len(drafts) and drawn[i] != drafts[i]:
-            break
+        kept.append(token)
     return kept
 
 
