@@ -57,7 +57,7 @@ class Client:
         else:
             command = [_python(self.room), str(HERE / "clients" / self.script)]
         done = subprocess.run(
-            command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, timeout=600
+            command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, timeout=1800
         )
         cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         faults = [(case["case"], case["fault"]) for case in cases]

@@ -21,7 +21,7 @@ def sweep():
     command += ["--data", "kind=synthetic_text,prompt_tokens=64,output_tokens=16"]
     command += ["--profile", "kind=sweep", "--constraint", "kind=max_requests,count=8"]
     command += ["--output", f"kind=json,path={folder / 'benchmarks.json'}", "--disable-console"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-1500:]
     benchmarks = json.loads((folder / "benchmarks.json").read_text())["benchmarks"]
     assert len(benchmarks) == SWEEP_SIZE, len(benchmarks)
