@@ -171,7 +171,7 @@ class Sampler:
         """Begin with no counts.
 
         drawer  draws in place of truncation_sampling.draw, which waits for a GPU
-        masker  masks in place of torch, in a fifteenth of its time on a CPU
+        masker  masks in place of numpy and torch, which take ten times as long on a CPU
         """
         self._drawer = drawer
         self._masker = masker
@@ -333,9 +333,15 @@ def _isolated(index: list[int], run: Callable[[list[int]], None]) -> dict[int, s
 def _mask(logits: Tensor, masks: TokenMasks) -> None:
     """Give the tokens that a row's mask lacks a logit of -inf."""
     vocab_size = logits.shape[1]
-    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
-    bits = ~masks.bits[:, :, None] >> shifts & 1  # [M, words, 32]
-    denied = bits.flatten(1)[:, :vocab_size].bool()
+    if logits.device.type == "cpu":
+        octets = ~masks.bits.numpy().view(np.uint8)  # while packed: a pass over the tokens less
+        denied = torch.from_numpy(
+            np.unpackbits(octets, axis=-1, count=vocab_size, bitorder="little").view(np.bool_)
+        )
+    else:
+        shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+        bits = ~masks.bits[:, :, None] >> shifts & 1  # [M, words, 32]
+        denied = bits.flatten(1)[:, :vocab_size].bool()
     if len(masks.rows) == len(logits):
         logits.masked_fill_(denied, -torch.inf)
     else:
