@@ -77,11 +77,11 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _DrawnTokens:
-    """Tokens that a GPU's step draws of constrained requests, and when they have come."""
+    """Tokens that a step draws of constrained requests, and when a GPU's have come."""
 
     step: _Step
     tokens: Tensor  # [R] int64, on the host
-    has_come: Event
+    has_come: Event | None
 
 
 class _Handle:
@@ -142,7 +142,7 @@ class ModelRunner:
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._masks = MaskThread()
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
-        self._drawn: _DrawnTokens | None = None  # by the step before, on a GPU
+        self._drawn: _DrawnTokens | None = None  # by the step before
         self._graphs: DecodeGraphs | None = None
         self._thread: StepThread | None = None
         if self._device_step is None:
@@ -161,7 +161,7 @@ class ModelRunner:
     def launch(self, plan: Plan) -> StepResultHandle:
         step = self._stage(plan)
         if self._thread is not None:
-            return _Handle(self._thread.submit(lambda then: self._execute(step, then)()))
+            return _Handle(self._thread.submit(lambda then: self._run(step, then)))
         assert self._stream is not None
         collect = self._execute(step)
         return _DeviceHandle(collect, self._stream.record())
@@ -323,6 +323,15 @@ class ModelRunner:
         ends = dict(zip(plan.chunks, starts[1:], strict=False))
         return [ends[chunk] - 1 for chunk in plan.embedded]
 
+    def _run(self, step: _Step, deliver: Callable[[], None]) -> StepResult:
+        """Run a CPU's step; beside its layers, deliver the one before and have its masks made."""
+
+        def before_layers() -> None:
+            self._take_what_came()
+            deliver()
+
+        return self._execute(step, before_layers)()
+
     @torch.inference_mode()
     def _execute(
         self, step: _Step, before_layers: Callable[[], None] | None = None
@@ -374,7 +383,8 @@ class ModelRunner:
         self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)
         sampled = self._fetch_sampled(sampled)
         if step.constrained:
-            self._take_drawn(step, sampled.tokens)
+            has_come = None if self._stream is None else self._stream.record()
+            self._drawn = _DrawnTokens(step, sampled.tokens, has_come)
         return lambda: _with_what_was_read(_collect(sampled, step.sampling_rows), scores, embedded)
 
     def _fields_of(self, step: _Step) -> StepFields:
@@ -452,21 +462,18 @@ class ModelRunner:
         bits = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.int32).view(len(rows), -1)
         return TokenMasks(rows, upload(bits, torch.int32, self._device), failures)
 
-    def _take_drawn(self, step: _Step, tokens: Tensor) -> None:
-        """Have the next masks computed, now or, where the tokens are on their way, later."""
-        if self._stream is None:
-            self._advance(step, tokens.tolist())
-        else:
-            self._drawn = _DrawnTokens(step, tokens, self._stream.record())
-
     def _take_what_came(self) -> None:
-        """Have the masks computed that the tokens of a GPU's step before ask for."""
-        drawn, self._drawn = self._drawn, None
-        if drawn is not None:
-            drawn.has_come.synchronize()
-            self._advance(drawn.step, drawn.tokens.tolist())
+        """Have the masks computed that follow the tokens of the step before.
 
-    def _advance(self, step: _Step, drawn: list[int]) -> None:
+        On a CPU when the layers begin: until then the masks' thread would take turns with the
+        step's for the GIL.
+        """
+        came, self._drawn = self._drawn, None
+        if came is None:
+            return
+        if came.has_come is not None:
+            came.has_come.synchronize()
+        step, drawn = came.step, came.tokens.tolist()
         self._masks.ask(
             [
                 (constraint, _kept(drawn, i, step.drafts[i]) if i in step.drafts else (drawn[i],))

@@ -81,7 +81,7 @@ class SamplingRow:
 class TokenMasks:
     """Which tokens some of the rows may draw.
 
-    rows      their indices among those drawn from
+    rows      their indices among those drawn from, in any order
     bits      [len(rows), words] int32: a bit a token, the lowest first, on the sampler's device
     failures  why a row of no bits has none, by its index, fit for the caller
     """
@@ -342,7 +342,7 @@ def _mask(logits: Tensor, masks: TokenMasks) -> None:
         shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
         bits = ~masks.bits[:, :, None] >> shifts & 1  # [M, words, 32]
         denied = bits.flatten(1)[:, :vocab_size].bool()
-    if len(masks.rows) == len(logits):
+    if masks.rows == [*range(len(logits))]:
         logits.masked_fill_(denied, -torch.inf)
     else:
         where = upload(masks.rows, torch.int64, logits.device)

@@ -276,6 +276,13 @@ def test_a_masked_row_draws_what_its_mask_allows_and_the_others_what_they_would(
         assert tokens[2] in allowed[1]
 
 
+def test_masks_of_all_rows_are_of_their_own_in_any_order() -> None:
+    masks = TokenMasks([2, 0, 1], packed([{4}, {5}, {6}]), {})
+    rows = [make_row(row, temperature=1.0) for row in range(3)]
+    sampled = Sampler(4, VOCAB_SIZE, CPU).sample(make_logits(3), rows, masks)
+    assert sampled.tokens.tolist() == [5, 6, 4]
+
+
 def test_a_backends_masks_draw_the_same_tokens_and_fail_the_same_rows() -> None:
     """Of rows with and without a mask, a mask of nothing, ties, infinities and NaN."""
     masker = choose_backend(CPU).backend
