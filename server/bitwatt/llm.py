@@ -29,6 +29,7 @@ from bitwatt.model.config import Dtype, HeadBits, KVCacheDtype, WeightsName, wei
 from bitwatt.model.folder import why_no_folder
 from bitwatt.scheduling.drafting import Speculation
 from bitwatt.serving.answers import AnswerOptions, plan_answer
+from bitwatt.serving.message_content import text_of_content
 from bitwatt.serving.planning import plan_choices, seed_of
 from bitwatt.serving.response_format import outputs_of
 from bitwatt.serving.sampling_params import GenerationConfig, SamplingParams, checked_defaults
@@ -177,7 +178,8 @@ class LLM:
         """Return one answer a conversation, in order, as the model's chat template puts them.
 
         messages              of one conversation, or of several: mappings with role and content,
-                              and calls and their results, as chat completions have them
+                              a text or text parts, and calls and their results, as chat
+                              completions have them
         tools, tool_choice, parallel_tool_calls, response_format  of all conversations, as chat
                               completions have them
         chat_template_kwargs  enable_thinking, thinking, reasoning_effort
@@ -423,15 +425,19 @@ def _template_input(conversation: Any) -> list[dict[str, Any]]:
         put = dict(message) if isinstance(message, Mapping) else {}
         if calls := put.pop("tool_calls", None):
             _check_list(f"{at}.tool_calls", calls, "a list of calls")
-            put["content"] = put.get("content") or ""
             put["tool_calls"] = [
                 _template_call(call, f"{at}.tool_calls[{number}]")
                 for number, call in enumerate(calls)
             ]
-        if not (isinstance(put.get("role"), str) and isinstance(put.get("content"), str)):
+        try:
+            content = text_of_content(put.get("content"), put.pop("refusal", None))
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"{at}: {error}", param=at) from None
+        put["content"] = "" if content is None and calls else content
+        if not isinstance(put.get("role"), str) or put["content"] is None:
             raise InvalidRequestError(
-                f"{at} is {shorten(message)}; it must be a mapping whose role and content are "
-                "strings",
+                f"{at} is {shorten(message)}; it must be a mapping whose role is a string, and "
+                "whose content is one or a list of text parts",
                 param=at,
             )
         messages.append(put)

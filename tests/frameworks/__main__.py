@@ -27,8 +27,11 @@ PYTHON = {
     "openai-2": ["openai<3"],
     "lm-eval": ["lm_eval[api]", "transformers"],
     "aiperf": ["aiperf"],
+    "guidellm": ["guidellm", "jinja2"],  # a chat template needs jinja2, and guidellm doesn't
 }
 """What each room of Python's holds."""
+BY_PIP = {"guidellm": ["torch"]}
+"""What pip installs there before: it reads PIP_EXTRA_INDEX_URL, where PyTorch's CPU builds are."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Client:
         else:
             command = [_python(self.room), str(HERE / "clients" / self.script)]
         done = subprocess.run(
-            command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, timeout=600
+            command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, timeout=1800
         )
         cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         faults = [(case["case"], case["fault"]) for case in cases]
@@ -72,6 +75,7 @@ CLIENTS = (
     Client("llm", "llm_.py"),
     Client("lm_eval", "lm_eval_.py", "lm-eval"),
     Client("aiperf", "aiperf_.py", "aiperf"),
+    Client("guidellm", "guidellm_.py", "guidellm"),
     Client("openai", "openai_node.mjs", "node"),
     Client("ai", "ai_sdk.mjs", "node"),
 )
@@ -86,7 +90,8 @@ def install(rooms: set[str]) -> None:
     for room, wanted in PYTHON.items():
         if room in rooms and not Path(_python(room)).exists():
             subprocess.check_call([sys.executable, "-m", "venv", str(ROOMS / room)])
-            subprocess.check_call([_python(room), "-m", "pip", "install", "-q", "uv"])
+            first = ["uv", *BY_PIP.get(room, ())]
+            subprocess.check_call([_python(room), "-m", "pip", "install", "-q", *first])
             uv = str(ROOMS / room / "bin" / "uv")
             subprocess.check_call([uv, "pip", "install", "-q", "-p", _python(room), *wanted])
     node = ROOMS / "node"

@@ -612,6 +612,29 @@ def test_tools_and_formats_that_are_wrong_are_named(llm, asked, param):
     assert raised.value.param == param
 
 
+def test_text_parts_of_a_message_are_its_lines_as_in_chat_completions(llm):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    [of_parts] = llm.chat([{"role": "user", "content": parts}], GREEDY)
+    [of_text] = llm.chat([{"role": "user", "content": "a\nb"}], GREEDY)
+    asked = served(llm, "/v1/chat/completions", messages=[{"role": "user", "content": parts}])
+    assert of_parts.prompt_token_ids == of_text.prompt_token_ids
+    assert asked["usage"]["prompt_tokens"] == len(of_parts.prompt_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"type": "image_url", "image_url": {"url": "a"}}, "of type 'image_url' are not supported"),
+        ({"type": "text"}, "of type text has a string text"),
+        ("a", "of type None are not supported"),
+    ],
+)
+def test_a_part_that_is_no_text_is_named(llm, part, said):
+    with pytest.raises(InvalidRequestError, match=said) as raised:
+        llm.chat([*MESSAGES, {"role": "user", "content": [part]}])
+    assert raised.value.param == "messages[1]"
+
+
 @pytest.mark.parametrize("call", [None, {}, {"id": "a", "function": {"name": "f"}}])
 def test_an_earlier_call_that_is_none_is_named(llm, call):
     with pytest.raises(InvalidRequestError) as raised:

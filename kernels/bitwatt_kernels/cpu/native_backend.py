@@ -35,7 +35,7 @@ from bitwatt_kernels.cpu.prepared import PreparedDense, PreparedInt8Head, Prepar
 from bitwatt_kernels.cpu.row_blocks import RowBlocks
 from bitwatt_kernels.cpu.threads import count_threads
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
-from bitwatt_kernels.errors import BackendError, ShapeError
+from bitwatt_kernels.errors import BackendError, DtypeError, ShapeError
 from bitwatt_kernels.kv_blocks import head_dim_of
 from bitwatt_kernels.layer import LayersByOperations, has_normed_parts, ternary_head
 from bitwatt_kernels.packing import TernaryWeight
@@ -380,6 +380,39 @@ class NativeBackend(LayersByOperations):
         logits = torch.empty(x.codes.shape[0], weight.vocab_size)
         self._linear(x, 8, weight.blocks, weight.scales, None, None, logits, weight.columns)
         return logits
+
+    def mask_logits(self, logits: Tensor, rows: Sequence[int], bits: Tensor) -> None:
+        """Give the tokens that a row's mask lacks a logit of -inf, in place.
+
+        logits  [.., vocab_size] float32
+        rows    M of logits' rows, each once
+        bits    [M, words] int32: a bit a token, the lowest first, for vocab_size at least
+        """
+        _require_contiguous(logits, bits)
+        if (logits.dtype, bits.dtype) != (torch.float32, torch.int32):
+            raise DtypeError(
+                f"logits are {logits.dtype} and masks {bits.dtype}; expected float32 and int32"
+            )
+        num_rows, vocab_size = logits.shape
+        if bits.shape[0] != len(rows) or 32 * bits.shape[1] < vocab_size:
+            raise ShapeError(
+                f"masks are {list(bits.shape)} words of 32 bits for {len(rows)} rows "
+                f"of {vocab_size} tokens"
+            )
+        if rows and not 0 <= min(rows) <= max(rows) < num_rows:
+            raise ShapeError(f"a mask is of one of the rows {rows}; the logits have {num_rows}")
+        where = torch.tensor(rows, dtype=torch.int64)
+        check(
+            self._library.bw_mask(
+                self._context,
+                logits.data_ptr(),
+                where.data_ptr(),
+                bits.data_ptr(),
+                len(rows),
+                vocab_size,
+                bits.shape[1],
+            )
+        )
 
     def measure_read_bandwidth(self, num_bytes: int = 1 << 28, *, num_passes: int = 8) -> float:
         """Return the bytes a second this backend's threads read from memory, best of the passes.

@@ -21,6 +21,7 @@ from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
 from bitwatt.model.sampler import (
+    LogitMasker,
     LogprobsBatch,
     Sampled,
     Sampler,
@@ -76,11 +77,11 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _DrawnTokens:
-    """Tokens that a GPU's step draws of constrained requests, and when they have come."""
+    """Tokens that a step draws of constrained requests, and when a GPU's have come."""
 
     step: _Step
     tokens: Tensor  # [R] int64, on the host
-    has_come: Event
+    has_come: Event | None
 
 
 class _Handle:
@@ -136,11 +137,12 @@ class ModelRunner:
         self._host_steps = [HostStep(*limits, stream) for _ in range(2)]
         self._device_step = None if stream is None else DeviceStep(*limits, self._device)
         drawer = model.backend if isinstance(model.backend, TokenDrawer) else None
-        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer)
+        masker = model.backend if isinstance(model.backend, LogitMasker) else None
+        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer, masker)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._masks = MaskThread()
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
-        self._drawn: _DrawnTokens | None = None  # by the step before, on a GPU
+        self._drawn: _DrawnTokens | None = None  # by the step before
         self._graphs: DecodeGraphs | None = None
         self._thread: StepThread | None = None
         if self._device_step is None:
@@ -159,7 +161,7 @@ class ModelRunner:
     def launch(self, plan: Plan) -> StepResultHandle:
         step = self._stage(plan)
         if self._thread is not None:
-            return _Handle(self._thread.submit(lambda then: self._execute(step, then)()))
+            return _Handle(self._thread.submit(lambda then: self._run(step, then)))
         assert self._stream is not None
         collect = self._execute(step)
         return _DeviceHandle(collect, self._stream.record())
@@ -321,6 +323,15 @@ class ModelRunner:
         ends = dict(zip(plan.chunks, starts[1:], strict=False))
         return [ends[chunk] - 1 for chunk in plan.embedded]
 
+    def _run(self, step: _Step, deliver: Callable[[], None]) -> StepResult:
+        """Run a CPU's step; beside its layers, deliver the one before and have its masks made."""
+
+        def before_layers() -> None:
+            self._take_what_came()
+            deliver()
+
+        return self._execute(step, before_layers)()
+
     @torch.inference_mode()
     def _execute(
         self, step: _Step, before_layers: Callable[[], None] | None = None
@@ -372,7 +383,8 @@ class ModelRunner:
         self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)
         sampled = self._fetch_sampled(sampled)
         if step.constrained:
-            self._take_drawn(step, sampled.tokens)
+            has_come = None if self._stream is None else self._stream.record()
+            self._drawn = _DrawnTokens(step, sampled.tokens, has_come)
         return lambda: _with_what_was_read(_collect(sampled, step.sampling_rows), scores, embedded)
 
     def _fields_of(self, step: _Step) -> StepFields:
@@ -432,61 +444,55 @@ class ModelRunner:
         """
         self._take_what_came()
         self._masks.settle()
-        rows: list[int] = []
-        masks: list[bytes] = []
-        failures: dict[int, str] = {}
-        for i, constraint in step.constrained.items():
-            rows.append(i)
-            masks.append(constraint.mask)
-            if constraint.failure is not None:
-                failures[i] = constraint.failure
-            if i not in trials:
-                continue
-            trial = trials[i]
+        rows = [*step.constrained]
+        masks = [constraint.mask for constraint in step.constrained.values()]
+        failures = {
+            i: constraint.failure
+            for i, constraint in step.constrained.items()
+            if constraint.failure is not None
+        }
+        for i, trial in trials.items():
             for j in range(len(step.drafts[i])):
                 rows.append(i + 1 + j)
                 if j < len(trial.masks):
                     masks.append(trial.masks[j])
                 else:  # a draft before it is not allowed, or nothing is behind it
-                    masks.append(constraint.grammar.no_tokens)
+                    masks.append(trial.grammar.no_tokens)
                     failures[i + 1 + j] = trial.failure or ""
         bits = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.int32).view(len(rows), -1)
         return TokenMasks(rows, upload(bits, torch.int32, self._device), failures)
 
-    def _take_drawn(self, step: _Step, tokens: Tensor) -> None:
-        """Have the next masks computed, now or, where the tokens are on their way, later."""
-        if self._stream is None:
-            self._advance(step, tokens.tolist())
-        else:
-            self._drawn = _DrawnTokens(step, tokens, self._stream.record())
-
     def _take_what_came(self) -> None:
-        """Have the masks computed that the tokens of a GPU's step before ask for."""
-        drawn, self._drawn = self._drawn, None
-        if drawn is not None:
-            drawn.has_come.synchronize()
-            self._advance(drawn.step, drawn.tokens.tolist())
+        """Have the masks computed that follow the tokens of the step before.
 
-    def _advance(self, step: _Step, drawn: list[int]) -> None:
-        kept = [
-            (constraint, _kept(drawn[i:], step.drafts.get(i, ())))
-            for i, constraint in step.constrained.items()
-        ]
-        self._masks.ask([(constraint, tokens) for constraint, tokens in kept if tokens])
+        On a CPU when the layers begin: until then the masks' thread would take turns with the
+        step's for the GIL.
+        """
+        came, self._drawn = self._drawn, None
+        if came is None:
+            return
+        if came.has_come is not None:
+            came.has_come.synchronize()
+        step, drawn = came.step, came.tokens.tolist()
+        self._masks.ask(
+            [
+                (constraint, _kept(drawn, i, step.drafts[i]) if i in step.drafts else (drawn[i],))
+                for i, constraint in step.constrained.items()
+                if drawn[i] != NO_TOKEN
+            ]
+        )
 
 
-def _kept(drawn: Sequence[int], drafts: Sequence[int]) -> list[int]:
-    """Return the tokens drawn up to the first that is not the draft; none that couldn't be drawn.
+def _kept(drawn: Sequence[int], first: int, drafts: Sequence[int]) -> list[int]:
+    """Return the tokens drawn up to the first that is not the draft, or that couldn't be drawn.
 
-    drawn  behind the token before the drafts, and behind each draft; what follows is passed over
+    drawn  from first on behind the token before the drafts, and behind each draft
     """
-    kept: list[int] = []
-    for i in range(1 + len(drafts)):
-        if drawn[i] == NO_TOKEN:
+    kept = [drawn[first]]
+    for draft, token in zip(drafts, drawn[first + 1 : first + 1 + len(drafts)], strict=True):
+        if kept[-1] != draft or token == NO_TOKEN:
             break
-        kept.append(drawn[i])
-        if i < len(drafts) and drawn[i] != drafts[i]:
-            break
+        kept.append(token)
     return kept
 
 

@@ -22,6 +22,7 @@ from bitwatt.scheduling.request import ResolvedSampling
 
 __all__ = [
     "LEAST_LOGPROB",
+    "LogitMasker",
     "LogprobsBatch",
     "Sampled",
     "Sampler",
@@ -80,7 +81,7 @@ class SamplingRow:
 class TokenMasks:
     """Which tokens some of the rows may draw.
 
-    rows      their indices among those drawn from
+    rows      their indices among those drawn from, in any order
     bits      [len(rows), words] int32: a bit a token, the lowest first, on the sampler's device
     failures  why a row of no bits has none, by its index, fit for the caller
     """
@@ -139,6 +140,20 @@ class TokenDrawer(Protocol):
         ...
 
 
+@runtime_checkable
+class LogitMasker(Protocol):
+    """A backend that masks by a kernel of its own."""
+
+    def mask_logits(self, logits: Tensor, rows: Sequence[int], bits: Tensor) -> None:
+        """Give the tokens that a row's mask lacks a logit of -inf, in place.
+
+        logits  [.., vocab_size] float32
+        rows    M of logits' rows, each once
+        bits    [M, words] int32: a bit a token, the lowest first, for vocab_size at least
+        """
+        ...
+
+
 class Sampler:
     """Keeps the token counts that penalties need, one row a running request.
 
@@ -151,9 +166,15 @@ class Sampler:
         vocab_size: int,
         device: torch.device,
         drawer: TokenDrawer | None = None,
+        masker: LogitMasker | None = None,
     ) -> None:
-        """drawer  draws in place of truncation_sampling.draw, which waits for a GPU"""
+        """Begin with no counts.
+
+        drawer  draws in place of truncation_sampling.draw, which waits for a GPU
+        masker  masks in place of numpy and torch, which take ten times as long on a CPU
+        """
         self._drawer = drawer
+        self._masker = masker
         self._max_num_seqs = max_num_seqs
         self._vocab_size = vocab_size
         self._device = device
@@ -185,7 +206,10 @@ class Sampler:
         logits  [R, vocab_size] float32; may be overwritten
         """
         if masks is not None:
-            _mask(logits, masks)
+            if self._masker is None:
+                _mask(logits, masks)
+            else:
+                self._masker.mask_logits(logits, masks.rows, masks.bits)
         num_logprobs = max(
             (r.sampling.logprobs for r in rows if r.sampling.logprobs is not None), default=None
         )
@@ -318,7 +342,7 @@ def _mask(logits: Tensor, masks: TokenMasks) -> None:
         shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
         bits = ~masks.bits[:, :, None] >> shifts & 1  # [M, words, 32]
         denied = bits.flatten(1)[:, :vocab_size].bool()
-    if len(masks.rows) == len(logits):
+    if masks.rows == [*range(len(logits))]:
         logits.masked_fill_(denied, -torch.inf)
     else:
         where = upload(masks.rows, torch.int64, logits.device)

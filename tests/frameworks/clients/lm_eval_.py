@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's `local-completions`: choices, perplexity and generation, offline.
+"""lm-evaluation-harness offline: choices, perplexity and generation, by completions and by chat.
 
 Its tasks are of texts here. Token ids come from the model's folder, by transformers, and in one
 case from the server's own /tokenizer_info and /tokenize. Perplexity is held to `bitwatt eval`'s.
@@ -48,25 +48,30 @@ def task(name, kind, rows, *, text, target, metrics, more=""):
 
 
 def harness(name, **options):
-    """Return the task's results."""
+    """Return the task's results by completions."""
+    return results(name, "local-completions", "/v1/completions", "--batch_size", "8", **options)
+
+
+def results(name, model, path, *flags, **options):
+    """Return the task's results by a model of the harness's, whose route is the path."""
     told = {
-        "base_url": f"{REAL}/v1/completions",
+        "base_url": REAL + path,
         "model": "builtin",
         "num_concurrent": 4,
         **options,
     }
     output = Path(tempfile.mkdtemp(dir=FOLDER))
     given = ",".join(f"{key}={value}" for key, value in told.items())
-    command = ["-m", "lm_eval", "run", "--model", "local-completions", "--tasks", name]
+    command = ["-m", "lm_eval", "run", "--model", model, "--tasks", name, *flags]
     command += ["--include_path", str(FOLDER), "--output_path", str(output)]
-    command += ["--batch_size", "8", "--model_args", given]
+    command += ["--model_args", given]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(FOLDER / "hub")}
     done = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-1500:]
-    [path] = output.rglob("results_*.json")
-    return json.loads(path.read_text())["results"][name]
+    [found] = output.rglob("results_*.json")
+    return json.loads(found.read_text())["results"][name]
 
 
 QUESTIONS = [
@@ -125,33 +130,46 @@ def rolling():
     assert math.isclose(math.exp(nats), ours["perplexity"], rel_tol=RELATIVE_TOLERANCE)
 
 
-def continued(prompt):
-    """Return the line that the server goes on with; the harness puts no token before a prompt."""
-    body = {"model": "builtin", "prompt": prompt, "stop": ["\n"], "max_tokens": 24}
-    body |= {"temperature": 0, "add_special_tokens": False}
+def line(path, **asked):
+    """Return the first choice of the line that the server answers with."""
+    body = {"model": "builtin", "stop": ["\n"], "max_tokens": 24, "temperature": 0, **asked}
     request = urllib.request.Request(
-        f"{REAL}/v1/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
+        REAL + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)["choices"][0]["text"]
+        return json.load(answer)["choices"][0]
 
 
-def generate_until():
-    prompts = [f"def {name}(" for name in ("main", "read", "write")]
-    rows = [{"question": prompt, "answer": continued(prompt)} for prompt in prompts]
+def generation(name, questions, answers):
+    """Make a task whose answers are the server's own."""
     task(
-        "generation",
+        name,
         "generate_until",
-        rows,
+        [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)],
         text="{{question}}",
         target="answer",
         metrics=["exact_match"],
         more='generation_kwargs: {until: ["\\n"], max_gen_toks: 24, temperature: 0.0}',
     )
+
+
+def generate_until():
+    prompts = [f"def {name}(" for name in ("main", "read", "write")]
+    # The harness puts no token before a prompt.
+    told = {"add_special_tokens": False}
+    lines = [line("/v1/completions", prompt=prompt, **told)["text"] for prompt in prompts]
+    generation("generation", prompts, lines)
     assert harness("generation", **OF_FOLDER)["exact_match,none"] == 1
 
 
+def chat():
+    path, questions = "/v1/chat/completions", [question for question, _ in QUESTIONS]
+    turns = [[{"role": "user", "content": question}] for question in questions]
+    lines = [line(path, messages=messages)["message"]["content"] for messages in turns]
+    generation("conversation", questions, lines)
+    found = results("conversation", "local-chat-completions", path, "--apply_chat_template")
+    assert found["exact_match,none"] == 1
+
+
 if __name__ == "__main__":
-    run(loglikelihood, loglikelihood_by_the_servers_tokenizer, rolling, generate_until)
+    run(loglikelihood, loglikelihood_by_the_servers_tokenizer, rolling, generate_until, chat)

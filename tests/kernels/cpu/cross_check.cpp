@@ -28,6 +28,7 @@ int bw_rope_and_cache(void*, const void*, int, const float*, int64_t, void*, int
                       int, int, int);
 int bw_dense_linear(void*, const void*, int, const void*, int, const void*, const void*, void*, int,
                     int, int, int);
+int bw_mask(void*, float*, const int64_t*, const uint32_t*, int, int, int);
 }
 
 namespace {
@@ -180,6 +181,17 @@ Results check(const std::string& name) {
                 exact[t * V + v] = static_cast<float>(sum) / x_scales[t];
             }
         expect_equal(logits, exact, "int8_head");
+
+        const int num_words = (V + 31) / 32;
+        const std::vector<int64_t> masked{T - 1, 0};
+        std::vector<uint32_t> masks(2 * num_words);
+        for (uint32_t& word : masks) word = next() | next() << 16;
+        for (int m = 0; m < 2; ++m)
+            for (int v = 0; v < V; ++v)
+                if (!(masks[m * num_words + v / 32] >> v % 32 & 1))
+                    exact[masked[m] * V + v] = -INFINITY;
+        bw_mask(context, logits.data(), masked.data(), masks.data(), 2, V, num_words);
+        expect_equal(logits, exact, "mask");
     }
 
     const int H = 6, G = 2, D = 48, tokens = 70, blocks = 5;

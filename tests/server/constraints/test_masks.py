@@ -83,8 +83,10 @@ def test_a_token_that_the_grammar_lacks_fails_its_request_alone(masks):
 
 
 class Slow(Constraint):
+    spent_s = 0.3  # of processor time
+
     def advance(self, token_ids):
-        end = time.thread_time() + 0.3
+        end = time.thread_time() + self.spent_s
         while time.thread_time() < end:
             pass
         return super().advance(token_ids)
@@ -100,6 +102,16 @@ def test_a_mask_that_takes_too_long_fails_its_grammar_alone(masks):
     assert allowed(fine.mask) == {A}
     time.sleep(0.5)  # what the thread that was left finds is nobody's
     assert not allowed(slow.mask)
+
+
+def test_the_limit_is_of_each_mask_and_not_of_all_that_a_request_took(masks):
+    slow = Slow(make_grammar(regex="a*"), [EOS])
+    slow.spent_s = 0.03
+    for _ in range(4):
+        masks.ask([(slow, [A])])
+        masks.settle()
+    assert slow.failure is None
+    assert allowed(slow.mask) == {A, EOS}
 
 
 def test_nothing_asked_is_nothing_to_wait_for(masks):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from bitwatt.model.sampler import (
     LEAST_LOGPROB,
+    LogitMasker,
     Sampler,
     SamplingRow,
     TokenMasks,
@@ -11,6 +12,7 @@ from bitwatt.model.sampler import (
 )
 from bitwatt.model.truncation_sampling import draw
 from bitwatt.scheduling.request import ResolvedSampling
+from bitwatt_kernels.registry import choose_backend
 
 from tests.extent import TEST_ALL
 
@@ -272,6 +274,41 @@ def test_a_masked_row_draws_what_its_mask_allows_and_the_others_what_they_would(
         assert tokens[0] in allowed[0]
         assert tokens[1] == free.sample(logits.clone(), rows).tokens[1]
         assert tokens[2] in allowed[1]
+
+
+def test_masks_of_all_rows_are_of_their_own_in_any_order() -> None:
+    masks = TokenMasks([2, 0, 1], packed([{4}, {5}, {6}]), {})
+    rows = [make_row(row, temperature=1.0) for row in range(3)]
+    sampled = Sampler(4, VOCAB_SIZE, CPU).sample(make_logits(3), rows, masks)
+    assert sampled.tokens.tolist() == [5, 6, 4]
+
+
+def test_a_backends_masks_draw_the_same_tokens_and_fail_the_same_rows() -> None:
+    """Of rows with and without a mask, a mask of nothing, ties, infinities and NaN."""
+    masker = choose_backend(CPU).backend
+    if not isinstance(masker, LogitMasker):
+        pytest.skip("the native kernels are not built")
+    generator = torch.Generator().manual_seed(3)
+    kinds = [{"temperature": 0.0, "logprobs": 2}, {}, {"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.1}]
+    rows = [make_row(row, 4, 1, seed=row, **kinds[row % 5]) for row in range(20)]
+    for _ in range(20):
+        logits = torch.randn(20, VOCAB_SIZE, generator=generator).mul(2).round()
+        for value in (torch.nan, torch.inf, -torch.inf):
+            logits[torch.rand(20, VOCAB_SIZE, generator=generator) < 0.02] = value
+        masked = torch.randperm(20, generator=generator)[:12].tolist()
+        bits = torch.randint(-(2**31), 2**31, (12, 2), generator=generator).int()
+        bits[0] = 0
+        masks = TokenMasks(masked, bits, {masked[0]: "nothing is left"})
+        ours, theirs = (
+            Sampler(20, VOCAB_SIZE, CPU, masker=one).sample(logits.clone(), rows, masks)
+            for one in (masker, None)
+        )
+        assert ours.tokens.tolist() == theirs.tokens.tolist()
+        assert ours.failures == theirs.failures
+        assert ours.logprobs is not None
+        assert theirs.logprobs is not None
+        found, expected = ours.logprobs.sampled, theirs.logprobs.sampled
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_mask_of_no_tokens_fails_its_row_alone_and_says_why() -> None:

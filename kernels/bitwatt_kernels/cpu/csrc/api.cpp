@@ -198,3 +198,12 @@ BW_API int bw_dense_linear(Context* context, const void* x, int dtype, const voi
         .run(*context);
     return kOk;
 }
+
+// bits [M, num_words]: one for each of N tokens at least, for the rows [M] of logits
+BW_API int bw_mask(Context* context, float* logits, const int64_t* rows, const uint32_t* bits, int M,
+                   int N, int num_words) {
+    const MaskCall c{logits, rows, bits, M, N, num_words};
+    const auto mask = [&](int first, int last) { context->kernels->mask(c, first, last); };
+    ranges(*context, M, N * sizeof(float) / kBytesPerNanosecond, mask).run(*context);
+    return kOk;
+}

@@ -154,6 +154,14 @@ struct DenseCall {
     int T, N, columns;  // columns: K, padded to a multiple of P
 };
 
+// -inf to the logits of the tokens whose bit a row's mask lacks
+struct MaskCall {
+    float* logits;         // [.., N]
+    const int64_t* rows;   // [M], of logits, each once
+    const uint32_t* bits;  // [M, num_words], a bit a token, the lowest first
+    int M, N, num_words;
+};
+
 struct Kernels {
     const char* name;
     bool (*prepare)();  // once a process before the first kernel; false: not permitted here
@@ -169,6 +177,7 @@ struct Kernels {
     void (*widen)(const void* in, int dtype, int n, float* out);
     void (*dense)(const DenseCall&, int first_block, int last_block);
     bool (*dense_takes)(int dtype, int weight_dtype);
+    void (*mask)(const MaskCall&, int first_row, int last_row);
 };
 
 // At least num_floats floats, 64-byte aligned, this thread's own until it next asks for this use.

@@ -4,6 +4,7 @@
 #include "coded_linear.h"
 #include "dense.h"
 #include "elementwise.h"
+#include "masking.h"
 #include "ternary_rows.h"
 
 namespace bitwatt {
@@ -33,6 +34,7 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BITWATT_ISA::widen_row,
     BITWATT_ISA::dense,
     BITWATT_ISA::dense_takes,
+    BITWATT_ISA::mask,
 };
 
 }  // namespace bitwatt

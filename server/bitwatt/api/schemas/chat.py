@@ -29,8 +29,9 @@ from bitwatt.api.schemas.tools import (
     Tools,
     unknown_in_tools,
 )
-from bitwatt.errors import InvalidRequestError, shorten
+from bitwatt.errors import InvalidRequestError
 from bitwatt.serving.answers import ToolUse
+from bitwatt.serving.message_content import text_of_content
 from bitwatt.serving.sampling_params import BOUNDS, SamplingParams, check_max_tokens
 from bitwatt.serving.tools import template_tools, tool_use_of
 from bitwatt.text.chat_template import EFFORT, SWITCHES, checked_kwargs, effort_kwargs
@@ -42,25 +43,6 @@ __all__ = [
 ]
 
 MAX_MESSAGES = 1024
-
-
-_PARTS = ("text", "refusal")
-"""The types of content parts, each of which has its text in a field of the same name."""
-
-
-def _read_part(part: Any, unknown: list[str]) -> str:
-    """Return the part's text, and put the names of its unknown fields into the list."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in _PARTS:
-        raise refuse(
-            f"content parts of type {shorten(kind)} are not supported; only text is", "content"
-        )
-    text = part.get(kind)
-    if not isinstance(text, str):
-        raise refuse(f"a content part of type {kind} has a string {kind}", "content")
-    unknown += [f"content[].{name}" for name in part if name not in CONTENT_PART]
-    return text
-
 
 Content = Annotated[
     str,
@@ -147,19 +129,19 @@ class Message(Body):
         """Make one text of content: parts are lines of it, and so is a refusal."""
         if not isinstance(data, dict):
             return data
-        content, refusal = data.get("content"), data.get("refusal")
-        unknown: list[str] = []
-        if isinstance(content, list):
-            content = "\n".join([_read_part(part, unknown) for part in content])
-        elif content is not None and not isinstance(content, str):
-            raise refuse("content must be a string or a list of text parts", "content")
-        if isinstance(refusal, str) and refusal:
-            content = f"{content}\n{refusal}" if content else refusal
+        given = data.get("content")
+        try:
+            content = text_of_content(given, data.get("refusal"))
+        except InvalidRequestError as error:
+            raise refuse(str(error), "content") from None
         if content is None and data.get("tool_calls"):
             content = ""
-        if content is data.get("content"):
+        if content is given:
             return data
-        return {**data, "content": content, **dict.fromkeys(unknown)}
+        parts = given if isinstance(given, list) else []
+        unknown = [f"content[].{name}" for part in parts for name in part]
+        known = [f"content[].{name}" for name in CONTENT_PART]
+        return {**data, "content": content, **dict.fromkeys(n for n in unknown if n not in known)}
 
     @model_validator(mode="after")
     def _calls_and_results_are_whose_they_are(self) -> "Message":

@@ -38,8 +38,10 @@ from bitwatt.text.tokenizer_files import SAMPLING_NAMES
 __all__ = [
     "Body",
     "Bounded",
+    "CacheSalt",
     "GenerationBody",
     "ModelName",
+    "Priority",
     "PromptLogprob",
     "SamplingBody",
     "StopStrings",
@@ -187,6 +189,18 @@ LogitBias = Annotated[
 ]
 
 
+Priority = Annotated[
+    Annotated[int, Bounded("priority")] | None,
+    Field(
+        description="Lower runs sooner. As vLLM's; other than 0 where `--allow-priority` is set."
+    ),
+]
+CacheSalt = Annotated[
+    Annotated[str, Field(max_length=MAX_CACHE_SALT_CHARS)] | None,
+    Field(description="Shares the prefix cache among requests of the same salt alone. As in vLLM."),
+]
+
+
 class StreamOptions(Body):
     """How a stream is sent."""
 
@@ -260,15 +274,8 @@ class SamplingBody(Body):
     ignore_eos: bool | None = Field(
         None, description="Goes on past the model's own end-of-sequence tokens. As in vLLM."
     )
-    priority: Annotated[int, Bounded("priority")] | None = Field(
-        None,
-        description="Lower runs sooner. As vLLM's; other than 0 where `--allow-priority` is set.",
-    )
-    cache_salt: str | None = Field(
-        None,
-        max_length=MAX_CACHE_SALT_CHARS,
-        description="Shares the prefix cache among requests of the same salt alone. As in vLLM.",
-    )
+    priority: Priority = None
+    cache_salt: CacheSalt = None
     structured_outputs: StructuredOutputs | None = Field(
         None,
         description="What the answer must be, in vLLM's way: one of `json`, `regex`, `choice`, "

@@ -5,10 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from bitwatt.api.schemas.common import Body, Bounded, ModelName, whole
+from bitwatt.api.schemas.common import Body, CacheSalt, ModelName, Priority, whole
 from bitwatt.api.schemas.parameters import EMBEDDINGS
 from bitwatt.api.schemas.prompts import PromptList
-from bitwatt.serving.sampling_params import MAX_CACHE_SALT_CHARS
 from bitwatt.serving.usage import EmbeddingUsage
 
 __all__ = ["Embedding", "EmbeddingBody", "EmbeddingList"]
@@ -44,15 +43,8 @@ class EmbeddingBody(Body):
         None,
         description="Adds what the tokenizer puts around a text, unless false. As in vLLM.",
     )
-    priority: Annotated[int, Bounded("priority")] | None = Field(
-        None,
-        description="Lower runs sooner. As vLLM's; other than 0 where `--allow-priority` is set.",
-    )
-    cache_salt: str | None = Field(
-        None,
-        max_length=MAX_CACHE_SALT_CHARS,
-        description="Shares the prefix cache among requests of the same salt alone. As in vLLM.",
-    )
+    priority: Priority = None
+    cache_salt: CacheSalt = None
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):

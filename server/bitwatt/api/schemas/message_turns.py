@@ -6,6 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
+from bitwatt.api.schemas.as_chat import (
+    ID_SCHEMA,
+    check_tool_fields,
+    function_call,
+    function_tool,
+    short_text,
+    tagged,
+)
 from bitwatt.api.schemas.chat import MAX_MESSAGES
 from bitwatt.api.schemas.parameters import MESSAGES_TOOL, refuse
 from bitwatt.api.schemas.tools import MAX_CALLS, MAX_TOOLS
@@ -24,7 +32,6 @@ __all__ = [
     "text_of",
 ]
 
-_MAX_NAME_CHARS = 256
 _BLOCK_FIELDS = {
     "text": frozenset({"type", "text", "cache_control", "citations"}),
     "thinking": frozenset({"type", "thinking", "signature"}),
@@ -40,15 +47,6 @@ _BLOCKS_OF = {
 _CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "tool"}
 
 _STRING = {"type": "string"}
-_ID = {"type": "string", "minLength": 1, "maxLength": _MAX_NAME_CHARS}
-
-
-def _block(kind: str, required: Mapping[str, Any], **optional: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {"type": {"const": kind}, **required, **optional},
-        "required": ["type", *required],
-    }
 
 
 def _string_or(*blocks: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,10 +61,10 @@ def _turn(role: str, content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_TEXT = _block("text", {"text": _STRING})
-_TOOL_USE = _block("tool_use", {"id": _ID, "name": _ID, "input": {"type": "object"}})
-_TOOL_RESULT = _block("tool_result", {"tool_use_id": _ID}, content=_string_or(_TEXT))
-_THINKING = _block("thinking", {"thinking": _STRING}, signature={"type": ["string", "null"]})
+_TEXT = tagged("text", {"text": _STRING})
+_TOOL_USE = tagged("tool_use", {"id": ID_SCHEMA, "name": ID_SCHEMA, "input": {"type": "object"}})
+_TOOL_RESULT = tagged("tool_result", {"tool_use_id": ID_SCHEMA}, content=_string_or(_TEXT))
+_THINKING = tagged("thinking", {"thinking": _STRING}, signature={"type": ["string", "null"]})
 Turns = Annotated[
     list[dict[str, Any]],  # chat_messages makes them
     WithJsonSchema(
@@ -110,10 +108,10 @@ MessagesToolChoice = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                _block("auto", {}, disable_parallel_tool_use=_IS_ALONE),
-                _block("any", {}, disable_parallel_tool_use=_IS_ALONE),
-                _block("tool", {"name": _STRING}, disable_parallel_tool_use=_IS_ALONE),
-                _block("none", {}),
+                tagged("auto", {}, disable_parallel_tool_use=_IS_ALONE),
+                tagged("any", {}, disable_parallel_tool_use=_IS_ALONE),
+                tagged("tool", {"name": _STRING}, disable_parallel_tool_use=_IS_ALONE),
+                tagged("none", {}),
             ]
         }
     ),
@@ -169,11 +167,7 @@ def check_tools(tools: Any, choice: Any, unknown: list[str]) -> None:
                 "schema, an object",
                 f"{at}.input_schema",
             )
-        for name, value in tool.items():
-            if name not in MESSAGES_TOOL:
-                unknown.append(f"tools[].{name}")
-            elif not MESSAGES_TOOL[name].works:
-                MESSAGES_TOOL[name].check(f"{at}.{name}", value, tool)
+        check_tool_fields(tool, at, MESSAGES_TOOL, unknown)
     if not isinstance(choice, dict):
         return
     kind, is_alone = choice.get("type"), choice.get("disable_parallel_tool_use")
@@ -197,8 +191,7 @@ def check_tools(tools: Any, choice: Any, unknown: list[str]) -> None:
 
 def chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tool as chat has it."""
-    function = {name: tool[name] for name in ("name", "description", "strict") if name in tool}
-    return {"type": "function", "function": function | {"parameters": tool["input_schema"]}}
+    return function_tool(tool, parameters=tool["input_schema"])
 
 
 def chat_tool_choice(choice: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -268,16 +261,9 @@ def _call(block: Mapping[str, Any], at: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise refuse(f"{at}: input of tool_use is {shorten(given)}; it must be an object", at)
     arguments = json.dumps(given, ensure_ascii=False)
-    function = {"name": _short_text(block, "name", at), "arguments": arguments}
-    return {"id": _short_text(block, "id", at), "type": "function", "function": function}
+    name = _short_text(block, "name", at)
+    return function_call(_short_text(block, "id", at), name, arguments)
 
 
 def _short_text(block: Mapping[str, Any], name: str, at: str) -> str:
-    value = block.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME_CHARS:
-        raise refuse(
-            f"{at}: {name} of {block['type']} is {shorten(value)}; it must be a string of 1 to "
-            f"{_MAX_NAME_CHARS} characters",
-            at,
-        )
-    return value
+    return short_text(block.get(name), f"{at}: {name} of {block['type']}", at)

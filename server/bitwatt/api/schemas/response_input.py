@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
+from bitwatt.api.schemas.as_chat import ID_SCHEMA, function_call, short_text, tagged
 from bitwatt.api.schemas.chat import MAX_MESSAGES
 from bitwatt.api.schemas.parameters import refuse
 from bitwatt.api.schemas.response_tools import qualified
@@ -30,7 +31,6 @@ _PARTS = {
 """Where each type of content part has its text."""
 
 _REFERENCE = "item_reference"
-_MAX_NAME_CHARS = 256
 _PART_FIELDS = frozenset(
     {"type", "text", "refusal", "annotations", "logprobs", "prompt_cache_breakpoint"}
 )
@@ -44,17 +44,6 @@ _ITEM_FIELDS = {
 }
 
 _STRING = {"type": "string"}
-_CALL_ID = {"type": "string", "minLength": 1, "maxLength": _MAX_NAME_CHARS}
-
-
-def _item(kind: str, required: Mapping[str, Any], **optional: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {"type": {"const": kind}, **required, **optional},
-        "required": ["type", *required],
-    }
-
-
 _TEXT_OR_PARTS = {
     "anyOf": [
         _STRING,
@@ -68,14 +57,14 @@ _TEXT_OR_PARTS = {
         },
     ]
 }
-_MESSAGE = _item("message", {"role": {"enum": list(_ROLES)}, "content": _TEXT_OR_PARTS})
+_MESSAGE = tagged("message", {"role": {"enum": list(_ROLES)}, "content": _TEXT_OR_PARTS})
 _ITEMS = [
     _MESSAGE | {"required": ["role", "content"]},
-    _item(
+    tagged(
         "function_call",
-        {"call_id": _CALL_ID, "name": _CALL_ID, "arguments": _STRING},
+        {"call_id": ID_SCHEMA, "name": ID_SCHEMA, "arguments": _STRING},
     ),
-    _item("function_call_output", {"call_id": _CALL_ID, "output": _TEXT_OR_PARTS}),
+    tagged("function_call_output", {"call_id": ID_SCHEMA, "output": _TEXT_OR_PARTS}),
 ]
 Input = Annotated[
     list[dict[str, Any]],  # chat_messages makes them
@@ -123,7 +112,7 @@ def chat_messages(given: Any, unknown: list[str], find: Find) -> list[dict[str, 
         if not isinstance(item, dict):
             raise refuse(f"{at} must be an object, not {shorten(item)}", at)
         if item.get("type") == _REFERENCE:
-            found = find(_text_within(item, "id", at))
+            found = find(_short_text(item, "id", at))
             if found is None:
                 raise refuse(
                     f"{at} refers to {shorten(item['id'])}, which isn't kept (--kept-items-bytes): "
@@ -137,7 +126,7 @@ def chat_messages(given: Any, unknown: list[str], find: Find) -> list[dict[str, 
         unknown += [f"input[].{name}" for name in item if name not in _ITEM_FIELDS[kind]]
         match kind:
             case "function_call_output":
-                call_id = _text_within(item, "call_id", at)
+                call_id = _short_text(item, "call_id", at)
                 content = _text(item.get("output"), f"{at}.output", unknown)
                 messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
                 turn = None
@@ -186,23 +175,15 @@ def _call(item: Mapping[str, Any], at: str) -> dict[str, Any]:
     arguments = item.get("arguments")
     if not isinstance(arguments, str):
         raise refuse(f"{at}.arguments is {shorten(arguments)}; it must be JSON in a string", at)
-    name = _text_within(item, "name", at)
+    name = _short_text(item, "name", at)
     if item.get("namespace") is not None:
-        name = qualified(_text_within(item, "namespace", at), name)
-    function = {"name": name, "arguments": arguments}
-    return {"id": _text_within(item, "call_id", at), "type": "function", "function": function}
+        name = qualified(_short_text(item, "namespace", at), name)
+    return function_call(_short_text(item, "call_id", at), name, arguments)
 
 
-def _text_within(item: Mapping[str, Any], name: str, at: str) -> str:
-    """Return a field of an item that must be a short text."""
-    value = item.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME_CHARS:
-        raise refuse(
-            f"{at}.{name} is {shorten(value)}; it must be a string of 1 to {_MAX_NAME_CHARS} "
-            "characters",
-            f"{at}.{name}",
-        )
-    return value
+def _short_text(item: Mapping[str, Any], name: str, at: str) -> str:
+    place = f"{at}.{name}"
+    return short_text(item.get(name), place, place)
 
 
 def _text(parts: Any, at: str, unknown: list[str]) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
+from bitwatt.api.schemas.as_chat import check_tool_fields, function_tool
 from bitwatt.api.schemas.parameters import RESPONSES_TOOL, refuse
 from bitwatt.api.schemas.tools import MAX_TOOLS
 from bitwatt.errors import shorten
@@ -110,7 +111,7 @@ def chat_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]
     functions: list[dict[str, Any]] = []
     for tool in tools:
         if tool["type"] != "namespace":
-            functions.append(_chat_function(tool))
+            functions.append(function_tool(tool))
             continue
         said = tool.get("description")
         for function in tool["tools"]:
@@ -119,7 +120,7 @@ def chat_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]
             changes = {"name": qualified(tool["name"], function["name"])}
             if described:
                 changes["description"] = "\n".join(map(str, described))
-            functions.append(_chat_function({**function, **changes}))
+            functions.append(function_tool(function, **changes))
     return functions
 
 
@@ -157,13 +158,4 @@ def _check_function(tool: Any, at: str, unknown: list[str]) -> None:
             "functions: the caller runs every tool",
             f"{at}.type",
         )
-    for name, value in tool.items():
-        if name not in RESPONSES_TOOL:
-            unknown.append(f"tools[].{name}")
-        elif not RESPONSES_TOOL[name].works:
-            RESPONSES_TOOL[name].check(f"{at}.{name}", value, tool)
-
-
-def _chat_function(tool: Mapping[str, Any]) -> dict[str, Any]:
-    fields = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {n: tool[n] for n in fields if n in tool}}
+    check_tool_fields(tool, at, RESPONSES_TOOL, unknown)
