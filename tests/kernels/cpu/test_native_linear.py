@@ -113,6 +113,31 @@ def test_ternary_linear_equals_the_reference_at_1000_tokens(native, reference, g
     assert torch.equal(ours, reference.ternary_linear(x, weight, None, torch.float32))
 
 
+@pytest.mark.parametrize(
+    ("group", "scales_dtype"), [(None, torch.float32), (64, torch.float16), (576, torch.float32)]
+)
+@pytest.mark.parametrize("num_tokens", [8, 27, 44])
+def test_many_rows_equal_the_reference(native, reference, num_tokens, group, scales_dtype):
+    """So many that tables of sums serve them where the instruction set has those."""
+    weight = make_ternary(555, 1152, bias=True, group=group, scales_dtype=scales_dtype)
+    x = reference.quantize(make_activations(num_tokens, 1152), group=group)
+    residual = torch.randn(num_tokens, 555)
+    ours = native.ternary_linear(x, native.prepare_ternary(weight), residual, torch.float32)
+    assert torch.equal(ours, reference.ternary_linear(x, weight, residual, torch.float32))
+
+
+def test_the_largest_codes_of_many_rows_do_not_overflow(native, reference):
+    codes = torch.tensor([0b10101010, 0b00000000], dtype=torch.uint8)
+    weight = TernaryWeight(codes.repeat(256).unsqueeze(1).repeat(1, 512), torch.ones(512))
+    x = QuantizedActivations(
+        torch.full((40, 2048), -128, dtype=torch.int8),
+        torch.ones(40),
+        torch.full((40,), -128 * 2048, dtype=torch.int32),
+    )
+    ours = native.ternary_linear(x, native.prepare_ternary(weight), None, torch.float32)
+    assert torch.equal(ours, reference.ternary_linear(x, weight, None, torch.float32))
+
+
 @pytest.mark.parametrize("group", [None, 4096])
 @pytest.mark.parametrize("num_tokens", [1, 4, 13])
 def test_the_largest_codes_do_not_overflow(native, reference, num_tokens, group):

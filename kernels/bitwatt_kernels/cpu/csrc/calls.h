@@ -166,6 +166,7 @@ struct Kernels {
     const char* name;
     bool (*prepare)();  // once a process before the first kernel; false: not permitted here
     void (*linear)(const CodedLinearCall&, int first_block, int last_block);
+    int (*linear_part_blocks)(const CodedLinearCall&);  // a range should have as many, or more
     void (*ternary_rows)(const TernaryRowsCall&, int first_token, int last_token);
     void (*elementwise)(const ElementwiseCall&, int first_token, int last_token);
     void (*rope_and_cache)(const RopeCall&, int first_token, int last_token);

@@ -338,6 +338,17 @@ BW_INLINE void add_group(const CodedLinearCall& c, int zero, const int32_t* sums
     }
 }
 
+}  // namespace BITWATT_ISA
+}  // namespace bitwatt
+
+#if !defined(BW_VNNI) && !defined(BW_AMX) && !defined(__ARM_FEATURE_DOTPROD)
+#define BW_SUM_TABLES 1
+#include "sum_tables.h"
+#endif
+
+namespace bitwatt {
+namespace BITWATT_ISA {
+
 #if defined(BW_AMX)
 
 constexpr int kAmxFromTokens = 8;
@@ -435,18 +446,25 @@ static void coded_linear(const CodedLinearCall& c, int first_block, int last_blo
     if (c.T >= kAmxFromTokens && c.K % kAmxRowBytes == 0)
         return coded_linear_amx<bits>(c, first_block, last_block);
 #endif
+    int first_token = 0;
+#if defined(BW_SUM_TABLES)
+    if (bits == 2) first_token = table_linear(c, first_block, last_block);
+#endif
+    const int num_tokens = c.T - first_token;
     const size_t block_bytes = static_cast<size_t>(c.K) / columns_of(bits) * kLineStride;
     const size_t group_bytes = static_cast<size_t>(c.scale_group) / columns_of(bits) * kLineStride;
     const int num_groups = c.K / c.scale_group;
     int32_t sums[kRegisterTileTokens * kRowBlockRows];
     float outputs[kRegisterTileTokens * kRowBlockRows];
-    const int num_tiles = (c.T + kRegisterTileTokens - 1) / kRegisterTileTokens;
+    const int num_tiles = (num_tokens + kRegisterTileTokens - 1) / kRegisterTileTokens;
     for (int block = first_block; block < last_block; ++block) {
         const uint8_t* codes = c.blocks + block * block_bytes;
         for (int i = 0; i < num_tiles; ++i) {
             // Tiles of even sizes: a small last one would unpack the codes for few tokens.
-            const int t = static_cast<int>(static_cast<int64_t>(c.T) * i / num_tiles);
-            const int M = static_cast<int>(static_cast<int64_t>(c.T) * (i + 1) / num_tiles) - t;
+            const auto tile_start = [&](int tile) {
+                return first_token + static_cast<int>(static_cast<int64_t>(num_tokens) * tile / num_tiles);
+            };
+            const int t = tile_start(i), M = tile_start(i + 1) - t;
             const int8_t* x = c.x.codes + static_cast<size_t>(t) * c.K;
             for (int g = 0; g < num_groups; ++g) {
                 row_block_tile_of<bits>(M, codes + g * group_bytes, x + g * c.scale_group, c.K,
@@ -464,6 +482,14 @@ static void coded_linear(const CodedLinearCall& c, int first_block, int last_blo
                     finish(c, load(outputs + m * kRowBlockRows + r * kGroupRows), t + m, row);
         }
     }
+}
+
+// Row blocks that a part of a call should have, to share what is worked out once a part.
+static int linear_part_blocks([[maybe_unused]] const CodedLinearCall& c) {
+#if defined(BW_SUM_TABLES)
+    if (c.bits == 2 && c.T >= kFewTablesFrom) return kTableRowBlocks / 4;
+#endif
+    return 1;
 }
 
 static void linear(const CodedLinearCall& c, int first_block, int last_block) {

@@ -27,6 +27,8 @@ constexpr int kPartsPerThread = 4;
 // One core, roughly: what a part is worth, never how it is computed.
 constexpr double kBytesPerNanosecond = 16, kMultipliesPerNanosecond = 150;
 constexpr double kElementsPerNanosecond = 2;
+// The fewest tokens worth a part of their own.
+constexpr int kLinearPartTokens = 32;
 
 // body(first, last) over [0, num_units), cut into parts: a phase of a job, or a job of its own.
 template <class Body>
@@ -46,23 +48,57 @@ struct Ranges {
     }
 };
 
-// unit_ns is what one unit takes a core.
+// unit_ns is what one unit takes a core; part_units how many a part should have, if there are enough
+// for every thread.
 template <class Body>
-Ranges<Body> ranges(const Context& context, int64_t num_units, double unit_ns, const Body& body) {
+Ranges<Body> ranges(const Context& context, int64_t num_units, double unit_ns, const Body& body,
+                    int part_units = 1) {
     const double worth = num_units * unit_ns / kPartNanoseconds;
-    int64_t parts = static_cast<int64_t>(context.pool.num_threads()) * kPartsPerThread;
+    const int64_t num_threads = context.pool.num_threads();
+    int64_t parts = num_threads * kPartsPerThread;
+    if (parts > num_units / part_units) parts = num_units / part_units;
+    if (parts < num_threads) parts = num_threads;
     if (worth < parts) parts = static_cast<int64_t>(worth);
     if (parts < 1) parts = 1;
     if (parts > num_units) parts = num_units;
     return {body, num_units, static_cast<int>(parts)};
 }
 
+// The tokens [first, last) of a call.
+inline CodedLinearCall tokens_of(CodedLinearCall c, int first, int last) {
+    const size_t groups = static_cast<size_t>(first) * (c.K / c.scale_group);
+    const size_t out_bytes = static_cast<size_t>(first) * c.N * item_size(c.dtype);
+    c.x = {c.x.codes + static_cast<size_t>(first) * c.K, c.x.scales + groups, c.x.sums + groups};
+    if (c.residual) c.residual = static_cast<const char*>(c.residual) + out_bytes;
+    c.out = static_cast<char*>(c.out) + out_bytes;
+    c.T = last - first;
+    return c;
+}
+
+// Threads share out the rows; and the tokens too, where a thread's rows would be fewer than its
+// kernel asks for.
 inline auto linear(const Context& context, const CodedLinearCall& c) {
+    const int num_blocks = row_blocks_of(c.N), part_blocks = context.kernels->linear_part_blocks(c);
+    const int64_t wanted = int64_t{context.pool.num_threads()} * part_blocks;
+    int token_parts = 1;
+    while (part_blocks > 1 && int64_t{num_blocks} * token_parts < wanted &&
+           c.T >= 2 * token_parts * kLinearPartTokens)
+        token_parts *= 2;
     const double block_bytes = kRowBlockRows * double(c.K) * c.bits / 8;
-    const double multiplies = kRowBlockRows * double(c.K) * c.T;
-    return ranges(context, row_blocks_of(c.N),
+    const double multiplies = kRowBlockRows * double(c.K) * (c.T / token_parts);
+    const auto multiply = [&context, c, num_blocks, token_parts](int first, int last) {
+        for (int i = first / num_blocks; i * num_blocks < last; ++i) {
+            const int from = i * num_blocks < first ? first - i * num_blocks : 0;
+            const int to = (i + 1) * num_blocks > last ? last - i * num_blocks : num_blocks;
+            const auto token = [&](int64_t part) {
+                return static_cast<int>(c.T * part / token_parts);
+            };
+            context.kernels->linear(tokens_of(c, token(i), token(i + 1)), from, to);
+        }
+    };
+    return ranges(context, int64_t{num_blocks} * token_parts,
                   block_bytes / kBytesPerNanosecond + multiplies / kMultipliesPerNanosecond,
-                  [&context, c](int first, int last) { context.kernels->linear(c, first, last); });
+                  multiply, part_blocks);
 }
 
 inline auto ternary_rows(const Context& context, const TernaryRowsCall& c) {
