@@ -24,7 +24,7 @@ from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.few_tokens import are_fusable, run_layers
 from bitwatt_kernels.gpu.grouped_linear import GroupedWeight, grouped_linear
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
-from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS
+from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS
 from bitwatt_kernels.layer import LayersByOperations, ternary_head
 from bitwatt_kernels.packing import TernaryWeight, unpack_rows
 
@@ -143,7 +143,7 @@ class TritonBackend(LayersByOperations):
         self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
     ) -> Tensor:
         assert isinstance(layers, tuple)
-        if 0 < len(h) <= MAX_TOKENS and are_fusable(layers):
+        if 0 < len(h) <= MAX_QUEUED_TOKENS and are_fusable(layers):
             return run_layers(h, layers, rope, kv_caches, layout, self.gpu)
         return super().ternary_layers(h, layers, rope, kv_caches, layout)
 
