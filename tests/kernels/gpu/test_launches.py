@@ -117,7 +117,7 @@ def test_a_step_that_decodes_takes_five_kernels_a_layer(
         ("ternary", 8, 1),
         ("ternary", 2, 4),
         ("ternary", 9, 1),
-        ("ternary", 2, 33),
+        ("ternary", 5, 16),
         ("ternary", 257, 1),
         ("dense", 1, 1),
     ],
