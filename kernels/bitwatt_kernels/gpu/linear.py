@@ -27,6 +27,7 @@ from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 __all__ = [
     "check_layout",
     "check_residual",
+    "prefetch",
     "ternary_linear",
     "ternary_linear_kernel",
     "unpack_in_place",
@@ -105,7 +106,7 @@ def _unpack(packed, INLINE_ASM: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(pointers):
+def prefetch(pointers):
     """Start bringing the lines of pointers into L2."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
@@ -179,7 +180,7 @@ def ternary_linear_kernel(
             rows = w_ptr + n_read[:, None].to(tl.int64) * row_bytes
             lines = tl.arange(0, 4) * 128
             for start in range(first, tl.minimum(last, first + PREFETCH_BYTES), 512):
-                _prefetch(rows + tl.minimum(start + lines, last - 1)[None, :])
+                prefetch(rows + tl.minimum(start + lines, last - 1)[None, :])
     if PDL:
         tl.extra.cuda.gdc_wait()
     if RAW:
