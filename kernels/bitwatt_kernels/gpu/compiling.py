@@ -17,16 +17,20 @@ __all__ = ["compile_together"]
 MAX_THREADS = 16
 
 
-def compile_together(call: Callable[[], object]) -> int:
+def compile_together(
+    call: Callable[[], object], begin_thread: Callable[[], object] | None = None
+) -> int:
     """Compile in parallel what call would launch and isn't compiled; return how many kernels.
 
-    call  is run, its launches do nothing. Whatever can't be compiled is passed over: it raises
-          where it is launched
+    call          is run, its launches do nothing. Whatever can't be compiled is passed over: it
+                  raises where it is launched
+    begin_thread  makes the call's device the current one of a thread
     """
     asked: dict[tuple[str, str], Any] = {}
 
-    def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
-        asked.setdefault((fn.name, compile["specialization_data"]), fn.jit_function)
+    def note(*, fn: Any, **asked_for: Any) -> bool:
+        data = asked_for["compile"]["specialization_data"]
+        asked.setdefault((fn.name, data), fn.jit_function)
         return True  # neither to be compiled nor launched
 
     before = triton.knobs.runtime.jit_cache_hook
@@ -36,6 +40,6 @@ def compile_together(call: Callable[[], object]) -> int:
     finally:
         triton.knobs.runtime.jit_cache_hook = before
     num_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="compiling") as pool:
+    with ThreadPoolExecutor(num_threads, "compiling", begin_thread) as pool:
         futures = [pool.submit(kernel.preload, data) for (_, data), kernel in asked.items()]
     return sum(future.exception() is None for future in futures)

@@ -1,5 +1,6 @@
 """The Triton kernels as a Backend."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from bitwatt_kernels.backend import (
     TernaryHead,
 )
 from bitwatt_kernels.gpu import attention as _attention
+from bitwatt_kernels.gpu import compiling
 from bitwatt_kernels.gpu import dense as _dense
 from bitwatt_kernels.gpu import drawing as _drawing
 from bitwatt_kernels.gpu import elementwise as _elementwise
@@ -53,6 +55,11 @@ class TritonBackend(LayersByOperations):
         self.gpu = Gpu(device)
         self.device = device
         self.batch_invariant = batch_invariant
+
+    def compile_together(self, call: Callable[[], object]) -> None:
+        """Compile, in parallel, the kernels that call launches; it launches none this time."""
+        if self.device.type == "cuda":
+            compiling.compile_together(call, lambda: torch.cuda.set_device(self.gpu.device))
 
     def prepare_ternary(self, weight: TernaryWeight) -> TernaryWeight | GroupedWeight:
         if weight.group is not None:

@@ -8,19 +8,19 @@ belongs to DecodeGraphs or to the step's buffers, and all graphs read the same o
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.backend import BLOCK_SIZE, Backend, StepLayout
 from torch import Tensor
 
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.step_buffers import DeviceStep
 from bitwatt.model.transformer import Transformer
 
-__all__ = ["DecodeGraphs", "bucket_sizes", "capture"]
+__all__ = ["AheadCompiler", "DecodeGraphs", "bucket_sizes", "capture", "compile_together"]
 
 
 class _Graph(Protocol):
@@ -71,7 +71,9 @@ class DecodeGraphs:
         step.fields.slots[:max_num_seqs].fill_(-1)
         step.fields.context_lens.zero_()
         pool = torch.cuda.graph_pool_handle()
-        self._graphs = {size: self._capture(size, pool) for size in reversed(self._sizes)}
+        steps = {size: self._step_of(size) for size in reversed(self._sizes)}
+        compile_together(model.backend, list(steps.values()))
+        self._graphs = {size: capture(step, pool, device) for size, step in steps.items()}
 
     def padded(self, num_seqs: int) -> int:
         """Return how many sequences the graph has that runs a step of num_seqs."""
@@ -89,7 +91,7 @@ class DecodeGraphs:
         self._graphs[self.padded(num_seqs)].replay()
         return self._logits[:num_seqs]
 
-    def _capture(self, size: int, pool: Any) -> _Graph:
+    def _step_of(self, size: int) -> Callable[[], None]:
         fields = self._step.fields
         layout = StepLayout(
             positions=fields.positions[:size],
@@ -105,7 +107,22 @@ class DecodeGraphs:
             logits = self._model.forward(fields.token_ids[:size], layout, self._kv_cache, None)
             self._logits[:size].copy_(logits)
 
-        return capture(step, pool, self._model.backend.device)
+        return step
+
+
+@runtime_checkable
+class AheadCompiler(Protocol):
+    """A backend that can compile its kernels before they are launched."""
+
+    def compile_together(self, call: Callable[[], object]) -> None:
+        """Compile, in parallel, the kernels that call launches; it launches none this time."""
+        ...
+
+
+def compile_together(backend: Backend, calls: Sequence[Callable[[], object]]) -> None:
+    """Compile what the calls will launch, where the backend can."""
+    if isinstance(backend, AheadCompiler):
+        backend.compile_together(lambda: [call() for call in calls])
 
 
 def capture(step: Callable[[], None], pool: Any, device: torch.device) -> _Graph:

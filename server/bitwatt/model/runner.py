@@ -8,6 +8,7 @@ seen the end of, is fed from the device's own copy.
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from bitwatt.constraints.masks import Constraint, MaskThread, Trial
 from bitwatt.model.embedding import embed, packed_embeddings
-from bitwatt.model.graphs import DecodeGraphs
+from bitwatt.model.graphs import DecodeGraphs, compile_together
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
@@ -166,8 +167,13 @@ class ModelRunner:
 
     def _warm_up(self, sizes: Sequence[int], max_model_len: int) -> None:
         """Compile what eager steps of these sizes need, and what draws."""
-        for num_tokens in sizes:
-            self._run_prompts(num_tokens, max_model_len)
+        calls = [partial(self._run_prompts, size, max_model_len) for size in sizes]
+        calls.append(self._draw_one)
+        compile_together(self._model.backend, calls)
+        for call in calls:
+            call()
+
+    def _draw_one(self) -> None:
         logits = torch.zeros(1, self.vocab_size, dtype=torch.float32, device=self._device)
         row = SamplingRow(0, 0, 0, ResolvedSampling(max_tokens=1, temperature=1.0))
         self._sampler.sample(logits, [row])
