@@ -170,9 +170,6 @@ def ternary_linear_kernel(
     steps_per_split = tl.cdiv(steps, num_splits)
     first = split * steps_per_split * BLOCK_BYTES
     last = tl.minimum(first + steps_per_split * BLOCK_BYTES, row_bytes)
-    j = tl.arange(0, BLOCK_BYTES)
-    w_ptrs = w_ptr + n_read[:, None].to(tl.int64) * row_bytes + (first + j)[None, :]
-    x_ptrs = x_ptr + m_read[None, :].to(tl.int64) * (row_bytes * 4) + (first + j)[:, None]
 
     if PDL or (RAW and INLINE_ASM):  # noqa: SIM102  # this one is the compiler's
         # Weights depend on no activations: they travel while those are computed.
@@ -201,6 +198,9 @@ def ternary_linear_kernel(
             ROW_BLOCK,
         )
 
+    j = tl.arange(0, BLOCK_BYTES)
+    w_ptrs = w_ptr + n_read[:, None].to(tl.int64) * row_bytes + (first + j)[None, :]
+    x_ptrs = x_ptr + m_read[None, :].to(tl.int64) * (row_bytes * 4) + (first + j)[:, None]
     acc = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32)
     quadrupled = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32)
     for start in range(first, last, BLOCK_BYTES):
