@@ -91,19 +91,19 @@ def _quantize_row(
     factor = 1.0
     if HAS_NORM:
         squares = tl.zeros([BLOCK], tl.float64)
-        for first in tl.range(0, num_features, BLOCK, loop_unroll_factor=2):
+        for first in range(0, num_features, BLOCK):
             x = _values(row_ptr, norm_ptr, first + i, num_features, 1.0, GATED, SILU, False)
             wide = x.to(tl.float64)
             squares += wide * wide
         mean_square = (tl.sum(squares) / num_features).to(tl.float32)
         factor = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
     largest = tl.zeros([BLOCK], tl.float32)
-    for first in tl.range(0, num_features, BLOCK, loop_unroll_factor=2):
+    for first in range(0, num_features, BLOCK):
         y = _values(row_ptr, norm_ptr, first + i, num_features, factor, GATED, SILU, HAS_NORM)
         largest = tl.maximum(largest, tl.abs(y))
     scale = tl.div_rn(1.0, tl.maximum(tl.max(largest), 1e-5)) * 127.0
     sums = tl.zeros([BLOCK], tl.int32)
-    for first in tl.range(0, num_features, BLOCK, loop_unroll_factor=2):
+    for first in range(0, num_features, BLOCK):
         k = first + i
         y = _values(row_ptr, norm_ptr, k, num_features, factor, GATED, SILU, HAS_NORM)
         codes = round_to_int8(y * scale)
