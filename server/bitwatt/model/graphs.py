@@ -17,6 +17,7 @@ from bitwatt_kernels.backend import BLOCK_SIZE, Backend, StepLayout
 from torch import Tensor
 
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.sampler import argmax_on_device
 from bitwatt.model.step_buffers import DeviceStep
 from bitwatt.model.transformer import Transformer
 
@@ -68,6 +69,7 @@ class DecodeGraphs:
         self._logits = torch.zeros(
             max_num_seqs, model.config.vocab_size, dtype=torch.float32, device=device
         )
+        self._best = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         step.fields.slots[:max_num_seqs].fill_(-1)
         step.fields.context_lens.zero_()
         pool = torch.cuda.graph_pool_handle()
@@ -79,17 +81,18 @@ class DecodeGraphs:
         """Return how many sequences the graph has that runs a step of num_seqs."""
         return next(size for size in self._sizes if size >= num_seqs)
 
-    def forward(self, num_seqs: int, block_tables: Tensor) -> Tensor:
-        """Return logits [S, vocab_size] of a step in which every sequence brings one token.
+    def forward(self, num_seqs: int, block_tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and argmax of them of a step in which every sequence brings one token.
 
-        The step's buffers hold its numbers, and padding up to padded(num_seqs). The result is
+        The step's buffers hold its numbers, and padding up to padded(num_seqs). The results are
         valid until the next call.
 
         block_tables  [S, blocks of the longest context] int32, on the device
+        Returns       [S, vocab_size] float32, and [S] int64 as argmax_on_device returns it
         """
         self._block_tables[:num_seqs, : block_tables.shape[1]].copy_(block_tables)
         self._graphs[self.padded(num_seqs)].replay()
-        return self._logits[:num_seqs]
+        return self._logits[:num_seqs], self._best[:num_seqs]
 
     def _step_of(self, size: int) -> Callable[[], None]:
         fields = self._step.fields
@@ -106,6 +109,7 @@ class DecodeGraphs:
         def step() -> None:
             logits = self._model.forward(fields.token_ids[:size], layout, self._kv_cache, None)
             self._logits[:size].copy_(logits)
+            self._best[:size].copy_(argmax_on_device(logits))
 
         return step
 

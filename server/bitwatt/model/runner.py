@@ -354,6 +354,7 @@ class ModelRunner:
         logit_tokens = fields.logit_tokens[:num_drawn]
         scores: list[Scores] = []
         embedded: Tensor | None = None
+        best: Tensor | None = None
         if step.scored or step.embedded:
             h = self._model.hidden_states(
                 token_ids, layout, self._kv_cache, before_layers=before_layers
@@ -363,7 +364,7 @@ class ModelRunner:
             if step.embedded:
                 embedded = self._fetch(embed(self._model, h, step.embedded))
         elif self._graphs is not None and num_drawn == t == num_seqs:
-            logits = self._graphs.forward(num_seqs, layout.block_tables)
+            logits, best = self._graphs.forward(num_seqs, layout.block_tables)
         else:
             logits = self._model.forward(
                 token_ids, layout, self._kv_cache, logit_tokens, before_layers=before_layers
@@ -372,7 +373,7 @@ class ModelRunner:
         if not num_drawn:
             return lambda: _with_what_was_read(StepResult([], []), scores, embedded)
         masks = self._masks_of(step, trials) if step.constrained else None
-        sampled = self._sampler.sample(logits, step.sampling_rows, masks)
+        sampled = self._sampler.sample(logits, step.sampling_rows, masks, best)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
         # request that has ended by then. Of a request with drafts it feeds none.
         self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)
