@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, Activation, StepLayout
 from bitwatt_kernels.gpu.attention import rotated_attention
+from bitwatt_kernels.gpu.linear import ternary_linear
 from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS, normed_linear
+from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS, RawRows
 from bitwatt_kernels.gpu.timing import Call, Timer
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from bitwatt_kernels.packing import TernaryWeight
@@ -108,7 +110,15 @@ def _calls(
             calls[f"normed_linear {layer}"] = lambda x=rows, w=weight, g=ones, a=activation_of: (
                 normed_linear(x, g, EPS, w, None, dtype, backend.gpu, activation=a)
             )
-    if num_tokens <= MAX_TOKENS:
+        elif num_tokens <= MAX_QUEUED_TOKENS:
+            activation_of = activation if layer == "down" else None
+            rows = randn(num_tokens, 2 * k if activation_of else k)
+            ones = torch.ones(k, device=device)
+            raw = RawRows(rows, ones, EPS, activation_of)
+            calls[f"ternary_linear of raw rows {layer}"] = lambda x=raw, w=weight: ternary_linear(
+                x, w, None, dtype, backend.gpu
+            )
+    if num_tokens <= MAX_QUEUED_TOKENS:
         calls["rotated_attention"] = lambda: rotated_attention(
             qkv, rope, cache, layout, sizes.num_heads, sizes.head_dim**-0.5, backend.gpu
         )

@@ -11,7 +11,7 @@ Weights = Literal["ternary", "dense"]
 # Kernels a layer takes, beside its four matmuls and attention: two norms, RoPE with the cache,
 # the gated activation, and the quantization of attention's output where weights are ternary.
 _SMALL_KERNELS: dict[Weights, int] = {"ternary": 5, "dense": 4}
-_FEW_TOKENS = 8  # up to which ternary linears and attention take these into their own kernels
+_FEW_TOKENS = 256  # up to which ternary linears and attention take these into their own kernels
 
 
 def _num_small_kernels(weights: Weights, num_tokens: int, new_tokens: int) -> int:

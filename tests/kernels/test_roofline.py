@@ -72,7 +72,12 @@ def test_a_matmul_turns_from_memory_bound_to_compute_bound() -> None:
 def test_launches_are_what_bounds_a_small_model() -> None:
     """2B's layers are 121 µs of bytes; 150 kernels of 1.3 µs are 195, and there were 300."""
     launches = Gpu(4.3e12, 1.979e15, 0.989e15, kernel_s=1.3e-6)
-    for num_sequences, num_kernels in ((1, 30 * 5 + 3), (8, 30 * 5 + 3), (9, 30 * 10 + 3)):
+    for num_sequences, num_kernels in (
+        (1, 30 * 5 + 3),
+        (8, 30 * 5 + 3),
+        (256, 30 * 5 + 3),
+        (257, 30 * 10 + 3),
+    ):
         decode = step(SIZES["2B4T"], "ternary", num_sequences=num_sequences, context_tokens=0)
         assert decode.num_kernels == num_kernels
         launching_s = decode.floor_s(launches) - decode.floor_s(H200_COPY)

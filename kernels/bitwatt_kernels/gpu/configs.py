@@ -144,11 +144,12 @@ def gpu_slug(gpu: str) -> str:
 def load(gpu: str, capability: tuple[int, int]) -> TunedConfigs:
     """Return the launch configurations tuned for a GPU model, or its generation's defaults.
 
-    12.x, a generation of desktop cards, gets sm_80's: it has the shared memory of 8.6 and 8.9, and
-    sm_90's attention tiles spill there.
+    10.x and 11.x get sm_100's. 12.x, a generation of desktop cards, gets sm_80's: it has the shared
+    memory of 8.6 and 8.9, and sm_90's attention tiles spill there.
     """
     folder = files("bitwatt_kernels") / "tuned"
     tuned = folder / f"{gpu_slug(gpu)}.json"
     if not tuned.is_file():
-        tuned = folder / ("sm_80.json" if not (9, 0) <= capability < (12, 0) else "sm_90.json")
+        generation = {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(capability[0], "sm_80")
+        tuned = folder / f"{generation}.json"
     return TunedConfigs.from_json(tuned.read_text())

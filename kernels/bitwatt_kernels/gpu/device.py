@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.gpu.configs import TunedConfigs, load
@@ -18,6 +17,9 @@ __all__ = ["MAX_SPLIT_TILES", "Gpu"]
 MIN_CAPABILITY = (8, 0)  # int8 and bfloat16 tensor cores, and copies that bypass registers
 PDL_CAPABILITY = (9, 0)
 MAX_SPLIT_TILES = 16384
+_LARGEST_TILE = (
+    128 * 128
+)  # of a linear whose sum is split, which has a tile a multiprocessor at most
 
 
 @triton.jit
@@ -28,7 +30,11 @@ def _zero_kernel(counters_ptr):
 class Gpu:
     """One device with its launch configurations. Use it from one CUDA stream at a time.
 
-    The counters are zero between launches: the last program of a split tile sets its own back.
+    Between launches all of these are zero: the last program to need them sets them back.
+
+    counters  [MAX_SPLIT_TILES] int32, programs of a split tile that have arrived
+    sums      int32, what they have summed
+    queue     [2] int32, see row_queue
     """
 
     def __init__(self, device: torch.device, configs: TunedConfigs | None = None) -> None:
@@ -61,8 +67,16 @@ class Gpu:
                 )
         self.device = device
         self.configs = load(self.name, self.capability) if configs is None else configs
-        self.counters: Tensor = torch.zeros(MAX_SPLIT_TILES, dtype=torch.int32, device=device)
+        self.add_scratch()
         self._launch_something()
+
+    def add_scratch(self) -> None:
+        """Allocate what kernels share, once: a captured graph keeps the addresses."""
+        num_sums = self.num_multiprocessors * _LARGEST_TILE
+        self.counters, self.sums, self.queue = (
+            torch.zeros(size, dtype=torch.int32, device=self.device)
+            for size in (MAX_SPLIT_TILES, num_sums, 2)
+        )
 
     def _launch_something(self) -> None:
         """Show that a kernel compiles and runs; else raise BackendError, which says what may lack.

@@ -16,6 +16,8 @@ from bitwatt_kernels.reference.linear import check_group
 
 __all__ = [
     "activate",
+    "check_row_op",
+    "empty_quantized",
     "gated_activation",
     "gated_activation_kernel",
     "gated_activation_quantize",
@@ -192,7 +194,8 @@ def row_block(num_features: int) -> tuple[int, int]:
     return block, min(16, max(1, block // 512))
 
 
-def _check_row_op(x: Tensor, weight: Tensor | None, num_features: int) -> None:
+def check_row_op(x: Tensor, weight: Tensor | None, num_features: int) -> None:
+    """Raise ShapeError or DtypeError unless rows x can be normed by weight and quantized."""
     if x.dim() != 2 or not x.is_contiguous():
         raise ShapeError(f"activations have shape {list(x.shape)}; expected contiguous [T, K]")
     if not x.is_floating_point():
@@ -201,9 +204,10 @@ def _check_row_op(x: Tensor, weight: Tensor | None, num_features: int) -> None:
         raise ShapeError(f"norm weight has shape {list(weight.shape)}; expected [{num_features}]")
 
 
-def _empty_quantized(
+def empty_quantized(
     num_tokens: int, num_features: int, device: torch.device, group: int | None
 ) -> QuantizedActivations:
+    """Return memory for quantized rows; ShapeError if their groups can't be."""
     check_group(num_features, group)
     if group is not None and group & (group - 1):
         raise ShapeError(f"groups have {group} features; the Triton kernels take powers of two")
@@ -220,9 +224,9 @@ def quantize(x: Tensor, gpu: Gpu, *, group: int | None = None) -> QuantizedActiv
 
     Source  arXiv:2402.17764, section 2
     """
-    _check_row_op(x, None, x.shape[-1])
+    check_row_op(x, None, x.shape[-1])
     num_tokens, num_features = x.shape
-    out = _empty_quantized(num_tokens, num_features, x.device, group)
+    out = empty_quantized(num_tokens, num_features, x.device, group)
     block, num_warps = row_block(num_features)
     if num_tokens:
         quantize_kernel[(num_tokens,)](
@@ -273,7 +277,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, gpu: Gpu) -> Tensor:
 
     Source  arXiv:1910.07467
     """
-    _check_row_op(x, weight, x.shape[-1])
+    check_row_op(x, weight, x.shape[-1])
     y = torch.empty_like(x)
     _launch_rms_norm(x, weight, eps, y, y, y, gpu)
     return y
@@ -283,8 +287,8 @@ def rms_norm_quantize(
     x: Tensor, weight: Tensor, eps: float, gpu: Gpu, *, group: int | None = None
 ) -> QuantizedActivations:
     """Return quantize(rms_norm(x)) with no rounding in between."""
-    _check_row_op(x, weight, x.shape[-1])
-    out = _empty_quantized(x.shape[0], x.shape[1], x.device, group)
+    check_row_op(x, weight, x.shape[-1])
+    out = empty_quantized(x.shape[0], x.shape[1], x.device, group)
     _launch_rms_norm(x, weight, eps, out.codes, out.scales, out.sums, gpu, group)
     return out
 
@@ -324,7 +328,7 @@ def _launch_gated(
 def gated_activation(gate_up: Tensor, activation: Activation, gpu: Gpu) -> Tensor:
     """Return f(gate) · up, [T, F] in gate_up's dtype, for gate_up [T, 2 · F] = gate ‖ up."""
     num_tokens, num_features = gate_up.shape[0], gate_up.shape[-1] // 2
-    _check_row_op(gate_up, None, num_features)
+    check_row_op(gate_up, None, num_features)
     y = torch.empty(num_tokens, num_features, dtype=gate_up.dtype, device=gate_up.device)
     _launch_gated(gate_up, activation, None, 0.0, y, y, y, gpu)
     return y
@@ -341,7 +345,7 @@ def gated_activation_quantize(
 ) -> QuantizedActivations:
     """Return f(gate) · up, RMS-normed by weight [F] unless None, quantized."""
     num_tokens, num_features = gate_up.shape[0], gate_up.shape[-1] // 2
-    _check_row_op(gate_up, weight, num_features)
-    out = _empty_quantized(num_tokens, num_features, gate_up.device, group)
+    check_row_op(gate_up, weight, num_features)
+    out = empty_quantized(num_tokens, num_features, gate_up.device, group)
     _launch_gated(gate_up, activation, weight, eps, out.codes, out.scales, out.sums, gpu, group)
     return out

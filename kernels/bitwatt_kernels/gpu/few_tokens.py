@@ -1,8 +1,9 @@
-"""Ternary layers of a few tokens, with what surrounds each linear inside its kernel.
+"""Ternary layers of steps that decode, with what surrounds each linear inside its kernel.
 
 A step of one sequence reads 9 MB a layer on a 2-billion-parameter model, some microseconds; ten
 launches would take as long again. What is left is what a layer's sums depend on one after another.
-The bits are those of the operations one by one.
+Up to MAX_TOKENS every program norms and quantizes all rows anew; of more, each row is one
+program's. The bits are those of the operations one by one.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ from torch import Tensor
 from bitwatt_kernels.backend import LayerWeights, StepLayout
 from bitwatt_kernels.gpu.attention import attention, rotated_attention
 from bitwatt_kernels.gpu.device import Gpu
-from bitwatt_kernels.gpu.normed_linear import normed_linear
+from bitwatt_kernels.gpu.linear import ternary_linear
+from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS, normed_linear
 from bitwatt_kernels.gpu.rope import rope_and_cache
+from bitwatt_kernels.gpu.row_queue import RawRows
 from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = ["are_fusable", "run_layers"]
@@ -42,35 +45,64 @@ def run_layers(
     layout: StepLayout,
     gpu: Gpu,
 ) -> Tensor:
-    """Return the residual stream after the layers, [T, hidden_size], as Backend.ternary_layers."""
-    dtype = h.dtype
+    """Return the residual stream after the layers, [T, hidden_size], as Backend.ternary_layers.
+
+    T  from 1 to MAX_QUEUED_TOKENS
+    """
+    mlp = _mlp_of_fewest if len(h) <= MAX_TOKENS else _mlp
     for layer, kv_cache in zip(layers, kv_caches, strict=True):
-        weight = cast(TernaryWeight, layer.qkv)
-        qkv = normed_linear(h, layer.input_norm, layer.eps, weight, None, dtype, gpu)
-        scale = layer.attention_scale
-        # Masks of a padded head_dim cost registers, which the rotating kernel spills on sm_100.
-        head_dim = kv_cache.shape[4]
-        is_whole = head_dim == triton.next_power_of_2(head_dim)
-        if layout.max_query_len <= 1 and layer.head_norms is None and is_whole:
-            attended = rotated_attention(qkv, rope, kv_cache, layout, layer.num_heads, scale, gpu)
-        else:
-            queries = rope_and_cache(
-                qkv, rope, kv_cache, layout, layer.num_heads, gpu, layer.head_norms
-            )
-            attended = attention(queries, kv_cache, layout, scale, gpu)
-        weight = cast(TernaryWeight, layer.o)
-        h = normed_linear(attended, layer.attention_sub_norm, layer.eps, weight, h, dtype, gpu)
-        weight = cast(TernaryWeight, layer.gate_up)
-        gated = normed_linear(
-            h,
-            layer.mlp_norm,
-            layer.eps,
-            weight,
-            None,
-            torch.float32,
-            gpu,
-            activation=layer.activation,
-        )
-        weight = cast(TernaryWeight, layer.down)
-        h = normed_linear(gated, layer.mlp_sub_norm, layer.eps, weight, h, dtype, gpu)
+        qkv = _linear(h, layer.input_norm, layer.eps, layer.qkv, None, gpu)
+        attended = _attention(qkv, layer, rope, kv_cache, layout, gpu)
+        h = _linear(attended, layer.attention_sub_norm, layer.eps, layer.o, h, gpu)
+        h = mlp(h, layer, gpu)
     return h
+
+
+def _linear(
+    x: Tensor, norm: Tensor | None, eps: float, weight: Any, residual: Tensor | None, gpu: Gpu
+) -> Tensor:
+    """Return weight of x, normed unless norm is None, plus residual, in x's dtype."""
+    if len(x) <= MAX_TOKENS:
+        return normed_linear(x, norm, eps, weight, residual, x.dtype, gpu)
+    return ternary_linear(RawRows(x, norm, eps), weight, residual, x.dtype, gpu)
+
+
+def _attention(
+    qkv: Tensor,
+    layer: LayerWeights[TernaryWeight],
+    rope: Tensor,
+    kv_cache: Tensor,
+    layout: StepLayout,
+    gpu: Gpu,
+) -> Tensor:
+    scale = layer.attention_scale
+    # Masks of a padded head_dim cost registers, which the rotating kernel spills on sm_100.
+    head_dim = kv_cache.shape[4]
+    is_whole = head_dim == triton.next_power_of_2(head_dim)
+    if layout.max_query_len <= 1 and layer.head_norms is None and is_whole:
+        return rotated_attention(qkv, rope, kv_cache, layout, layer.num_heads, scale, gpu)
+    queries = rope_and_cache(qkv, rope, kv_cache, layout, layer.num_heads, gpu, layer.head_norms)
+    return attention(queries, kv_cache, layout, scale, gpu)
+
+
+def _mlp_of_fewest(h: Tensor, layer: LayerWeights[TernaryWeight], gpu: Gpu) -> Tensor:
+    """Return h and the MLP's part, of at most MAX_TOKENS, with f(gate) · up behind gate_up."""
+    gate_up, down = cast(TernaryWeight, layer.gate_up), cast(TernaryWeight, layer.down)
+    gated = normed_linear(
+        h,
+        layer.mlp_norm,
+        layer.eps,
+        gate_up,
+        None,
+        torch.float32,
+        gpu,
+        activation=layer.activation,
+    )
+    return normed_linear(gated, layer.mlp_sub_norm, layer.eps, down, h, h.dtype, gpu)
+
+
+def _mlp(h: Tensor, layer: LayerWeights[TernaryWeight], gpu: Gpu) -> Tensor:
+    """Return h and the MLP's part, with f(gate) · up before down."""
+    gate_up = _linear(h, layer.mlp_norm, layer.eps, layer.gate_up, None, gpu)
+    rows = RawRows(gate_up, layer.mlp_sub_norm, layer.eps, layer.activation)
+    return ternary_linear(rows, cast(TernaryWeight, layer.down), h, h.dtype, gpu)

@@ -20,12 +20,14 @@ from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu.configs import LinearConfig
 from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
+from bitwatt_kernels.gpu.row_queue import ROW_BLOCK, RawRows, take_rows
 from bitwatt_kernels.gpu.tiles import tile_indices
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 
 __all__ = [
     "check_layout",
     "check_residual",
+    "prefetch",
     "ternary_linear",
     "ternary_linear_kernel",
     "unpack_in_place",
@@ -104,7 +106,7 @@ def _unpack(packed, INLINE_ASM: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(pointers):
+def prefetch(pointers):
     """Start bringing the lines of pointers into L2."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
@@ -126,8 +128,12 @@ def ternary_linear_kernel(
     bias_ptr,  # [out_features] float32
     residual_ptr,  # [num_tokens, out_features]
     y_ptr,  # [num_tokens, out_features]
-    partials_ptr,  # [num_splits, tiles, BLOCK_OUT, BLOCK_TOKENS] int32
-    counters_ptr,  # [tiles] int32, zero before and after
+    sums_ptr,  # [tiles, BLOCK_OUT, BLOCK_TOKENS] int32, zero before and after
+    counters_ptr,  # [tiles] int32, likewise
+    raw_ptr,  # what take_rows reads if RAW, and then writes x of
+    norm_ptr,
+    queue_ptr,
+    eps,
     num_tokens,
     out_features,
     row_bytes,
@@ -141,6 +147,11 @@ def ternary_linear_kernel(
     HAS_TAIL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    RAW: tl.constexpr,
+    GATED: tl.constexpr,
+    SILU: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
     INLINE_ASM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -159,19 +170,37 @@ def ternary_linear_kernel(
     steps_per_split = tl.cdiv(steps, num_splits)
     first = split * steps_per_split * BLOCK_BYTES
     last = tl.minimum(first + steps_per_split * BLOCK_BYTES, row_bytes)
-    j = tl.arange(0, BLOCK_BYTES)
-    w_ptrs = w_ptr + n_read[:, None].to(tl.int64) * row_bytes + (first + j)[None, :]
-    x_ptrs = x_ptr + m_read[None, :].to(tl.int64) * (row_bytes * 4) + (first + j)[:, None]
 
-    if PDL:
-        # Weights depend on no kernel before this one: they travel while those still run.
+    if PDL or (RAW and INLINE_ASM):  # noqa: SIM102  # this one is the compiler's
+        # Weights depend on no activations: they travel while those are computed.
         if num_tokens <= BLOCK_TOKENS:
             rows = w_ptr + n_read[:, None].to(tl.int64) * row_bytes
             lines = tl.arange(0, 4) * 128
             for start in range(first, tl.minimum(last, first + PREFETCH_BYTES), 512):
-                _prefetch(rows + tl.minimum(start + lines, last - 1)[None, :])
+                prefetch(rows + tl.minimum(start + lines, last - 1)[None, :])
+    if PDL:
         tl.extra.cuda.gdc_wait()
+    if RAW:
+        take_rows(
+            raw_ptr,
+            norm_ptr,
+            x_ptr,
+            x_scales_ptr,
+            x_sums_ptr,
+            queue_ptr,
+            num_tokens,
+            row_bytes * 4,
+            eps,
+            tl.num_programs(0) * tl.num_programs(1),
+            GATED,
+            SILU,
+            HAS_NORM,
+            ROW_BLOCK,
+        )
 
+    j = tl.arange(0, BLOCK_BYTES)
+    w_ptrs = w_ptr + n_read[:, None].to(tl.int64) * row_bytes + (first + j)[None, :]
+    x_ptrs = x_ptr + m_read[None, :].to(tl.int64) * (row_bytes * 4) + (first + j)[:, None]
     acc = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32)
     quadrupled = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32)
     for start in range(first, last, BLOCK_BYTES):
@@ -208,19 +237,18 @@ def ternary_linear_kernel(
         tl.extra.cuda.gdc_launch_dependents()
 
     if IS_SPLIT:
-        slab = tl.num_programs(0) * (BLOCK_OUT * BLOCK_TOKENS)
+        # Integer sums are exact in any order. The last program reads one tile, however many add.
         in_tile = tl.arange(0, BLOCK_OUT)[:, None] * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-        mine = partials_ptr + tile * (BLOCK_OUT * BLOCK_TOKENS) + in_tile
-        tl.store(mine + split.to(tl.int64) * slab, acc)
-        tl.debug_barrier()  # every thread's partial sums, before one thread releases them
+        shared = sums_ptr + tile * (BLOCK_OUT * BLOCK_TOKENS) + in_tile
+        tl.atomic_add(shared, acc, sem="relaxed")
+        tl.debug_barrier()  # every thread's sums, before one thread releases them
         arrived = tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel")
         if arrived != num_splits - 1:
             return
         tl.store(counters_ptr + tile, 0)
-        acc = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32)
-        for _ in range(num_splits):
-            acc += tl.load(mine, cache_modifier=".cg")
-            mine += slab
+        acc = tl.load(shared, cache_modifier=".cg")
+        tl.debug_barrier()  # every thread has read
+        tl.store(shared, tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32))
 
     acc -= tl.load(x_sums_ptr + m_read)[None, :]
     y = tl.div_rn(acc.to(tl.float32), tl.load(x_scales_ptr + m_read)[None, :])
@@ -271,14 +299,15 @@ def _num_splits(config: LinearConfig, num_tiles: int, row_bytes: int, gpu: Gpu) 
     wanted = config.num_splits
     if wanted is None:
         wanted = gpu.num_multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_tiles
-    if num_tiles > MAX_SPLIT_TILES:
+    num_sums = num_tiles * config.block_out * config.block_tokens
+    if num_tiles > MAX_SPLIT_TILES or num_sums > len(gpu.sums):
         return 1
     steps_per_split = triton.cdiv(steps, max(1, min(wanted, steps)))
     return int(triton.cdiv(steps, steps_per_split))
 
 
 def ternary_linear(
-    x: QuantizedActivations,
+    x: QuantizedActivations | RawRows,
     weight: TernaryWeight,
     residual: Tensor | None,
     dtype: torch.dtype,
@@ -288,11 +317,14 @@ def ternary_linear(
     """Return float32(x.codes · Wᵀ) / x.scales · weight.scales (+ bias) (+ residual) in dtype.
 
     Sums in int32, so that every configuration gives the same bits.
+    x        raw rows are normed and quantized by the same launch
     config   overrides the one tuned for this GPU, shape and number of tokens
     Returns  [T, out_features] dtype
     Raises   ShapeError or DtypeError if the arguments don't fit together
     Source   arXiv:2402.17764, section 2
     """
+    raw = x if isinstance(x, RawRows) else None
+    x = x.empty_quantized() if isinstance(x, RawRows) else x
     x.check_fit(weight.in_features, weight.group)
     num_tokens, in_features = x.codes.shape
     out_features, row_bytes = weight.codes.shape
@@ -306,13 +338,6 @@ def ternary_linear(
         num_tokens, config.block_tokens
     )
     num_splits = _num_splits(config, num_tiles, row_bytes, gpu)
-    partials = gpu.counters  # unread unless split
-    if num_splits > 1:
-        partials = torch.empty(
-            num_splits * num_tiles * config.block_out * config.block_tokens,
-            dtype=torch.int32,
-            device=y.device,
-        )
     ternary_linear_kernel[(num_tiles, num_splits)](
         x.codes,
         x.scales,
@@ -322,8 +347,12 @@ def ternary_linear(
         weight.scales if weight.bias is None else weight.bias,
         y if residual is None else residual,
         y,
-        partials,
+        gpu.sums,
         gpu.counters,
+        x.codes if raw is None else raw.x,
+        weight.scales if raw is None or raw.norm is None else raw.norm,
+        gpu.queue,
+        0.0 if raw is None else raw.eps,
         num_tokens,
         out_features,
         row_bytes,
@@ -337,6 +366,11 @@ def ternary_linear(
         HAS_TAIL=row_bytes % config.block_bytes != 0,
         HAS_BIAS=weight.bias is not None,
         HAS_RESIDUAL=residual is not None,
+        RAW=raw is not None,
+        GATED=raw is not None and raw.activation is not None,
+        SILU=raw is not None and raw.activation == "silu",
+        HAS_NORM=raw is not None and raw.norm is not None,
+        ROW_BLOCK=ROW_BLOCK,
         INLINE_ASM=not INTERPRETED,
         PDL=gpu.pdl,
         **gpu.launch_options(config.num_warps, config.num_stages),

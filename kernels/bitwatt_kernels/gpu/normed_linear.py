@@ -18,7 +18,7 @@ from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.elementwise import activate, round_to_int8
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
-from bitwatt_kernels.gpu.linear import check_residual, unpack_in_place
+from bitwatt_kernels.gpu.linear import check_residual, prefetch, unpack_in_place
 from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 MAX_TOKENS = 8
+_PREFETCH_BYTES = tl.constexpr(2048)  # of each row: less than L2 over all programs
 _WIDTH = tl.constexpr(8)  # of a tile of tokens: the narrowest that tensor cores take
 
 
@@ -41,19 +42,21 @@ class NormedLinearConfig:
     block_out   output features of a program
     block_bytes packed bytes of a row read in one step of the loop
     block_in    features normed at once
+    unroll      such blocks read before the first is used
     """
 
     tokens: int
     block_out: int
     block_bytes: int
     block_in: int
+    unroll: int
     num_warps: int
     num_stages: int
 
 
 # By the machine code, for no spills; not measured.
-_ONE = NormedLinearConfig(1, 16, 128, 512, 1, 3)
-_FEW = NormedLinearConfig(8, 32, 128, 512, 4, 3)
+_ONE = NormedLinearConfig(1, 16, 128, 512, 4, 1, 3)
+_FEW = NormedLinearConfig(8, 32, 128, 512, 2, 4, 3)
 
 
 def config_for(num_tokens: int, *, is_gated: bool = False) -> NormedLinearConfig:
@@ -101,6 +104,7 @@ def normed_linear_kernel(
     BLOCK_OUT: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     BLOCK_IN: tl.constexpr,
+    UNROLL: tl.constexpr,
     HAS_TAIL: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -122,6 +126,13 @@ def normed_linear_kernel(
     j = tl.arange(0, BLOCK_BYTES)
     w_ptrs = w_ptr + n_read[:, None].to(tl.int64) * row_bytes + j[None, :]
     up_ptrs = w_ptr + (n_read + out_features)[:, None].to(tl.int64) * row_bytes + j[None, :]
+    if INLINE_ASM:  # weights depend on no activations: they travel while those are normed
+        lines = tl.arange(0, 4) * 128
+        for start in range(0, tl.minimum(row_bytes, _PREFETCH_BYTES), 512):
+            line = tl.minimum(start + lines, row_bytes - 1)[None, :]
+            prefetch(w_ptr + n_read[:, None].to(tl.int64) * row_bytes + line)
+            if GATED:
+                prefetch(w_ptr + (n_read + out_features)[:, None].to(tl.int64) * row_bytes + line)
     if PDL:
         tl.extra.cuda.gdc_wait()
 
@@ -129,7 +140,7 @@ def normed_linear_kernel(
     i = tl.arange(0, BLOCK_IN)
     if HAS_NORM:
         squares = tl.zeros([TOKENS, BLOCK_IN], tl.float64)
-        for first in range(0, in_features, BLOCK_IN):
+        for first in tl.range(0, in_features, BLOCK_IN, loop_unroll_factor=UNROLL):
             inside = (first + i < in_features)[None, :]
             x = tl.load(x_ptr + rows[:, None] + (first + i)[None, :], mask=inside, other=0)
             wide = x.to(tl.float32).to(tl.float64)
@@ -137,7 +148,7 @@ def normed_linear_kernel(
         mean_square = (tl.sum(squares, axis=1) / in_features).to(tl.float32)
         reciprocal = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
     largest = tl.zeros([TOKENS, BLOCK_IN], tl.float32)
-    for first in range(0, in_features, BLOCK_IN):
+    for first in tl.range(0, in_features, BLOCK_IN, loop_unroll_factor=UNROLL):
         k = (first + i)[None, :]
         y = _normed(
             x_ptr + rows[:, None], norm_ptr, k, k < in_features, reciprocal[:, None], HAS_NORM
@@ -248,6 +259,7 @@ def normed_linear(
         BLOCK_OUT=config.block_out,
         BLOCK_BYTES=config.block_bytes,
         BLOCK_IN=config.block_in,
+        UNROLL=config.unroll,
         HAS_TAIL=row_bytes % config.block_bytes != 0,
         HAS_NORM=norm is not None,
         HAS_BIAS=weight.bias is not None,

@@ -1,5 +1,6 @@
 """The Triton kernels as a Backend."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from bitwatt_kernels.backend import (
     TernaryHead,
 )
 from bitwatt_kernels.gpu import attention as _attention
+from bitwatt_kernels.gpu import compiling
 from bitwatt_kernels.gpu import dense as _dense
 from bitwatt_kernels.gpu import drawing as _drawing
 from bitwatt_kernels.gpu import elementwise as _elementwise
@@ -24,7 +26,7 @@ from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.few_tokens import are_fusable, run_layers
 from bitwatt_kernels.gpu.grouped_linear import GroupedWeight, grouped_linear
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
-from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS
+from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS
 from bitwatt_kernels.layer import LayersByOperations, ternary_head
 from bitwatt_kernels.packing import TernaryWeight, unpack_rows
 
@@ -53,6 +55,11 @@ class TritonBackend(LayersByOperations):
         self.gpu = Gpu(device)
         self.device = device
         self.batch_invariant = batch_invariant
+
+    def compile_together(self, call: Callable[[], object]) -> None:
+        """Compile, in parallel, the kernels that call launches; it launches none this time."""
+        if self.device.type == "cuda":
+            compiling.compile_together(call, lambda: torch.cuda.set_device(self.gpu.device))
 
     def prepare_ternary(self, weight: TernaryWeight) -> TernaryWeight | GroupedWeight:
         if weight.group is not None:
@@ -143,7 +150,7 @@ class TritonBackend(LayersByOperations):
         self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
     ) -> Tensor:
         assert isinstance(layers, tuple)
-        if 0 < len(h) <= MAX_TOKENS and are_fusable(layers):
+        if 0 < len(h) <= MAX_QUEUED_TOKENS and are_fusable(layers):
             return run_layers(h, layers, rope, kv_caches, layout, self.gpu)
         return super().ternary_layers(h, layers, rope, kv_caches, layout)
 

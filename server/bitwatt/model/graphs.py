@@ -8,19 +8,20 @@ belongs to DecodeGraphs or to the step's buffers, and all graphs read the same o
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.backend import BLOCK_SIZE, Backend, StepLayout
 from torch import Tensor
 
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.sampler import argmax_on_device
 from bitwatt.model.step_buffers import DeviceStep
 from bitwatt.model.transformer import Transformer
 
-__all__ = ["DecodeGraphs", "bucket_sizes", "capture"]
+__all__ = ["AheadCompiler", "DecodeGraphs", "bucket_sizes", "capture", "compile_together"]
 
 
 class _Graph(Protocol):
@@ -68,28 +69,32 @@ class DecodeGraphs:
         self._logits = torch.zeros(
             max_num_seqs, model.config.vocab_size, dtype=torch.float32, device=device
         )
+        self._best = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         step.fields.slots[:max_num_seqs].fill_(-1)
         step.fields.context_lens.zero_()
         pool = torch.cuda.graph_pool_handle()
-        self._graphs = {size: self._capture(size, pool) for size in reversed(self._sizes)}
+        steps = {size: self._step_of(size) for size in reversed(self._sizes)}
+        compile_together(model.backend, list(steps.values()))
+        self._graphs = {size: capture(step, pool, device) for size, step in steps.items()}
 
     def padded(self, num_seqs: int) -> int:
         """Return how many sequences the graph has that runs a step of num_seqs."""
         return next(size for size in self._sizes if size >= num_seqs)
 
-    def forward(self, num_seqs: int, block_tables: Tensor) -> Tensor:
-        """Return logits [S, vocab_size] of a step in which every sequence brings one token.
+    def forward(self, num_seqs: int, block_tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and argmax of them of a step in which every sequence brings one token.
 
-        The step's buffers hold its numbers, and padding up to padded(num_seqs). The result is
+        The step's buffers hold its numbers, and padding up to padded(num_seqs). The results are
         valid until the next call.
 
         block_tables  [S, blocks of the longest context] int32, on the device
+        Returns       [S, vocab_size] float32, and [S] int64 as argmax_on_device returns it
         """
         self._block_tables[:num_seqs, : block_tables.shape[1]].copy_(block_tables)
         self._graphs[self.padded(num_seqs)].replay()
-        return self._logits[:num_seqs]
+        return self._logits[:num_seqs], self._best[:num_seqs]
 
-    def _capture(self, size: int, pool: Any) -> _Graph:
+    def _step_of(self, size: int) -> Callable[[], None]:
         fields = self._step.fields
         layout = StepLayout(
             positions=fields.positions[:size],
@@ -104,8 +109,24 @@ class DecodeGraphs:
         def step() -> None:
             logits = self._model.forward(fields.token_ids[:size], layout, self._kv_cache, None)
             self._logits[:size].copy_(logits)
+            self._best[:size].copy_(argmax_on_device(logits))
 
-        return capture(step, pool, self._model.backend.device)
+        return step
+
+
+@runtime_checkable
+class AheadCompiler(Protocol):
+    """A backend that can compile its kernels before they are launched."""
+
+    def compile_together(self, call: Callable[[], object]) -> None:
+        """Compile, in parallel, the kernels that call launches; it launches none this time."""
+        ...
+
+
+def compile_together(backend: Backend, calls: Sequence[Callable[[], object]]) -> None:
+    """Compile what the calls will launch, where the backend can."""
+    if isinstance(backend, AheadCompiler):
+        backend.compile_together(lambda: [call() for call in calls])
 
 
 def capture(step: Callable[[], None], pool: Any, device: torch.device) -> _Graph:

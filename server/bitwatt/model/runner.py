@@ -8,6 +8,7 @@ seen the end of, is fed from the device's own copy.
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from bitwatt.constraints.masks import Constraint, MaskThread, Trial
 from bitwatt.model.embedding import embed, packed_embeddings
-from bitwatt.model.graphs import DecodeGraphs
+from bitwatt.model.graphs import DecodeGraphs, compile_together
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
@@ -168,8 +169,13 @@ class ModelRunner:
 
     def _warm_up(self, sizes: Sequence[int], max_model_len: int) -> None:
         """Compile what eager steps of these sizes need, and what draws."""
-        for num_tokens in sizes:
-            self._run_prompts(num_tokens, max_model_len)
+        calls = [partial(self._run_prompts, size, max_model_len) for size in sizes]
+        calls.append(self._draw_one)
+        compile_together(self._model.backend, calls)
+        for call in calls:
+            call()
+
+    def _draw_one(self) -> None:
         logits = torch.zeros(1, self.vocab_size, dtype=torch.float32, device=self._device)
         row = SamplingRow(0, 0, 0, ResolvedSampling(max_tokens=1, temperature=1.0))
         self._sampler.sample(logits, [row])
@@ -359,6 +365,7 @@ class ModelRunner:
         logit_tokens = fields.logit_tokens[:num_drawn]
         scores: list[Scores] = []
         embedded: Tensor | None = None
+        best: Tensor | None = None
         if step.scored or step.embedded:
             h = self._model.hidden_states(
                 token_ids, layout, self._kv_cache, before_layers=before_layers
@@ -368,7 +375,7 @@ class ModelRunner:
             if step.embedded:
                 embedded = self._fetch(embed(self._model, h, step.embedded))
         elif self._graphs is not None and num_drawn == t == num_seqs:
-            logits = self._graphs.forward(num_seqs, layout.block_tables)
+            logits, best = self._graphs.forward(num_seqs, layout.block_tables)
         else:
             logits = self._model.forward(
                 token_ids, layout, self._kv_cache, logit_tokens, before_layers=before_layers
@@ -377,7 +384,7 @@ class ModelRunner:
         if not num_drawn:
             return lambda: _with_what_was_read(StepResult([], []), scores, embedded)
         masks = self._masks_of(step, trials) if step.constrained else None
-        sampled = self._sampler.sample(logits, step.sampling_rows, masks)
+        sampled = self._sampler.sample(logits, step.sampling_rows, masks, best)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
         # request that has ended by then. Of a request with drafts it feeds none.
         self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)

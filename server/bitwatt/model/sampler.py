@@ -29,6 +29,7 @@ __all__ = [
     "SamplingRow",
     "TokenDrawer",
     "TokenMasks",
+    "argmax_on_device",
     "counter_uniform",
 ]
 
@@ -75,6 +76,13 @@ class SamplingRow:
     num_output_tokens: int
     sampling: ResolvedSampling
     drafts: Sequence[int] = ()
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether the request's own settings change its logits before one is drawn."""
+        s = self.sampling
+        needs_more = self.num_output_tokens < s.min_tokens and s.grammar is None
+        return s.has_penalties or bool(s.logit_bias) or needs_more
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +205,21 @@ class Sampler:
         return upload(values, dtype, self._device)
 
     def sample(
-        self, logits: Tensor, rows: Sequence[SamplingRow], masks: TokenMasks | None = None
+        self,
+        logits: Tensor,
+        rows: Sequence[SamplingRow],
+        masks: TokenMasks | None = None,
+        best: Tensor | None = None,
     ) -> Sampled:
         """Return one token a row, one that its mask allows; counts it for the row's penalties.
 
         A row without a finite largest logit, after penalties and biases, gets NO_TOKEN.
 
         logits  [R, vocab_size] float32; may be overwritten
+        best    argmax_on_device(logits), where it is known; may be overwritten
         """
+        if masks is not None or any(r.is_adjusted for r in rows):
+            best = None  # of other logits than those drawn from
         if masks is not None:
             if self._masker is None:
                 _mask(logits, masks)
@@ -219,7 +234,7 @@ class Sampler:
         failures = self._adjust(logits, rows)
         if masks is not None:
             failures = masks.failures | failures
-        tokens = _argmax(logits)
+        tokens = _argmax(logits) if best is None else best
 
         def draw_some(index: list[int]) -> None:
             where = self._upload(index)
@@ -349,6 +364,16 @@ def _mask(logits: Tensor, masks: TokenMasks) -> None:
         logits[where] = logits[where].masked_fill(denied, -torch.inf)
 
 
+def argmax_on_device(logits: Tensor) -> Tensor:
+    """Return each row's best token, [R]; NO_TOKEN where its logit isn't finite.
+
+    By calls that wait for nothing, and that a graph can capture.
+    """
+    best, tokens = logits.max(dim=-1)
+    # where() would copy its scalar to the device, and wait.
+    return tokens.masked_fill_(~(best.abs() < torch.inf), NO_TOKEN)
+
+
 def _argmax(logits: Tensor) -> Tensor:
     """Return each row's best token, [R]; NO_TOKEN where its logit isn't finite.
 
@@ -357,8 +382,7 @@ def _argmax(logits: Tensor) -> Tensor:
     a CPU by numpy, 7 times as fast as torch on a Zen 5 core.
     """
     if logits.device.type != "cpu":
-        best, tokens = logits.max(dim=-1)
-        return tokens.where(best.abs() < torch.inf, NO_TOKEN)
+        return argmax_on_device(logits)
     values = logits.numpy()
     indices = values.argmax(axis=-1)
     # Row by row, in Python: numpy would let go of the GIL for it, and the engine's thread then keep

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-__all__ = ["SHARED_MEMORY_BYTES", "MachineCode", "compile_for"]
+__all__ = ["SHARED_MEMORY_BYTES", "MachineCode", "compile_for", "source_of"]
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -24,6 +24,7 @@ SHARED_MEMORY_BYTES = {
     89: 99 * 1024,
     90: 227 * 1024,
     100: 227 * 1024,
+    103: 227 * 1024,
     120: 99 * 1024,
 }
 
@@ -89,6 +90,21 @@ def compile_for(
     arguments  "int8" and so on for pointers, "i32" or "fp32" for scalars, by name
     unaligned  arguments that are not multiples of 16, or of 16 bytes
     """
+    compiled = triton.compile(
+        source_of(kernel, arguments, constants, unaligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False},
+    )
+    return MachineCode(_disassemble(compiled.asm["cubin"]), compiled.metadata.shared)
+
+
+def source_of(
+    kernel: Any,
+    arguments: Mapping[str, str],
+    constants: Mapping[str, Any],
+    unaligned: frozenset[str],
+) -> ASTSource:
+    """Return what Triton compiles of a kernel; see compile_for."""
     signature = {
         name: "constexpr" if name in constants else _POINTERS.get(arguments[name], arguments[name])
         for name in kernel.arg_names
@@ -98,9 +114,4 @@ def compile_for(
         for index, name in enumerate(kernel.arg_names)
         if name not in constants and name not in unaligned and signature[name] != "fp32"
     }
-    compiled = triton.compile(
-        ASTSource(kernel, signature, dict(constants), attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False},
-    )
-    return MachineCode(_disassemble(compiled.asm["cubin"]), compiled.metadata.shared)
+    return ASTSource(kernel, signature, dict(constants), attributes)

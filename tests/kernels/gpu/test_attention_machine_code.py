@@ -14,8 +14,8 @@ CONFIGS = {
     capability: load("", divmod(capability, 10)).attention for capability in SHARED_MEMORY_BYTES
 }
 CASES = [(128, 80), (128, 90), (128, 100), (100, 90)]
-if TEST_ALL:  # cards of 99 KiB
-    CASES += [(128, 86), (128, 89), (128, 120)]
+if TEST_ALL:  # cards of 99 KiB, and B300
+    CASES += [(128, 86), (128, 89), (128, 120), (128, 103)]
 ARGUMENTS = {
     "qkv_ptr": "bfloat16",
     "rope_ptr": "float32",
@@ -93,7 +93,9 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
         assert code.spills == 0
     assert not any(re.search(r"\b(STL|LDL)\b", text) for text in code.main_loop("MMA"))
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
-    assert code.count({90: r"\bHGMMA\b", 100: r"\bUTCHMMA\b"}.get(capability, r"\bHMMA\b"))
+    assert code.count(
+        {90: r"\bHGMMA\b", 100: r"\bUTCHMMA\b", 103: r"\bUTCHMMA\b"}.get(capability, r"\bHMMA\b")
+    )
     if kind == "rotated decode":  # its own key is written, waited for, and then read
         texts = [text for _, text in code.instructions]
         read = next(i for i, text in enumerate(texts) if "LDGSTS" in text)

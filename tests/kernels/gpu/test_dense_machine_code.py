@@ -35,6 +35,7 @@ CONFIGS = load("", (9, 0)).dense
             for config in load("", divmod(capability, 10)).dense
             for is_int8 in (False, True)
         ),
+        *([(CONFIGS[-1], False, 103)] if TEST_ALL else ()),
     ],
     ids=lambda value: f"tokens-{value.block_tokens}" if isinstance(value, DenseConfig) else None,
 )
@@ -67,6 +68,6 @@ def test_matmuls_use_tensor_cores_wide_loads_and_no_local_memory(
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     hopper = "IGMMA" if is_int8 else "HGMMA"
     ampere = "IMMA" if is_int8 else "HMMA"
-    tensor_core = {90: hopper, 100: "UTCHMMA"}.get(capability, ampere)
+    tensor_core = {90: hopper, 100: "UTCHMMA", 103: "UTCHMMA"}.get(capability, ampere)
     assert code.count(rf"\b{tensor_core}\b")
     assert code.count(r"\bLDGSTS\.E.*\.128\b")

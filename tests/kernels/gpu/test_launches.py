@@ -12,7 +12,8 @@ from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.presets import PRESETS
 from bitwatt.model.random_weights import random_model
 from bitwatt_kernels.gpu.configs import load
-from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
+from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from bitwatt_kernels.roofline import Gpu as Rates
 from bitwatt_kernels.roofline import ModelSizes, StepCost, step
@@ -52,7 +53,7 @@ def make_backend() -> TritonBackend:
     gpu = Gpu.__new__(Gpu)
     gpu.device, gpu.name, gpu.num_multiprocessors, gpu.capability = CPU, "fake", 132, (9, 0)
     gpu.configs = load("", (9, 0))
-    gpu.counters = torch.zeros(MAX_SPLIT_TILES, dtype=torch.int32)
+    gpu.add_scratch()
     backend = TritonBackend.__new__(TritonBackend)
     backend.gpu, backend.device, backend.batch_invariant = gpu, CPU, True
     return backend
@@ -93,14 +94,15 @@ def cost(weights: Weights, num_sequences: int, new_tokens: int = 1) -> StepCost:
     )
 
 
-@pytest.mark.parametrize("num_sequences", [1, 2, 8])
-def test_a_step_of_few_sequences_takes_five_kernels_a_layer(
+@pytest.mark.parametrize("num_sequences", [1, 2, 8, 9, 64, 256])
+def test_a_step_that_decodes_takes_five_kernels_a_layer(
     num_sequences: int, launches: Counter[str], run_step: Callable[[Weights, int, int], None]
 ) -> None:
     run_step("ternary", num_sequences, 1)
     num_layers = SHAPE_2B4T.num_layers
+    linear = "normed_linear_kernel" if num_sequences <= MAX_TOKENS else "ternary_linear_kernel"
     assert launches == {
-        "normed_linear_kernel": 4 * num_layers,
+        linear: 4 * num_layers,
         "decode_attention_kernel": num_layers,
         "rms_norm_kernel": 1,
         "dense_linear_kernel": 1,
@@ -110,7 +112,15 @@ def test_a_step_of_few_sequences_takes_five_kernels_a_layer(
 
 @pytest.mark.parametrize(
     ("weights", "num_sequences", "new_tokens"),
-    [("ternary", 1, 1), ("ternary", 8, 1), ("ternary", 2, 4), ("ternary", 9, 1), ("dense", 1, 1)],
+    [
+        ("ternary", 1, 1),
+        ("ternary", 8, 1),
+        ("ternary", 2, 4),
+        ("ternary", 9, 1),
+        ("ternary", 5, 16),
+        ("ternary", 257, 1),
+        ("dense", 1, 1),
+    ],
 )
 def test_the_roofline_counts_what_is_launched(
     weights: Weights,

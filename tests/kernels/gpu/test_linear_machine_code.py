@@ -5,6 +5,7 @@ import re
 import pytest
 from bitwatt_kernels.gpu.configs import LinearConfig, load
 from bitwatt_kernels.gpu.linear import ternary_linear_kernel
+from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS, ROW_BLOCK
 
 from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
@@ -20,8 +21,12 @@ ARGUMENTS = {
     "bias_ptr": "float32",
     "residual_ptr": "bfloat16",
     "y_ptr": "bfloat16",
-    "partials_ptr": "int32",
+    "sums_ptr": "int32",
     "counters_ptr": "int32",
+    "raw_ptr": "bfloat16",
+    "norm_ptr": "float32",
+    "queue_ptr": "int32",
+    "eps": "fp32",
     "num_tokens": "i32",
     "out_features": "i32",
     "row_bytes": "i32",
@@ -47,6 +52,8 @@ def compile_linear(
     has_residual: bool = True,
     has_bias: bool = False,
     pdl: bool = False,
+    is_raw: bool = False,
+    is_gated: bool = False,
 ) -> MachineCode:
     constants = {
         "BLOCK_OUT": config.block_out,
@@ -58,6 +65,11 @@ def compile_linear(
         "HAS_TAIL": has_tail,
         "HAS_BIAS": has_bias,
         "HAS_RESIDUAL": has_residual,
+        "RAW": is_raw,
+        "GATED": is_gated,
+        "SILU": False,
+        "HAS_NORM": is_raw,
+        "ROW_BLOCK": ROW_BLOCK,
         "INLINE_ASM": True,
         "PDL": pdl,
     }
@@ -142,18 +154,66 @@ def test_partial_sums_are_released_before_a_split_is_counted_and_acquired_after(
     code = compile_linear(CONFIGS[0], 90)
     order_of(
         code,
-        r"^STG\.E\.128\b",
+        r"\bREDG\.E\.ADD\b",
         r"\bBAR\.SYNC\b",
         r"\bMEMBAR\.\w+\.GPU\b",
         r"\bATOMG\.E\.ADD\.STRONG\.GPU\b",
         r"\bCCTL\.IVALL\b",
         r"\bBAR\.SYNC\b",
         r"\bLDG\.E\.128\.STRONG\.GPU\b",
+        r"\bBAR\.SYNC\b",
+        r"\bSTG\.E\.128\b.*\bRZ\b",
     )
 
 
+RAW_CASES = [
+    (capability, config, True)
+    for capability in (80, 90, 100, 103)
+    for config in load("", divmod(capability, 10)).linear
+    if 8 < config.block_tokens <= MAX_QUEUED_TOKENS
+]
+RAW_SAMPLE = [(90, CONFIGS[1], False), (100, CONFIGS_OF[100][3], True)]
+
+
+@pytest.mark.parametrize(
+    ("capability", "config", "is_gated"),
+    RAW_CASES if TEST_ALL else RAW_SAMPLE,
+    ids=lambda value: name(value) if isinstance(value, LinearConfig) else str(value),
+)
+def test_rows_of_a_queue_cost_the_loop_over_weights_nothing(
+    capability: int, config: LinearConfig, is_gated: bool
+) -> None:
+    """Codes are released row by row, waited for, and then read; weights travel from the start."""
+    code = compile_linear(config, capability, is_raw=True, is_gated=is_gated)
+    assert_sound(code, config, capability)
+    loop = code.main_loop("MMA")
+    assert not any(re.search(r"\b(MUFU|DFMA|ATOMG|REDG)\b", text) for text in loop)
+    if capability == 90:
+        bound = MOST_INSTRUCTIONS_PER_WEIGHT[config.block_tokens]
+        assert instructions_per_weight(code, config) <= bound
+    order_of(
+        code,
+        r"\bCCTL\.E\.PF2\b",
+        r"\bATOMG\.E\.ADD\.STRONG\.GPU\b",
+        r"\bSTG\.E\b",
+        r"\bBAR\.SYNC\b",
+        r"\bMEMBAR\.\w+\.GPU\b",
+        r"\bREDG?\.E\.ADD\.STRONG\.GPU\b",
+        r"\bATOMG\.E\.ADD\.STRONG\.GPU\b",
+        r"\bLDG\.E\.STRONG\.GPU\b",
+        r"\bCCTL\.IVALL\b",
+        r"\bBAR\.SYNC\b",
+        r"\bLDGSTS\b",
+    )
+    queued = next(i for i, (_, text) in enumerate(code.instructions) if "CCTL.IVALL" in text)
+    assert not any("LDGSTS" in text for _, text in code.instructions[:queued])
+
+
 def test_programmatic_dependent_launch_prefetches_weights_before_it_waits() -> None:
-    code = compile_linear(CONFIGS[0], 90, pdl=True)
-    order_of(code, r"\bCCTL", r"\bACQBULK\b", r"\bLDGSTS\b", r"\bIMMA\b", r"\bPREEXIT\b")
+    code = compile_linear(CONFIGS[0], 90, pdl=True, is_raw=True)
+    order_of(
+        code, r"\bCCTL", r"\bACQBULK\b", r"\bATOMG\b", r"\bLDGSTS\b", r"\bIMMA\b", r"\bPREEXIT\b"
+    )
     waits = next(i for i, (_, text) in enumerate(code.instructions) if "ACQBULK" in text)
-    assert not any(re.search(r"\b(LDG|LDGSTS)\b", text) for _, text in code.instructions[:waits])
+    before = [text for _, text in code.instructions[:waits]]
+    assert not any(re.search(r"\b(LDG|LDGSTS|ATOMG)\b", text) for text in before)

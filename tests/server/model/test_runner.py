@@ -209,6 +209,8 @@ class Waits(TorchFunctionMode):
             other = args[1] if isinstance(args[1], torch.device) else getattr(args[1], "device", 0)
             if {args[0].device, other} == devices and not kwargs.get("non_blocking"):
                 self.found[f"{name} without non_blocking"] += 1
+        if name == "where" and any(isinstance(arg, int | float) for arg in args):
+            self.found["where of a scalar, which is copied"] += args[0].device.type == "meta"
         if name in WAITS and args[0].device.type == "meta":
             self.found[name] += 1
         return func(*args, **kwargs)

@@ -48,6 +48,23 @@ def test_temperature_zero_takes_the_most_likely_token() -> None:
     assert sampled.tokens.tolist() == logits.argmax(-1).tolist()
 
 
+def test_a_known_argmax_is_taken_only_where_nothing_changes_the_logits() -> None:
+    sampler = Sampler(2, 8, torch.device("cpu"))
+    logits = torch.tensor([[0.0, 3, 0, 0, 0, 0, 0, 0]])
+    known = torch.tensor([5])  # no argmax of these, so that it shows
+    greedy = make_row(temperature=0.0)
+    assert sampler.sample(logits.clone(), [greedy], best=known.clone()).tokens.tolist() == [5]
+    for row in (
+        make_row(temperature=0.0, logit_bias={1: -100.0, 2: 9.0}),
+        make_row(temperature=0.0, min_tokens=1, stop_token_ids=(1,), logit_bias={2: 1.0}),
+    ):
+        drawn = sampler.sample(logits.clone(), [row], best=known.clone())
+        assert drawn.tokens.tolist() == [2]
+    masks = TokenMasks([0], packed([{6}]), {})
+    drawn = sampler.sample(logits.clone(), [greedy], masks, known.clone())
+    assert drawn.tokens.tolist() == [6]
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_frequencies_follow_the_softmax_at_the_temperature(temperature: float) -> None:
     logits = make_logits(1)

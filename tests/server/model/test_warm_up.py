@@ -15,6 +15,7 @@ from bitwatt.model.runner import ModelRunner, warm_up_sizes
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import Request, ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
+from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from triton.runtime.jit import JITFunction
 
 from tests.factories import make_model_config
@@ -49,7 +50,13 @@ def variant(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
+def ahead() -> set[tuple[Any, ...]]:
+    """Variants that are compiled in parallel, before anything is launched."""
+    return set()
+
+
+@pytest.fixture
+def compiled(ahead: set[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
     variants: set[tuple[Any, ...]] = set()
 
     def run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
@@ -61,6 +68,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
         step()
         return SimpleNamespace(replay=lambda: None)
 
+    def compile_together(_: TritonBackend, call: Callable[[], object]) -> None:
+        call()
+        ahead.update(variants)
+
+    monkeypatch.setattr(TritonBackend, "compile_together", compile_together)
     monkeypatch.setattr(JITFunction, "run", run)
     monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
@@ -95,9 +107,13 @@ def warmed_runner(weights: Weights) -> ModelRunner:
 
 @pytest.mark.parametrize("weights", ["ternary", "dense"])
 def test_no_step_compiles_what_was_not_compiled_before_ready(
-    weights: Weights, compiled: set[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+    weights: Weights,
+    compiled: set[tuple[Any, ...]],
+    ahead: set[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runner = warmed_runner(weights)
+    assert ahead == compiled
     head = runner._model.logits
 
     def logits(h: torch.Tensor, logit_tokens: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A layer of few tokens in five kernels gives the bits of its operations one by one."""
+"""A layer in five kernels gives the bits of its operations one by one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,9 @@ from bitwatt_kernels.backend import StepLayout
 from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu import triton_backend
 from bitwatt_kernels.gpu.attention import rotated_attention
-from bitwatt_kernels.gpu.normed_linear import normed_linear
+from bitwatt_kernels.gpu.linear import ternary_linear
+from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS, normed_linear
+from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS, RawRows
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from bitwatt_kernels.packing import TernaryWeight
 
@@ -29,7 +31,7 @@ def backend(device: torch.device) -> TritonBackend:
 
 @pytest.mark.parametrize("has_norm", [True, False], ids=["normed", "as-it-is"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 2, 8])
+@pytest.mark.parametrize("num_tokens", [1, 2, 8, 19])
 def test_norm_quantization_and_linear_in_one_are_those_one_by_one(
     num_tokens: int, dtype: torch.dtype, has_norm: bool, backend: TritonBackend
 ) -> None:
@@ -42,7 +44,12 @@ def test_norm_quantization_and_linear_in_one_are_those_one_by_one(
     weight = make_weight(70, 640, device)
     weight = TernaryWeight(weight.codes, weight.scales, torch.randn(70, device=device))
     residual = torch.randn(num_tokens, 70, device=device).to(torch.bfloat16)
-    y = normed_linear(x, norm, 1e-5, weight, residual, torch.bfloat16, backend.gpu)
+    if num_tokens <= MAX_TOKENS:
+        y = normed_linear(x, norm, 1e-5, weight, residual, torch.bfloat16, backend.gpu)
+    else:
+        rows = RawRows(x, norm, 1e-5)
+        y = ternary_linear(rows, weight, residual, torch.bfloat16, backend.gpu)
+    assert not backend.gpu.queue.any()
     codes = backend.quantize(x) if norm is None else backend.rms_norm_quantize(x, norm, 1e-5)
     assert torch.equal(y, backend.ternary_linear(codes, weight, residual, torch.bfloat16))
 
@@ -100,7 +107,7 @@ def forward(
         dtype=torch.bfloat16,
         seed=0,
     )
-    kv_cache = KVCache(model.config, 8, torch.bfloat16, backend.device)
+    kv_cache = KVCache(model.config, 16, torch.bfloat16, backend.device)
     kv_cache.layers.copy_(
         torch.randn(kv_cache.layers.shape, generator=torch.Generator().manual_seed(1))
     )
@@ -108,34 +115,34 @@ def forward(
     return model.forward(tokens, layout, kv_cache, None), kv_cache.layers
 
 
-@pytest.mark.parametrize(
-    ("context_lens", "counts"),
-    [([20, 1, 33], [1, 1, 1]), ([20, 7], [3, 5])],
-    ids=["decode", "chunks"],
-)
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"activation": "relu2", "has_sub_norms": True},
-        {"activation": "silu", "has_sub_norms": False},
-        {"activation": "silu", "has_sub_norms": False, "has_head_norms": True},
-        {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True},
-    ],
-    ids=["bitnet", "llama", "qwen3", "biases"],
-)
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bitnet": {"activation": "relu2", "has_sub_norms": True},
+    "llama": {"activation": "silu", "has_sub_norms": False},
+    "qwen3": {"activation": "silu", "has_sub_norms": False, "has_head_norms": True},
+    "biases": {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True},
+}
+DECODE = ([20, 1, 33], [1, 1, 1])
+CHUNKS = ([20, 7], [3, 5])
+MORE_THAN_EIGHT = ([20, 1, 33, *range(7, 13)], [1] * 9)
+CASES = [(name, step) for name in CONFIGS for step in (DECODE, CHUNKS)]
+CASES += [(name, MORE_THAN_EIGHT) for name in ("bitnet", "llama")]
+
+
+@pytest.mark.parametrize(("name", "step"), CASES, ids=str)
 def test_layers_in_few_kernels_are_the_operations_one_by_one(
-    config: dict[str, Any],
-    context_lens: list[int],
-    counts: list[int],
+    name: str,
+    step: tuple[list[int], list[int]],
     backend: TritonBackend,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    context_lens, counts = step
     tables = torch.tensor([[3, 1, 2], [0, 6, 5], [4, 7, 2]], dtype=torch.int32)
+    tables = torch.cat([tables, torch.arange(8, 14, dtype=torch.int32)[:, None].expand(6, 3)])
     layout = make_step_layout(tables[: len(counts)], context_lens, counts)
     layout = moved(layout, backend.device)
-    logits, cache = forward(backend, config, layout)
+    logits, cache = forward(backend, CONFIGS[name], layout)
     with operations_one_by_one(monkeypatch):
-        expected, expected_cache = forward(backend, config, layout)
+        expected, expected_cache = forward(backend, CONFIGS[name], layout)
     assert torch.equal(logits, expected)
     assert torch.equal(cache, expected_cache)
 
@@ -156,6 +163,13 @@ def test_what_does_not_fit_is_refused(backend: TritonBackend) -> None:
         normed_linear(x, None, 0, weight, x, x.dtype, gpu)
     with pytest.raises(ShapeError, match="a residual can't be added"):
         normed_linear(x, None, 0, weight, x[:, :4], x.dtype, gpu, activation="silu")
+    many = torch.zeros(MAX_QUEUED_TOKENS + 1, 128, device=device)
+    with pytest.raises(ShapeError, match="257 rows are to be queued; the limit is 256"):
+        ternary_linear(RawRows(many, None, 0), weight, None, x.dtype, gpu)
+    with pytest.raises(ShapeError, match="activations have 64 features"):
+        ternary_linear(RawRows(x, None, 0, "silu"), weight, None, x.dtype, gpu)
+    with pytest.raises(ShapeError, match="norm weight has shape"):
+        ternary_linear(RawRows(x, x[0, :64], 0), weight, None, x.dtype, gpu)
     step = make_step([(3, 2)]).to(device)
     with pytest.raises(ShapeError, match="brings 2 tokens"):
         rotated_attention(step.qkv, step.rope, step.kv_cache, step.layout, 4, 1.0, gpu)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from bitwatt_kernels.gpu.attention import rotated_attention
 from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.elementwise import rms_norm_quantize
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.linear import ternary_linear
+from bitwatt_kernels.gpu.row_queue import RawRows
 
 from tests.extent import TEST_ALL
 from tests.kernels.gpu.ops.interleaving import interleaved
@@ -33,7 +35,24 @@ def test_a_split_linear_sums_alike_in_every_order(seed: int, gpu: Gpu) -> None:
         y = ternary_linear(x, weight, None, torch.float32, gpu, config)
     assert torch.equal(y, expected(x, weight, None, torch.float32))
     assert not gpu.counters.any()
-    assert baton.num_switches == 2 * 3 * 3  # an atomic a split of each of three tiles
+    assert not gpu.sums.any()
+    assert baton.num_switches == 2 * 2 * 3 * 3  # two atomics a split of each of three tiles
+
+
+def test_rows_from_a_queue_are_done_before_any_program_reads_them(seed: int, gpu: Gpu) -> None:
+    """More programs than rows at the first, and the other way round at the second."""
+    for num_rows, out_features in ((3, 330), (9, 70)):
+        torch.manual_seed(seed)
+        x = torch.randn(num_rows, 256, device=gpu.device)
+        norm = torch.rand(256, device=gpu.device) + 0.5
+        weight = make_weight(out_features, 256, gpu.device)
+        with interleaved(seed):
+            config = replace(DECODE, num_splits=2)
+            y = ternary_linear(RawRows(x, norm, 1e-5), weight, None, torch.float32, gpu, config)
+        codes = rms_norm_quantize(x, norm, 1e-5, gpu)
+        assert torch.equal(y, expected(codes, weight, None, torch.float32))
+        assert not gpu.queue.any()
+        assert not gpu.sums.any()
 
 
 def test_split_attention_merges_alike_in_every_order(seed: int, gpu: Gpu) -> None:

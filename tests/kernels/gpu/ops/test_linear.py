@@ -97,6 +97,15 @@ def test_accumulators_are_exact_and_outputs_bitwise_equal(
     y = ternary_linear(x, weight, None, torch.float32, gpu, config)
     assert torch.equal(y.cpu(), expected(x, weight, None, torch.float32))
     assert not gpu.counters.any()
+    assert not gpu.sums.any()
+
+
+def test_a_sum_too_large_for_the_scratch_is_not_split(gpu: Gpu, device: torch.device) -> None:
+    num_rows = len(gpu.sums) // DECODE.block_tokens + 1
+    x = make_activations(1, 256, device)
+    weight = make_weight(num_rows, 256, device)
+    y = ternary_linear(x, weight, None, torch.float32, gpu, replace(DECODE, num_splits=2))
+    assert torch.equal(y.cpu(), expected(x, weight, None, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
