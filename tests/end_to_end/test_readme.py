@@ -49,7 +49,7 @@ NOT_RUN = {
     "bitwatt compare URL_A URL_B": "tests/clients/test_compare.py runs it on addresses",
     "bitwatt convert SRC DST": "tests/server/checkpoints/test_conversion.py converts folders",
     "bitwatt fleet STEPS": "tests/server/simulation/test_fleet.py has steps",
-    "bitwatt paper": "takes up to an hour: test_paper.py measures a size, test_command.py the flags",
+    "bitwatt paper": "takes up to an hour: test_paper.py measures one size, test_command.py flags",
     "bitwatt serve ORG/NAME": "tests/server/test_hub.py asks a local hub",
     "bitwatt serve PATH": "tests/server/checkpoints reads folders of every kind",
     "python -m bitwatt.bench cpu": "takes 5 GB: test_bench.py runs it on a small model",
