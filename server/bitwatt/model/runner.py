@@ -169,8 +169,8 @@ class ModelRunner:
 
     def _warm_up(self, sizes: Sequence[int], max_model_len: int) -> None:
         """Compile what eager steps of these sizes need, and what draws."""
-        calls = [partial(self._run_prompts, size, max_model_len) for size in sizes]
-        calls.append(self._draw_one)
+        prompts = [partial(self._run_prompts, size, max_model_len) for size in sizes]
+        calls: list[Callable[[], object]] = [*prompts, self._draw_one]
         compile_together(self._model.backend, calls)
         for call in calls:
             call()
