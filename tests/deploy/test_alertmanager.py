@@ -33,7 +33,7 @@ def alertmanager(tmp_path_factory):
         process = subprocess.Popen(command, stdout=log, stderr=log)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not is_ready(client):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline
@@ -60,7 +60,7 @@ def assert_told(client, alerts, expected):
     ]
     client.post("/api/v2/alerts", json=body).raise_for_status()
     [instance] = {labels["instance"] for labels in alerts.values()}
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         states = {
             alert["labels"]["alertname"]: alert["status"]["state"]

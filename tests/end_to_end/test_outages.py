@@ -52,7 +52,7 @@ def check_served(server: Server) -> None:
     """Wait until the server serves again, and check that it said how that came about."""
     server.wait_ready(AGAIN_S)
     asked = {"model": "builtin", "prompt": "def ", "max_tokens": 3, "ignore_eos": True}
-    answer = httpx.post(f"{server.url}/v1/completions", json=asked).json()
+    answer = httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60).json()
     assert answer["usage"]["completion_tokens"] == 3
     num_ends = server.logged("is down after")
     assert server.logged("; it is started again in ") == num_ends > 0

@@ -162,7 +162,7 @@ class Streams:
 def sums_of(server: Server) -> dict[str, float]:
     """Return every metric of the model the streams use, summed over its labels."""
     sums: dict[str, float] = {}
-    for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+    for line in httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines():
         if 'model_name="builtin"' in line:
             name, value = line.split("{")[0], float(line.rsplit(" ", 1)[1])
             sums[name] = sums.get(name, 0.0) + value
@@ -201,7 +201,7 @@ def test_no_request_fails_the_server_or_changes_a_stream_beside_it() -> None:
         engines = server.engine_ids()
         alone = asyncio.run(streams_alone(server.url))
         streams = Streams(server.url, alone)
-        paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+        paths = httpx.get(f"{server.url}/openapi.json", timeout=60).json()["paths"]
         statuses: dict[int, int] = {}
 
         @settings(

@@ -220,7 +220,7 @@ def test_killed_engine_fails_its_streams_and_comes_back(own_server: Server) -> N
     for stream in streams:
         with pytest.raises(openai.APIError):
             exhaust(stream)
-    assert httpx.get(f"{server.url}/ready").status_code == 503
+    assert httpx.get(f"{server.url}/ready", timeout=60).status_code == 503
     assert server.process.poll() is None
     server.wait_ready(30)
     for model in MODELS:
@@ -259,9 +259,9 @@ def test_bad_input_gets_a_4xx_that_names_field_and_limit(server: Server, case: s
     body, param, mention = BAD_BODIES[case]
     if isinstance(body, dict):
         body = json.dumps({"model": "builtin", **body}).encode()
-    response = httpx.post(
-        f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"}
-    )
+    headers = {"Content-Type": "application/json"}
+    url = f"{server.url}/v1/completions"
+    response = httpx.post(url, content=body, headers=headers, timeout=60)
     assert 400 <= response.status_code < 500
     assert response.status_code != 422
     error = response.json()["error"]
@@ -270,7 +270,7 @@ def test_bad_input_gets_a_4xx_that_names_field_and_limit(server: Server, case: s
     if param is not None:
         assert error["param"] == param
     assert len(response.content) < 2000
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
 
 
 def test_a_port_in_use_is_a_clear_error() -> None:
@@ -286,12 +286,13 @@ def test_two_interrupts_end_a_server_with_an_open_stream_and_without_a_traceback
     own_server: Server,
 ) -> None:
     body = {"model": "builtin", "prompt": "a", "max_tokens": 900, "stream": True}
-    with httpx.stream(
-        "POST", f"{own_server.url}/v1/completions", json=body | {"ignore_eos": True}
-    ) as answer:
+    asked = body | {"ignore_eos": True}
+    url = f"{own_server.url}/v1/completions"
+    with httpx.stream("POST", url, json=asked, timeout=60) as answer:
         next(answer.iter_lines())
         own_server.process.send_signal(signal.SIGINT)
-        time.sleep(0.05)
+        while not own_server.logged("Shutting down"):  # of two signals at once one is told
+            time.sleep(0.01)
         own_server.process.send_signal(signal.SIGINT)
         assert own_server.process.wait(timeout=20) == 130
     own_server.reader.join(timeout=10)

@@ -31,14 +31,14 @@ def test_a_quantized_model_is_served_beside_what_it_was_made_of() -> None:
         return content
 
     try:
-        cards = httpx.get(f"{started.url}/v1/models").json()["data"]
+        cards = httpx.get(f"{started.url}/v1/models", timeout=60).json()["data"]
         assert [(c["id"], c["root"], c["weights"]) for c in cards] == [
             ("x", "fp16", "ternary"),
             ("x-twin", "fp16", "dense"),
         ]
         assert cards[0]["quantized"].endswith("quality is not that of a trained ternary model")
         assert cards[1]["quantized"] is None
-        state = httpx.get(f"{started.url}/bitwatt/v1/comparison").json()
+        state = httpx.get(f"{started.url}/bitwatt/v1/comparison", timeout=60).json()
         assert [model["name"] for model in state["models"]] == ["x", "x-twin"]
         assert state["models"][0]["engine"]["quantized"] == cards[0]["quantized"]
         with dense:

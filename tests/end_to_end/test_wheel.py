@@ -60,9 +60,9 @@ def test_an_installed_wheel_serves_with_the_native_kernels(wheel, tmp_path):
 
     server = start_server(python=str(python))
     try:
-        models = httpx.get(f"{server.url}/v1/models").json()["data"]
+        models = httpx.get(f"{server.url}/v1/models", timeout=60).json()["data"]
         assert [model["id"] for model in models] == ["builtin", "builtin-fp16"]
-        state = httpx.get(f"{server.url}/bitwatt/v1/comparison").json()
+        state = httpx.get(f"{server.url}/bitwatt/v1/comparison", timeout=60).json()
         assert {model["engine"]["backend"] for model in state["models"]} == {"native"}
     finally:
         assert stop_server(server) == 0

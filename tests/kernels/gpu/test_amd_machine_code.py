@@ -29,32 +29,14 @@ from tests.kernels.gpu.machine_code import source_of
 SHARED_BYTES = 64 * 1024  # of a workgroup: AMD CDNA 3 instruction set architecture, LDS
 CONFIGS = load("", (8, 0))
 DENSE = CONFIGS.dense[0]
-TILE = {
-    "GROUP": 4,
-    "HEAD_DIM": 128,
-    "DIM_BLOCK": 128,
-    "BLOCK_SIZE": 16,
-    "BLOCK_CONTEXT": CONFIGS.attention.block_context,
-    "SPLIT_TOKENS": CONFIGS.attention.split_tokens,
-    "PRECISION": "ieee",
-}
+TILE = attention.constants_of(CONFIGS.attention, PRECISION="ieee")
 QUANTIZING = {"BLOCK": 8192, "GROUP": 8192, "QUANTIZE": True}
 Case = tuple[Any, dict[str, str], dict[str, Any], int]
 MATMULS: list[Case] = [
     (
         dense_linear_kernel,
         dense.ARGUMENTS | {"x_ptr": "bfloat16", "w_ptr": "bfloat16"},
-        {
-            "BLOCK_OUT": DENSE.block_out,
-            "BLOCK_TOKENS": DENSE.block_tokens,
-            "BLOCK_IN": DENSE.block_in,
-            "GROUP_TOKENS": 8,
-            "HAS_TAIL": False,
-            "HAS_BIAS": False,
-            "HAS_RESIDUAL": True,
-            "IS_INT8": False,
-            "PRECISION": "ieee",
-        },
+        dense.constants_of(DENSE, PRECISION="ieee"),
         DENSE.num_warps,
     ),
     *(

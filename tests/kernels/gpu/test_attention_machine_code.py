@@ -1,10 +1,11 @@
 """What the compiler makes of attention and rope_and_cache, read from the machine code."""
 
 import re
+from typing import Any
 
 import pytest
 from bitwatt_kernels.gpu.attention import decode_attention_kernel, prefill_attention_kernel
-from bitwatt_kernels.gpu.configs import load
+from bitwatt_kernels.gpu.configs import AttentionConfig, load
 from bitwatt_kernels.gpu.rope import rope_and_cache_kernel
 
 from tests.extent import TEST_ALL
@@ -53,6 +54,19 @@ ROPE = {
 }
 
 
+def constants_of(config: AttentionConfig, **changes: Any) -> dict[str, Any]:
+    """Return the constants that decode and prefill share, of four queries a head of 128."""
+    return {
+        "BLOCK_SIZE": 16,
+        "BLOCK_CONTEXT": config.block_context,
+        "SPLIT_TOKENS": config.split_tokens,
+        "GROUP": 4,
+        "HEAD_DIM": 128,
+        "DIM_BLOCK": 128,
+        "PRECISION": "tf32",
+    } | changes
+
+
 @pytest.mark.slow(40)
 @pytest.mark.parametrize(("head_dim", "capability"), CASES, ids=str)
 @pytest.mark.parametrize("kind", ["decode", "rotated decode", "prefill"])
@@ -66,17 +80,7 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
         pytest.skip("one compilation of many: BITWATT_TEST_ALL=1 runs it")
     config = CONFIGS[capability]
     tile = config.decode if is_decode else config.prefill
-    constants = {
-        "BLOCK_SIZE": 16,
-        "BLOCK_ROWS": tile.block_rows,
-        "BLOCK_CONTEXT": config.block_context,
-        "SPLIT_TOKENS": config.split_tokens,
-        "GROUP": 4,
-        "HEAD_DIM": head_dim,
-        "DIM_BLOCK": 128,
-        "PRECISION": "tf32",
-        "PDL": False,
-    }
+    constants = constants_of(config, HEAD_DIM=head_dim, BLOCK_ROWS=tile.block_rows, PDL=False)
     code = compile_for(
         capability,
         decode_attention_kernel if is_decode else prefill_attention_kernel,

@@ -1,5 +1,7 @@
 """What the compiler makes of the fixed-order matmul, read from the machine code."""
 
+from typing import Any
+
 import pytest
 from bitwatt_kernels.gpu.configs import DenseConfig, load
 from bitwatt_kernels.gpu.dense import dense_linear_kernel
@@ -18,6 +20,21 @@ ARGUMENTS = {
     "in_features": "i32",
 }
 CONFIGS = load("", (9, 0)).dense
+
+
+def constants_of(config: DenseConfig, **changes: Any) -> dict[str, Any]:
+    """Return the constants of a multiplication by bfloat16 weights, added to a residual."""
+    return {
+        "BLOCK_OUT": config.block_out,
+        "BLOCK_TOKENS": config.block_tokens,
+        "BLOCK_IN": config.block_in,
+        "GROUP_TOKENS": 8,
+        "HAS_TAIL": False,
+        "HAS_BIAS": False,
+        "HAS_RESIDUAL": True,
+        "IS_INT8": False,
+        "PRECISION": "tf32",
+    } | changes
 
 
 @pytest.mark.slow(30)
@@ -43,18 +60,13 @@ def test_matmuls_use_tensor_cores_wide_loads_and_no_local_memory(
     config: DenseConfig, is_int8: bool, capability: int
 ) -> None:
     operand = "int8" if is_int8 else "bfloat16"
-    constants = {
-        "BLOCK_OUT": config.block_out,
-        "BLOCK_TOKENS": config.block_tokens,
-        "BLOCK_IN": config.block_in * (2 if is_int8 else 1),
-        "GROUP_TOKENS": 8,
-        "HAS_TAIL": False,
-        "HAS_BIAS": False,
-        "HAS_RESIDUAL": not is_int8,
-        "IS_INT8": is_int8,
-        "PRECISION": "tf32",
-        "PDL": False,
-    }
+    constants = constants_of(
+        config,
+        BLOCK_IN=config.block_in * (2 if is_int8 else 1),
+        HAS_RESIDUAL=not is_int8,
+        IS_INT8=is_int8,
+        PDL=False,
+    )
     code = compile_for(
         capability,
         dense_linear_kernel,

@@ -22,15 +22,7 @@ from tests.kernels.gpu import test_normed_linear_machine_code as normed
 from tests.kernels.gpu.machine_code import compile_for
 
 CONFIGS = load("", (9, 0))
-TILE = {
-    "GROUP": 4,
-    "HEAD_DIM": 128,
-    "DIM_BLOCK": 128,
-    "BLOCK_SIZE": 16,
-    "BLOCK_CONTEXT": CONFIGS.attention.block_context,
-    "SPLIT_TOKENS": CONFIGS.attention.split_tokens,
-    "PRECISION": "tf32",
-}
+TILE = attention.constants_of(CONFIGS.attention)
 DENSE = CONFIGS.dense[0]
 
 
@@ -85,17 +77,7 @@ DENSE = CONFIGS.dense[0]
         (
             dense_linear_kernel,
             dense.ARGUMENTS | {"x_ptr": "bfloat16", "w_ptr": "bfloat16"},
-            {
-                "BLOCK_OUT": DENSE.block_out,
-                "BLOCK_TOKENS": DENSE.block_tokens,
-                "BLOCK_IN": DENSE.block_in,
-                "GROUP_TOKENS": 8,
-                "HAS_TAIL": False,
-                "HAS_BIAS": False,
-                "HAS_RESIDUAL": False,
-                "IS_INT8": False,
-                "PRECISION": "tf32",
-            },
+            dense.constants_of(DENSE, HAS_RESIDUAL=False),
             DENSE.num_warps,
             DENSE.num_stages,
         ),

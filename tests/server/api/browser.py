@@ -23,6 +23,10 @@ CHROMIUM_FLAGS = [
 ]
 
 
+# What a page shows, it shows within this on a machine that is busy with other tests too.
+expect.set_options(timeout=60_000)
+
+
 class Watched:
     """What a page asked for and complained of."""
 

@@ -401,7 +401,7 @@ async def test_a_first_quick_look_needs_no_click_and_stays_after_a_reload():
         await expect(quality.locator(".said")).to_have_text("more bits for the same text")
         await expect(quality).to_contain_text("1.9 bits/byte against 1.805 bits/byte")
         assert "×" not in await quality.inner_text()
-        await expect(speed.locator(".gain")).to_have_text(re.compile("×$"), timeout=15_000)
+        await expect(speed.locator(".gain")).to_have_text(re.compile("×$"))
         await expect(speed.locator(".badge")).to_have_text("quick look")
         await expect(speed).to_contain_text(
             re.compile(r"First quick look, \d\d:\d\d: n\s=\s\d windows of 4 requests")
@@ -437,7 +437,7 @@ async def test_the_quick_look_waits_for_callers_gives_way_to_them_and_to_a_perso
         await expect(speed.locator(".badge")).to_have_text("not measured yet")
         for _ in range(5):
             callers.leave()
-        await expect(speed.locator(".badge")).to_have_text("measuring", timeout=10_000)
+        await expect(speed.locator(".badge")).to_have_text("measuring")
         await run_load(page)
         await expect(speed.locator(".badge")).to_have_text("measured")
 
@@ -643,7 +643,7 @@ async def test_a_model_alone_gets_figures_of_its_own():
     app = make_app(FakeEngine(reply=REPLY, delay_s=0.001), usd_per_hour=2)
     async with run_server(app) as url, open_page(url) as (page, watched):
         speed = page.locator("#tile-speed")
-        await expect(speed.locator(".gain")).to_contain_text("tok/s", timeout=15_000)
+        await expect(speed.locator(".gain")).to_contain_text("tok/s")
         await expect(page.locator("#tile-cost .gain")).to_contain_text("$")
         # What the figures are of stands by them: the form's numbers are another run's.
         await expect(page.locator("#tile-speed .foot")).to_contain_text(

@@ -50,7 +50,7 @@ async def test_a_closed_lane_lets_its_threads_go_and_begins_anew_when_it_is_used
     threads = [t for t in threading.enumerate() if t.name.startswith("closing")]
     lane.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert await lane.run(lambda: 2) == 2
     lane.close()

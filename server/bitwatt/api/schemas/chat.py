@@ -139,9 +139,8 @@ class Message(Body):
         if content is given:
             return data
         parts = given if isinstance(given, list) else []
-        unknown = [f"content[].{name}" for part in parts for name in part]
-        known = [f"content[].{name}" for name in CONTENT_PART]
-        return {**data, "content": content, **dict.fromkeys(n for n in unknown if n not in known)}
+        unknown = [name for part in parts for name in part if name not in CONTENT_PART]
+        return {**data, "content": content} | {f"content[].{name}": None for name in unknown}
 
     @model_validator(mode="after")
     def _calls_and_results_are_whose_they_are(self) -> "Message":
