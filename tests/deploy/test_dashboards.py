@@ -72,6 +72,7 @@ def test_a_quantile_is_compared_with_a_bound_of_its_histogram():
 
 NOT_SHOWN: dict[str, str] = {
     "vllm:num_requests_waiting_by_reason": "vllm:num_requests_waiting is, and the reason is one",
+    "bitwatt_backend_fallback": "bitwatt_model_info has the backend, and an alert tells",
     "vllm:engine_sleep_state": "bitwatt_engine_up is",
     "vllm:prompt_tokens_by_source": "vllm:prefix_cache_hits and vllm:prompt_tokens are",
     "vllm:prompt_tokens_cached": "vllm:prefix_cache_hits is",

@@ -352,6 +352,12 @@ MODEL_INFO = _declare(
     "What serves a model; always 1.",
     (*MODEL, "weights", "backend", "device", "device_name", "dtype"),
 )
+FALLBACK = _declare(
+    Gauge,
+    "Engine",
+    "bitwatt_backend_fallback",
+    "1 where a slower backend runs than could, as where kernels are not built; 0 where none does.",
+)
 PARAMETERS = _declare(Gauge, "Engine", "bitwatt_model_parameters", "Parameters of the model.")
 
 KV_CACHE_USAGE = _declare(

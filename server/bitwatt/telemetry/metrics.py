@@ -117,6 +117,7 @@ class ModelMetrics:
         self._last = EngineStats()  # a restarted engine counts from 0
         self._set_up(True)
         self[declared.PARAMETERS].set(info.num_parameters)
+        self[declared.FALLBACK].set(info.fallback is not None)
         self._describe(
             declared.CACHE_CONFIG, str(info.block_size), str(info.num_blocks), info.kv_cache_dtype
         )

@@ -427,6 +427,14 @@ def test_a_restarted_engine_is_described_by_what_it_says_now():
     assert cache.labels["num_gpu_blocks"] == "32"
 
 
+def test_a_slower_backend_than_could_run_is_told():
+    metrics = Metrics()
+    model = metrics.model("tiny")
+    for fallback, told in (("the backend torch runs", 1), (None, 0)):
+        model.on_ready(make_info(fallback=fallback))
+        assert value(metrics, "bitwatt_backend_fallback") == told
+
+
 def test_a_gauge_that_was_never_set_has_no_series():
     metrics = Metrics()
     metrics.model("tiny")
