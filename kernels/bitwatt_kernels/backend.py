@@ -5,7 +5,7 @@ heads, D for head_dim. A backend's result for a token never depends on the other
 step: sums that decide it run in an order fixed by the token's own sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -346,9 +346,16 @@ class Backend(Protocol):
 class MeasuresMemory(Protocol):
     """A backend that can time the memory it reads weights from."""
 
-    def measure_read_bandwidth(self, num_bytes: int = 1 << 28, *, num_passes: int = 8) -> float:
+    def measure_read_bandwidth(
+        self,
+        num_bytes: int = 1 << 28,
+        *,
+        num_passes: int = 8,
+        check: Callable[[], None] = lambda: None,
+    ) -> float:
         """Return the bytes a second its threads read from memory, in the best of the passes.
 
         num_bytes  far more than the caches hold; allocated, written and let go
+        check      called every some milliseconds; what it raises ends the measurement
         """
         ...

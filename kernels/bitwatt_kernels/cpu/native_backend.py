@@ -3,7 +3,7 @@
 import ctypes
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import byref
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,7 @@ from bitwatt_kernels.reference.linear import check_group
 __all__ = ["NativeBackend"]
 
 _NO_ACTIVATION = -1
+_WRITTEN_AT_ONCE_BYTES = 1 << 24
 
 
 class NativeBackend(LayersByOperations):
@@ -414,14 +415,25 @@ class NativeBackend(LayersByOperations):
             )
         )
 
-    def measure_read_bandwidth(self, num_bytes: int = 1 << 28, *, num_passes: int = 8) -> float:
+    def measure_read_bandwidth(
+        self,
+        num_bytes: int = 1 << 28,
+        *,
+        num_passes: int = 8,
+        check: Callable[[], None] = lambda: None,
+    ) -> float:
         """Return the bytes a second this backend's threads read from memory, best of the passes.
 
         num_bytes  far more than the caches hold; allocated, written and let go
+        check      called every some milliseconds; what it raises ends the measurement
         """
-        buffer = self._blocks.allocate(num_bytes).zero_()
+        buffer = self._blocks.allocate(num_bytes)
+        for part in buffer.split(_WRITTEN_AT_ONCE_BYTES):
+            check()
+            part.zero_()
         seconds = []
         for _ in range(num_passes):
+            check()
             started = time.perf_counter()
             self._library.bw_read(self._context, buffer.data_ptr(), num_bytes // 8)
             seconds.append(time.perf_counter() - started)

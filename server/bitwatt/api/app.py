@@ -38,6 +38,7 @@ from bitwatt.api.routes import (
     tokenize,
     twin,
 )
+from bitwatt.api.warm_up import warm_up
 from bitwatt.serving.lifecycle import running
 from bitwatt.serving.models import Catalog, ServedModel
 from bitwatt.serving.remote_twin import RemoteTwin
@@ -67,6 +68,7 @@ def create_app(
     Its lifespan starts and stops the engines, as serving.lifecycle.running does, which calls
     on_ready and on_start_failure.
     """
+    answering = (completions, chat, responses, messages, embeddings)
     catalog = Catalog(served)
     history = History(served)
     remote = (
@@ -85,6 +87,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with running(catalog, history, on_ready=on_ready, on_start_failure=on_start_failure):
+            await warm_up(app, [resource.router for resource in (*answering, tokenize)])
             shadow.start()
             try:
                 yield
@@ -130,7 +133,6 @@ def create_app(
     app.state.kept_items = KeptItems(settings.kept_items_bytes)
     app.state.twin = remote
     install_error_handlers(app)
-    answering = (completions, chat, responses, messages, embeddings)
     for resource in (models, *answering, tokenize, probes, state, twin, page):
         app.include_router(resource.router)
     app.openapi = cache(  # type: ignore[method-assign]

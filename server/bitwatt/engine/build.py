@@ -17,6 +17,7 @@ from bitwatt.engine.fake import build_fake_engine
 from bitwatt.engine.messages import EngineConfig, EngineInfo, MemoryUse, Roofline
 from bitwatt.engine.roofline import MemoryTimer, roofline_of
 from bitwatt.engine.scheduler import new_scheduler
+from bitwatt.engine.warm_up import warm_up
 from bitwatt.errors import ConfigurationError, EngineStartError, shorten
 from bitwatt.model.config import Dtype
 from bitwatt.model.gpu_memory import kv_cache_budget, working_bytes
@@ -81,6 +82,7 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     )
     roofline = roofline_of(model, speculates=config.speculate == "ngram")
     timer = MemoryTimer(model, roofline)
+    warm_up(runner, new_scheduler(config, kv_cache.num_blocks, BLOCK_SIZE, max_model_len))
     core = EngineCore(
         scheduler, runner, eos_token_ids=model.config.eos_token_ids, memory_timer=timer
     )

@@ -1,8 +1,11 @@
 """The API process's handle on one engine: start, submit, abort; a Supervisor keeps it running."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+from msgspec.structs import replace
 
 from bitwatt.engine.messages import (
     Abort,
@@ -201,7 +204,7 @@ class EngineClient:
             assert self._token_bytes is not None, "grammars are of a tokenizer's tokens"
             self._knows_tokens = True
             self._supervisor.send(self._token_bytes())
-        self._supervisor.send(request)
+        self._supervisor.send(replace(request, sent_s=time.monotonic()))
         is_open = True
         try:
             while is_open:

@@ -126,6 +126,13 @@ class EngineCore:
 
     def submit(self, message: Submit) -> TokenOutput | None:
         """Queue a request; returns its only output if it can never run, or need not."""
+        refused = self._take(message)
+        if refused is None:
+            sent_s = self._clock() if message.sent_s is None else message.sent_s
+            self._times[message.request_id] = _Times(sent_s)
+        return refused
+
+    def _take(self, message: Submit) -> TokenOutput | None:
         wrong = self._wrong_token_id(message)
         if wrong is not None:
             return _refusal(message, wrong)
@@ -149,7 +156,6 @@ class EngineCore:
         if compiled.done():
             return self._add_compiled(request, compiled)
         self._compiling[request.request_id] = (request, compiled)
-        self._times[request.request_id] = _Times(self._clock())
         return None
 
     def _add(self, request: Request) -> TokenOutput | None:
@@ -157,7 +163,6 @@ class EngineCore:
             self._scheduler.add(request)
         except RequestTooLongError as error:
             return _refusal(request, str(error))
-        self._times.setdefault(request.request_id, _Times(self._clock()))
         return None
 
     def _add_compiled(self, request: Request, compiled: Future[Grammar]) -> TokenOutput | None:
@@ -205,10 +210,13 @@ class EngineCore:
         """Raise AssertionError if a block, a row or a request is lost; for idle moments."""
         self._scheduler.check_integrity()
 
-    def time_memory(self) -> None:
-        """Look how fast memory is, if that isn't known yet; for idle moments."""
+    def time_memory(self, is_wanted: Callable[[], bool] = lambda: False) -> None:
+        """Look how fast memory is, if that isn't known yet; for idle moments.
+
+        is_wanted  whether a request waits: then the look is put off
+        """
         if self._memory_timer is not None:
-            self._memory_timer.look()
+            self._memory_timer.look(is_wanted)
 
     def stats(self, rss_anon_bytes: int | None = None) -> EngineStats:
         """Return gauges now and counters since the start."""

@@ -173,6 +173,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     prompt_token_ids  at least one
     priority          lower runs first; equal ones in the order they came
     cache_salt        prompts share the prefix cache where it is equal
+    sent_s            monotonic seconds of when it was sent, and so waits from; None: when it comes
 
     The first one with a grammar comes behind the model's TokenBytes.
     """
@@ -182,6 +183,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     sampling: ResolvedSampling
     priority: int = 0
     cache_salt: str = ""
+    sent_s: float | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

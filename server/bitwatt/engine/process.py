@@ -66,7 +66,7 @@ class _Loop:
                 self._core.check_integrity()
                 is_checked = True
             else:
-                self._core.time_memory()
+                self._core.time_memory(lambda: bool(self._socket.poll(0)))
             # Backpressure: while the API process is MAX_STEPS_AHEAD messages behind, the engine
             # stops stepping. Tokens computed meanwhile would only wait in the queue.
             _send(self._socket, StepOutputs(outputs=outputs, stats=self._stats()), self._parent)

@@ -14,7 +14,7 @@ from bitwatt_kernels.cpu.threads import available_threads
 from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.registry import choose_backend
 
-from tests.kernels.cpu.conftest import CPU, available
+from tests.kernels.cpu.conftest import CPU, available, make_native
 from tests.kernels.cpu.factories import make_ternary
 
 
@@ -152,3 +152,20 @@ def test_python_threads_may_share_a_backend(native: NativeBackend) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_timing_memory_asks_between_its_parts_whether_to_go_on() -> None:
+    backend = make_native()
+    num_checks = 0
+
+    def check() -> None:
+        nonlocal num_checks
+        num_checks += 1
+        if num_checks == 2:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        backend.measure_read_bandwidth(3 << 24, num_passes=2, check=check)
+    assert num_checks == 2
+    assert backend.measure_read_bandwidth(3 << 24, num_passes=2, check=check) > 0
+    assert num_checks == 2 + 3 + 2

@@ -1,5 +1,6 @@
 """What a decode step reads, and memory's rate, against which decoding is held."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +23,14 @@ class TimedBackend:
     name: str = "timed"
     read: list[int] = field(default_factory=list)
 
-    def measure_read_bandwidth(self, num_bytes: int = 1 << 28, *, num_passes: int = 8) -> float:
+    def measure_read_bandwidth(
+        self,
+        num_bytes: int = 1 << 28,
+        *,
+        num_passes: int = 8,
+        check: Callable[[], None] = lambda: None,
+    ) -> float:
+        check()
         self.read.append(num_bytes)
         return self.rates[len(self.read) - 1]
 
@@ -45,6 +53,18 @@ def test_memorys_rate_is_the_best_of_looks_that_lie_apart() -> None:
     assert timer.read_bytes_per_s == 9e9
     timer.look()
     assert backend.read == [1 << 28] * len(backend.rates)
+
+
+def test_a_look_at_memory_gives_way_to_a_request_and_is_done_another_time() -> None:
+    """The first request after a start waited a tenth of a second for it."""
+    backend = TimedBackend([1e9] * 4)
+    model = make_model(backend)
+    timer = MemoryTimer(model, roofline_of(model, speculates=False))
+    for wanted in (False, True, True, False, False, False):
+        assert timer.read_bytes_per_s is None
+        timer.look(lambda wanted=wanted: wanted)  # type: ignore[misc]
+    assert timer.read_bytes_per_s == 1e9
+    assert len(backend.read) == 4
 
 
 @pytest.mark.parametrize(
