@@ -53,6 +53,7 @@ __all__ = [
     "make_text",
     "make_tokenizer",
     "run_server",
+    "untimed",
 ]
 
 EOS_TOKEN = "<|end|>"
@@ -131,6 +132,7 @@ class FakeEngine:
     capacity      as many as are said to be
     dies_after    the engine dies after so many outputs of a request
     refused_seed  a request of this seed finds the queue full
+    times         seconds queueing, to the first token and after it that it tells; None tells none
     on_stats      gets the engine's figures after every output
     running       ids of open requests
     submitted     every request taken
@@ -148,6 +150,7 @@ class FakeEngine:
     refused_seed: int | None = None
     ends_with: FinishReason = FinishReason.STOP
     error: str | None = None
+    times: tuple[float, float, float] | None = (0.01, 0.02, 0.03)
     on_stats: Callable[[EngineStats], None] | None = None
     info: EngineInfo | None = field(default_factory=make_info)
     is_ready: bool = True
@@ -254,6 +257,7 @@ class FakeEngine:
         if num_top is not None:
             top = [(token_id, -1.0 - token_id) for token_id in range(num_top)]
             logprobs = [TokenLogprobs(sampled=-0.5, top=top) for _ in token_ids]
+        queue_s, prefill_s, decode_s = self.times or (None, None, None)
         return TokenOutput(
             request_id=request.request_id,
             token_ids=token_ids,
@@ -261,10 +265,17 @@ class FakeEngine:
             finish_reason=reason,
             error=self.error,
             num_cached_tokens=2,
-            queue_s=0.01 if reason or is_first else None,
-            prefill_s=0.02 if reason or is_first else None,
-            decode_s=0.03 if reason else None,
+            queue_s=queue_s if reason or is_first else None,
+            prefill_s=prefill_s if reason or is_first else None,
+            decode_s=decode_s if reason else None,
         )
+
+
+def untimed(usage: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer's usage without its times, which are its own; there must be some."""
+    assert usage["bitwatt"]["times"]
+    took = {name: told for name, told in usage["bitwatt"].items() if name != "times"}
+    return {**usage, "bitwatt": took}
 
 
 def make_settings(**changes: Any) -> ServeSettings:

@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 GAIN = re.compile(r"^[\d.,]+×$")
+SUMMARY = re.compile(r"^Ternary weights: \d+% less memory for weights .*(speed|second).*quality")
 DIFFERENCE = re.compile(r"^([\d.]+% (worse|better)|no difference)$")
 
 
@@ -41,6 +42,7 @@ async def expect_figures(url: str) -> None:
         for tile, figure in (("memory", GAIN), ("speed", GAIN), ("quality", DIFFERENCE)):
             gain = page.locator(f"#tile-{tile} .gain").first
             await expect(gain).to_have_text(figure, timeout=15_000)
+        await expect(page.locator("#summary")).to_have_text(SUMMARY)
         table = page.get_by_role("region", name="Results of the load")
         row = table.get_by_role("row", name="Decode, of its own roofline")
         # Of the ternary model and of its twin: memory's rate was measured by both engines, in

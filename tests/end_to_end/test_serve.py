@@ -90,6 +90,7 @@ def test_sdk_gets_embeddings_of_length_1_that_know_what_is_alike(
     assert alike > other
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
     assert answer.usage.bitwatt  # joules, or why there are none
+    assert "times" not in answer.usage.bitwatt
 
 
 @pytest.mark.needs_program("curl")

@@ -16,16 +16,23 @@ _ENERGY = {
     "energy_joules": 0.412,
     "energy_extrapolated_joules": None,
     "energy_source": "rapl",
-    "attribution": "shared",
+    "attribution": "proportional",
     "reason": None,
 }
+_TIMES = {
+    "time_to_first_token_s": 0.0069,
+    "queue_s": 0.0002,
+    "prefill_s": 0.0053,
+    "decode_s": 0.0127,
+}
+_TOOK = {**_ENERGY, "times": [_TIMES]}
 _USAGE = {
     "prompt_tokens": 18,
     "completion_tokens": 13,
     "total_tokens": 31,
     "prompt_tokens_details": {"cached_tokens": 0},
     "completion_tokens_details": {"reasoning_tokens": 0},
-    "bitwatt": _ENERGY,
+    "bitwatt": _TOOK,
 }
 _MODEL = {
     "id": "builtin",
@@ -105,7 +112,7 @@ ANSWER_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
             "output_tokens": 13,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": 31,
-            "bitwatt": _ENERGY,
+            "bitwatt": _TOOK,
         },
         "metadata": {},
     },
@@ -122,7 +129,7 @@ ANSWER_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": 13,
-            "bitwatt": _ENERGY,
+            "bitwatt": _TOOK,
         },
     },
     "/v1/messages/count_tokens": {"input_tokens": 18},

@@ -11,7 +11,7 @@ from bitwatt.serving.models import ServedModel
 from bitwatt.serving.planning import plan_embeddings
 from bitwatt.serving.request import Encode
 from bitwatt.serving.sampling_params import BOUNDS
-from bitwatt.serving.usage import EmbeddingUsage, PromptTokensDetails, told_energy
+from bitwatt.serving.usage import EmbeddingUsage, PromptTokensDetails, took
 from bitwatt.telemetry.energy.ledger import RequestEnergy, total_energy
 
 __all__ = ["EmbeddingRequest", "Embeddings"]
@@ -111,5 +111,5 @@ class Embeddings:
             prompt_tokens_details=PromptTokensDetails(
                 sum(usage.prompt_tokens_details.cached_tokens for usage in usages)
             ),
-            bitwatt=told_energy(self.energy, self.info.fallback),
+            bitwatt=took(self.energy, self.info.fallback),
         )

@@ -16,12 +16,13 @@ from bitwatt.serving.models import ServedModel
 from bitwatt.serving.usage import (
     CompletionTokensDetails,
     PromptTokensDetails,
+    Took,
     Usage,
-    told_energy,
+    took,
 )
 from bitwatt.telemetry import declarations as declared
 from bitwatt.telemetry.energy.ledger import RequestEnergy, total_energy
-from bitwatt.telemetry.request_metrics import RequestMetrics
+from bitwatt.telemetry.request_metrics import ChoiceTimes, RequestMetrics
 
 __all__ = ["Deltas", "Generation"]
 
@@ -54,6 +55,7 @@ class Generation:
         default_factory=lambda: defaultdict(asyncio.Event)
     )
     _energy: list[RequestEnergy] = field(default_factory=list)  # of choices that ended
+    _times: dict[int, ChoiceTimes | None] = field(default_factory=dict)  # of those, by choice
     _is_rejected: bool = False
     _readers: list[ChoiceReader] = field(init=False)
 
@@ -124,7 +126,10 @@ class Generation:
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(sum(self._cached_tokens.values())),
             completion_tokens_details=self._details(self._readers),
-            bitwatt=self._told(total_energy(self._energy)),
+            bitwatt=self._took(
+                total_energy(self._energy),
+                [self._times.get(index) for index in range(len(self.submits))],
+            ),
         )
 
     def usage_of(self, index: int, *, is_opening: bool = False) -> Usage:
@@ -142,7 +147,7 @@ class Generation:
                 self._cached_tokens.get(index // self.num_choices, 0)
             ),
             completion_tokens_details=self._details([] if is_opening else [self._readers[index]]),
-            bitwatt=self._told(RequestEnergy(reason="the request runs")),
+            bitwatt=self._took(RequestEnergy(reason="the request runs")),
         )
 
     def _details(self, readers: Sequence[ChoiceReader]) -> CompletionTokensDetails | UnsetType:
@@ -150,9 +155,9 @@ class Generation:
             return UNSET
         return CompletionTokensDetails(sum(reader.num_thinking_tokens for reader in readers))
 
-    def _told(self, energy: RequestEnergy) -> RequestEnergy:
+    def _took(self, energy: RequestEnergy, times: Sequence[ChoiceTimes | None] = ()) -> Took:
         info = self.model.engine.info
-        return told_energy(energy, None if info is None else info.fallback)
+        return took(energy, None if info is None else info.fallback, times)
 
     async def _stream_together(self, choices: Sequence[Deltas]) -> Deltas:
         """Yield what the choices bring, once all of them have their place: none begins before."""
@@ -208,7 +213,7 @@ class Generation:
             energy = model.energy.close(submit.request_id)
             self._energy.append(energy)
             if ended != "rejected":
-                metrics.on_end(
+                self._times[index] = metrics.on_end(
                     ended,
                     submit,
                     output,

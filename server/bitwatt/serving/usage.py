@@ -1,18 +1,20 @@
 """What a request used, as its answer says it."""
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import UNSET, UnsetType
-from msgspec.structs import asdict
 
 from bitwatt.telemetry.energy.ledger import RequestEnergy
+from bitwatt.telemetry.request_metrics import ChoiceTimes
 
 __all__ = [
     "CompletionTokensDetails",
     "EmbeddingUsage",
-    "FallbackUsage",
     "PromptTokensDetails",
+    "Took",
     "Usage",
-    "told_energy",
+    "took",
 ]
 
 
@@ -28,13 +30,15 @@ class CompletionTokensDetails(msgspec.Struct, frozen=True):
     reasoning_tokens: int
 
 
-class FallbackUsage(RequestEnergy, frozen=True, kw_only=True):
-    """What a request took where a slower backend ran than could.
+class Took(RequestEnergy, frozen=True, kw_only=True):
+    """What a request took: its energy, its times, and the fallback where a slower backend ran.
 
+    times     of each choice, in order, once all have ended; embeddings have none
     fallback  as in EngineInfo
     """
 
-    fallback: str
+    times: list[ChoiceTimes] | UnsetType = UNSET
+    fallback: str | UnsetType = UNSET
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +49,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
-    bitwatt: RequestEnergy
+    bitwatt: Took
 
 
 class EmbeddingUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,9 +58,16 @@ class EmbeddingUsage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
-    bitwatt: RequestEnergy
+    bitwatt: Took
 
 
-def told_energy(energy: RequestEnergy, fallback: str | None) -> RequestEnergy:
-    """Return the energy as usage has it: with the fallback, where a slower backend runs."""
-    return energy if fallback is None else FallbackUsage(**asdict(energy), fallback=fallback)
+def took(
+    energy: RequestEnergy, fallback: str | None, times: Sequence[ChoiceTimes | None] = ()
+) -> Took:
+    """Return what a request took. Of choices one of which has no times, none are told."""
+    known = [choice for choice in times if choice is not None]
+    return Took(
+        **{name: getattr(energy, name) for name in RequestEnergy.__struct_fields__},
+        times=known if known and len(known) == len(times) else UNSET,
+        fallback=UNSET if fallback is None else fallback,
+    )

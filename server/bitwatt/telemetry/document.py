@@ -18,7 +18,8 @@ measured; nor has a combination of further labels that never occurred.
 
 A request's times count from when its head came, those between tokens from the token before. A
 histogram of times tells a quantile to within the bucket it lies in, of all traffic. `bitwatt
-compare` and the page give medians of the requests that they make themselves, warm-up left out.
+compare` and the page give medians of the requests that they make themselves, warm-up left out:
+`compare` as it reads them, the page by the server's clock (`times` in an answer's `usage.bitwatt`).
 
 `http_requests_total` has the class of the status in `status`, as vLLM's has, and the code beside
 it. As there, requests that only watch the server are not in it. `process_*` are the API process's

@@ -4,16 +4,31 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 
+import msgspec
+
 from bitwatt.engine.messages import Submit, TokenOutput
 from bitwatt.telemetry import declarations as declared
 from bitwatt.telemetry.energy.ledger import RequestEnergy
 from bitwatt.telemetry.metrics import ModelMetrics
 from bitwatt.telemetry.tracing import trace_generation
 
-__all__ = ["RequestMetrics", "head_arrived_s"]
+__all__ = ["ChoiceTimes", "RequestMetrics", "head_arrived_s"]
 
 head_arrived_s: ContextVar[float | None] = ContextVar("head_arrived_s", default=None)
 """When the head of the HTTP request in hand came, by time.perf_counter; None outside one."""
+
+
+class ChoiceTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of one choice, by the server's clocks: no reader that is late is in them.
+
+    time_to_first_token_s  from the request's head to the first token drawn
+    queue_s, prefill_s, decode_s  as in TokenOutput
+    """
+
+    time_to_first_token_s: float
+    queue_s: float
+    prefill_s: float
+    decode_s: float
 
 
 class RequestMetrics:
@@ -21,6 +36,7 @@ class RequestMetrics:
 
     __slots__ = (
         "_arrival_s",
+        "_began_s",
         "_clock",
         "_first",
         "_first_token_s",
@@ -37,7 +53,8 @@ class RequestMetrics:
         self._observe_latency = model[declared.INTER_TOKEN_LATENCY].observe  # once a token
         self._clock = clock
         arrived_s = head_arrived_s.get()
-        self._arrival_s = clock() if arrived_s is None else arrived_s
+        self._began_s = clock()
+        self._arrival_s = self._began_s if arrived_s is None else arrived_s
         self._first: TokenOutput | None = None
         self._first_token_s: float | None = None
         self._last_token_s = 0.0
@@ -70,8 +87,8 @@ class RequestMetrics:
         energy: RequestEnergy,
         num_choices: int = 1,
         counts_prompt: bool = True,
-    ) -> None:
-        """Observe the choice's end.
+    ) -> ChoiceTimes | None:
+        """Observe the choice's end; return its times, None where the engine told none.
 
         last           the engine's last output, if it came so far
         num_tokens     of the answer, as its usage counts them: the engine may have drawn more
@@ -108,13 +125,19 @@ class RequestMetrics:
             num_cached_tokens=num_cached,
             counts_prompt=counts_prompt,
         )
-        if told is None or decode_s is None:
-            return
+        if told is None or told.queue_s is None or told.prefill_s is None or decode_s is None:
+            return None
         model[declared.REQUEST_PREEMPTIONS].observe(told.num_preemptions)
-        prefill_s = told.prefill_s or 0.0
-        model[declared.QUEUE_TIME].observe(told.queue_s or 0.0)
+        queue_s, prefill_s = told.queue_s, told.prefill_s
+        model[declared.QUEUE_TIME].observe(queue_s)
         model[declared.PREFILL_TIME].observe(prefill_s)
         model[declared.DECODE_TIME].observe(decode_s)
         model[declared.INFERENCE_TIME].observe(prefill_s + decode_s)
         if self._num_drawn > 1:
             model[declared.TIME_PER_OUTPUT_TOKEN].observe(decode_s / (self._num_drawn - 1))
+        return ChoiceTimes(
+            time_to_first_token_s=self._began_s - self._arrival_s + queue_s + prefill_s,
+            queue_s=queue_s,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
+        )

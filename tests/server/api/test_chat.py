@@ -73,6 +73,22 @@ async def test_usage_says_where_a_slower_backend_ran_than_could():
     assert "fallback" not in answer.usage.bitwatt
 
 
+async def test_usage_tells_the_servers_times_of_every_choice_once_all_have_ended():
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    async with openai_client(FakeEngine(times=(0.25, 8.0, 30.0))) as client:
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO, n=2)
+        chunks = await read_stream(client, n=2, stream_options=options)
+    assert all("times" not in chunk.usage.bitwatt for chunk in chunks[:-1])
+    for usage in (answer.usage, chunks[-1].usage):
+        assert len(usage.bitwatt["times"]) == 2
+        for times in usage.bitwatt["times"]:
+            assert times.pop("time_to_first_token_s") >= 8.25
+            assert times == {"queue_s": 0.25, "prefill_s": 8.0, "decode_s": 30.0}
+    async with openai_client(FakeEngine(times=None)) as client:
+        answer = await client.chat.completions.create(model="tiny", messages=HELLO)
+    assert "times" not in answer.usage.bitwatt
+
+
 async def test_a_stream_opens_with_the_role_and_ends_with_reason_and_usage():
     async with openai_client(FakeEngine()) as client:
         chunks = await read_stream(client, stream_options={"include_usage": True})

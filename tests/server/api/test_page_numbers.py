@@ -27,16 +27,6 @@ def test_statistics_are_what_they_are_by_hand():
         "s.verdict({ low: 0.5, high: 0.9 })": "worse",
         "s.verdict({ low: 0.9, high: 1.1 })": "unclear",
         "s.verdict({ low: 1, high: 1 })": "equal",
-        # Ten tokens after the first in half a second.
-        "s.decodeRate(11, 8, 1000, 1500)": 20,
-        "s.decodeRate(11, 7, 1000, 1500)": None,
-        "s.decodeRate(11, 8, 1000, 1000)": None,
-        "s.whyNoDecodeRate(1, 2)": "one token: no time between tokens",
-        "s.whyNoDecodeRate(9, 1)": "all in one chunk: no time between tokens",
-        "s.whyNoDecodeRate(9, 7)": "too few chunks to time: 7, 8 needed",
-        "s.wasReadLate(64, 7)": True,
-        "s.wasReadLate(64, 8)": False,
-        "s.wasReadLate(3, 3)": False,
         # Five rounds in 5 s are a second each, in which 0.4 s for 8 tokens are 20 tokens.
         "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 0.4)": 20,
         "s.fittingTokens({ tokens: 8, windows: 5, fitS: 5 }, 12)": 8,
@@ -50,6 +40,36 @@ def test_statistics_are_what_they_are_by_hand():
         's.agreement("", "a")': 0,
     }
     assert evaluate(expected, s="statistics.js", f="format.js") == list(expected.values())
+
+
+def test_an_answers_times_are_the_servers_where_it_tells_them_else_the_browsers():
+    told = "{ time_to_first_token_s: 0.5, decode_s: 2 }"
+    at_once = "{ time_to_first_token_s: 0.5, decode_s: 0 }"
+
+    def read(num_pieces, *, first=1000, last=1500):
+        reading = {"startedAt": 0, "firstAt": first, "lastAt": last, "numPieces": num_pieces}
+        return json.dumps(reading)
+
+    def times(ttft, latency, decode, is_late=False):
+        return {"ttft": ttft, "latency": latency, "decode": decode, "isReadLate": is_late}
+
+    expected = {
+        # Ten tokens after the first in 2 s, whatever a late browser read.
+        f"t.timesOf(11, {read(1)}, {told})": times(0.5, 2.5, 5),
+        f"t.timesOf(1, {read(1)}, {at_once})": times(0.5, 0.5, None),
+        f"t.timesOf(11, {read(8)}, {at_once})": times(0.5, 0.5, None),
+        # Ten tokens after the first in half a second.
+        f"t.timesOf(11, {read(8)})": times(1, 1.5, 20),
+        f"t.timesOf(11, {read(7)})": times(1, 1.5, None, is_late=True),
+        f"t.timesOf(11, {read(8, last=1000)})": times(1, 1, None),
+        f"t.timesOf(3, {read(3)})": times(1, 1.5, None),
+        f"t.whyNoDecode(1, {read(2)})": "one token: no time between tokens",
+        f"t.whyNoDecode(9, {read(2)}, {at_once})": "all in one step: no time between tokens",
+        f"t.whyNoDecode(9, {read(1)})": "all in one chunk: no time between tokens",
+        f"t.whyNoDecode(9, {read(7)})": "too few chunks to time: 7, 8 needed",
+        "[1, 1, 2].reduce((r, at) => (r.take(at), r), t.newReading(0)).numPieces": 2,
+    }
+    assert evaluate(expected, t="timing.js") == list(expected.values())
 
 
 def test_numbers_are_shown_as_people_read_them():
@@ -170,3 +190,55 @@ def test_a_twin_on_another_server_is_said_to_be_timed_with_the_way_there():
         ["p.overHop({ name: 'twin', is_remote: true })", "p.overHop({ name: 'twin' })"], p="pair.js"
     )
     assert told == ["The times of twin include the way to its server and back. ", ""]
+
+
+def test_a_sentence_says_what_is_saved_what_it_costs_and_what_is_not_known():
+    """Three ratios, two dashes and what is above 1 had to be put together by who read them."""
+
+    def model(name, weights, held, whole, bits=None, reason="no counter"):
+        quality = None if bits is None else {"bits_per_byte": bits, "evaluation": "one"}
+        found = side(name, step_bytes=1, held=held, rate=1, weights=weights)
+        energy = {"energy": {"reason": reason}, "device": "cpu"}
+        return found | energy | {"rss_anon_bytes": whole, "quality": quality}
+
+    def said(a, b, **figures):
+        agreement = figures.pop("agreement", None)
+        result = {"figures": figures, "agreement": agreement} if figures else None
+        return f"t.summaryOf({json.dumps({'a': a, 'b': b})}, {json.dumps(result)})"
+
+    def ratio(gain, low=None, high=None):
+        return {"gain": gain, "low": low or gain, "high": high or gain}
+
+    ternary = model("m", "ternary", 25, 200, bits=1.01)
+    twin = model("m-twin", "dense", 100, 250, bits=1)
+    metered = [each | {"energy": {"reason": None}} for each in (ternary, twin)]
+    unrated = [each | {"quality": None, "rss_anon_bytes": None} for each in metered]
+    expected = {
+        said(ternary, twin, throughput=ratio(1.68)): (
+            "Ternary weights: 75% less memory for weights (20% less in all), 68% more tokens a "
+            "second, quality 1% worse. Energy can't be measured here."
+        ),
+        said(*metered): (
+            "Ternary weights: 75% less memory for weights (20% less in all), quality 1% worse. "
+            "Speed is not measured yet. Energy is not measured yet."
+        ),
+        said(*unrated, throughput=ratio(3.2), energy=ratio(4), agreement={"share": 0.5}): (
+            "Ternary weights: 75% less memory for weights, 3.20× the tokens a second, answers that "
+            "agree by 50%, 75% less energy. "
+        ).rstrip(),
+        said(*unrated, throughput=ratio(1.1, low=0.9, high=1.3), energy=ratio(0.5)): (
+            "Ternary weights: 75% less memory for weights, speed unclear, 100% more energy. "
+            "Quality is unknown."
+        ),
+        # Of two models neither of which is ternary, and where ternary loses.
+        said(twin, twin | {"name": "other"}, throughput=ratio(1)): (
+            "m-twin: as much memory for weights (as much in all), the same speed, the same "
+            "quality. Energy can't be measured here."
+        ),
+        said(twin | {"weights": "ternary"}, ternary, throughput=ratio(0.5)): (
+            "Ternary weights: 300% more memory for weights (25% more in all), 50% fewer tokens a "
+            "second, quality 0.99% better. Energy can't be measured here."
+        ),
+        "t.summaryOf({ a: {} }, null)": "",
+    }
+    assert evaluate(expected, t="summary.js") == list(expected.values())

@@ -3,7 +3,8 @@
 import { pathOf, streamEvents } from "./api.js";
 import { byId, make, markOf, setDisabled } from "./dom.js";
 import { digits, rate, seconds } from "./format.js";
-import { decodeRate, whyNoDecodeRate } from "./statistics.js";
+import { overHop } from "./pair.js";
+import { clockOf, newReading, timesOf, whyNoDecode } from "./timing.js";
 
 // The first request of a process, or after a rest, finds caches cold.
 const WARM_UP = { messages: [{ role: "user", content: "Hi" }], max_tokens: 1, temperature: 0 };
@@ -16,7 +17,7 @@ export function makeAsk({ onChange }) {
   function show(sides) {
     for (const [side, model] of Object.entries(sides)) {
       if (panels[side]) continue;
-      panels[side] = makePanel(side, model.name);
+      panels[side] = makePanel(side, model);
       byId("answers").append(panels[side].root);
     }
   }
@@ -56,7 +57,8 @@ export function makeAsk({ onChange }) {
   };
 }
 
-function makePanel(side, name) {
+function makePanel(side, model) {
+  const { name } = model;
   const state = make("span", { className: "state" }, "ready");
   const text = make("pre", {
     className: "text",
@@ -67,19 +69,21 @@ function makePanel(side, name) {
   const figures = {};
   const list = make("dl", { className: "figures" });
   for (const [key, label, title] of [
-    ["ttft", "Time to first token", "From the request to its first token, at this browser"],
-    ["rate", "Decode", "Tokens a second after the first, from the stream's own times"],
+    ["ttft", "Time to first token", "From the request to its first token"],
+    ["rate", "Decode", "Tokens a second after the first"],
     ["tokens", "Tokens", "Tokens generated"],
   ]) {
     figures[key] = make("dd", {}, "–");
     list.append(make("div", { title }, make("dt", {}, label), figures[key]));
   }
+  const clock = make("p", { className: "clock" });
   const root = make(
     "article",
     { className: `side ${side}`, "aria-label": name },
     make("header", {}, make("h3", {}, markOf(side), name), state),
     text,
     list,
+    clock,
   );
 
   /** Empty the panel before its turn. */
@@ -88,38 +92,29 @@ function makePanel(side, name) {
     text.classList.remove("failed");
     state.textContent = said;
     for (const figure of Object.values(figures)) show(figure, "–");
+    clock.textContent = "";
   }
 
   async function run(path, body, signal) {
     root.classList.add("running");
     state.textContent = "warms up";
-    let startedAt;
-    let firstAt = null;
-    let lastAt = null;
+    let reading;
     let numChunks = 0;
-    let numPieces = 0;
-    let numTokens = null;
+    let usage = null;
     try {
       for await (const _ of streamEvents(path, { ...WARM_UP, model: body.model }, signal));
       state.textContent = "running";
-      startedAt = performance.now();
+      reading = newReading(performance.now());
       // The salt keeps an earlier answer's prefix cache from sparing one of the models its prefill.
-      const salted = { ...body, cache_salt: `page-${startedAt}` };
+      const salted = { ...body, cache_salt: `page-${reading.startedAt}` };
       for await (const { event, at } of streamEvents(path, salted, signal)) {
-        if (event.usage) numTokens = event.usage.completion_tokens;
+        usage = event.usage ?? usage;
         const [choice] = event.choices;
         if (!choice || (!choice.delta.content && !choice.finish_reason)) continue;
-        numPieces += at === lastAt ? 0 : 1;
-        lastAt = at;
-        if (firstAt === null) {
-          firstAt = lastAt;
-          show(figures.ttft, seconds((firstAt - startedAt) / 1000));
-        }
+        reading.take(at);
         if (choice.delta.content) append(choice.delta.content);
         numChunks += 1;
         show(figures.tokens, digits(numChunks));
-        const decodeSoFar = decodeRate(numChunks, numPieces, firstAt, lastAt);
-        if (decodeSoFar !== null) show(figures.rate, rate(decodeSoFar));
         if (choice.finish_reason === "length") state.textContent = "at the token limit";
         else if (choice.finish_reason) state.textContent = "complete";
       }
@@ -134,12 +129,14 @@ function makePanel(side, name) {
     } finally {
       root.classList.remove("running");
     }
+    const numTokens = usage?.completion_tokens ?? numChunks;
+    const [told] = usage?.bitwatt?.times ?? [];
+    const { ttft, decode, isReadLate } = timesOf(numTokens, reading, told);
     show(figures.tokens, digits(numTokens));
-    // Read in one chunk, the first token may have waited for the last.
-    if (numTokens > 1 && numPieces === 1) show(figures.ttft, `≤ ${seconds((firstAt - startedAt) / 1000)}`);
-    const decode = decodeRate(numTokens, numPieces, firstAt, lastAt);
-    if (decode === null) show(figures.rate, whyNoDecodeRate(numTokens, numPieces), "why");
+    show(figures.ttft, `${isReadLate ? "≤ " : ""}${seconds(ttft)}`);
+    if (decode === null) show(figures.rate, whyNoDecode(numTokens, reading, told), "why");
     else show(figures.rate, rate(decode));
+    clock.textContent = `Times ${clockOf(told ? "server" : "browser")}. ${told ? "" : overHop(model)}`.trimEnd();
     return `${name}: ${numTokens} tokens${decode === null ? "" : ` at ${rate(decode)}`}.`;
   }
 

@@ -60,6 +60,12 @@ export function times(value) {
   return `${value < 10 ? value.toFixed(2) : digits(value)}×`;
 }
 
+/** Return by how much more or less in percent; "" where the gain says it in an easier way. */
+export function amountOf(gain, better) {
+  const change = better === "lower" ? 1 - 1 / gain : gain - 1;
+  return change >= 0.99 ? "" : percent(Math.abs(change));
+}
+
 const numberIn = (shown) => Number.parseFloat(shown.replace(/[$,]/g, ""));
 
 /**

@@ -1,11 +1,12 @@
 // Five ratios, each with where it comes from; a loss is shown as a loss. Of one model alone, figures.
 
 import { costReason, electricityReason } from "./cost.js";
-import { byId, make, setDisabled } from "./dom.js";
-import { bytes, dollars, inOneUnit, joules, percent, rate, times, when } from "./format.js";
+import { byId, make, setDisabled, withFlags } from "./dom.js";
+import { amountOf, bytes, dollars, inOneUnit, joules, percent, rate, times, when } from "./format.js";
 import { processBytes, weightBytes } from "./memory.js";
-import { isCostTwin } from "./pair.js";
+import { isCostTwin, whyNoQuality } from "./pair.js";
 import { gainOf, verdict } from "./statistics.js";
+import { clockOf } from "./timing.js";
 import { FIGURES } from "./windows.js";
 
 const TILES = [
@@ -36,12 +37,6 @@ const nbsp = "\u00a0";
 const against = (a, b, show, better) =>
   inOneUnit(a, b, show, (x, y) => times(gainOf(x, y, better)) + amountOf(gainOf(x, y, better), better)).join(" against ");
 
-/** Return by how much more or less in percent; "" where the gain says it in an easier way. */
-function amountOf(gain, better) {
-  const change = better === "lower" ? 1 - 1 / gain : gain - 1;
-  return change >= 0.99 ? "" : percent(Math.abs(change));
-}
-
 /** Return a gain of b's value over a's, or a's own value where there is no b. */
 const ratio = (a, b, show, label) =>
   b === undefined
@@ -67,12 +62,12 @@ function memoryOf({ a, b }) {
   };
 }
 
-function footOf({ plan, at }, figure, show) {
+function footOf({ plan, at, clock }, figure, show) {
   const spread = figure.b
     ? `pairs from ${times(figure.low)} to ${times(figure.high)}`
     : `quartiles ${show(figure.a.low)} to ${show(figure.a.high)}`;
   const look = plan.kind === "quick" ? "First quick look" : "Load";
-  return `${look}, ${when(at)}: n${nbsp}=${nbsp}${plan.windows} windows of ${plan.requests} requests, ${plan.concurrency} at once, ${plan.tokens} tokens each; ${spread}.`;
+  return `${look}, ${when(at)}: n${nbsp}=${nbsp}${plan.windows} windows of ${plan.requests} requests, ${plan.concurrency} at once, ${plan.tokens} tokens each; ${spread}, ${clockOf(clock)}.`;
 }
 
 function measuredTile(result, key, show) {
@@ -124,14 +119,6 @@ function lossOf(a, b, show) {
     said: `${isWorse ? "more" : "fewer"} bits for the same text`,
     values,
   };
-}
-
-/** Return why the cards give no comparison; null where they do. */
-function whyNoQuality([a, b]) {
-  const without = [a, b].find((model) => model && !model.quality);
-  if (!a || without) return `the card of ${without?.name ?? "the model"} (README.md) has no bits/byte`;
-  if (b && a.quality.evaluation !== b.quality.evaluation) return "the models' cards have figures of different text";
-  return null;
 }
 
 /** Return the tile of how far the answers agree, where nothing is known of either's quality. */
@@ -217,15 +204,15 @@ function makeTile({ key, title, more, less, better }, onMeasure) {
     badge.textContent = isFirst ? "measuring" : now.badge;
     badge.className = `badge ${now.gains ? "figure" : "none"}`;
     gains.replaceChildren(...(now.gains ?? [{ text: "–", isNone: true }]).map(makeGain));
-    if (isFirst && now.measuring === "quick") why.textContent = "a first quick look, a few seconds";
-    else why.textContent = now.why ?? "";
+    const isQuick = isFirst && now.measuring === "quick";
+    why.replaceChildren(...withFlags(isQuick ? "a first quick look, a few seconds" : now.why ?? ""));
     button.hidden = !now.canMeasure;
     button.textContent = now.measuring ? "Measuring…" : now.gains ? "Measure again" : "Measure";
     button.setAttribute("aria-label", `${button.textContent}: ${title}`);
     setDisabled(button, now.isBusy);
     foot.replaceChildren(
       ...(now.isEstimate ? [make("span", { className: "badge" }, "arithmetic, estimated")] : []),
-      now.foot ?? "",
+      ...withFlags(now.foot ?? ""),
     );
   }
 
@@ -238,7 +225,8 @@ function makeTile({ key, title, more, less, better }, onMeasure) {
       make("p", { className: `gain ${mark}` }, figure ? times(figure.gain) : text),
       ...(label ? [make("p", { className: "label" }, label)] : []),
       ...(words ? [make("p", { className: "said" }, words)] : []),
-      ...(values ? [make("p", { className: "values" }, values)] : []),
+      // A line ends before "against", and not between a number and its unit.
+      ...(values ? [make("p", { className: "values" }, values.replace(/ (?!against)/g, nbsp))] : []),
     );
   }
 

@@ -5,7 +5,9 @@ import { costReason, electricityReason } from "./cost.js";
 import { byId, make, markOf, setDisabled } from "./dom.js";
 import { dollars, inOneUnit, joules, percent, rate, seconds, times, when } from "./format.js";
 import { aboutRoofline, rooflineReason, rooflineShares } from "./roofline.js";
+import { overHop } from "./pair.js";
 import { gainOf, verdict } from "./statistics.js";
+import { clockOf } from "./timing.js";
 import { FIGURES, measure } from "./windows.js";
 
 const QUICK = { kind: "quick", concurrency: 4, requests: 4, tokens: 8, warmups: 2, windows: 5, fitS: 5 };
@@ -121,7 +123,7 @@ export function showTable(result, sides) {
   );
 }
 
-function makeTable({ plan, figures, unavailable }, sides) {
+function makeTable({ plan, clock, figures, unavailable }, sides) {
   const names = [
     ...Object.entries(sides).map(([side, model]) => [markOf(side), model.name]),
     ...(sides.b ? [["Gain"], ["Pairs ranged"]] : []),
@@ -146,7 +148,7 @@ function makeTable({ plan, figures, unavailable }, sides) {
   return make(
     "table",
     { role: "table" },
-    make("caption", {}, captionOf(plan, sides)),
+    make("caption", {}, captionOf(plan, clock, sides)),
     make("thead", { role: "rowgroup" }, head),
     make("tbody", { role: "rowgroup" }, ...rows),
   );
@@ -179,9 +181,10 @@ function rangeOf(low, high, show, beside) {
   return `${from}–${to}`;
 }
 
-function captionOf(plan, sides) {
+function captionOf(plan, clock, sides) {
   const what = plan.kind === "quick" ? "The first quick look, not the form above: " : "";
   return `${what}${plan.windows} ${sides.b ? "alternating " : ""}windows of ${plan.requests} requests, ${plan.concurrency} at once, ` +
     `${plan.tokens} tokens an answer; ${plan.warmups} warm-up window${plan.warmups > 1 ? "s" : ""}${sides.b ? " of each" : ""} dropped.` +
-    (sides.b ? " A gain below 1× is a loss." : "");
+    (sides.b ? " A gain below 1× is a loss." : "") +
+    ` Times are ${clockOf(clock)}. ${clock === "server" || !sides.b ? "" : overHop(sides.b)}`.trimEnd();
 }

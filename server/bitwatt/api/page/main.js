@@ -3,13 +3,14 @@
 import { getJson, keepKey } from "./api.js";
 import { makeAsk } from "./ask.js";
 import { makeCharts } from "./charts.js";
-import { byId, make, markOf, setDisabled } from "./dom.js";
+import { byId, make, markOf, setDisabled, withFlags } from "./dom.js";
 import { bytes } from "./format.js";
 import { makeHeadline } from "./headline.js";
 import { makeLoad, showResult, showTable } from "./load.js";
 import { identityOf, keep, kept } from "./measured.js";
 import { showMemory, weightBytes } from "./memory.js";
-import { overHop, weightsOf, whatTwin, whyOfItsSize } from "./pair.js";
+import { weightsOf, whatTwin, whyOfItsSize } from "./pair.js";
+import { summaryOf } from "./summary.js";
 
 const POLL_MS = 1000;
 const TRY_AGAIN_MS = 3000;
@@ -39,7 +40,12 @@ const loader = makeLoad({
   },
 });
 const isBusy = () => ask.isRunning || loader.kind === "load";
-const showHeadline = () => headline.show(sides, result, loader.kind, failure, isBusy());
+
+function showHeadline() {
+  setText(byId("summary"), summaryOf(sides, result));
+  headline.show(sides, result, loader.kind, failure, isBusy());
+}
+
 
 /** One at a time: a prompt beside a load would slow both, and neither's figures were true. */
 function showBusy() {
@@ -92,18 +98,18 @@ function showCompared({ a, b }) {
   setText(byId("ask-title"), b ? "Ask both" : "Ask");
   setText(byId("ask-run"), b ? "Ask both" : "Ask");
   setText(byId("ask-hint"), b
-    ? `One prompt, one seed, asked in turn: ${b.name} starts when ${a.name} has ended, so neither slows the other; a token before warms each up. ${overHop(b)}One answer is a glimpse; the load below measures.`
+    ? `One prompt, one seed, asked in turn: ${b.name} starts when ${a.name} has ended, so neither slows the other; a token before warms each up. One answer is a glimpse; the load below measures.`
     : "One prompt, one seed; a token before warms the model up. One answer is a glimpse; the load below measures.");
   setText(byId("load-windows-label"), b ? "Windows of each" : "Windows");
   setText(byId("load-hint"), b
-    ? `The same prompts to each model in alternating windows, A B A B; warm-up windows are dropped. Every answer has exactly as many tokens, so equal work is compared. ${overHop(b)}`
+    ? `The same prompts to each model in alternating windows, A B A B; warm-up windows are dropped. Every answer has exactly as many tokens, so equal work is compared.`
     : "Prompts in windows; warm-up windows are dropped. Every answer has exactly as many tokens.");
   setText(byId("terminal"), b ? "More windows, intervals and a picture:" : "The same from a terminal:");
   setText(byId("terminal-command"), b ? "bitwatt compare" : "bitwatt bench");
 }
 
 function setText(element, said) {
-  if (element.textContent !== said) element.textContent = said;
+  if (element.textContent !== said) element.replaceChildren(...withFlags(said));
 }
 
 async function poll() {

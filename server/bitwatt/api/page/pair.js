@@ -47,3 +47,11 @@ export function whyOfItsSize(a, b) {
 /** Return what b's times include that a's don't; "" where both are served here. */
 export const overHop = (b) =>
   b.is_remote ? `The times of ${b.name} include the way to its server and back. ` : "";
+
+/** Return why the cards give no comparison; null where they do. */
+export function whyNoQuality([a, b]) {
+  const without = [a, b].find((model) => model && !model.quality);
+  if (!a || without) return `the card of ${without?.name ?? "the model"} (README.md) has no bits/byte`;
+  if (b && a.quality.evaluation !== b.quality.evaluation) return "the models' cards have figures of different text";
+  return null;
+}

@@ -10,27 +10,6 @@ export function quantile(values, share) {
 
 export const median = (values) => quantile(values, 0.5);
 
-const MIN_PIECES = 8;
-
-/**
- * Return tokens a second after the first, from when an answer's pieces were read, in milliseconds.
- * Null for one that came in too few pieces: a browser that is late reads many tokens at once.
- */
-export function decodeRate(numTokens, numPieces, firstAt, lastAt) {
-  if (numPieces < MIN_PIECES || lastAt <= firstAt) return null;
-  return ((numTokens - 1) * 1000) / (lastAt - firstAt);
-}
-
-/** Return in words why decodeRate has none of an answer. */
-export function whyNoDecodeRate(numTokens, numPieces) {
-  if (numTokens < 2) return "one token: no time between tokens";
-  if (numPieces < 2) return "all in one chunk: no time between tokens";
-  return `too few chunks to time: ${numPieces}, ${MIN_PIECES} needed`;
-}
-
-/** Return whether an answer's first token had waited for a browser that read many at once. */
-export const wasReadLate = (numTokens, numPieces) => numPieces < Math.min(MIN_PIECES, numTokens);
-
 const MOST_FITTING_TOKENS = 128;
 
 /**

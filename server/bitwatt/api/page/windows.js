@@ -1,12 +1,16 @@
-// Windows of equal work to each model in turns, timed from the streams themselves.
+// Windows of equal work to each model in turns.
 
 import { getJson, pathOf, streamEvents } from "./api.js";
 import { usdOfElectricityPerMillionTokens, usdOfRentPerMillionTokens } from "./cost.js";
-import { agreement, compare, decodeRate, fittingTokens, median, spread, wasReadLate } from "./statistics.js";
+import { agreement, compare, fittingTokens, median, spread } from "./statistics.js";
+import { newReading, timesOf } from "./timing.js";
 
 const MIN_WINDOWS = 2;
 const COUNTERS_SETTLE_MS = 400;
-const TOO_FEW_CHUNKS = "this browser read the answers in too few chunks to time; ask for more tokens an answer";
+const NOT_TIMED = {
+  server: "the engine drew the answers' tokens in one step; ask for more tokens an answer",
+  browser: "this browser read the answers in too few chunks to time; ask for more tokens an answer",
+};
 
 /** What is worked out of the windows, and which way is better. */
 export const FIGURES = {
@@ -20,7 +24,8 @@ export const FIGURES = {
 };
 
 /**
- * Run the plan and return its figures; of one model alone, figures have no gain.
+ * Run the plan and return its figures; of one model alone, figures have no gain. clock: "server" where
+ * the servers told the times of all answers, else "browser"; all figures are by one.
  * asked: {kind, concurrency, requests, tokens, warmups, windows, prompts, fitS}. With fitS, a number
  * of seconds, the last warm-up decides how long answers are, never shorter than asked, and no round
  * begins after it, once each model has two windows.
@@ -49,19 +54,23 @@ export async function measure(sides, asked, signal, report) {
   }
   report(1, "Done.");
   const figures = {};
+  const answers = Object.values(measured).flat().flatMap(({ batches }) => batches.flat());
+  const clock = answers.every(({ told }) => told) ? "server" : "browser";
+  const timed = (window) => ({ ...window, ...timesOfWindow(window, plan.tokens, clock) });
   for (const [key, better] of Object.entries(FIGURES)) {
-    const of = (side) => measured[side].map((window) => valueOf(key, window, sides[side].prices));
+    const of = (side) => measured[side].map((window) => valueOf(key, timed(window), sides[side].prices));
     figures[key] = sides.b ? compare(of("a"), of("b"), better) : alone(of("a"));
   }
   const { prompts: _, ...ran } = plan;
   return {
     plan: { ...ran, windows: measured.a.length },
     at: Date.now(),
+    clock,
     figures,
     agreement: sides.b ? agreementOf(measured.a, measured.b) : null,
     unavailable: {
-      decode: TOO_FEW_CHUNKS,
-      ttft: TOO_FEW_CHUNKS,
+      decode: NOT_TIMED[clock],
+      ttft: NOT_TIMED[clock],
       energy: Object.values(sides).map((model) => model.energy.reason).find(Boolean)
         ?? "the counters did not move within a window; run longer ones",
     },
@@ -90,26 +99,35 @@ function valueOf(key, window, prices) {
 /** Run one window: its requests in batches of the concurrency, one batch after the other. */
 async function runWindow(model, plan, round, signal) {
   const before = await joulesOf(model.name);
-  const answers = [];
-  let tookS = 0;
+  const batches = [];
+  const startedAt = performance.now();
   for (let first = 0; first < plan.requests; first += plan.concurrency) {
     const size = Math.min(plan.concurrency, plan.requests - first);
-    const batch = await runBatch(model, plan, round * plan.requests + first, size, signal);
-    answers.push(...batch.answers);
-    tookS += batch.tookS;
+    batches.push(await runBatch(model, plan, round * plan.requests + first, size, signal));
   }
+  const tookS = (performance.now() - startedAt) / 1000;
   if (before !== null) await new Promise((resolve) => setTimeout(resolve, COUNTERS_SETTLE_MS));
   const after = await joulesOf(model.name);
-  const numTokens = answers.length * plan.tokens;
   return {
-    numTokens,
+    batches,
     tookS,
-    texts: answers.map(({ text }) => text),
-    throughput: numTokens / tookS,
-    ttft: medianOfMost(answers.map((answer) => answer.ttft)),
-    latency: median(answers.map((answer) => answer.latency)),
-    decode: medianOfMost(answers.map((answer) => answer.decode)),
+    numTokens: plan.requests * plan.tokens,
+    texts: batches.flat().map(({ text }) => text),
     joules: before === null || after === null || after <= before ? null : after - before,
+  };
+}
+
+/** Return a window's figures that are made of its answers' times. */
+function timesOfWindow({ batches, numTokens }, tokens, clock) {
+  const timed = batches.map((answers) =>
+    answers.map(({ reading, told }) => timesOf(tokens, reading, clock === "server" ? told : undefined)));
+  const all = timed.flat();
+  const tookS = timed.reduce((sum, batch) => sum + Math.max(...batch.map(({ latency }) => latency)), 0);
+  return {
+    throughput: numTokens / tookS,
+    ttft: medianOfMost(all.map(({ ttft, isReadLate }) => (isReadLate ? null : ttft))),
+    latency: median(all.map(({ latency }) => latency)),
+    decode: medianOfMost(all.map(({ decode }) => decode)),
   };
 }
 
@@ -120,13 +138,13 @@ function medianOfMost(values) {
 }
 
 /**
- * Ask so many requests at once, on one connection, each with its own prompt.
+ * Ask so many requests at once, on one connection, each with its own prompt; return the answers.
  * The salt keeps one batch's prefix cache from answering for another's prefill.
  */
 async function runBatch(model, plan, first, size, signal) {
   const prompts = Array.from({ length: size }, (_, i) => plan.prompts[(first + i) % plan.prompts.length]);
-  const answers = prompts.map(() => ({ firstAt: null, lastAt: null, numPieces: 0, text: "", reason: null }));
   const startedAt = performance.now();
+  const answers = prompts.map(() => ({ reading: newReading(startedAt), text: "", reason: null }));
   const body = {
     model: model.name,
     prompt: prompts,
@@ -137,26 +155,17 @@ async function runBatch(model, plan, first, size, signal) {
     cache_salt: `page-${startedAt}`,
   };
   for await (const { event, at } of streamEvents(pathOf(model, "/v1/completions"), body, signal)) {
+    event.usage?.bitwatt?.times?.forEach((told, index) => { answers[index].told = told; });
     for (const { index, text, finish_reason: reason } of event.choices) {
       if (!text && !reason) continue;
       const answer = answers[index];
-      answer.firstAt ??= at;
-      answer.numPieces += at === answer.lastAt ? 0 : 1;
-      answer.lastAt = at;
+      answer.reading.take(at);
       answer.text += text;
       answer.reason = reason;
     }
   }
   if (answers.some(({ reason }) => reason !== "length")) throw new Error("An answer ended early: the work is not equal.");
-  return {
-    tookS: (Math.max(...answers.map(({ lastAt }) => lastAt)) - startedAt) / 1000,
-    answers: answers.map(({ firstAt, lastAt, numPieces, text }) => ({
-      text,
-      ttft: wasReadLate(plan.tokens, numPieces) ? null : (firstAt - startedAt) / 1000,
-      latency: (lastAt - startedAt) / 1000,
-      decode: decodeRate(plan.tokens, numPieces, firstAt, lastAt),
-    })),
-  };
+  return answers;
 }
 
 async function joulesOf(name) {

@@ -5,8 +5,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from bitwatt.serving.usage import Usage
-from bitwatt.telemetry.energy.ledger import RequestEnergy
+from bitwatt.serving.usage import Took, Usage
 
 __all__ = [
     "AnthropicMessage",
@@ -77,7 +76,7 @@ class AnthropicUsage(msgspec.Struct, frozen=True, kw_only=True):
     cache_read_input_tokens: int
     output_tokens: int
     output_tokens_details: AnthropicTokensDetails | UnsetType = UNSET
-    bitwatt: RequestEnergy
+    bitwatt: Took
 
 
 def anthropic_usage(usage: Usage) -> AnthropicUsage:

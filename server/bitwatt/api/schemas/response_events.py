@@ -5,8 +5,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from bitwatt.serving.usage import PromptTokensDetails, Usage
-from bitwatt.telemetry.energy.ledger import RequestEnergy
+from bitwatt.serving.usage import PromptTokensDetails, Took, Usage
 
 __all__ = [
     "AnyResponseEvent",
@@ -103,7 +102,7 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     total_tokens: int
-    bitwatt: RequestEnergy
+    bitwatt: Took
 
 
 def response_usage(usage: Usage) -> ResponseUsage:
