@@ -19,7 +19,7 @@ head_arrived_s: ContextVar[float | None] = ContextVar("head_arrived_s", default=
 
 
 class ChoiceTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds of one choice, by the server's clocks: no reader that is late is in them.
+    """Seconds of one choice, to the microsecond, by the server's clocks: no late reader is in them.
 
     time_to_first_token_s  from the request's head to the first token drawn
     queue_s, prefill_s, decode_s  as in TokenOutput
@@ -135,9 +135,10 @@ class RequestMetrics:
         model[declared.INFERENCE_TIME].observe(prefill_s + decode_s)
         if self._num_drawn > 1:
             model[declared.TIME_PER_OUTPUT_TOKEN].observe(decode_s / (self._num_drawn - 1))
+        drawn_s = self._began_s - self._arrival_s + queue_s + prefill_s
         return ChoiceTimes(
-            time_to_first_token_s=self._began_s - self._arrival_s + queue_s + prefill_s,
-            queue_s=queue_s,
-            prefill_s=prefill_s,
-            decode_s=decode_s,
+            time_to_first_token_s=round(drawn_s, 6),
+            queue_s=round(queue_s, 6),
+            prefill_s=round(prefill_s, 6),
+            decode_s=round(decode_s, 6),
         )
