@@ -9,7 +9,7 @@ from bitwatt.scheduling.scheduler import Scheduler
 __all__ = ["warm_up"]
 
 _NUM_PROMPT_TOKENS = 32
-_NUM_TOKENS = 4
+_NUM_TOKENS = 2
 _TURNS = (
     (ResolvedSampling(max_tokens=_NUM_TOKENS, temperature=0.0),),
     (

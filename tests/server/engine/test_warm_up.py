@@ -9,7 +9,10 @@ from bitwatt.engine.build import build_engine
 from bitwatt.engine.messages import EngineConfig, EngineStats, Submit
 from bitwatt.engine.warm_up import warm_up
 from bitwatt.model.fake_runner import FakeRunner
+from bitwatt.model.runner import ModelRunner
+from bitwatt.model.runner_protocol import StepResultHandle
 from bitwatt.scheduling.blocks import BlockAllocator
+from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
 
@@ -42,9 +45,20 @@ def test_the_first_request_of_an_engine_imports_nothing() -> None:
     assert ran.stdout.strip() == "[]"
 
 
-def test_an_engine_that_was_just_built_has_counted_and_cached_nothing() -> None:
+def test_an_engine_has_run_prompts_and_steps_before_it_is_ready_and_counts_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = ModelRunner.launch
+    ran: list[tuple[int, float]] = []
+
+    def noting(runner: ModelRunner, plan: Plan) -> StepResultHandle:
+        ran.extend((c.num_tokens, c.request.sampling.temperature) for c in plan.chunks)
+        return launch(runner, plan)
+
+    monkeypatch.setattr(ModelRunner, "launch", noting)
     config = EngineConfig(model_path=str(builtin.TERNARY), device="cpu", kv_cache_bytes=1 << 24)
     core, _ = build_engine(config)
+    assert {(32, 0.0), (1, 0.0), (1, 1.0)} <= set(ran)
     told = core.stats()
     assert {
         name
@@ -63,7 +77,7 @@ def test_an_engine_that_was_just_built_has_counted_and_cached_nothing() -> None:
     core.close()
 
 
-@pytest.mark.parametrize(("max_model_len", "num_computed"), [(256, 73), (6, 15), (2, 0)])
+@pytest.mark.parametrize(("max_model_len", "num_computed"), [(256, 67), (6, 15), (2, 0)])
 def test_a_short_context_is_warmed_up_as_far_as_it_goes(
     max_model_len: int, num_computed: int
 ) -> None:
