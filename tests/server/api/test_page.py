@@ -288,11 +288,14 @@ async def test_the_models_are_asked_in_turn_so_that_neither_slows_the_other():
 async def test_the_second_model_waits_for_the_first_and_a_stop_ends_both():
     app = make_pair_app()
     app.state.catalog.by_name["tiny"].engine.gate = asyncio.Event()
-    async with run_server(app) as url, open_page(url) as (page, _):
+    async with run_server(app) as url, open_page(url) as (page, watched):
         await page.get_by_role("button", name="Ask both").click()
         twin = page.get_by_role("article", name="tiny-fp16")
         await expect(twin.locator(".state")).to_have_text("waits for tiny")
         await expect(page.locator("#load-run")).to_have_attribute("aria-disabled", "true")
+        num_asked = len(watched.urls)
+        await page.wait_for_timeout(1200)
+        assert len(watched.urls) == num_asked  # no figures to be drawn beside the answer
         await page.locator("#ask-stop").click()
         await expect(page.locator("#answers .state")).to_have_text(["stopped", "stopped"])
         assert app.state.catalog.by_name["tiny-fp16"].engine.submitted == []

@@ -6,8 +6,12 @@ import { digits, rate, seconds } from "./format.js";
 import { overHop } from "./pair.js";
 import { clockOf, newReading, timesOf, whyNoDecode } from "./timing.js";
 
-// The first request of a process, or after a rest, finds caches cold.
-const WARM_UP = { messages: [{ role: "user", content: "Hi" }], max_tokens: 1, temperature: 0 };
+// The first request after a rest finds caches cold.
+const WARM_UP = { max_tokens: 1, temperature: 0 };
+
+// On the server's own machine, what this page still paints would take the engine's cores.
+const PAINTED_MS = 200;
+const painted = () => new Promise((resolve) => setTimeout(resolve, PAINTED_MS));
 
 /** Return the panels and what runs them. onChange is called when asking begins and ends. */
 export function makeAsk({ onChange }) {
@@ -102,8 +106,9 @@ function makePanel(side, model) {
     let numChunks = 0;
     let usage = null;
     try {
-      for await (const _ of streamEvents(path, { ...WARM_UP, model: body.model }, signal));
+      for await (const _ of streamEvents(path, { ...body, ...WARM_UP, cache_salt: `page-${performance.now()}` }, signal));
       state.textContent = "running";
+      await painted();
       reading = newReading(performance.now());
       // The salt keeps an earlier answer's prefix cache from sparing one of the models its prefill.
       const salted = { ...body, cache_salt: `page-${reading.startedAt}` };

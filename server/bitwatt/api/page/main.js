@@ -175,7 +175,8 @@ function showProblem(said) {
 
 async function pollForever() {
   for (;;) {
-    if (!document.hidden || since === 0) {
+    // What draws the figures would slow the model that is asked; the server keeps them meanwhile.
+    if ((!document.hidden || since === 0) && !ask.isRunning) {
       try {
         await poll();
       } catch (error) {
