@@ -1,5 +1,6 @@
 """What every test may use, and how tests run beside one another."""
 
+import gc
 import logging
 import os
 import shutil
@@ -41,6 +42,14 @@ def pytest_configure() -> None:
     if workers is not None:
         share = max(1, (os.cpu_count() or 1) // int(workers))
         os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    gc.disable()  # until all is collected
+
+
+def pytest_collection_finish() -> None:
+    """Have no collection of garbage look at the modules and tests: they stay until the end."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
