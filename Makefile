@@ -12,7 +12,7 @@ INSTALLED_FROM := pyproject.toml .venv/.modules kernels/bitwatt_kernels/cpu/CMak
 serve: .venv/.installed
 	$(BIN)/bitwatt serve $(ARGS)
 
-# As many workers as tests/conftest.py says, a module a worker, in its order. ARGS="-n 0" runs the tests
+# As many workers as tests/conftest.py says, in its order, a module a worker. ARGS="-n 0" runs the tests
 # in one process. They start hundreds of Python processes: each would compile every source again where
 # the environment forbids to write the bytecode.
 test: .venv/.installed-dev

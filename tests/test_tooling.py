@@ -12,6 +12,8 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from tests.conftest import UNITS
+
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -89,3 +91,7 @@ def test_the_hooks_run_what_make_check_runs() -> None:
     checked = set(re.findall(r"\$\(BIN\)/(\S+)", check))
     hooked = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks()}
     assert checked <= hooked
+
+
+def test_modules_that_one_worker_runs_together_exist() -> None:
+    assert [path for path in UNITS if not (ROOT / path).is_file()] == []

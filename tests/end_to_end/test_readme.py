@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import Server
+from tests.extent import TEST_ALL
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -58,8 +59,10 @@ NOT_RUN = {
     "python -m bitwatt.training sizes": "takes hours: test_sizes.py trains a little",
 }
 
+# The default is what was held out of the standard library: a minute.
+SHORT_TEXT = [] if TEST_ALL else ["--text", str(ROOT / "server/bitwatt/quantities.py")]
 QUICKLY = {
-    "bitwatt eval": ["--every", "100"],
+    "bitwatt eval": ["--every", "100", *SHORT_TEXT],
     "bitwatt plan": [
         "--measure-seconds",
         "2",

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from bitwatt import LLM, SamplingParams
-from transformers import AutoTokenizer, LlamaForCausalLM
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -39,6 +38,8 @@ def path() -> Path:
 
 def test_answers_equal_those_of_transformers_on_the_dequantized_weights(path: Path) -> None:
     """The gguf package dequantizes; tokens are of both sides' own tokenizers and templates."""
+    from transformers import AutoTokenizer, LlamaForCausalLM  # seconds, where it is skipped
+
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     model: Any = LlamaForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32

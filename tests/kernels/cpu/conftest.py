@@ -13,16 +13,16 @@ from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 
 CPU = torch.device("cpu")
 
-# test_sanitized.py runs these tests on a build of its own, one instruction set at a time.
+# test_sanitized.py runs these tests on a build of its own, and says on which instruction sets.
 _other_build = os.environ.get("BITWATT_TEST_CPU_LIBRARY")
 LIBRARY = Path(_other_build) if _other_build else None
-_only = os.environ.get("BITWATT_TEST_CPU_ISA")
+_only = os.environ.get("BITWATT_TEST_CPU_ISAS", "").split()
 
 
 def available() -> list[str]:
     """Return the instruction sets to test, or why there are none."""
     if _only:
-        return [_only]
+        return _only
     try:
         return instruction_sets(LIBRARY)
     except BackendError as error:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,17 +60,24 @@ def test_a_machine_without_a_gpu_gets_one_clear_line(run_bench: Run, tmp_path: P
     assert list(tmp_path.glob("gpu-*")) == []
 
 
-@pytest.mark.slow
-def test_serving_rehearses_with_the_packages_of_a_gpu_image(run_bench: Run, tmp_path: Path) -> None:
-    run = run_bench("--rehearse", "--only", "serving")
+def rehearse(run_bench: Run, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Return the results and what was printed, of a rehearsal that skipped nothing and served."""
+    run = run_bench("--rehearse", *arguments)
     assert run.returncode == 0, run.stderr
-    (output,) = tmp_path.glob("gpu-*.json")
-    results = json.loads(output.read_text())
+    (output,) = folder.glob("gpu-*.json")
+    results: dict[str, Any] = json.loads(output.read_text())
     assert results["skipped"] == {}
     check = results["serving_check"]
     assert check["num_equal"] == check["num_tokens"] == 4 * 2
     assert {row["sampling"]["temperature"] for row in results["serving"]} == {0.0, 0.8}
     assert "8 of 8 tokens" in run.stdout
+    return results, run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TEST_ALL, reason="every stage is rehearsed, this one too")
+def test_serving_rehearses_with_the_packages_of_a_gpu_image(run_bench: Run, tmp_path: Path) -> None:
+    rehearse(run_bench, tmp_path, "--only", "serving")
 
 
 @pytest.mark.slow
@@ -78,12 +86,8 @@ def test_serving_rehearses_with_the_packages_of_a_gpu_image(run_bench: Run, tmp_
 def test_every_stage_rehearses_with_the_packages_of_a_gpu_image(
     run_bench: Run, tmp_path: Path
 ) -> None:
-    run = run_bench("--rehearse")
-    assert run.returncode == 0, run.stderr
-    (output,) = tmp_path.glob("gpu-*.json")
-    results = json.loads(output.read_text())
+    results, printed = rehearse(run_bench, tmp_path)
     assert results["is_rehearsal"]
-    assert results["skipped"] == {}
     assert results["tests"]["passed"] > 10
     assert {row["num_tokens"] for row in results["matmuls"]} == {1, 20}
     for row in results["matmuls"]:
@@ -100,9 +104,9 @@ def test_every_stage_rehearses_with_the_packages_of_a_gpu_image(
     }
     assert {"attention", "head 8 bits"} <= {row["op"] for row in results["layer_ops"]}
     assert {row["phase"] for row in results["speedups"]} == {"decode", "prefill"}
-    told = run.stdout.splitlines()
+    told = printed.splitlines()
     assert told[0].startswith("rehearsal decode, batch 1: ternary ")
-    assert "a rehearsal, whose figures mean nothing" in run.stdout
+    assert "a rehearsal, whose figures mean nothing" in printed
     assert json.loads(told[-1])["machine"]["packages"]["torch"]
 
 

@@ -3,16 +3,12 @@
 import json
 from contextlib import asynccontextmanager
 
-import anthropic
 import pytest
-from anthropic.types import Message, RawMessageStreamEvent
-from pydantic import TypeAdapter
 
 from tests.fakes import FakeEngine, make_app, make_client, run_server, untimed
 
 pytestmark = pytest.mark.anyio
 
-EVENTS = TypeAdapter(RawMessageStreamEvent)
 HELLO = [{"role": "user", "content": "hello"}]
 ASKED = {"model": "tiny", "max_tokens": 20, "messages": HELLO}
 
@@ -20,6 +16,8 @@ ASKED = {"model": "tiny", "max_tokens": 20, "messages": HELLO}
 @asynccontextmanager
 async def anthropic_client(engine, key="none", **settings):
     """Yield Anthropic's client of a server over this engine."""
+    import anthropic
+
     async with (
         run_server(make_app(engine, **settings), **settings) as url,
         anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as client,
@@ -58,6 +56,8 @@ async def test_the_clients_stream_gathers_the_same_message():
 
 
 async def test_a_wrong_key_is_the_clients_own_error():
+    import anthropic
+
     async with anthropic_client(FakeEngine(), key="wrong", api_key="k") as client:
         with pytest.raises(anthropic.AuthenticationError) as caught:
             await client.messages.create(**ASKED)
@@ -74,8 +74,10 @@ async def test_a_wrong_key_is_the_clients_own_error():
     ],
 )
 async def test_a_message_says_why_it_ended_whole_and_streamed(change, reason, string, text):
+    from tests.server.api.anthropics import as_event, as_message
+
     whole = await post(ASKED | change)
-    message = Message.model_validate_json(whole.text, strict=True)
+    message = as_message(whole.text)
     assert "".join(block.text for block in message.content) == text
     assert (message.stop_reason, message.stop_sequence) == (reason, string)
     stream = await post(ASKED | change | {"stream": True})
@@ -84,7 +86,7 @@ async def test_a_message_says_why_it_ended_whole_and_streamed(change, reason, st
     assert [name for name, _ in events] == [f"event: {event['type']}" for event in read]
     for event in read:
         if event["type"] != "ping":
-            EVENTS.validate_json(json.dumps(event), strict=True)
+            as_event(json.dumps(event))
     block = ["content_block_start", "content_block_delta", "content_block_stop"] if text else []
     order = ["message_start", "ping", *block, "message_delta", "message_stop"]
     assert list(dict.fromkeys(event["type"] for event in read)) == order
@@ -145,6 +147,8 @@ async def test_what_is_to_be_tried_again_is_overloaded(engine):
 
 
 async def test_a_message_that_fails_midway_ends_in_one_error():
+    import anthropic
+
     async with anthropic_client(FakeEngine(dies_after=2)) as client:
         with pytest.raises(anthropic.APIStatusError) as caught:
             async with client.messages.stream(**ASKED) as stream:

@@ -2,10 +2,7 @@
 
 import json
 
-import anthropic
 import pytest
-from anthropic.types import Message, RawMessageStreamEvent
-from pydantic import TypeAdapter
 
 from tests.fakes import FakeEngine, make_app, make_client, run_server
 from tests.server.api.test_tools import (
@@ -22,7 +19,6 @@ from tests.server.api.test_tools import WEATHER as CHAT_WEATHER
 
 pytestmark = pytest.mark.anyio
 
-EVENTS = TypeAdapter(RawMessageStreamEvent)
 SCHEMA = CHAT_WEATHER["function"]["parameters"]
 WEATHER = {"name": "weather", "description": "Tells the weather.", "input_schema": SCHEMA}
 CLOCK = {"name": "clock", "input_schema": {"type": "object"}, "type": "custom"}
@@ -47,13 +43,15 @@ def told(content):
 
 def events_of(response):
     """Return the stream's events, each of Anthropic's types and under its own name."""
+    from tests.server.api.anthropics import as_event
+
     read = []
     for event in response.text.split("\n\n")[:-1]:
         name, data = event.split("\n")
         read.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {read[-1]['type']}"
         if read[-1]["type"] != "ping":
-            EVENTS.validate_json(json.dumps(read[-1]), strict=True)
+            as_event(json.dumps(read[-1]))
     return read
 
 
@@ -126,10 +124,12 @@ def gathered(events):
 async def test_blocks_come_in_the_models_order_streamed_as_whole(
     reply, change, blocks, reason, chunk_size
 ):
+    from tests.server.api.anthropics import as_message
+
     body = {"tools": [WEATHER]} | change
     whole, _, _ = await ask(reply, body, THINKER)
     stream, _, _ = await ask(reply, body | {"stream": True}, THINKER, chunk_size=chunk_size)
-    message = Message.model_validate_json(whole.text, strict=True)
+    message = as_message(whole.text)
     assert told(whole.json()["content"]) == blocks
     assert message.stop_reason == reason
     assert all(block.signature for block in message.content if block.type == "thinking")
@@ -166,6 +166,8 @@ async def test_a_forced_call_that_is_cut_is_no_text_streamed_as_whole(
 
 
 async def test_the_client_gathers_calls_and_thinking_from_a_stream():
+    import anthropic
+
     text = make_tools_text(THINKER)
     engine = FakeEngine(reply=f"<think>hm</think>{CALL}", info=info_of(text))
     thinking = {"type": "enabled", "budget_tokens": 1024}
@@ -197,8 +199,10 @@ async def test_a_whole_calls_input_is_an_object_and_nothing_of_it_is_lost(writte
 
 
 async def test_a_call_that_max_tokens_cuts_has_what_came_of_its_input():
+    from tests.server.api.anthropics import as_message
+
     response, _, _ = await ask(CALL, {"tools": [WEATHER], "max_tokens": 50})
-    message = Message.model_validate_json(response.text, strict=True)
+    message = as_message(response.text)
     [use] = message.content
     assert message.stop_reason == "max_tokens"
     assert use.input == {} or ROME["city"].startswith(use.input["city"])

@@ -135,11 +135,15 @@ async def test_a_forced_call_that_a_stop_string_cuts_is_incomplete_and_no_messag
 
 
 async def test_a_forced_call_that_max_output_tokens_cuts_is_never_a_message():
-    body = {"tools": [WEATHER], "tool_choice": NAMED}
+    body = {"model": "tiny", "input": "hello", "tools": [WEATHER], "tool_choice": NAMED}
+    text = make_tools_text(HERMES)
+    app = make_app(FakeEngine(reply=CUT, info=info_of(text)), text=text)
     seen = set()
     for limit in range(1, 60):
-        whole, _, _ = await ask(CUT, body | {"max_output_tokens": limit})
-        stream, _, _ = await ask(CUT, body | {"max_output_tokens": limit, "stream": True})
+        cut = body | {"max_output_tokens": limit}
+        async with make_client(app) as client:
+            whole = await client.post("/v1/responses", json=cut)
+            stream = await client.post("/v1/responses", json=cut | {"stream": True})
         response = events_of(stream)[-1]["response"]
         [item] = told(whole.json()["output"])
         assert [item] == told(response["output"])

@@ -15,6 +15,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow(400)]
 
 # Of an operation and phase. The embedded model answers what the fake one does by the same routes.
 NUM_EXAMPLES = int(os.environ.get("BITWATT_NUM_EXAMPLES", 100 if TEST_ALL else 10))
+# The phase of coverage tries every value at a bound, and every kind of wrong one, of every field.
+PHASES = "examples,coverage,fuzzing,stateful" if TEST_ALL else "examples,fuzzing,stateful"
 NUM_EXAMPLES_OF_MODEL = int(os.environ.get("BITWATT_NUM_EXAMPLES", 30))
 
 
@@ -23,7 +25,8 @@ async def run_schemathesis(url: str, folder: Path, *flags: str, num_examples: in
     command = (sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json")
     process = await asyncio.create_subprocess_exec(
         *command,
-        *("--checks", "all", "--max-examples", str(num_examples), "--seed", "1"),
+        *("--checks", "all", "--phases", PHASES),
+        *("--max-examples", str(num_examples), "--seed", "1"),
         *("--no-color", "--continue-on-failure", *flags),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,7 +222,7 @@ def _cut(random: Random, data: bytes) -> bytes:
 def _set_number(random: Random, data: bytes) -> bytes:
     """Return the data with the digits at a random place made another number."""
     limit = min(len(data), 1 << 14)
-    digits = [i for i in range(limit) if data[i : i + 1].isdigit()]
+    digits = [found.start() for found in re.finditer(rb"[0-9]", data[:limit])]
     if not digits:
         return data
     begin = end = random.choice(digits)

@@ -13,7 +13,6 @@ from bitwatt.checkpoints.registry import open_checkpoint
 from bitwatt.cli import main
 from bitwatt.errors import CheckpointError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from tests.server.checkpoints.writers import (
     edit_config,
@@ -144,6 +143,8 @@ def test_in_bfloat16_a_linear_is_what_the_dense_backend_makes_of_it(tmp_path, ho
 
 @pytest.mark.parametrize("family", ["bitnet", "llama"])
 def test_transformers_reads_a_dense_conversion_as_it_read_the_source(tmp_path, family):
+    from transformers import AutoModelForCausalLM  # seconds, of every worker that collects
+
     source, dense = tmp_path / "source", tmp_path / "dense"
     model = write_dense(source, family, rope_parameters=LLAMA3, eos_token_id=[2, 5])
     convert(source, dense, "bf16")

@@ -22,6 +22,7 @@ from tests.server.checkpoints.corruption import (
 
 NUM_MUTATIONS = 20_000 if os.environ.get("BITWATT_TEST_ALL") == "1" else 400
 SPARE_BYTES = 64 << 20
+BACKEND = choose_backend(torch.device("cpu"), "torch").backend
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +38,11 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def load_within_limits(folder: Path, files: Files) -> str | None:
     """Return why the folder is refused, or None where it's served."""
     write(folder, files)
-    backend = choose_backend(torch.device("cpu"), "torch").backend
     reset_peak()
     before = peak_bytes()
     model_bytes = 0
     try:
-        model = load_model(folder, weights="ternary", backend=backend, dtype=torch.bfloat16)
+        model = load_model(folder, weights="ternary", backend=BACKEND, dtype=torch.bfloat16)
     except CheckpointError as error:
         refusal = str(error)
         assert refusal.startswith(str(folder)) or "--weights" in refusal

@@ -32,6 +32,7 @@ from tests.server.checkpoints.gguf_writer import (
 
 NUM_MUTATIONS = 20_000 if TEST_ALL else 400
 SPARE_BYTES = 64 << 20
+BACKEND = choose_backend(torch.device("cpu"), "torch").backend
 
 VOCABULARY, HIDDEN = 300, 256
 _NUMBERS = (0, 1, 3, 255, 1 << 15, 1 << 31, (1 << 32) - 1)
@@ -123,13 +124,12 @@ def load_within_limits(path: Path, data: bytes, weights: Weights) -> str | None:
     """Return why the file is refused, by the engine or for its text, or None where it's served."""
     path.unlink(missing_ok=True)  # a mapping of what it held may still be there
     path.write_bytes(data)
-    backend = choose_backend(torch.device("cpu"), "torch").backend
     reset_peak()
     before = peak_bytes()
     model_bytes = 0
     refusal = None
     try:
-        model = load_model(path, weights=weights, backend=backend, dtype=torch.bfloat16)
+        model = load_model(path, weights=weights, backend=BACKEND, dtype=torch.bfloat16)
         memory = model.memory()
         model_bytes = memory.other_weights_bytes + memory.embedding_bytes  # the rotary table's too
         TextCodec.from_folder(path)

@@ -2,31 +2,12 @@
 
 import json
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
-from transformers import (
-    BitNetConfig,
-    BitNetForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
-from transformers.utils.quantization_config import BitNetQuantConfig
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which torch.compile imports
-    from transformers.integrations.bitnet import pack_weights, replace_with_bitnet_linear
-
-transformers.utils.logging.disable_progress_bar()
 
 __all__ = [
     "Family",
@@ -42,12 +23,29 @@ __all__ = [
 Family = Literal["bitnet", "llama", "mistral", "qwen2", "qwen3"]
 
 _CLASSES = {
-    "bitnet": (BitNetConfig, BitNetForCausalLM),
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "bitnet": "BitNet",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
 }
+
+
+@cache
+def _transformers() -> Any:
+    """Return the package, with BitNet's linears imported.
+
+    That takes 4 s, which every worker would wait while it collects the tests.
+    """
+    import transformers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of torch.jit, which torch.compile imports
+        import transformers.integrations.bitnet
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 def sizes(**changes: Any) -> dict[str, Any]:
@@ -70,7 +68,9 @@ def sizes(**changes: Any) -> dict[str, Any]:
 
 def random_model(family: Family, seed: int, **changes: Any) -> Any:
     """Return a float32 model with weights wide enough for its logits to differ."""
-    config_class, model_class = _CLASSES[family]
+    transformers = _transformers()
+    config_class = getattr(transformers, f"{_CLASSES[family]}Config")
+    model_class = getattr(transformers, f"{_CLASSES[family]}ForCausalLM")
     model = model_class(config_class(**sizes(**changes))).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -125,6 +125,7 @@ def write_packed(
     model = random_model(family, seed, **changes)
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
+    pack_weights = _transformers().integrations.bitnet.pack_weights
     generator = torch.Generator().manual_seed(seed)
     for name in [n for n in tensors if n.endswith("_proj.weight")]:
         weight = tensors[name]
@@ -188,10 +189,11 @@ def _with_bit_linears(model: Any, folder: Path) -> Any:
     """Return the model with transformers' own BitNet linears, holding the folder's tensors."""
     quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
     del quantization["quant_method"]
-    replace_with_bitnet_linear(
+    transformers = _transformers()
+    transformers.integrations.bitnet.replace_with_bitnet_linear(
         model,
         modules_to_not_convert=["lm_head"],
-        quantization_config=BitNetQuantConfig(**quantization),
+        quantization_config=transformers.BitNetQuantConfig(**quantization),
     )
     tensors = load_file(folder / "model.safetensors")
     if quantization["linear_class"] == "autobitlinear":

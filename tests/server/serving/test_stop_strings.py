@@ -9,6 +9,7 @@ import codecs
 import json
 import random
 from dataclasses import dataclass, field
+from functools import cache
 
 import httpx
 import pytest
@@ -135,14 +136,17 @@ def expected(token_ids, stops, token_bytes):
     return said, len(token_ids), is_stopped
 
 
-FAKE_CASES = make_cases(make_tokenizer())
+@cache
+def fake_cases():
+    return make_cases(make_tokenizer())
 
 
 async def test_the_cases_are_of_every_kind():
-    assert sum(case.is_stopped for case in FAKE_CASES) > 300
-    assert sum(not case.is_stopped for case in FAKE_CASES) > 300
-    assert sum("\ufffd" in case.text for case in FAKE_CASES) > 50
-    assert sum(len(case.groups) == 1 for case in FAKE_CASES) > 10
+    cases = fake_cases()
+    assert sum(case.is_stopped for case in cases) > 300
+    assert sum(not case.is_stopped for case in cases) > 300
+    assert sum("\ufffd" in case.text for case in cases) > 50
+    assert sum(len(case.groups) == 1 for case in cases) > 10
 
 
 @pytest.mark.parametrize("is_real", [False, True], ids=["of 320 tokens", "the embedded model's"])
@@ -151,7 +155,7 @@ async def test_a_choice_says_what_stands_before_the_first_stop_and_not_a_charact
     if is_real:
         tokenizer = Tokenizer.from_file(str(builtin.TERNARY / "tokenizer.json"))
     vocabulary = Vocabulary(tokenizer)
-    for case in make_cases(tokenizer) if is_real else FAKE_CASES:
+    for case in make_cases(tokenizer) if is_real else fake_cases():
         sampling = ResolvedSampling(max_tokens=200, stop_token_ids=(0,), seed=0)
         submit = Submit(request_id="r", prompt_token_ids=[5], sampling=sampling)
         reader = ChoiceReader(0, submit, OutputText(vocabulary, case.stops))
@@ -221,16 +225,16 @@ async def check(client, number, case, *, is_chat):
 
 @pytest.mark.parametrize("is_chat", [False, True], ids=["completions", "chat"])
 async def test_the_api_says_the_same_streamed_and_not(is_chat):
-    app = make_app(ReplayingEngine(cases=FAKE_CASES))
+    app = make_app(ReplayingEngine(cases=fake_cases()))
     async with make_client(app) as client:
-        for number, case in enumerate(FAKE_CASES[:NUM_REQUESTS]):
+        for number, case in enumerate(fake_cases()[:NUM_REQUESTS]):
             await check(client, number, case, is_chat=is_chat)
 
 
 async def test_a_server_says_the_same_to_many_at_once():
-    app = make_app(ReplayingEngine(cases=FAKE_CASES))
+    app = make_app(ReplayingEngine(cases=fake_cases()))
     async with run_server(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
-        chosen = list(enumerate(FAKE_CASES))[-16:]
+        chosen = list(enumerate(fake_cases()))[-16:]
         await asyncio.gather(
             *(check(client, number, case, is_chat=True) for number, case in chosen)
         )
