@@ -22,13 +22,14 @@ from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
 from bitwatt.model.sampler import (
-    LogitMasker,
     LogprobsBatch,
     Sampled,
     Sampler,
     SamplingRow,
+    StepDrawer,
     TokenDrawer,
     TokenMasks,
+    drawing_settings,
 )
 from bitwatt.model.step_buffers import DeviceStep, HostStep, StepFields
 from bitwatt.model.step_thread import StepThread
@@ -69,6 +70,7 @@ class _Step:
     max_query_len: int
     max_context_len: int
     sampling_rows: list[SamplingRow]
+    settings: Tensor | None  # drawing_settings of those, for a StepDrawer
     constrained: dict[int, Constraint]  # by index among sampling_rows, of a chunk's first
     drafts: dict[int, Sequence[int]]  # of those chunks that have some, by the same index
     penalized: list[_Penalized]
@@ -137,9 +139,9 @@ class ModelRunner:
         limits = (max_num_seqs, max_num_batched_tokens, max_blocks)
         self._host_steps = [HostStep(*limits, stream) for _ in range(2)]
         self._device_step = None if stream is None else DeviceStep(*limits, self._device)
-        drawer = model.backend if isinstance(model.backend, TokenDrawer) else None
-        masker = model.backend if isinstance(model.backend, LogitMasker) else None
-        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer, masker)
+        drawer = model.backend if isinstance(model.backend, TokenDrawer | StepDrawer) else None
+        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer)
+        self._draws_steps = isinstance(drawer, StepDrawer)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._masks = MaskThread()
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
@@ -290,6 +292,7 @@ class ModelRunner:
             max(chunk.num_tokens for chunk in chunks),
             max_context_len,
             sampling_rows,
+            drawing_settings(sampling_rows) if self._draws_steps else None,
             constrained,
             drafts,
             [
@@ -384,7 +387,7 @@ class ModelRunner:
         if not num_drawn:
             return lambda: _with_what_was_read(StepResult([], []), scores, embedded)
         masks = self._masks_of(step, trials) if step.constrained else None
-        sampled = self._sampler.sample(logits, step.sampling_rows, masks, best)
+        sampled = self._sampler.sample(logits, step.sampling_rows, masks, best, step.settings)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
         # request that has ended by then. Of a request with drafts it feeds none.
         self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)

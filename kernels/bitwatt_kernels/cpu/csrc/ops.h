@@ -166,4 +166,7 @@ private:
     size_t partial_floats_;
 };
 
+// Draw one row's token.
+void draw(const Kernels& kernels, const DrawCall& c, int m);
+
 }  // namespace bitwatt
