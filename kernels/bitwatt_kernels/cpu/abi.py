@@ -44,6 +44,7 @@ REFUSALS = {
     2: ("kSlotOutOfRange", "a slot lies past the end of the cache"),
     3: ("kPositionOutOfRange", "a position lies past the end of the rope table"),
     4: ("kTokenOutOfRange", "a token id lies past the end of the vocabulary"),
+    5: ("kMaskOutOfRange", "a row's mask is none of those given"),
 }
 
 
@@ -104,7 +105,7 @@ class RopeTable(ctypes.Structure):
 
 class DrawSettings(ctypes.Structure):
     _fields_: ClassVar = [
-        (name, c_double) for name in ("temperature", "top_k", "top_p", "min_p", "uniform")
+        (name, c_double) for name in ("temperature", "top_k", "top_p", "min_p", "uniform", "mask")
     ]
 
 

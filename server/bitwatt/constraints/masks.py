@@ -9,7 +9,7 @@ import ctypes
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from bitwatt.constraints.matching import Grammar, why_unusable
@@ -153,7 +153,8 @@ class Trial(Constraint):
         return mask
 
 
-_Asked = tuple[Constraint, Sequence[int]]
+_Asked = Sequence[tuple[Constraint, Sequence[int]]]
+_Batch = _Asked | Callable[[], _Asked]
 
 
 class MaskThread:
@@ -163,20 +164,21 @@ class MaskThread:
         self._lock = threading.Lock()
         self._lane: _Lane | None = None
 
-    def ask(self, asked: Sequence[_Asked]) -> None:
-        """Have each constraint take its tokens, and its next mask computed."""
-        if not asked:
-            return
+    def ask(self, batch: _Batch) -> None:
+        """Have each constraint take its tokens, and its next mask computed.
+
+        batch  them, or what the thread calls to know them, which raises nothing
+        """
         with self._lock:
             if self._lane is None:
                 self._lane = _Lane()
-            self._lane.put(asked)
+            self._lane.put(batch)
 
     def settle(self) -> None:
         """Wait until all that was asked is done, or given up."""
         with self._lock:
             lane = self._lane
-            while lane is not None and not lane.is_idle.wait(_LOOK_S):
+            while lane is not None and not (lane.is_idle.is_set() or lane.is_idle.wait(_LOOK_S)):
                 if lane.is_stuck():
                     lane = self._lane = lane.replaced()
 
@@ -194,12 +196,12 @@ class _Lane:
     def __init__(self) -> None:
         self.is_idle = threading.Event()
         self.is_idle.set()
-        self._queue: SimpleQueue[Sequence[_Asked] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._guard = threading.Lock()
-        self._num_left = 0
+        self._num_left = 0  # batches
         self._is_given_up = False
         self._current: Constraint | None = None
-        self._asked: Sequence[_Asked] = ()  # together with the current one
+        self._asked: _Asked = ()  # the current one's batch
         self._num_begun = 0  # of them
         self._number = 0  # of the mask under way, among all it was ever asked for
         self._seen = 0  # the number at the look that the clocks were read at
@@ -208,11 +210,11 @@ class _Lane:
         self._thread = threading.Thread(target=self._serve, name="masks", daemon=True)
         self._thread.start()
 
-    def put(self, asked: Sequence[_Asked]) -> None:
+    def put(self, batch: _Batch) -> None:
         with self._guard:
-            self._num_left += len(asked)
+            self._num_left += 1
             self.is_idle.clear()
-        self._queue.put(asked)
+        self._queue.put(batch)
 
     def end(self) -> None:
         self._queue.put(None)
@@ -245,18 +247,19 @@ class _Lane:
             logger.warning("a request is given up: %s", told)
             self._current.grammar.failure = told
             self._current.fail(told)
-            left = [*self._asked[self._num_begun :]]
+            left: list[_Batch] = [self._asked[self._num_begun :]]
             while not self._queue.empty():
-                if (asked := self._queue.get()) is not None:
-                    left += asked
+                if (batch := self._queue.get()) is not None:
+                    left.append(batch)
             self._queue.put(None)
         lane = _Lane()
-        if left:
-            lane.put(left)
+        for batch in left:
+            lane.put(batch)
         return lane
 
     def _serve(self) -> None:
-        while (asked := self._queue.get()) is not None:
+        while (batch := self._queue.get()) is not None:
+            asked = batch() if callable(batch) else batch
             with self._guard:
                 self._begin(asked, 0)
             for number, (constraint, token_ids) in enumerate(asked, start=1):
@@ -273,12 +276,13 @@ class _Lane:
                         constraint.mask = mask
                     else:
                         constraint.fail(reason or "")
-                    self._num_left -= 1
                     self._begin(asked, number)
-                    if not self._num_left:
-                        self.is_idle.set()
+            with self._guard:
+                self._num_left -= 1
+                if not self._num_left:
+                    self.is_idle.set()
 
-    def _begin(self, asked: Sequence[_Asked], number: int) -> None:
+    def _begin(self, asked: _Asked, number: int) -> None:
         """Note which is worked on from now on, if one is left."""
         self._current = None
         if number < len(asked):

@@ -73,6 +73,7 @@ class _Step:
     settings: Tensor | None  # drawing_settings of those, for a StepDrawer
     constrained: dict[int, Constraint]  # by index among sampling_rows, of a chunk's first
     drafts: dict[int, Sequence[int]]  # of those chunks that have some, by the same index
+    masked: list[int]  # indices among sampling_rows: those of constrained, and behind their drafts
     penalized: list[_Penalized]
     scored: Sequence[ScoredRows]
     embedded: Sequence[int]  # rows of the step's hidden states
@@ -85,6 +86,15 @@ class _DrawnTokens:
     step: _Step
     tokens: Tensor  # [R] int64, on the host
     has_come: Event | None
+
+    def asked(self) -> list[tuple[Constraint, Sequence[int]]]:
+        """Return what a MaskThread is asked for, once they have come."""
+        step, drawn = self.step, self.tokens.tolist()
+        return [
+            (constraint, _kept(drawn, i, step.drafts[i]) if i in step.drafts else (drawn[i],))
+            for i, constraint in step.constrained.items()
+            if drawn[i] != NO_TOKEN
+        ]
 
 
 class _Handle:
@@ -266,6 +276,10 @@ class ModelRunner:
                     sampling_rows.append(
                         SamplingRow(row, position + j, num_drawn + j, sampling, chunk.drafts[:j])
                     )
+        masked = [*constrained]
+        for i in constrained:
+            if i in drafts:
+                masked += range(i + 1, i + 1 + len(drafts[i]))
         num_seqs = len(chunks)
         max_context_len = int(context_lens[:num_seqs].max())
         max_blocks = -(-max_context_len // BLOCK_SIZE)
@@ -292,9 +306,10 @@ class ModelRunner:
             max(chunk.num_tokens for chunk in chunks),
             max_context_len,
             sampling_rows,
-            drawing_settings(sampling_rows) if self._draws_steps else None,
+            drawing_settings(sampling_rows, masked) if self._draws_steps else None,
             constrained,
             drafts,
+            masked,
             [
                 _Penalized.of(chunk)
                 for chunk in chunks
@@ -437,7 +452,9 @@ class ModelRunner:
         Drafts are known, and so is what came before them: nothing here is worth a GPU's wait.
         """
         trials: dict[int, Trial] = {}
-        for i in step.constrained.keys() & step.drafts.keys():
+        for i in step.constrained:
+            if i not in step.drafts:
+                continue
             if not trials:
                 self._take_what_came()
                 self._masks.settle()
@@ -454,7 +471,6 @@ class ModelRunner:
         """
         self._take_what_came()
         self._masks.settle()
-        rows = [*step.constrained]
         masks = [constraint.mask for constraint in step.constrained.values()]
         failures = {
             i: constraint.failure
@@ -463,14 +479,14 @@ class ModelRunner:
         }
         for i, trial in trials.items():
             for j in range(len(step.drafts[i])):
-                rows.append(i + 1 + j)
                 if j < len(trial.masks):
                     masks.append(trial.masks[j])
                 else:  # a draft before it is not allowed, or nothing is behind it
                     masks.append(trial.grammar.no_tokens)
                     failures[i + 1 + j] = trial.failure or ""
-        bits = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.int32).view(len(rows), -1)
-        return TokenMasks(rows, upload(bits, torch.int32, self._device), failures)
+        words = torch.frombuffer(bytearray().join(masks), dtype=torch.int32)
+        bits = upload(words.view(len(masks), -1), torch.int32, self._device)
+        return TokenMasks(step.masked, bits, failures)
 
     def _take_what_came(self) -> None:
         """Have the masks computed that follow the tokens of the step before.
@@ -483,14 +499,7 @@ class ModelRunner:
             return
         if came.has_come is not None:
             came.has_come.synchronize()
-        step, drawn = came.step, came.tokens.tolist()
-        self._masks.ask(
-            [
-                (constraint, _kept(drawn, i, step.drafts[i]) if i in step.drafts else (drawn[i],))
-                for i, constraint in step.constrained.items()
-                if drawn[i] != NO_TOKEN
-            ]
-        )
+        self._masks.ask(came.asked)
 
 
 def _kept(drawn: Sequence[int], first: int, drafts: Sequence[int]) -> list[int]:

@@ -86,12 +86,19 @@ class SamplingRow:
         return s.has_penalties or bool(s.logit_bias) or needs_more
 
 
-def drawing_settings(rows: Sequence[SamplingRow]) -> Tensor:
-    """Return each row's temperature, top_k, top_p, min_p and uniform number, [R, 5] float64."""
-    settings = np.empty((len(rows), 5))
+def drawing_settings(rows: Sequence[SamplingRow], masked: Sequence[int] = ()) -> Tensor:
+    """Return what a StepDrawer draws by, [R, 6] float64.
+
+    Of each row temperature, top_k, top_p, min_p, its uniform number, and which mask is its, or -1.
+
+    masked  TokenMasks.rows
+    """
+    settings = np.empty((len(rows), 6))
     sampling = [r.sampling for r in rows]
     settings[:, :4] = [(s.temperature, s.top_k, s.top_p, s.min_p) for s in sampling]
     settings[:, 4] = counter_uniform([s.seed for s in sampling], [r.position for r in rows])
+    settings[:, 5] = -1
+    settings[masked, 5] = range(len(masked))
     return torch.from_numpy(settings)
 
 
@@ -171,15 +178,12 @@ class StepDrawer(Protocol):
         """
         ...
 
-    def draw_tokens(
-        self, logits: Tensor, settings: Tensor, rows: Sequence[int], bits: Tensor | None
-    ) -> Tensor:
+    def draw_tokens(self, logits: Tensor, settings: Tensor, bits: Tensor | None) -> Tensor:
         """Return a token for each row of logits, [R] int64; NO_TOKEN where none can be drawn.
 
         logits    [R, vocab_size] float32
-        settings  [R, 5] float64, what drawing_settings returns
-        rows      M of logits' rows, each once, that have a mask
-        bits      [M, words] int32, as mask_logits takes them; None where M is 0
+        settings  [R, 6] float64, what drawing_settings returns
+        bits      [M, words] int32, masks as mask_logits takes them; None where no row has one
         """
         ...
 
@@ -239,7 +243,7 @@ class Sampler:
 
         logits    [R, vocab_size] float32; may be overwritten
         best      argmax_on_device(logits), where it is known; may be overwritten
-        settings  drawing_settings(rows), where they are known
+        settings  drawing_settings(rows, masks.rows), where they are known
         """
         num_logprobs = max(
             (r.sampling.logprobs for r in rows if r.sampling.logprobs is not None), default=None
@@ -253,10 +257,11 @@ class Sampler:
         if masks is not None:
             failures = masks.failures | failures
         if self._step_drawer is not None:
+            if settings is None:
+                settings = drawing_settings(rows, () if masks is None else masks.rows)
             tokens = self._step_drawer.draw_tokens(
                 logits,
-                drawing_settings(rows) if settings is None else settings,
-                () if masks is None else masks.rows,
+                settings,
                 None if masks is None else masks.bits,
             )
         else:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from bitwatt_kernels.errors import DtypeError, ShapeError
+from bitwatt_kernels.errors import DtypeError, KernelError, ShapeError
 from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
@@ -49,7 +49,7 @@ class Drawn:
 
 def intervals(logits: Tensor, settings: list[float]) -> tuple[Tensor, Tensor]:
     """Return the tokens that the filters leave, in order, and the shares that precede each."""
-    temperature, top_k, top_p, min_p, _ = settings
+    temperature, top_k, top_p, min_p, *_ = settings
     scaled = logits / torch.tensor(temperature, dtype=torch.float32)
     weights = (scaled.double() - scaled.double().max()).exp()
     by_rank = top_k > 0 or top_p < 1
@@ -94,14 +94,18 @@ def draws(draw: st.DrawFn) -> Drawn:
     for value in draw(st.lists(st.sampled_from([torch.nan, torch.inf, -torch.inf]), max_size=2)):
         logits[draw(st.integers(0, num_rows - 1)), draw(st.integers(0, vocab_size - 1))] = value
     uniform = st.one_of(st.sampled_from([0.0, 1 - 2.0**-53]), st.floats(0, 1, exclude_max=True))
-    settings = [
-        (*draw(st.sampled_from([(0.0, 0, 1.0, 0.0), *SETTINGS])), draw(uniform))
-        for _ in range(num_rows)
-    ]
     rows = draw(st.lists(st.integers(0, num_rows - 1), unique=True))
     words = st.one_of(st.sampled_from([0, 0, -1, 1, -(2**31)]), st.integers(-(2**31), 2**31 - 1))
     num_words = -(-vocab_size // 32) + draw(st.integers(0, 1))
     bits = [draw(st.lists(words, min_size=num_words, max_size=num_words)) for _ in rows]
+    settings = [
+        (
+            *draw(st.sampled_from([(0.0, 0, 1.0, 0.0), *SETTINGS])),
+            draw(uniform),
+            rows.index(row) if row in rows else -1,
+        )
+        for row in range(num_rows)
+    ]
     return Drawn(
         logits,
         torch.tensor(settings, dtype=torch.float64),
@@ -114,7 +118,7 @@ def draws(draw: st.DrawFn) -> Drawn:
 @given(draws())
 def test_a_uniform_number_picks_the_token_of_its_share_among_those_allowed(native, given_draws):
     g = given_draws
-    tokens = native.draw_tokens(g.logits, g.settings, g.rows, g.bits).tolist()
+    tokens = native.draw_tokens(g.logits, g.settings, g.bits).tolist()
     for row, token in enumerate(tokens):
         logits = g.logits[row].where(g.allowed(row), -torch.inf)
         check_token(token, logits, g.settings[row].tolist())
@@ -127,26 +131,27 @@ def many_rows(vocab_size: int, scale: float) -> tuple[Tensor, Tensor]:
     logits = torch.randn(3 * len(kinds), vocab_size, generator=generator) * scale
     uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64)
     settings = torch.tensor(3 * kinds, dtype=torch.float64)
-    return logits, torch.cat([settings, uniform[:, None]], dim=1)
+    no_mask = torch.full_like(uniform, -1)
+    return logits, torch.cat([settings, uniform[:, None], no_mask[:, None]], dim=1)
 
 
 @pytest.mark.parametrize("scale", [0.05, 1, 4])  # flat rows are ranked to the end
 def test_of_a_large_vocabulary_the_same_token_is_drawn_alone_and_by_any_threads(native, scale):
     logits, settings = many_rows(5003, scale)
-    tokens = native.draw_tokens(logits, settings, (), None)
+    tokens = native.draw_tokens(logits, settings, None)
     for row, token in enumerate(tokens.tolist()):
         check_token(token, logits[row], settings[row].tolist())
     for row in range(0, len(logits), 5):
-        alone = native.draw_tokens(logits[row : row + 1], settings[row : row + 1], (), None)
+        alone = native.draw_tokens(logits[row : row + 1], settings[row : row + 1], None)
         assert alone.tolist() == tokens[row : row + 1].tolist()
     single = make_native(instruction_set=native.instruction_set, num_threads=1)
-    assert single.draw_tokens(logits, settings, (), None).tolist() == tokens.tolist()
+    assert single.draw_tokens(logits, settings, None).tolist() == tokens.tolist()
 
 
 def test_every_instruction_set_with_fused_multiply_add_draws_the_same_tokens():
     logits, settings = many_rows(5003, 1)
     drawn = [
-        make_native(instruction_set=name).draw_tokens(logits, settings, (), None).tolist()
+        make_native(instruction_set=name).draw_tokens(logits, settings, None).tolist()
         for name in available()
         if name != "portable"
     ]
@@ -154,15 +159,17 @@ def test_every_instruction_set_with_fused_multiply_add_draws_the_same_tokens():
 
 
 def test_what_does_not_fit_the_logits_is_refused(native):
-    logits, settings = torch.zeros(2, 33), torch.ones(2, 5, dtype=torch.float64)
+    logits, settings = torch.zeros(2, 33), torch.zeros(2, 6, dtype=torch.float64)
     bits = torch.zeros(1, 2, dtype=torch.int32)
-    with pytest.raises(ShapeError, match=r"\[1, 5\] for 2 rows"):
-        native.draw_tokens(logits, settings[:1], (), None)
+    with pytest.raises(ShapeError, match=r"\[1, 6\] for 2 rows"):
+        native.draw_tokens(logits, settings[:1], None)
     with pytest.raises(ShapeError, match="1 rows of 33 tokens"):
-        native.draw_tokens(logits, settings, [0], bits[:, :1].contiguous())
-    with pytest.raises(ShapeError, match="the logits have 2"):
-        native.draw_tokens(logits, settings, [2], bits)
+        native.draw_tokens(logits, settings, bits[:, :1].contiguous())
+    for given_bits, mask in ((None, 0), (bits, 1), (bits, torch.nan)):
+        settings[1, 5] = mask
+        with pytest.raises(KernelError, match="a row's mask is none of those given"):
+            native.draw_tokens(logits, settings, given_bits)
     with pytest.raises(ShapeError, match="not contiguous"):
-        native.draw_tokens(torch.zeros(33, 2).T, settings, (), None)
+        native.draw_tokens(torch.zeros(33, 2).T, settings, None)
     with pytest.raises(DtypeError, match=r"torch\.float32"):
-        native.draw_tokens(logits, settings.float(), (), None)
+        native.draw_tokens(logits, settings.float(), None)

@@ -172,13 +172,13 @@ struct DrawSettings {
     double top_k;        // 0 for all
     double top_p, min_p;
     double uniform;  // in [0, 1)
+    double mask;     // a row of bits, or -1
 };
 
 // tokens [M]: one a row of logits
 struct DrawCall {
     const float* logits;           // [M, N]
     const DrawSettings* settings;  // [M]
-    const int64_t* masks;          // [M], a row of bits, or -1 for none
     const uint32_t* bits;          // [.., num_words], a bit a token, the lowest first
     int64_t* tokens;               // [M], -1 where none can be drawn
     int M, N, num_words;

@@ -14,12 +14,10 @@ namespace BITWATT_ISA {
 // a bit isn't set. Returns how many such words there are.
 static int scale(const DrawCall& c, int m, float* out, int32_t* words, float* largest_of_all) {
     const float* x = c.logits + static_cast<size_t>(m) * c.N;
-    const uint32_t* bits = c.masks[m] < 0
-                               ? nullptr
-                               : c.bits + static_cast<size_t>(c.masks[m]) * c.num_words;
-    const F32 temperature = splat(c.settings[m].temperature == 0
-                                      ? 1.0f
-                                      : static_cast<float>(c.settings[m].temperature));
+    const DrawSettings& s = c.settings[m];
+    const uint32_t* bits =
+        s.mask < 0 ? nullptr : c.bits + static_cast<size_t>(s.mask) * c.num_words;
+    const F32 temperature = splat(s.temperature == 0 ? 1.0f : static_cast<float>(s.temperature));
     F32 most = splat(-__builtin_inff());
     bool any_nan = false;
     int num_words = 0;
