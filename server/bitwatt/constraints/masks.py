@@ -9,7 +9,7 @@ import ctypes
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 
 from bitwatt.constraints.matching import Grammar, why_unusable
@@ -153,8 +153,7 @@ class Trial(Constraint):
         return mask
 
 
-_Asked = Sequence[tuple[Constraint, Sequence[int]]]
-_Batch = _Asked | Callable[[], _Asked]
+_Asked = tuple[Constraint, Sequence[int]]
 
 
 class MaskThread:
@@ -164,15 +163,14 @@ class MaskThread:
         self._lock = threading.Lock()
         self._lane: _Lane | None = None
 
-    def ask(self, batch: _Batch) -> None:
-        """Have each constraint take its tokens, and its next mask computed.
-
-        batch  them, or what the thread calls to know them, which raises nothing
-        """
+    def ask(self, asked: Sequence[_Asked]) -> None:
+        """Have each constraint take its tokens, and its next mask computed."""
+        if not asked:
+            return
         with self._lock:
             if self._lane is None:
                 self._lane = _Lane()
-            self._lane.put(batch)
+            self._lane.put(asked)
 
     def settle(self) -> None:
         """Wait until all that was asked is done, or given up."""
@@ -196,12 +194,12 @@ class _Lane:
     def __init__(self) -> None:
         self.is_idle = threading.Event()
         self.is_idle.set()
-        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._queue: SimpleQueue[Sequence[_Asked] | None] = SimpleQueue()
         self._guard = threading.Lock()
-        self._num_left = 0  # batches
+        self._num_left = 0
         self._is_given_up = False
         self._current: Constraint | None = None
-        self._asked: _Asked = ()  # the current one's batch
+        self._asked: Sequence[_Asked] = ()  # together with the current one
         self._num_begun = 0  # of them
         self._number = 0  # of the mask under way, among all it was ever asked for
         self._seen = 0  # the number at the look that the clocks were read at
@@ -210,11 +208,11 @@ class _Lane:
         self._thread = threading.Thread(target=self._serve, name="masks", daemon=True)
         self._thread.start()
 
-    def put(self, batch: _Batch) -> None:
+    def put(self, asked: Sequence[_Asked]) -> None:
         with self._guard:
-            self._num_left += 1
+            self._num_left += len(asked)
             self.is_idle.clear()
-        self._queue.put(batch)
+        self._queue.put(asked)
 
     def end(self) -> None:
         self._queue.put(None)
@@ -247,19 +245,18 @@ class _Lane:
             logger.warning("a request is given up: %s", told)
             self._current.grammar.failure = told
             self._current.fail(told)
-            left: list[_Batch] = [self._asked[self._num_begun :]]
+            left = [*self._asked[self._num_begun :]]
             while not self._queue.empty():
-                if (batch := self._queue.get()) is not None:
-                    left.append(batch)
+                if (asked := self._queue.get()) is not None:
+                    left += asked
             self._queue.put(None)
         lane = _Lane()
-        for batch in left:
-            lane.put(batch)
+        if left:
+            lane.put(left)
         return lane
 
     def _serve(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            asked = batch() if callable(batch) else batch
+        while (asked := self._queue.get()) is not None:
             with self._guard:
                 self._begin(asked, 0)
             for number, (constraint, token_ids) in enumerate(asked, start=1):
@@ -276,13 +273,12 @@ class _Lane:
                         constraint.mask = mask
                     else:
                         constraint.fail(reason or "")
+                    self._num_left -= 1
                     self._begin(asked, number)
-            with self._guard:
-                self._num_left -= 1
-                if not self._num_left:
-                    self.is_idle.set()
+                    if not self._num_left:
+                        self.is_idle.set()
 
-    def _begin(self, asked: _Asked, number: int) -> None:
+    def _begin(self, asked: Sequence[_Asked], number: int) -> None:
         """Note which is worked on from now on, if one is left."""
         self._current = None
         if number < len(asked):

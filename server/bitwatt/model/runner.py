@@ -499,7 +499,7 @@ class ModelRunner:
             return
         if came.has_come is not None:
             came.has_come.synchronize()
-        self._masks.ask(came.asked)
+        self._masks.ask(came.asked())
 
 
 def _kept(drawn: Sequence[int], first: int, drafts: Sequence[int]) -> list[int]:

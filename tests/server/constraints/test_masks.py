@@ -71,14 +71,6 @@ def test_matchers_of_one_grammar_know_nothing_of_one_another(masks):
     assert allowed(second.mask) == {A}
 
 
-def test_what_is_asked_for_may_be_left_to_the_thread_to_find_out(masks):
-    constraint = Constraint(make_grammar(regex="ab"), [EOS])
-    masks.ask(lambda: [(constraint, [A])])
-    masks.ask(list)
-    masks.settle()
-    assert allowed(constraint.mask) == set(token_ids("b"))
-
-
 def test_a_token_that_the_grammar_lacks_fails_its_request_alone(masks):
     first = Constraint(make_grammar(regex="a"), [EOS])
     second = Constraint(make_grammar(regex="b"), [EOS])
