@@ -95,7 +95,8 @@ def drawing_settings(rows: Sequence[SamplingRow], masked: Sequence[int] = ()) ->
     """
     settings = np.empty((len(rows), 6))
     sampling = [r.sampling for r in rows]
-    settings[:, :4] = [(s.temperature, s.top_k, s.top_p, s.min_p) for s in sampling]
+    known = [(s.temperature, s.top_k, s.top_p, s.min_p) for s in sampling]
+    settings[:, :4] = np.reshape(known, (len(rows), 4))  # also of a step that draws nothing
     settings[:, 4] = counter_uniform([s.seed for s in sampling], [r.position for r in rows])
     settings[:, 5] = -1
     settings[masked, 5] = range(len(masked))

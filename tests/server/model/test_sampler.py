@@ -9,6 +9,7 @@ from bitwatt.model.sampler import (
     StepDrawer,
     TokenMasks,
     counter_uniform,
+    drawing_settings,
 )
 from bitwatt.model.truncation_sampling import draw
 from bitwatt.scheduling.request import ResolvedSampling
@@ -331,6 +332,10 @@ def test_a_backends_drawer_draws_the_same_tokens_and_fails_the_same_rows(
             continue
         found, expected = ours.logprobs.sampled, theirs.logprobs.sampled
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_step_that_draws_nothing_has_no_settings() -> None:
+    assert drawing_settings([]).shape == (0, 6)
 
 
 def test_a_mask_of_no_tokens_fails_its_row_alone_and_says_why() -> None:
