@@ -266,16 +266,17 @@ class LLM:
                 param="sampling_params",
             )
         name = secrets.token_hex(4)
+        compiled: dict[GrammarSource, str] = {}
         pending = []
         for number, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
             outputs = outputs_of(response_format, params.structured_outputs)
             source = None if outputs is None else outputs.source()
-            grammar = None if source is None else self._compiled(source)
+            grammar = None if source is None else self._compiled(source, compiled)
             plan = None
             if options is not None:
                 plan = plan_answer(options, self._codec, prompt, source)
                 if plan.grammar is not None and plan.grammar is not source:
-                    grammar = self._compiled(plan.grammar)
+                    grammar = self._compiled(plan.grammar, compiled)
             submits = plan_choices(
                 params,
                 self.info,
@@ -317,13 +318,16 @@ class LLM:
             finally:
                 self._holder = None
 
-    def _compiled(self, source: GrammarSource) -> str:
-        """Return the grammar as the engine takes it, which has it compiled."""
+    def _compiled(self, source: GrammarSource, known: dict[GrammarSource, str]) -> str:
+        """Return the grammar as the engine takes it, which has it compiled; known of the others."""
+        if source in known:
+            return known[source]
         grammar = written_for_matcher(source)
         if not self._core.knows_tokens:
             self._core.learn_tokens(self._codec.vocabulary.for_grammars())
         if reason := self._core.why_no_grammar(grammar):
             raise refused(source, reason)
+        known[source] = grammar
         return grammar
 
     def _run(

@@ -4,7 +4,7 @@ The library tells its own by the same names, in csrc/abi.cpp; they are compared 
 """
 
 import ctypes
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "REFUSALS",
     "ROW_BLOCK_ROWS",
     "CacheView",
+    "DrawSettings",
     "Layer",
     "Matrix",
     "RopeTable",
@@ -43,6 +44,7 @@ REFUSALS = {
     2: ("kSlotOutOfRange", "a slot lies past the end of the cache"),
     3: ("kPositionOutOfRange", "a position lies past the end of the rope table"),
     4: ("kTokenOutOfRange", "a token id lies past the end of the vocabulary"),
+    5: ("kMaskOutOfRange", "a row's mask is none of those given"),
 }
 
 
@@ -101,6 +103,12 @@ class RopeTable(ctypes.Structure):
     _fields_: ClassVar = [("rows", c_void_p), ("num_rows", c_int64)]
 
 
+class DrawSettings(ctypes.Structure):
+    _fields_: ClassVar = [
+        (name, c_double) for name in ("temperature", "top_k", "top_p", "min_p", "uniform", "mask")
+    ]
+
+
 def mirrored() -> dict[str, int]:
     """Return sizes, offsets and numbers by the names that csrc/abi.cpp gives them."""
     numbers = {
@@ -116,7 +124,7 @@ def mirrored() -> dict[str, int]:
     for name, dtype in names.items():
         numbers[name] = DTYPES[dtype]
         numbers[f"dense_columns_per_line.{name}"] = DENSE_COLUMNS_PER_LINE[dtype]
-    for structure in (Matrix, Layer, StepCall, CacheView, RopeTable):
+    for structure in (Matrix, Layer, StepCall, CacheView, RopeTable, DrawSettings):
         numbers[structure.__name__] = ctypes.sizeof(structure)
         for field, *_ in structure._fields_:
             numbers[f"{structure.__name__}.{field}"] = getattr(structure, field).offset

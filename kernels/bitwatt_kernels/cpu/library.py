@@ -36,6 +36,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "bw_ternary_layers": [_P, _P, _I, _P, _P, _P, _P, _P, _I],
     "bw_dense_linear": [_P, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I, _I],
     "bw_mask": [_P, _P, _P, _P, _I, _I, _I],
+    "bw_draw": [_P, _P, _P, _P, _P, _I, _I, _I, _I],
 }
 
 

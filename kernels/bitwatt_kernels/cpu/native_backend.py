@@ -21,7 +21,7 @@ from bitwatt_kernels.backend import (
     StepLayout,
     TernaryHead,
 )
-from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, RopeTable
+from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, DrawSettings, RopeTable
 from bitwatt_kernels.cpu.dense import has_tile_kernels
 from bitwatt_kernels.cpu.library import (
     cache_dtype_of,
@@ -389,19 +389,7 @@ class NativeBackend(LayersByOperations):
         rows    M of logits' rows, each once
         bits    [M, words] int32: a bit a token, the lowest first, for vocab_size at least
         """
-        _require_contiguous(logits, bits)
-        if (logits.dtype, bits.dtype) != (torch.float32, torch.int32):
-            raise DtypeError(
-                f"logits are {logits.dtype} and masks {bits.dtype}; expected float32 and int32"
-            )
-        num_rows, vocab_size = logits.shape
-        if bits.shape[0] != len(rows) or 32 * bits.shape[1] < vocab_size:
-            raise ShapeError(
-                f"masks are {list(bits.shape)} words of 32 bits for {len(rows)} rows "
-                f"of {vocab_size} tokens"
-            )
-        if rows and not 0 <= min(rows) <= max(rows) < num_rows:
-            raise ShapeError(f"a mask is of one of the rows {rows}; the logits have {num_rows}")
+        _require_masks(logits, bits, rows)
         where = torch.tensor(rows, dtype=torch.int64)
         check(
             self._library.bw_mask(
@@ -410,10 +398,45 @@ class NativeBackend(LayersByOperations):
                 where.data_ptr(),
                 bits.data_ptr(),
                 len(rows),
-                vocab_size,
+                logits.shape[1],
                 bits.shape[1],
             )
         )
+
+    def draw_tokens(self, logits: Tensor, settings: Tensor, bits: Tensor | None) -> Tensor:
+        """Return a token for each row of logits, [R] int64; -1 where none can be drawn.
+
+        logits    [R, vocab_size] float32
+        settings  [R, 6] float64: temperature, 0 for the largest logit's token; top_k, 0 for all;
+                  top_p; min_p; a number in [0, 1) that picks the token, as in
+                  bitwatt.model.truncation_sampling; and the row's mask, a row of bits or -1
+        bits      [M, words] int32, as mask_logits takes them; None where no row has one
+        """
+        num_rows, vocab_size = logits.shape
+        _require_contiguous(logits, settings)
+        if (logits.dtype, settings.dtype) != (torch.float32, torch.float64):
+            raise DtypeError(
+                f"logits are {logits.dtype} and settings {settings.dtype}; "
+                "expected float32 and float64"
+            )
+        if settings.shape != (num_rows, len(DrawSettings._fields_)):
+            raise ShapeError(f"settings are {list(settings.shape)} for {num_rows} rows")
+        if bits is not None:
+            _require_masks(logits, bits)
+        tokens = torch.empty(num_rows, dtype=torch.int64)
+        check(
+            self._library.bw_draw(
+                self._context,
+                logits.data_ptr(),
+                settings.data_ptr(),
+                None if bits is None else bits.data_ptr(),
+                tokens.data_ptr(),
+                num_rows,
+                vocab_size,
+                *((0, 0) if bits is None else bits.shape),
+            )
+        )
+        return tokens
 
     def measure_read_bandwidth(
         self,
@@ -494,6 +517,24 @@ class NativeBackend(LayersByOperations):
                 group or max(width, 1),
             )
         )
+
+
+def _require_masks(logits: Tensor, bits: Tensor, rows: Sequence[int] | None = None) -> None:
+    """Check masks of some rows of logits; without rows the kernel checks which they are."""
+    _require_contiguous(logits, bits)
+    if (logits.dtype, bits.dtype) != (torch.float32, torch.int32):
+        raise DtypeError(
+            f"logits are {logits.dtype} and masks {bits.dtype}; expected float32 and int32"
+        )
+    num_rows, vocab_size = logits.shape
+    num_masks = bits.shape[0] if rows is None else len(rows)
+    if bits.shape[0] != num_masks or 32 * bits.shape[1] < vocab_size:
+        raise ShapeError(
+            f"masks are {list(bits.shape)} words of 32 bits for {num_masks} rows "
+            f"of {vocab_size} tokens"
+        )
+    if rows and not 0 <= min(rows) <= max(rows) < num_rows:
+        raise ShapeError(f"a mask is of one of the rows {rows}; the logits have {num_rows}")
 
 
 def _require_contiguous(*tensors: Tensor) -> None:

@@ -176,7 +176,7 @@ class MaskThread:
         """Wait until all that was asked is done, or given up."""
         with self._lock:
             lane = self._lane
-            while lane is not None and not lane.is_idle.wait(_LOOK_S):
+            while lane is not None and not (lane.is_idle.is_set() or lane.is_idle.wait(_LOOK_S)):
                 if lane.is_stuck():
                     lane = self._lane = lane.replaced()
 

@@ -22,13 +22,14 @@ from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
 from bitwatt.model.sampler import (
-    LogitMasker,
     LogprobsBatch,
     Sampled,
     Sampler,
     SamplingRow,
+    StepDrawer,
     TokenDrawer,
     TokenMasks,
+    drawing_settings,
 )
 from bitwatt.model.step_buffers import DeviceStep, HostStep, StepFields
 from bitwatt.model.step_thread import StepThread
@@ -69,8 +70,10 @@ class _Step:
     max_query_len: int
     max_context_len: int
     sampling_rows: list[SamplingRow]
+    settings: Tensor | None  # drawing_settings of those, for a StepDrawer
     constrained: dict[int, Constraint]  # by index among sampling_rows, of a chunk's first
     drafts: dict[int, Sequence[int]]  # of those chunks that have some, by the same index
+    masked: list[int]  # indices among sampling_rows: those of constrained, and behind their drafts
     penalized: list[_Penalized]
     scored: Sequence[ScoredRows]
     embedded: Sequence[int]  # rows of the step's hidden states
@@ -83,6 +86,15 @@ class _DrawnTokens:
     step: _Step
     tokens: Tensor  # [R] int64, on the host
     has_come: Event | None
+
+    def asked(self) -> list[tuple[Constraint, Sequence[int]]]:
+        """Return what a MaskThread is asked for, once they have come."""
+        step, drawn = self.step, self.tokens.tolist()
+        return [
+            (constraint, _kept(drawn, i, step.drafts[i]) if i in step.drafts else (drawn[i],))
+            for i, constraint in step.constrained.items()
+            if drawn[i] != NO_TOKEN
+        ]
 
 
 class _Handle:
@@ -137,9 +149,9 @@ class ModelRunner:
         limits = (max_num_seqs, max_num_batched_tokens, max_blocks)
         self._host_steps = [HostStep(*limits, stream) for _ in range(2)]
         self._device_step = None if stream is None else DeviceStep(*limits, self._device)
-        drawer = model.backend if isinstance(model.backend, TokenDrawer) else None
-        masker = model.backend if isinstance(model.backend, LogitMasker) else None
-        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer, masker)
+        drawer = model.backend if isinstance(model.backend, TokenDrawer | StepDrawer) else None
+        self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer)
+        self._draws_steps = isinstance(drawer, StepDrawer)
         self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
         self._masks = MaskThread()
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
@@ -264,6 +276,10 @@ class ModelRunner:
                     sampling_rows.append(
                         SamplingRow(row, position + j, num_drawn + j, sampling, chunk.drafts[:j])
                     )
+        masked = [*constrained]
+        for i in constrained:
+            if i in drafts:
+                masked += range(i + 1, i + 1 + len(drafts[i]))
         num_seqs = len(chunks)
         max_context_len = int(context_lens[:num_seqs].max())
         max_blocks = -(-max_context_len // BLOCK_SIZE)
@@ -290,8 +306,10 @@ class ModelRunner:
             max(chunk.num_tokens for chunk in chunks),
             max_context_len,
             sampling_rows,
+            drawing_settings(sampling_rows, masked) if self._draws_steps else None,
             constrained,
             drafts,
+            masked,
             [
                 _Penalized.of(chunk)
                 for chunk in chunks
@@ -384,7 +402,7 @@ class ModelRunner:
         if not num_drawn:
             return lambda: _with_what_was_read(StepResult([], []), scores, embedded)
         masks = self._masks_of(step, trials) if step.constrained else None
-        sampled = self._sampler.sample(logits, step.sampling_rows, masks, best)
+        sampled = self._sampler.sample(logits, step.sampling_rows, masks, best, step.settings)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
         # request that has ended by then. Of a request with drafts it feeds none.
         self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)
@@ -434,7 +452,9 @@ class ModelRunner:
         Drafts are known, and so is what came before them: nothing here is worth a GPU's wait.
         """
         trials: dict[int, Trial] = {}
-        for i in step.constrained.keys() & step.drafts.keys():
+        for i in step.constrained:
+            if i not in step.drafts:
+                continue
             if not trials:
                 self._take_what_came()
                 self._masks.settle()
@@ -451,7 +471,6 @@ class ModelRunner:
         """
         self._take_what_came()
         self._masks.settle()
-        rows = [*step.constrained]
         masks = [constraint.mask for constraint in step.constrained.values()]
         failures = {
             i: constraint.failure
@@ -460,14 +479,14 @@ class ModelRunner:
         }
         for i, trial in trials.items():
             for j in range(len(step.drafts[i])):
-                rows.append(i + 1 + j)
                 if j < len(trial.masks):
                     masks.append(trial.masks[j])
                 else:  # a draft before it is not allowed, or nothing is behind it
                     masks.append(trial.grammar.no_tokens)
                     failures[i + 1 + j] = trial.failure or ""
-        bits = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.int32).view(len(rows), -1)
-        return TokenMasks(rows, upload(bits, torch.int32, self._device), failures)
+        words = torch.frombuffer(bytearray().join(masks), dtype=torch.int32)
+        bits = upload(words.view(len(masks), -1), torch.int32, self._device)
+        return TokenMasks(step.masked, bits, failures)
 
     def _take_what_came(self) -> None:
         """Have the masks computed that follow the tokens of the step before.
@@ -480,14 +499,7 @@ class ModelRunner:
             return
         if came.has_come is not None:
             came.has_come.synchronize()
-        step, drawn = came.step, came.tokens.tolist()
-        self._masks.ask(
-            [
-                (constraint, _kept(drawn, i, step.drafts[i]) if i in step.drafts else (drawn[i],))
-                for i, constraint in step.constrained.items()
-                if drawn[i] != NO_TOKEN
-            ]
-        )
+        self._masks.ask(came.asked())
 
 
 def _kept(drawn: Sequence[int], first: int, drafts: Sequence[int]) -> list[int]:

@@ -22,15 +22,16 @@ from bitwatt.scheduling.request import ResolvedSampling
 
 __all__ = [
     "LEAST_LOGPROB",
-    "LogitMasker",
     "LogprobsBatch",
     "Sampled",
     "Sampler",
     "SamplingRow",
+    "StepDrawer",
     "TokenDrawer",
     "TokenMasks",
     "argmax_on_device",
     "counter_uniform",
+    "drawing_settings",
 ]
 
 LEAST_LOGPROB = -9999.0
@@ -83,6 +84,23 @@ class SamplingRow:
         s = self.sampling
         needs_more = self.num_output_tokens < s.min_tokens and s.grammar is None
         return s.has_penalties or bool(s.logit_bias) or needs_more
+
+
+def drawing_settings(rows: Sequence[SamplingRow], masked: Sequence[int] = ()) -> Tensor:
+    """Return what a StepDrawer draws by, [R, 6] float64.
+
+    Of each row temperature, top_k, top_p, min_p, its uniform number, and which mask is its, or -1.
+
+    masked  TokenMasks.rows
+    """
+    settings = np.empty((len(rows), 6))
+    sampling = [r.sampling for r in rows]
+    known = [(s.temperature, s.top_k, s.top_p, s.min_p) for s in sampling]
+    settings[:, :4] = np.reshape(known, (len(rows), 4))  # also of a step that draws nothing
+    settings[:, 4] = counter_uniform([s.seed for s in sampling], [r.position for r in rows])
+    settings[:, 5] = -1
+    settings[masked, 5] = range(len(masked))
+    return torch.from_numpy(settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +167,8 @@ class TokenDrawer(Protocol):
 
 
 @runtime_checkable
-class LogitMasker(Protocol):
-    """A backend that masks by a kernel of its own."""
+class StepDrawer(Protocol):
+    """A backend that masks and draws a step's rows in one call, by kernels of its own."""
 
     def mask_logits(self, logits: Tensor, rows: Sequence[int], bits: Tensor) -> None:
         """Give the tokens that a row's mask lacks a logit of -inf, in place.
@@ -158,6 +176,15 @@ class LogitMasker(Protocol):
         logits  [.., vocab_size] float32
         rows    M of logits' rows, each once
         bits    [M, words] int32: a bit a token, the lowest first, for vocab_size at least
+        """
+        ...
+
+    def draw_tokens(self, logits: Tensor, settings: Tensor, bits: Tensor | None) -> Tensor:
+        """Return a token for each row of logits, [R] int64; NO_TOKEN where none can be drawn.
+
+        logits    [R, vocab_size] float32
+        settings  [R, 6] float64, what drawing_settings returns
+        bits      [M, words] int32, masks as mask_logits takes them; None where no row has one
         """
         ...
 
@@ -173,16 +200,15 @@ class Sampler:
         max_num_seqs: int,
         vocab_size: int,
         device: torch.device,
-        drawer: TokenDrawer | None = None,
-        masker: LogitMasker | None = None,
+        drawer: TokenDrawer | StepDrawer | None = None,
     ) -> None:
         """Begin with no counts.
 
-        drawer  draws in place of truncation_sampling.draw, which waits for a GPU
-        masker  masks in place of numpy and torch, which take ten times as long on a CPU
+        drawer  draws in place of truncation_sampling.draw, which waits for a GPU, and takes ten
+                times as long on a CPU
         """
-        self._drawer = drawer
-        self._masker = masker
+        self._step_drawer = drawer if isinstance(drawer, StepDrawer) else None
+        self._drawer = drawer if isinstance(drawer, TokenDrawer) else None
         self._max_num_seqs = max_num_seqs
         self._vocab_size = vocab_size
         self._device = device
@@ -210,31 +236,63 @@ class Sampler:
         rows: Sequence[SamplingRow],
         masks: TokenMasks | None = None,
         best: Tensor | None = None,
+        settings: Tensor | None = None,
     ) -> Sampled:
         """Return one token a row, one that its mask allows; counts it for the row's penalties.
 
         A row without a finite largest logit, after penalties and biases, gets NO_TOKEN.
 
-        logits  [R, vocab_size] float32; may be overwritten
-        best    argmax_on_device(logits), where it is known; may be overwritten
+        logits    [R, vocab_size] float32; may be overwritten
+        best      argmax_on_device(logits), where it is known; may be overwritten
+        settings  drawing_settings(rows, masks.rows), where they are known
         """
-        if masks is not None or any(r.is_adjusted for r in rows):
-            best = None  # of other logits than those drawn from
-        if masks is not None:
-            if self._masker is None:
-                _mask(logits, masks)
-            else:
-                self._masker.mask_logits(logits, masks.rows, masks.bits)
         num_logprobs = max(
             (r.sampling.logprobs for r in rows if r.sampling.logprobs is not None), default=None
         )
+        if masks is not None:
+            self._mask(logits, masks, are_read=num_logprobs is not None)
         log_probabilities = None if num_logprobs is None else logits.log_softmax(dim=-1)
         if masks is not None and log_probabilities is not None:
             log_probabilities.clamp_(min=LEAST_LOGPROB)
         failures = self._adjust(logits, rows)
         if masks is not None:
             failures = masks.failures | failures
-        tokens = _argmax(logits) if best is None else best
+        if self._step_drawer is not None:
+            if settings is None:
+                settings = drawing_settings(rows, () if masks is None else masks.rows)
+            tokens = self._step_drawer.draw_tokens(
+                logits,
+                settings,
+                None if masks is None else masks.bits,
+            )
+        else:
+            if masks is not None or any(r.is_adjusted for r in rows):
+                best = None  # of other logits than those drawn from
+            tokens = _argmax(logits) if best is None else best
+            failures |= self._draw(logits, rows, tokens)
+        if failures:
+            tokens.index_fill_(0, self._upload(list(failures)), NO_TOKEN)
+        if self._counts is not None:
+            self._count(tokens.clamp(min=0), rows)
+        logprobs = None
+        if log_probabilities is not None and num_logprobs is not None:
+            top = log_probabilities.topk(num_logprobs, dim=-1)
+            sampled = log_probabilities.gather(1, tokens.clamp(min=0)[:, None])[:, 0]
+            logprobs = LogprobsBatch(sampled, top.values, top.indices)
+        return Sampled(tokens, logprobs, failures)
+
+    def _mask(self, logits: Tensor, masks: TokenMasks, *, are_read: bool) -> None:
+        """Give the tokens that a row's mask lacks a logit of -inf.
+
+        are_read  whether the logits are, besides by what draws: a StepDrawer knows the masks
+        """
+        if self._step_drawer is None:
+            _mask(logits, masks)
+        elif are_read:
+            self._step_drawer.mask_logits(logits, masks.rows, masks.bits)
+
+    def _draw(self, logits: Tensor, rows: Sequence[SamplingRow], tokens: Tensor) -> dict[int, str]:
+        """Draw for the rows with a temperature, into tokens; return why some failed, by row."""
 
         def draw_some(index: list[int]) -> None:
             where = self._upload(index)
@@ -257,19 +315,7 @@ class Sampler:
                 uniforms,
             )
 
-        failures |= _isolated(
-            [i for i, r in enumerate(rows) if r.sampling.temperature > 0], draw_some
-        )
-        if failures:
-            tokens.index_fill_(0, self._upload(list(failures)), NO_TOKEN)
-        if self._counts is not None:
-            self._count(tokens.clamp(min=0), rows)
-        logprobs = None
-        if log_probabilities is not None and num_logprobs is not None:
-            top = log_probabilities.topk(num_logprobs, dim=-1)
-            sampled = log_probabilities.gather(1, tokens.clamp(min=0)[:, None])[:, 0]
-            logprobs = LogprobsBatch(sampled, top.values, top.indices)
-        return Sampled(tokens, logprobs, failures)
+        return _isolated([i for i, r in enumerate(rows) if r.sampling.temperature > 0], draw_some)
 
     def _adjust(self, logits: Tensor, rows: Sequence[SamplingRow]) -> dict[int, str]:
         penalized = [i for i, r in enumerate(rows) if r.sampling.has_penalties]

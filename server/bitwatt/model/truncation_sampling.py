@@ -7,9 +7,10 @@ A row is drawn from by inverting its cumulative distribution, in one of two orde
   is sorted whole.
 - by token id, where neither is set. min-p is a threshold and needs no order.
 
-This is the CPU's way; a GPU's is a kernel of its own (bitwatt_kernels.gpu.drawing), in the same
-orders. A row's sums and ranks never involve another row, so a token doesn't depend on the batch. A
-row that can't be drawn from gives NO_TOKEN, never an id past the vocabulary.
+This is torch's way, and what the others are held to: a GPU's is a kernel of its own
+(bitwatt_kernels.gpu.drawing) and so is the native backend's (csrc/drawing.cpp), in the same orders.
+A row's sums and ranks never involve another row, so a token doesn't depend on the batch. A row that
+can't be drawn from gives NO_TOKEN, never an id past the vocabulary.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from tests.kernels.cpu.conftest import available
 
 TESTS = Path(__file__).parent
 EMULATED = "amx_emulated"
-KINDS = ("linear", "elementwise", "attention", "int8_attention", "layers", "masking")
+KINDS = ("linear", "elementwise", "attention", "int8_attention", "layers", "masking", "drawing")
 # What it multiplies by tiles; the rest of it is the portable set's, compiled once more.
 KINDS_EMULATED = ("linear", "layers")
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from bitwatt.model.sampler import (
     LEAST_LOGPROB,
-    LogitMasker,
     Sampler,
     SamplingRow,
+    StepDrawer,
     TokenMasks,
     counter_uniform,
+    drawing_settings,
 )
 from bitwatt.model.truncation_sampling import draw
 from bitwatt.scheduling.request import ResolvedSampling
@@ -300,13 +301,17 @@ def test_masks_of_all_rows_are_of_their_own_in_any_order() -> None:
     assert sampled.tokens.tolist() == [5, 6, 4]
 
 
-def test_a_backends_masks_draw_the_same_tokens_and_fail_the_same_rows() -> None:
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_a_backends_drawer_draws_the_same_tokens_and_fails_the_same_rows(
+    logprobs: int | None,
+) -> None:
     """Of rows with and without a mask, a mask of nothing, ties, infinities and NaN."""
-    masker = choose_backend(CPU).backend
-    if not isinstance(masker, LogitMasker):
+    drawer = choose_backend(CPU).backend
+    if not isinstance(drawer, StepDrawer):
         pytest.skip("the native kernels are not built")
     generator = torch.Generator().manual_seed(3)
-    kinds = [{"temperature": 0.0, "logprobs": 2}, {}, {"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.1}]
+    greedy = {"temperature": 0.0, "logprobs": logprobs}
+    kinds = [greedy, {}, {"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.1}]
     rows = [make_row(row, 4, 1, seed=row, **kinds[row % 5]) for row in range(20)]
     for _ in range(20):
         logits = torch.randn(20, VOCAB_SIZE, generator=generator).mul(2).round()
@@ -317,15 +322,20 @@ def test_a_backends_masks_draw_the_same_tokens_and_fail_the_same_rows() -> None:
         bits[0] = 0
         masks = TokenMasks(masked, bits, {masked[0]: "nothing is left"})
         ours, theirs = (
-            Sampler(20, VOCAB_SIZE, CPU, masker=one).sample(logits.clone(), rows, masks)
-            for one in (masker, None)
+            Sampler(20, VOCAB_SIZE, CPU, one).sample(logits.clone(), rows, masks)
+            for one in (drawer, None)
         )
         assert ours.tokens.tolist() == theirs.tokens.tolist()
         assert ours.failures == theirs.failures
-        assert ours.logprobs is not None
-        assert theirs.logprobs is not None
+        if ours.logprobs is None or theirs.logprobs is None:
+            assert ours.logprobs is theirs.logprobs is None is logprobs
+            continue
         found, expected = ours.logprobs.sampled, theirs.logprobs.sampled
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_step_that_draws_nothing_has_no_settings() -> None:
+    assert drawing_settings([]).shape == (0, 6)
 
 
 def test_a_mask_of_no_tokens_fails_its_row_alone_and_says_why() -> None:

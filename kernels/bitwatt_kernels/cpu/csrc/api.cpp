@@ -207,3 +207,17 @@ BW_API int bw_mask(Context* context, float* logits, const int64_t* rows, const u
     ranges(*context, M, N * sizeof(float) / kBytesPerNanosecond, mask).run(*context);
     return kOk;
 }
+
+// tokens [M] of logits [M, N] by settings [M], whose masks are rows of bits [num_masks, num_words]
+BW_API int bw_draw(Context* context, const float* logits, const DrawSettings* settings,
+                   const uint32_t* bits, int64_t* tokens, int M, int N, int num_masks,
+                   int num_words) {
+    for (int m = 0; m < M; ++m)
+        if (!(settings[m].mask < num_masks)) return kMaskOutOfRange;
+    const DrawCall c{logits, settings, bits, tokens, M, N, num_words};
+    const auto draw_some = [&](int first, int last) {
+        for (int m = first; m < last; ++m) draw(*context->kernels, c, m);
+    };
+    ranges(*context, M, N / kElementsPerNanosecond, draw_some).run(*context);
+    return kOk;
+}

@@ -162,6 +162,28 @@ struct MaskCall {
     int M, N, num_words;
 };
 
+// A mask's words, and the sums of weights, are of so many tokens.
+constexpr int kWordTokens = 32;
+static_assert(kWordTokens % kLanes == 0, "a word's tokens are whole vectors");
+
+// How a token is drawn; as Python writes them, numbers that a double holds.
+struct DrawSettings {
+    double temperature;  // 0: the largest logit's
+    double top_k;        // 0 for all
+    double top_p, min_p;
+    double uniform;  // in [0, 1)
+    double mask;     // a row of bits, or -1
+};
+
+// tokens [M]: one a row of logits
+struct DrawCall {
+    const float* logits;           // [M, N]
+    const DrawSettings* settings;  // [M]
+    const uint32_t* bits;          // [.., num_words], a bit a token, the lowest first
+    int64_t* tokens;               // [M], -1 where none can be drawn
+    int M, N, num_words;
+};
+
 struct Kernels {
     const char* name;
     bool (*prepare)();  // once a process before the first kernel; false: not permitted here
@@ -179,6 +201,9 @@ struct Kernels {
     void (*dense)(const DenseCall&, int first_block, int last_block);
     bool (*dense_takes)(int dtype, int weight_dtype);
     void (*mask)(const MaskCall&, int first_row, int last_row);
+    int (*scale)(const DrawCall&, int row, float* out, int32_t* words, float* largest_of_all);
+    void (*weigh)(const float* scaled, int num_words, float largest, float least, float* weights,
+                  double* sums);
 };
 
 // At least num_floats floats, 64-byte aligned, this thread's own until it next asks for this use.

@@ -3,8 +3,8 @@
 #include "attention.h"
 #include "coded_linear.h"
 #include "dense.h"
+#include "drawing.h"
 #include "elementwise.h"
-#include "masking.h"
 #include "ternary_rows.h"
 
 namespace bitwatt {
@@ -36,6 +36,8 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BITWATT_ISA::dense,
     BITWATT_ISA::dense_takes,
     BITWATT_ISA::mask,
+    BITWATT_ISA::scale,
+    BITWATT_ISA::weigh,
 };
 
 }  // namespace bitwatt

@@ -19,7 +19,7 @@ struct Context {
 
 // What a call can be refused for; abi.py has the words.
 enum Status : int { kOk = 0, kBlockOutOfRange = 1, kSlotOutOfRange = 2, kPositionOutOfRange = 3,
-                    kTokenOutOfRange = 4 };
+                    kTokenOutOfRange = 4, kMaskOutOfRange = 5 };
 
 // Handing a part to another thread costs about a microsecond; a part should take several.
 constexpr double kPartNanoseconds = 3000;
@@ -165,5 +165,8 @@ private:
     float* partials_;
     size_t partial_floats_;
 };
+
+// Draw one row's token.
+void draw(const Kernels& kernels, const DrawCall& c, int m);
 
 }  // namespace bitwatt
