@@ -414,8 +414,12 @@ class ServeSettings(Settings):
     max_num_seqs: Annotated[int, Shown("REQUESTS")] = Field(
         64, ge=1, le=MAX_NUM_SEQS, description="Requests that run at once, per model"
     )
-    max_num_batched_tokens: Annotated[int, BeforeValidator(read_count), Shown("TOKENS")] = Field(
-        512,
+    max_num_batched_tokens: Annotated[
+        int | None,
+        BeforeValidator(read_count),
+        Shown("TOKENS", "512, on a GPU 2048; --max-num-seqs where that is more"),
+    ] = Field(
+        None,
         ge=1,
         le=MAX_NUM_BATCHED_TOKENS,
         description="Tokens of one step, of all requests together; --max-num-seqs at least. "

@@ -71,12 +71,13 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         quantize=config.quantize,
     )
     kv_cache, max_model_len = _make_kv_cache(config, model, cache_dtype)
-    scheduler = new_scheduler(config, kv_cache.num_blocks, BLOCK_SIZE, max_model_len)
+    on_gpu = choice.backend.device.type == "cuda"
+    scheduler = new_scheduler(config, kv_cache.num_blocks, BLOCK_SIZE, max_model_len, on_gpu=on_gpu)
     runner = ModelRunner(
         model,
         kv_cache,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.tokens_a_step(on_gpu=on_gpu),
         max_model_len=max_model_len,
     )
     roofline = roofline_of(model, speculates=config.speculate == "ngram")
@@ -192,7 +193,7 @@ def _kv_cache_bytes(config: EngineConfig, model: Transformer) -> int:
     working = working_bytes(
         model.config,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.tokens_a_step(on_gpu=True),
         max_model_len=model.config.max_model_len,
     )
     return kv_cache_budget(
