@@ -455,7 +455,7 @@ class ServeSettings(Settings):
     kv_cache_dtype: KVCacheDtype = Field(
         "auto",
         description="Type of keys and values in the KV cache; auto takes --dtype's. int8 takes "
-        "about half the memory of 16 bits, is approximate, and not for triton",
+        "about half the memory of 16 bits, and is approximate. triton takes these two alone",
     )
     gpu_memory_utilization: Annotated[float, Shown("SHARE")] = Field(
         0.9,

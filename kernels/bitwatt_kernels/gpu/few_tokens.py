@@ -22,6 +22,7 @@ from bitwatt_kernels.gpu.linear import ternary_linear
 from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS, normed_linear
 from bitwatt_kernels.gpu.rope import rope_and_cache
 from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS, RawRows
+from bitwatt_kernels.kv_blocks import head_dim_of
 from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = ["are_fusable", "run_layers"]
@@ -82,7 +83,7 @@ def _attention(
 ) -> Tensor:
     scale = layer.attention_scale
     # Masks of a padded head_dim cost registers, which the rotating kernel spills on sm_100.
-    head_dim = kv_cache.shape[4]
+    head_dim = head_dim_of(kv_cache)
     is_whole = head_dim == triton.next_power_of_2(head_dim)
     if layout.max_query_len <= 1 and layer.head_norms is None and is_whole:
         return rotated_attention(qkv, rope, kv_cache, layout, layer.num_heads, scale, gpu)

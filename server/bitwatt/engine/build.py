@@ -131,12 +131,14 @@ def kv_cache_dtype(config: EngineConfig, backend: str) -> torch.dtype:
     asked = config.kv_cache_dtype
     if asked == "auto" or asked == config.dtype:
         return DTYPES[config.dtype]
+    if asked == "int8":
+        return torch.int8
     if backend == "triton":
         raise ConfigurationError(
             f"kv_cache_dtype is {asked!r}; the triton backend keeps keys and values in the dtype "
-            f"of activations, {config.dtype} (--kv-cache-dtype)"
+            f"of activations, {config.dtype}, or in int8 (--kv-cache-dtype)"
         )
-    return torch.int8 if asked == "int8" else DTYPES[asked]
+    return DTYPES[asked]
 
 
 def _make_kv_cache(

@@ -63,8 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
                 GPU, or max_num_seqs where it is more
     kv_cache_bytes  memory of the KV cache, of which no more is taken than max_num_seqs requests
                 can fill; None takes what gpu_memory_utilization leaves, and on a CPU 1 GiB
-    kv_cache_dtype  of keys and values; auto is dtype, int8 has a scale to each head of a token,
-                and is not for the Triton backend
+    kv_cache_dtype  of keys and values; auto is dtype, int8 has a scale to each head of a token
     gpu_memory_utilization  share of a GPU's memory to use, above 0, at most 1
     num_engines_per_gpu  that share the GPU, each a like part of gpu_memory_utilization
     prefix_caching  whether prompts share the KV cache of equal beginnings

@@ -25,6 +25,8 @@ ARGUMENTS = {
     "queries_ptr": "bfloat16",
     "keys_ptr": "bfloat16",
     "values_ptr": "bfloat16",
+    "key_scales_ptr": "float32",
+    "value_scales_ptr": "float32",
     "query_norm_ptr": "float32",
     "key_norm_ptr": "float32",
     "query_starts_ptr": "int32",
@@ -51,6 +53,7 @@ ROPE = {
     "KV_HEADS_BLOCK": 8,
     "HALF_BLOCK": 64,
     "NORM": False,
+    "INT8": False,
 }
 
 
@@ -64,6 +67,7 @@ def constants_of(config: AttentionConfig, **changes: Any) -> dict[str, Any]:
         "HEAD_DIM": 128,
         "DIM_BLOCK": 128,
         "PRECISION": "tf32",
+        "INT8": False,
     } | changes
 
 
