@@ -414,7 +414,7 @@ def _attention(
         "BLOCK_CONTEXT": config.block_context,
         "SPLIT_TOKENS": config.split_tokens,
         "DIM_BLOCK": cache.dim_block,
-        "PRECISION": "ieee" if queries.dtype == torch.float32 else "tf32",
+        "PRECISION": gpu.dot_precision(queries.dtype),
         "INT8": cache.is_int8,
         "PDL": gpu.pdl,
         **gpu.launch_options(tile.num_warps, tile.num_stages),

@@ -154,7 +154,7 @@ def _launch(
         HAS_RESIDUAL=residual is not None,
         HAS_BEST=best is not None,
         IS_INT8=x_scales is not None,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        PRECISION=gpu.dot_precision(x.dtype),
         PDL=gpu.pdl,
         **gpu.launch_options(config.num_warps, config.num_stages),
     )

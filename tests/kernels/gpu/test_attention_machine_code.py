@@ -114,6 +114,37 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
         assert code.count(r"\b(LDGSTS|LDG)\.E.*\.128\b")
 
 
+INT8_CASES = [(90, True)]
+if TEST_ALL:
+    INT8_CASES += [
+        (capability, kind) for capability in SHARED_MEMORY_BYTES for kind in (True, False)
+    ]
+
+
+@pytest.mark.slow(40)
+@pytest.mark.parametrize(("capability", "is_decode"), INT8_CASES, ids=str)
+def test_attention_over_codes_multiplies_them_on_tensor_cores(
+    capability: int, is_decode: bool
+) -> None:
+    config = CONFIGS[capability]
+    tile = config.decode if is_decode else config.prefill
+    constants = constants_of(config, BLOCK_ROWS=tile.block_rows, INT8=True, PDL=False)
+    code = compile_for(
+        capability,
+        decode_attention_kernel if is_decode else prefill_attention_kernel,
+        ARGUMENTS | {"keys_ptr": "int8", "values_ptr": "int8"},
+        constants | ({"IS_SPLIT": True, "ROPE": True} if is_decode else {}),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        unaligned=frozenset({"table_stride", "num_sequences", "max_splits"}),
+    )
+    assert code.spills == 0
+    assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
+    assert code.count(r"\bIG?MMA\b"), "scores"
+    assert code.count(r"\b(HMMA|HGMMA|UTCHMMA)\b"), "weighted values"
+    assert code.count(r"\bLDG(STS)?\.E.*\.128\b")
+
+
 @pytest.mark.parametrize("capability", [80, 90], ids="sm_{}".format)
 def test_rope_and_cache_moves_sixteen_bytes_at_a_time(capability: int) -> None:
     code = compile_for(
