@@ -486,8 +486,8 @@ class ServeSettings(Settings):
 
     energy_source: EnergyChoice = Field(
         "auto",
-        description="What measures joules: the GPU's counter (nvml), the CPU's (rapl), the one of "
-        "the engine's device (auto), or nothing",
+        description="What measures joules: the GPU's counter (nvml, AMD's amdsmi), the CPU's "
+        "(rapl), the one of the engine's device (auto), or nothing",
     )
     energy_fields: bool = Field(
         False,

@@ -119,7 +119,7 @@ def _device(name: str) -> torch.device:
         name = "cuda" if num_gpus else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
-        raise EngineStartError(f"device is {name!r}; torch sees {num_gpus} NVIDIA GPUs (--device)")
+        raise EngineStartError(f"device is {name!r}; torch sees {num_gpus} GPUs (--device)")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -248,7 +248,7 @@ def _describe(
             kv_cache_bytes=kv_cache.nbytes,
             device_total_bytes=torch.cuda.mem_get_info(device)[1] if is_cuda else None,
         ),
-        device_uuid=str(torch.cuda.get_device_properties(device).uuid) if is_cuda else None,
+        device_uuid=_board(device) if is_cuda else None,
         num_linear_parameters=model.config.num_linear_parameters,
         num_layers=model.config.num_layers,
         attention_width=model.config.num_heads * model.config.head_dim,
@@ -259,6 +259,15 @@ def _describe(
         quantized=QUANTIZED if config.quantize else None,
         roofline=roofline,
     )
+
+
+def _board(device: torch.device) -> str:
+    """Return by what the driver knows a GPU: NVIDIA's UUID, or the PCI address of one of AMD's."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is None:
+        return str(properties.uuid)
+    domain, bus, slot = (getattr(properties, f"pci_{n}_id") for n in ("domain", "bus", "device"))
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.0"
 
 
 def _fallback(choice: BackendChoice) -> str | None:
