@@ -54,7 +54,8 @@ class CacheParts:
     @property
     def dim_block(self) -> int:
         """Return head_dim as a kernel's tiles have it."""
-        return max(_NARROWEST if self.is_int8 else 1, triton.next_power_of_2(self.head_dim))
+        narrowest = _NARROWEST if self.is_int8 else 1
+        return max(narrowest, int(triton.next_power_of_2(self.head_dim)))
 
 
 def cache_parts(kv_cache: Tensor) -> CacheParts:
