@@ -64,7 +64,8 @@ def attend(
             value_scales = tl.load(value_scales_ptr + place, mask=t < stop, other=0.0)
             scores = tl.dot(queries, keys, out_dtype=tl.int32).to(tl.float32)
             scores = scores * (query_scales * scale)[:, None] * key_scales[None, :]
-            if DTYPE == tl.float16:  # whose range a weight times a scale may leave
+            # A weight times a scale may leave float16's range.
+            if DTYPE == tl.float16:  # noqa: SIM300
                 values = values.to(tl.float32) * value_scales[:, None]
         else:
             scores = tl.dot(queries, keys.to(DTYPE), input_precision=PRECISION) * scale
@@ -74,7 +75,7 @@ def attend(
         shrink = tl.exp2(maximum - reference)
         weights = tl.exp2(scores - reference[:, None])
         total = total * shrink + tl.sum(weights, axis=1)
-        if INT8 and DTYPE != tl.float16:
+        if INT8 and DTYPE != tl.float16:  # noqa: SIM300
             weights = weights * value_scales[None, :]
         weighted = weighted * shrink[:, None]
         weighted = tl.dot(
