@@ -64,9 +64,7 @@ def attend(
             value_scales = tl.load(value_scales_ptr + place, mask=t < stop, other=0.0)
             scores = tl.dot(queries, keys, out_dtype=tl.int32).to(tl.float32)
             scores = scores * (query_scales * scale)[:, None] * key_scales[None, :]
-            # A weight times a scale may leave float16's range.
-            if DTYPE == tl.float16:  # noqa: SIM300
-                values = values.to(tl.float32) * value_scales[:, None]
+            values = values.to(tl.float32) * value_scales[:, None]
         else:
             scores = tl.dot(queries, keys.to(DTYPE), input_precision=PRECISION) * scale
         scores = tl.where(t[None, :] <= positions[:, None], scores, float("-inf"))
@@ -75,8 +73,6 @@ def attend(
         shrink = tl.exp2(maximum - reference)
         weights = tl.exp2(scores - reference[:, None])
         total = total * shrink + tl.sum(weights, axis=1)
-        if INT8 and DTYPE != tl.float16:  # noqa: SIM300
-            weights = weights * value_scales[None, :]
         weighted = weighted * shrink[:, None]
         weighted = tl.dot(
             weights.to(DTYPE),
