@@ -317,7 +317,7 @@ class Backend(Protocol):
         qkv       [T, (H + 2 · G) · D], queries ‖ keys ‖ values
         rope      [max_model_len, D] float32, cos ‖ sin of the D/2 frequencies; half-split pairs
         kv_cache  [2, num_blocks, G, BLOCK_SIZE, D], keys then values; or of int8, which
-                  kv_blocks.py lays out and the Triton backend doesn't take
+                  kv_blocks.py lays out, and for a GPU gpu/kv_codes.py
         Returns   [T, H, D]
         """
         ...

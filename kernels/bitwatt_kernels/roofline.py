@@ -11,13 +11,14 @@ Weights = Literal["ternary", "dense"]
 # Kernels a layer takes, beside its four matmuls and attention: two norms, RoPE with the cache,
 # the gated activation, and the quantization of attention's output where weights are ternary.
 _SMALL_KERNELS: dict[Weights, int] = {"ternary": 5, "dense": 4}
-_FEW_TOKENS = 256  # up to which ternary linears and attention take these into their own kernels
+_FEW_TOKENS = 256  # up to which ternary linears take these into their own kernels
 
 
 def _num_small_kernels(weights: Weights, num_tokens: int, new_tokens: int) -> int:
-    if weights == "dense" or num_tokens > _FEW_TOKENS:
+    if weights == "dense":
         return _SMALL_KERNELS[weights]
-    return 0 if new_tokens == 1 else 1  # RoPE with the cache, before prefill's attention
+    rope = 0 if new_tokens == 1 else 1  # with the cache, before prefill's attention
+    return rope + (0 if num_tokens <= _FEW_TOKENS else _SMALL_KERNELS[weights] - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class LLM:
         cpu_isa: str | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 512,
+        max_num_batched_tokens: int | None = None,
         kv_cache_bytes: int | None = None,
         kv_cache_dtype: KVCacheDtype = "auto",
         gpu_memory_utilization: float = 0.9,

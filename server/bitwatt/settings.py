@@ -414,8 +414,12 @@ class ServeSettings(Settings):
     max_num_seqs: Annotated[int, Shown("REQUESTS")] = Field(
         64, ge=1, le=MAX_NUM_SEQS, description="Requests that run at once, per model"
     )
-    max_num_batched_tokens: Annotated[int, BeforeValidator(read_count), Shown("TOKENS")] = Field(
-        512,
+    max_num_batched_tokens: Annotated[
+        int | None,
+        BeforeValidator(read_count),
+        Shown("TOKENS", "512, on a GPU 2048; --max-num-seqs where that is more"),
+    ] = Field(
+        None,
         ge=1,
         le=MAX_NUM_BATCHED_TOKENS,
         description="Tokens of one step, of all requests together; --max-num-seqs at least. "
@@ -451,7 +455,7 @@ class ServeSettings(Settings):
     kv_cache_dtype: KVCacheDtype = Field(
         "auto",
         description="Type of keys and values in the KV cache; auto takes --dtype's. int8 takes "
-        "about half the memory of 16 bits, is approximate, and not for triton",
+        "about half the memory of 16 bits, and is approximate. triton takes these two alone",
     )
     gpu_memory_utilization: Annotated[float, Shown("SHARE")] = Field(
         0.9,
@@ -482,8 +486,8 @@ class ServeSettings(Settings):
 
     energy_source: EnergyChoice = Field(
         "auto",
-        description="What measures joules: the GPU's counter (nvml), the CPU's (rapl), the one of "
-        "the engine's device (auto), or nothing",
+        description="What measures joules: the GPU's counter (nvml, AMD's amdsmi), the CPU's "
+        "(rapl), the one of the engine's device (auto), or nothing",
     )
     energy_fields: bool = Field(
         False,

@@ -117,7 +117,7 @@ class PlanSettings(Settings):
         _DEFAULTS["max_num_seqs"].default, ge=1, le=4096, description="Requests that run at once"
     )
     max_num_batched_tokens: _Tokens = Field(
-        _DEFAULTS["max_num_batched_tokens"].default,
+        512,
         ge=1,
         le=1 << 20,
         description="Tokens of one step",

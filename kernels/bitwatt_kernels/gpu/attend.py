@@ -20,10 +20,13 @@ def merge(maximum, total, weighted, maximum2, total2, weighted2):
 
 @triton.jit
 def attend(
-    queries,  # [BLOCK_ROWS, DIM_BLOCK]
+    queries,  # [BLOCK_ROWS, DIM_BLOCK]; their codes if INT8
+    query_scales,  # [BLOCK_ROWS] float32, read if INT8
     positions,  # [BLOCK_ROWS], last token each row sees
     keys_ptr,  # of this key-value head
     values_ptr,
+    key_scales_ptr,  # likewise, read if INT8
+    value_scales_ptr,
     table_ptr,  # blocks of this sequence
     block_stride,
     scale,  # of scores in base 2
@@ -35,6 +38,8 @@ def attend(
     BLOCK_CONTEXT: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    INT8: tl.constexpr,
+    DTYPE: tl.constexpr,  # of activations
 ):
     """Return the maximum, sum and weighted values of the softmax over context start to stop."""
     maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
@@ -53,7 +58,15 @@ def attend(
             values_mask = (t < stop)[:, None] & (d < HEAD_DIM)[None, :]
         keys = tl.load(keys_ptr + offsets[None, :] + d[:, None], mask=keys_mask, other=0)
         values = tl.load(values_ptr + offsets[:, None] + d[None, :], mask=values_mask, other=0)
-        scores = tl.dot(queries, keys.to(queries.dtype), input_precision=PRECISION) * scale
+        if INT8:
+            place = block * (block_stride // 4) + t % BLOCK_SIZE
+            key_scales = tl.load(key_scales_ptr + place, mask=t < stop, other=0.0)
+            value_scales = tl.load(value_scales_ptr + place, mask=t < stop, other=0.0)
+            scores = tl.dot(queries, keys, out_dtype=tl.int32).to(tl.float32)
+            scores = scores * (query_scales * scale)[:, None] * key_scales[None, :]
+            values = values.to(tl.float32) * value_scales[:, None]
+        else:
+            scores = tl.dot(queries, keys.to(DTYPE), input_precision=PRECISION) * scale
         scores = tl.where(t[None, :] <= positions[:, None], scores, float("-inf"))
         top = tl.maximum(maximum, tl.max(scores, axis=1))
         reference = tl.where(top == float("-inf"), 0.0, top)
@@ -62,8 +75,8 @@ def attend(
         total = total * shrink + tl.sum(weights, axis=1)
         weighted = weighted * shrink[:, None]
         weighted = tl.dot(
-            weights.to(queries.dtype),
-            values.to(queries.dtype),
+            weights.to(DTYPE),
+            values.to(DTYPE),
             weighted,
             input_precision=PRECISION,
         )

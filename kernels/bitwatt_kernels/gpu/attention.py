@@ -19,7 +19,8 @@ from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.gpu.attend import attend, merge, store
 from bitwatt_kernels.gpu.configs import AttentionConfig
 from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
-from bitwatt_kernels.gpu.rope import cache_token, check_cache, rotated
+from bitwatt_kernels.gpu.kv_codes import CacheParts, cache_parts, quantize_heads
+from bitwatt_kernels.gpu.rope import cache_token, rotated
 
 __all__ = [
     "attention",
@@ -35,8 +36,10 @@ PROGRAMS_PER_MULTIPROCESSOR = 4
 @triton.jit(do_not_specialize=["max_splits", "table_stride"])
 def decode_attention_kernel(
     queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]; queries ‖ keys ‖ values if ROPE
-    keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]
+    keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]; of int8 as kv_codes lays it out
     values_ptr,
+    key_scales_ptr,  # read if INT8
+    value_scales_ptr,
     query_starts_ptr,  # [sequences + 1] int32
     context_lens_ptr,  # [sequences] int32
     tables_ptr,  # [sequences, table_stride] int32
@@ -62,6 +65,7 @@ def decode_attention_kernel(
     IS_SPLIT: tl.constexpr,
     ROPE: tl.constexpr,
     PRECISION: tl.constexpr,
+    INT8: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Softmax(q · kᵀ · scale) · v for one token a sequence; rotated and cached first if ROPE.
@@ -88,8 +92,11 @@ def decode_attention_kernel(
     base = (token * num_kv_heads + kv_head) * (GROUP * HEAD_DIM)
     in_tile = row[:, None] * HEAD_DIM + d[None, :]
     positions = tl.zeros([BLOCK_ROWS], tl.int32) + (context - 1)
-    keys = keys_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM)
-    values = values_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM)
+    HEAD_STRIDE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 4 if INT8 else HEAD_DIM)
+    keys = keys_ptr + kv_head * HEAD_STRIDE
+    values = values_ptr + kv_head * HEAD_STRIDE
+    key_scales = key_scales_ptr + kv_head * (HEAD_STRIDE // 4)
+    value_scales = value_scales_ptr + kv_head * (HEAD_STRIDE // 4)
     if ROPE:
         start = queries_ptr + token * (num_kv_heads * (GROUP + 2) * HEAD_DIM)
         heads = start + kv_head * (GROUP * HEAD_DIM) + row[:, None] * HEAD_DIM
@@ -104,6 +111,8 @@ def decode_attention_kernel(
                 own + num_kv_heads * HEAD_DIM,
                 keys,
                 values,
+                key_scales,
+                value_scales,
                 rope_ptr,
                 position,
                 tl.load(slots_ptr + token),
@@ -111,10 +120,14 @@ def decode_attention_kernel(
                 HEAD_DIM,
                 BLOCK_SIZE,
                 DIM_BLOCK,
+                INT8,
             )
         tl.debug_barrier()  # every thread's part of the key, before others read it
     else:
         queries = tl.load(queries_ptr + base + in_tile, mask=inside, other=0)
+    query_scales = positions
+    if INT8:
+        queries, query_scales = quantize_heads(queries.to(tl.float32))
     table = tables_ptr + sequence.to(tl.int64) * table_stride
     if IS_SPLIT:
         pair = sequence * num_kv_heads + kv_head
@@ -126,9 +139,12 @@ def decode_attention_kernel(
         for split in range(program, num_splits, tl.num_programs(0)):
             maximum2, total2, weighted2 = attend(
                 queries,
+                query_scales,
                 positions,
                 keys,
                 values,
+                key_scales,
+                value_scales,
                 table,
                 block_stride,
                 scale,
@@ -140,6 +156,8 @@ def decode_attention_kernel(
                 BLOCK_CONTEXT,
                 DIM_BLOCK,
                 PRECISION,
+                INT8,
+                queries_ptr.dtype.element_ty,
             )
             mine = split * GROUP
             in_group = row < GROUP
@@ -178,9 +196,12 @@ def decode_attention_kernel(
     else:
         maximum, total, weighted = attend(
             queries,
+            query_scales,
             positions,
             keys,
             values,
+            key_scales,
+            value_scales,
             table,
             block_stride,
             scale,
@@ -192,6 +213,8 @@ def decode_attention_kernel(
             BLOCK_CONTEXT,
             DIM_BLOCK,
             PRECISION,
+            INT8,
+            queries_ptr.dtype.element_ty,
         )
         if PDL:
             tl.extra.cuda.gdc_launch_dependents()
@@ -201,8 +224,10 @@ def decode_attention_kernel(
 @triton.jit(do_not_specialize=["num_sequences", "table_stride"])
 def prefill_attention_kernel(
     queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
-    keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]
+    keys_ptr,  # [num_blocks, kv heads, BLOCK_SIZE, HEAD_DIM]; of int8 as kv_codes lays it out
     values_ptr,
+    key_scales_ptr,  # read if INT8
+    value_scales_ptr,
     query_starts_ptr,  # [sequences + 1] int32
     context_lens_ptr,  # [sequences] int32
     tables_ptr,  # [sequences, table_stride] int32
@@ -219,6 +244,7 @@ def prefill_attention_kernel(
     SPLIT_TOKENS: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    INT8: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Causal softmax(q · kᵀ · scale) · v for any number of tokens a sequence.
@@ -256,6 +282,10 @@ def prefill_attention_kernel(
     in_tile = row // GROUP * (num_kv_heads * GROUP) + row % GROUP
     in_tile = in_tile[:, None] * HEAD_DIM + d[None, :]
     queries = tl.load(queries_ptr + base + in_tile, mask=inside, other=0)
+    query_scales = position
+    if INT8:
+        queries, query_scales = quantize_heads(queries.to(tl.float32))
+    HEAD_STRIDE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 4 if INT8 else HEAD_DIM)
     last = tl.minimum(context, context - stop + first + TILE)
     maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
@@ -263,9 +293,12 @@ def prefill_attention_kernel(
     for split_start in range(0, last, SPLIT_TOKENS):
         maximum2, total2, weighted2 = attend(
             queries,
+            query_scales,
             position,
-            keys_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),
-            values_ptr + kv_head * (BLOCK_SIZE * HEAD_DIM),
+            keys_ptr + kv_head * HEAD_STRIDE,
+            values_ptr + kv_head * HEAD_STRIDE,
+            key_scales_ptr + kv_head * (HEAD_STRIDE // 4),
+            value_scales_ptr + kv_head * (HEAD_STRIDE // 4),
             tables_ptr + low * table_stride,
             block_stride,
             scale,
@@ -277,6 +310,8 @@ def prefill_attention_kernel(
             BLOCK_CONTEXT,
             DIM_BLOCK,
             PRECISION,
+            INT8,
+            queries_ptr.dtype.element_ty,
         )
         maximum, total, weighted = merge(maximum, total, weighted, maximum2, total2, weighted2)
     if PDL:
@@ -298,7 +333,7 @@ def attention(
     config  overrides the one tuned for this GPU; split_tokens and block_context decide the bits
     Raises  ShapeError if the heads don't fit the cache or the kernels
     """
-    return _attention(queries, kv_cache, layout, scale, gpu, config, None)
+    return _attention(queries, cache_parts(kv_cache), layout, scale, gpu, config, None)
 
 
 def rotated_attention(
@@ -316,8 +351,8 @@ def rotated_attention(
     Raises  ShapeError if qkv does not have the features of the heads and the cache, a sequence
             brings more, or the heads don't fit the kernel
     """
-    check_cache(kv_cache)
-    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    cache = cache_parts(kv_cache)
+    num_kv_heads, head_dim = cache.num_kv_heads, cache.head_dim
     if qkv.shape[1] != (num_heads + 2 * num_kv_heads) * head_dim or not qkv.is_contiguous():
         raise ShapeError(
             f"qkv has shape {list(qkv.shape)}; expected contiguous [T, "
@@ -326,12 +361,12 @@ def rotated_attention(
     if layout.max_query_len > 1:
         raise ShapeError(f"a sequence brings {layout.max_query_len} tokens; the limit is 1")
     queries = qkv.view(len(qkv), -1, head_dim)[:, :num_heads]
-    return _attention(queries, kv_cache, layout, scale, gpu, config, rope)
+    return _attention(queries, cache, layout, scale, gpu, config, rope)
 
 
 def _attention(
     queries: Tensor,
-    kv_cache: Tensor,
+    cache: CacheParts,
     layout: StepLayout,
     scale: float,
     gpu: Gpu,
@@ -339,15 +374,14 @@ def _attention(
     rope: Tensor | None,
 ) -> Tensor:
     """rope  rotates queries, which keys and values follow; None where that is done."""
-    check_cache(kv_cache)
     config = gpu.configs.attention if config is None else config
     num_tokens, num_heads, head_dim = queries.shape
-    num_kv_heads = kv_cache.shape[2]
+    num_kv_heads = cache.num_kv_heads
     group = num_heads // num_kv_heads
-    if head_dim != kv_cache.shape[4] or num_heads != group * num_kv_heads:
+    if head_dim != cache.head_dim or num_heads != group * num_kv_heads:
         raise ShapeError(
             f"queries have shape {list(queries.shape)}; the cache has {num_kv_heads} heads "
-            f"of {kv_cache.shape[4]}"
+            f"of {cache.head_dim}"
         )
     num_sequences = layout.context_lens.shape[0]
     is_decode = layout.max_query_len <= 1
@@ -362,8 +396,16 @@ def _attention(
     out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     if num_tokens == 0:
         return out.flatten(1)
-    shared = (queries, kv_cache[0], kv_cache[1], layout.query_starts, layout.context_lens)
-    strides = (kv_cache.stride(1), layout.block_tables.stride(0), scale * math.log2(math.e))
+    shared = (
+        queries,
+        cache.keys,
+        cache.values,
+        cache.key_scales,
+        cache.value_scales,
+        layout.query_starts,
+        layout.context_lens,
+    )
+    strides = (cache.block_stride, layout.block_tables.stride(0), scale * math.log2(math.e))
     options = {
         "GROUP": group,
         "HEAD_DIM": head_dim,
@@ -371,8 +413,9 @@ def _attention(
         "BLOCK_ROWS": tile.block_rows,
         "BLOCK_CONTEXT": config.block_context,
         "SPLIT_TOKENS": config.split_tokens,
-        "DIM_BLOCK": triton.next_power_of_2(head_dim),
-        "PRECISION": "ieee" if queries.dtype == torch.float32 else "tf32",
+        "DIM_BLOCK": cache.dim_block,
+        "PRECISION": gpu.dot_precision(queries.dtype),
+        "INT8": cache.is_int8,
         "PDL": gpu.pdl,
         **gpu.launch_options(tile.num_warps, tile.num_stages),
     }
@@ -389,9 +432,7 @@ def _attention(
     wanted = PROGRAMS_PER_MULTIPROCESSOR * gpu.num_multiprocessors
     num_programs = min(num_splits, triton.cdiv(wanted, num_sequences * num_kv_heads))
     num_partials = num_sequences * num_heads * num_splits if num_splits > 1 else 1
-    partial = torch.empty(
-        num_partials, triton.next_power_of_2(head_dim), dtype=torch.float32, device=out.device
-    )
+    partial = torch.empty(num_partials, cache.dim_block, dtype=torch.float32, device=out.device)
     partial_max, partial_sum = torch.empty(
         2, num_partials, dtype=torch.float32, device=out.device
     ).unbind()

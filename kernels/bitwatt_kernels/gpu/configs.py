@@ -30,6 +30,8 @@ class LinearConfig:
     split_planes    use two accumulators: one for the planes whose codes come out as they are, one
                     for those whose codes come out four times as large (see linear.py). True takes
                     fewer instructions a weight, and twice the registers for sums
+    bfloat16        multiply codes as bfloat16, where tensor cores have no fast int8: the same sums,
+                    for up to most_exact_features
     """
 
     max_tokens: int | None
@@ -40,6 +42,16 @@ class LinearConfig:
     num_stages: int
     num_splits: int | None = None
     split_planes: bool = True
+    bfloat16: bool = False
+
+    @property
+    def most_exact_features(self) -> int:
+        """Features of a row up to which float32 sums of codes are exact, in whatever order.
+
+        A sum of K products is at most 2 · 128 · K, and 8 · 128 · K / 2 of planes that are four
+        times their codes; float32 holds whole numbers up to 2²⁴.
+        """
+        return 2**24 // (512 if self.split_planes else 256)
 
 
 @dataclass(frozen=True, slots=True)

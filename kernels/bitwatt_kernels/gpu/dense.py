@@ -12,11 +12,12 @@ from torch import Tensor
 
 from bitwatt_kernels.backend import QuantizedActivations
 from bitwatt_kernels.errors import DtypeError, ShapeError
+from bitwatt_kernels.gpu.best import best_in_tile
 from bitwatt_kernels.gpu.configs import DenseConfig
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.tiles import tile_indices
 
-__all__ = ["dense_linear", "dense_linear_kernel", "int8_linear"]
+__all__ = ["dense_linear", "dense_linear_kernel", "int8_linear", "linear_and_best"]
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -28,6 +29,7 @@ def dense_linear_kernel(
     bias_ptr,  # [out_features]
     residual_ptr,  # [num_tokens, out_features]
     y_ptr,  # [num_tokens, out_features]
+    best_ptr,  # [num_tokens, tiles of out_features] int64, written if HAS_BEST
     num_tokens,
     out_features,
     in_features,
@@ -38,6 +40,7 @@ def dense_linear_kernel(
     HAS_TAIL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    HAS_BEST: tl.constexpr,
     IS_INT8: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
@@ -85,6 +88,9 @@ def dense_linear_kernel(
     if HAS_RESIDUAL:
         y += tl.load(residual_ptr + offsets, mask=inside, other=0).to(tl.float32)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
+    if HAS_BEST:
+        place = m.to(tl.int64) * tl.cdiv(out_features, BLOCK_OUT) + tl.min(n, axis=0) // BLOCK_OUT
+        tl.store(best_ptr + place, best_in_tile(y, n, out_features), mask=m < num_tokens)
 
 
 def _launch(
@@ -97,7 +103,9 @@ def _launch(
     dtype: torch.dtype,
     gpu: Gpu,
     config: DenseConfig | None,
-) -> Tensor:
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return what is to be returned, and where out is given the best of each tile."""
     num_tokens, in_features = x.shape
     out_features = weight.shape[0]
     if weight.shape != (out_features, in_features) or x.dtype != weight.dtype:
@@ -105,16 +113,24 @@ def _launch(
             f"activations are {x.dtype} {list(x.shape)}; "
             f"the weight is {weight.dtype} {list(weight.shape)}"
         )
-    y = torch.empty(num_tokens, out_features, dtype=dtype, device=x.device)
+    y = torch.empty(num_tokens, out_features, dtype=dtype, device=x.device) if out is None else out
+    if y.shape != (num_tokens, out_features) or y.dtype != dtype or not y.is_contiguous():
+        raise ShapeError(
+            f"out is {y.dtype} {list(y.shape)}; expected contiguous {dtype} "
+            f"[{num_tokens}, {out_features}]"
+        )
     if residual is not None and (residual.shape != y.shape or not residual.is_contiguous()):
         raise ShapeError(f"residual has shape {list(residual.shape)}; expected {list(y.shape)}")
     if not (x.is_contiguous() and weight.is_contiguous()):
         raise ShapeError("activations and weight must be contiguous")
     if y.numel() == 0:
-        return y
+        return y, None
     config = gpu.configs.for_dense(num_tokens) if config is None else config
-    tiles = triton.cdiv(out_features, config.block_out)
-    tiles *= triton.cdiv(num_tokens, config.block_tokens)
+    tiles_out = triton.cdiv(out_features, config.block_out)
+    tiles = tiles_out * triton.cdiv(num_tokens, config.block_tokens)
+    best = None
+    if out is not None:
+        best = torch.empty(num_tokens, tiles_out, dtype=torch.int64, device=x.device)
     # A byte a value leaves room for twice the values in the same shared memory.
     block_in = config.block_in * 2 // x.element_size() if x.element_size() < 4 else 16
     dense_linear_kernel[(tiles,)](
@@ -125,6 +141,7 @@ def _launch(
         y if bias is None else bias,
         y if residual is None else residual,
         y,
+        y if best is None else best,
         num_tokens,
         out_features,
         in_features,
@@ -135,12 +152,13 @@ def _launch(
         HAS_TAIL=in_features % block_in != 0,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
+        HAS_BEST=best is not None,
         IS_INT8=x_scales is not None,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        PRECISION=gpu.dot_precision(x.dtype),
         PDL=gpu.pdl,
         **gpu.launch_options(config.num_warps, config.num_stages),
     )
-    return y
+    return y, best
 
 
 def dense_linear(
@@ -162,7 +180,7 @@ def dense_linear(
     """
     if not x.is_floating_point():
         raise DtypeError(f"activations are {x.dtype}; expected a float dtype")
-    return _launch(x, weight, None, None, bias, residual, dtype or x.dtype, gpu, config)
+    return _launch(x, weight, None, None, bias, residual, dtype or x.dtype, gpu, config)[0]
 
 
 def int8_linear(
@@ -177,4 +195,21 @@ def int8_linear(
     codes   [out_features, in_features] int8
     scales  [out_features] float32
     """
-    return _launch(x.codes, codes, x.scales, scales, None, None, torch.float32, gpu, config)
+    return _launch(x.codes, codes, x.scales, scales, None, None, torch.float32, gpu, config)[0]
+
+
+def linear_and_best(
+    x: Tensor | QuantizedActivations,
+    weight: Tensor,
+    scales: Tensor | None,
+    out: Tensor,
+    gpu: Gpu,
+    config: DenseConfig | None = None,
+) -> Tensor | None:
+    """Write dense_linear, or int8_linear with scales, to out; return the best of each tile.
+
+    out      [T, out_features] float32, contiguous
+    Returns  [T, tiles] int64, as drawing.draw takes it; None of no tokens
+    """
+    values, x_scales = (x.codes, x.scales) if isinstance(x, QuantizedActivations) else (x, None)
+    return _launch(values, weight, x_scales, scales, None, None, torch.float32, gpu, config, out)[1]

@@ -16,6 +16,8 @@ __all__ = ["MAX_SPLIT_TILES", "Gpu"]
 
 MIN_CAPABILITY = (8, 0)  # int8 and bfloat16 tensor cores, and copies that bypass registers
 PDL_CAPABILITY = (9, 0)
+AMD_ARCHITECTURES = ("gfx942",)  # MI300: those that the machine code has been checked for
+_AMD_STAGES = 2  # with more of a tile in flight its 64 KiB of shared memory don't hold it
 MAX_SPLIT_TILES = 16384
 _LARGEST_TILE = (
     128 * 128
@@ -49,18 +51,26 @@ class Gpu:
         else:
             if device.type != "cuda":
                 raise BackendError(
-                    f"Triton kernels need an NVIDIA GPU, not {device} "
+                    f"Triton kernels need a GPU, not {device} "
                     "(TRITON_INTERPRET=1 runs them slowly on cpu, to check them)"
                 )
-            if not torch.cuda.is_available() or torch.version.cuda is None:
-                raise BackendError("torch sees no NVIDIA GPU")
+            if not torch.cuda.is_available():
+                raise BackendError("torch sees no GPU")
             device = torch.device("cuda", device.index or 0)
             torch.cuda.set_device(device)
             properties = torch.cuda.get_device_properties(device)
             self.name = properties.name
             self.num_multiprocessors = properties.multi_processor_count
             self.capability = (properties.major, properties.minor)
-            if self.capability < MIN_CAPABILITY:
+            if self.is_amd:
+                architecture = properties.gcnArchName.partition(":")[0]
+                if architecture not in AMD_ARCHITECTURES:
+                    raise BackendError(
+                        f"{self.name} is {architecture}; of AMD's GPUs these kernels are for "
+                        f"{', '.join(AMD_ARCHITECTURES)}"
+                    )
+                self.capability = MIN_CAPABILITY  # whose tiles it takes
+            elif self.capability < MIN_CAPABILITY:
                 raise BackendError(
                     f"{self.name} has compute capability {properties.major}.{properties.minor}; "
                     "these kernels need 8.0 (Ampere) or later"
@@ -91,9 +101,23 @@ class Gpu:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise BackendError(
                 f"Triton can't run a kernel on {self.name}: {type(error).__name__}: {reason}. It "
-                "needs a C compiler (CC), the driver's libcuda.so.1, and a cache folder it can "
-                "write and load libraries from (TRITON_CACHE_DIR)"
+                "needs a C compiler (CC), the driver's library (libcuda.so.1, libamdhip64.so), and "
+                "a cache folder it can write and load libraries from (TRITON_CACHE_DIR)"
             ) from error
+
+    @property
+    def is_amd(self) -> bool:
+        """Whether torch and Triton are those of ROCm."""
+        return torch.version.hip is not None
+
+    @property
+    def inline_asm(self) -> bool:
+        """Whether kernels may have lines of PTX in them."""
+        return not (INTERPRETED or self.is_amd)
+
+    def dot_precision(self, dtype: torch.dtype) -> str:
+        """Return Triton's input_precision of a product of such values."""
+        return "ieee" if dtype == torch.float32 or self.is_amd else "tf32"
 
     @property
     def pdl(self) -> bool:
@@ -104,7 +128,7 @@ class Gpu:
         """Return Triton's launch options. No fused multiply-adds: results round as written."""
         options: dict[str, object] = {
             "num_warps": num_warps,
-            "num_stages": num_stages,
+            "num_stages": min(num_stages, _AMD_STAGES) if self.is_amd else num_stages,
             "enable_fp_fusion": False,
         }
         if self.pdl:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bitwatt_kernels.errors import DtypeError, ShapeError
+from bitwatt_kernels.gpu.best import best_in_tile, float_of, index_of, key_of
 from bitwatt_kernels.gpu.device import Gpu
 
 __all__ = ["MAX_CANDIDATES", "NUM_BINS", "NUM_WARPS", "draw", "draw_kernel"]
@@ -25,6 +26,8 @@ _BIN_WIDTH = tl.constexpr(0.0625)
 _ONE = tl.constexpr(2.0**40)  # the largest weight
 _UNIFORM_STEPS = tl.constexpr(2.0**53)
 _NO_TOKEN = tl.constexpr(-1)
+_KEY_OF_NAN = tl.constexpr(0x7FFFFFFF)  # as best_in_tile has it
+_LEAST = tl.constexpr(-(2**63) + 1)
 
 
 @triton.jit
@@ -43,8 +46,7 @@ def _weights(x, top):
 @triton.jit
 def _keys(x):
     """Return integers in the order of the floats."""
-    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    return key_of(x).to(tl.int64)
 
 
 @triton.jit
@@ -74,10 +76,7 @@ def _bisect(x_ptr, n, temperature, top, need, COUNT: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def _weight_of(key, top):
-    bits = key.to(tl.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    x = (tl.full([1], 0, tl.int32) + bits).to(tl.float32, bitcast=True)
-    return tl.max(_weights(x, top))
+    return tl.max(_weights(tl.zeros([1], tl.float32) + float_of(key), top))
 
 
 @triton.jit
@@ -86,11 +85,11 @@ def _share(uniform, total):
     return tl.umulhi(uniform << 11, total.to(tl.uint64)).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def draw_kernel(
-    logits_ptr,  # [.., vocab_size] float32
-    rows_ptr,  # [R] int64, of logits
-    temperatures_ptr,  # [R] float32
+    logits_ptr,  # [R, vocab_size] float32
+    best_ptr,  # [R, num_tiles] int64, as best_in_tile returns; read if HAS_BEST
+    temperatures_ptr,  # [R] float32, 0 for the best token
     top_ks_ptr,  # [R] int64, 0 for all
     top_ps_ptr,  # [R] float32
     min_ps_ptr,  # [R] float32
@@ -99,6 +98,8 @@ def draw_kernel(
     ids_ptr,  # [R, MAX_CANDIDATES] int32, scratch
     tokens_ptr,  # [R] int64
     vocab_size,
+    num_tiles,
+    HAS_BEST: tl.constexpr,
     MAX_CANDIDATES: tl.constexpr,
     NUM_BINS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -106,24 +107,39 @@ def draw_kernel(
     """tokens[r] = the token at which the weights, in order, come to uniforms[r] of their sum.
 
     In order of falling logit, equal ones by rising id, where top-k or top-p is set, and else by
-    rising id. NO_TOKEN in a row with a NaN, or whose largest logit is not finite. Grid (R,).
+    rising id. The largest, or the first of those, where the temperature is 0. NO_TOKEN in a row
+    with a NaN, or whose largest logit is not finite. Grid (R,).
     """
     r = tl.program_id(0)
-    x_ptr = logits_ptr + tl.load(rows_ptr + r) * vocab_size
+    x_ptr = logits_ptr + r.to(tl.int64) * vocab_size
     temperature = tl.load(temperatures_ptr + r)
+    is_greedy = temperature == 0.0
+    temperature = tl.where(is_greedy, 1.0, temperature)
     top_k = tl.load(top_ks_ptr + r)
     top_p = tl.load(top_ps_ptr + r)
     min_p = tl.load(min_ps_ptr + r)
     has_top_k = (top_k > 0) & (top_k < vocab_size)
 
-    top = float("-inf")
-    num_nans = 0
-    for first in range(0, vocab_size, BLOCK):
-        _, x = _scaled(x_ptr, first, vocab_size, temperature, BLOCK)
-        num_nans += tl.sum((x != x).to(tl.int32))
-        top = tl.maximum(top, tl.max(x))
-    if (num_nans > 0) | (tl.abs(top) == float("inf")):
+    # The best is of the logits as they are: divided by the temperature, two may become equal.
+    best = tl.full([], _LEAST, tl.int64)
+    if HAS_BEST:
+        for first in range(0, num_tiles, NUM_BINS):
+            tile = first + tl.arange(0, NUM_BINS)
+            place = best_ptr + r.to(tl.int64) * num_tiles + tile
+            best = tl.maximum(best, tl.max(tl.load(place, mask=tile < num_tiles, other=_LEAST)))
+    else:
+        for first in range(0, vocab_size, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            x = tl.load(x_ptr + i, mask=i < vocab_size, other=float("-inf"))
+            best = tl.maximum(best, tl.max(best_in_tile(x[:, None], i, vocab_size)))
+    has_nan = (best >> 32) == _KEY_OF_NAN
+    top = float_of(tl.where(has_nan, 0, best >> 32))
+    top = tl.max(tl.div_rn(tl.zeros([1], tl.float32) + top, temperature))
+    if has_nan | (tl.abs(top) == float("inf")):
         tl.store(tokens_ptr + r, _NO_TOKEN)
+        return
+    if is_greedy:
+        tl.store(tokens_ptr + r, index_of(best).to(tl.int64))
         return
 
     # All weight, what min-p leaves of it, and how many logits are how near to the largest.
@@ -215,28 +231,27 @@ def draw_kernel(
 
 def draw(
     logits: Tensor,
-    rows: Tensor,
     temperatures: Tensor,
     top_ks: Tensor,
     top_ps: Tensor,
     min_ps: Tensor,
     uniforms: Tensor,
     gpu: Gpu,
+    best: Tensor | None = None,
 ) -> Tensor:
-    """Return a token for each of the rows, [R] int64; -1 where a row has no distribution.
+    """Return a token for each row, [R] int64; -1 where a row has no distribution.
 
-    logits        [.., vocab_size] float32, contiguous
-    rows          [R] int64, of logits
-    temperatures  [R] float32 above 0
+    logits        [R, vocab_size] float32, contiguous
+    temperatures  [R] float32; 0 takes the largest logit, and of equal ones the first
     top_ks        [R] int64; 0 keeps every token
     top_ps        [R] float32 in (0, 1], min_ps [R] float32 in [0, 1]
     uniforms      [R] float64 in [0, 1), multiples of 2⁻⁵³
+    best          [R, tiles] int64, what the head has found of these logits: saves a look at all
     Raises        ShapeError or DtypeError if the arguments don't fit together
     """
     if logits.dim() != 2 or not logits.is_contiguous():
-        raise ShapeError(f"logits have shape {list(logits.shape)}; expected contiguous [T, V]")
+        raise ShapeError(f"logits have shape {list(logits.shape)}; expected contiguous [R, V]")
     columns = {
-        "rows": (rows, torch.int64),
         "temperatures": (temperatures, torch.float32),
         "top_ks": (top_ks, torch.int64),
         "top_ps": (top_ps, torch.float32),
@@ -245,22 +260,26 @@ def draw(
     }
     if logits.dtype != torch.float32:
         raise DtypeError(f"logits are {logits.dtype}; expected float32")
+    num_rows, vocab_size = logits.shape
     for name, (column, dtype) in columns.items():
-        if column.shape != rows.shape or rows.dim() != 1:
-            raise ShapeError(f"{name} has shape {list(column.shape)}; expected {list(rows.shape)}")
+        if column.shape != (num_rows,):
+            raise ShapeError(f"{name} has shape {list(column.shape)}; expected [{num_rows}]")
         if column.dtype != dtype:
             raise DtypeError(f"{name} is {column.dtype}; expected {dtype}")
-    tokens = torch.empty_like(rows)
-    if not len(rows):
+    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    if not num_rows:
         return tokens
-    scratch = (len(rows), MAX_CANDIDATES)
-    draw_kernel[(len(rows),)](
+    scratch = (num_rows, MAX_CANDIDATES)
+    draw_kernel[(num_rows,)](
         logits,
+        tokens if best is None else best,
         *(column for column, _ in columns.values()),
         torch.empty(scratch, dtype=torch.float32, device=logits.device),
         torch.empty(scratch, dtype=torch.int32, device=logits.device),
         tokens,
-        logits.shape[1],
+        vocab_size,
+        0 if best is None else best.shape[1],
+        HAS_BEST=best is not None,
         MAX_CANDIDATES=MAX_CANDIDATES,
         NUM_BINS=NUM_BINS,
         BLOCK=MAX_CANDIDATES,

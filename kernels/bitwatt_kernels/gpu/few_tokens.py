@@ -2,8 +2,9 @@
 
 A step of one sequence reads 9 MB a layer on a 2-billion-parameter model, some microseconds; ten
 launches would take as long again. What is left is what a layer's sums depend on one after another.
-Up to MAX_TOKENS every program norms and quantizes all rows anew; of more, each row is one
-program's. The bits are those of the operations one by one.
+Up to MAX_TOKENS every program norms and quantizes all rows anew; up to MAX_QUEUED_TOKENS each row
+is one program's. Of more only rotation and attention are one: rows have a launch of their own,
+which has more warps for them. The bits are those of the operations one by one.
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ from torch import Tensor
 from bitwatt_kernels.backend import LayerWeights, StepLayout
 from bitwatt_kernels.gpu.attention import attention, rotated_attention
 from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.elementwise import gated_activation_quantize, quantize, rms_norm_quantize
 from bitwatt_kernels.gpu.linear import ternary_linear
 from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS, normed_linear
 from bitwatt_kernels.gpu.rope import rope_and_cache
-from bitwatt_kernels.gpu.row_queue import RawRows
+from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS, RawRows
+from bitwatt_kernels.kv_blocks import head_dim_of
 from bitwatt_kernels.packing import TernaryWeight
 
 __all__ = ["are_fusable", "run_layers"]
@@ -47,7 +50,7 @@ def run_layers(
 ) -> Tensor:
     """Return the residual stream after the layers, [T, hidden_size], as Backend.ternary_layers.
 
-    T  from 1 to MAX_QUEUED_TOKENS
+    T  at least 1
     """
     mlp = _mlp_of_fewest if len(h) <= MAX_TOKENS else _mlp
     for layer, kv_cache in zip(layers, kv_caches, strict=True):
@@ -64,7 +67,10 @@ def _linear(
     """Return weight of x, normed unless norm is None, plus residual, in x's dtype."""
     if len(x) <= MAX_TOKENS:
         return normed_linear(x, norm, eps, weight, residual, x.dtype, gpu)
-    return ternary_linear(RawRows(x, norm, eps), weight, residual, x.dtype, gpu)
+    if len(x) <= MAX_QUEUED_TOKENS:
+        return ternary_linear(RawRows(x, norm, eps), weight, residual, x.dtype, gpu)
+    rows = quantize(x, gpu) if norm is None else rms_norm_quantize(x, norm, eps, gpu)
+    return ternary_linear(rows, weight, residual, x.dtype, gpu)
 
 
 def _attention(
@@ -77,7 +83,7 @@ def _attention(
 ) -> Tensor:
     scale = layer.attention_scale
     # Masks of a padded head_dim cost registers, which the rotating kernel spills on sm_100.
-    head_dim = kv_cache.shape[4]
+    head_dim = head_dim_of(kv_cache)
     is_whole = head_dim == triton.next_power_of_2(head_dim)
     if layout.max_query_len <= 1 and layer.head_norms is None and is_whole:
         return rotated_attention(qkv, rope, kv_cache, layout, layer.num_heads, scale, gpu)
@@ -104,5 +110,9 @@ def _mlp_of_fewest(h: Tensor, layer: LayerWeights[TernaryWeight], gpu: Gpu) -> T
 def _mlp(h: Tensor, layer: LayerWeights[TernaryWeight], gpu: Gpu) -> Tensor:
     """Return h and the MLP's part, with f(gate) · up before down."""
     gate_up = _linear(h, layer.mlp_norm, layer.eps, layer.gate_up, None, gpu)
-    rows = RawRows(gate_up, layer.mlp_sub_norm, layer.eps, layer.activation)
-    return ternary_linear(rows, cast(TernaryWeight, layer.down), h, h.dtype, gpu)
+    down, norm = cast(TernaryWeight, layer.down), layer.mlp_sub_norm
+    if len(h) <= MAX_QUEUED_TOKENS:
+        rows = RawRows(gate_up, norm, layer.eps, layer.activation)
+        return ternary_linear(rows, down, h, h.dtype, gpu)
+    gated = gated_activation_quantize(gate_up, layer.activation, norm, layer.eps, gpu)
+    return ternary_linear(gated, down, h, h.dtype, gpu)

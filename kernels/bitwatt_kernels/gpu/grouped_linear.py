@@ -18,7 +18,6 @@ from torch import Tensor
 from bitwatt_kernels.backend import QuantizedActivations
 from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.gpu.device import Gpu
-from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.linear import check_layout, unpack_in_place
 from bitwatt_kernels.gpu.tiles import tile_indices
 from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
@@ -251,7 +250,7 @@ def grouped_linear(
         HAS_TAIL=num_groups % 4 != 0,
         HAS_BIAS=weight.bias is not None,
         HAS_RESIDUAL=residual is not None,
-        INLINE_ASM=not INTERPRETED,
+        INLINE_ASM=gpu.inline_asm,
         PDL=gpu.pdl,
         **gpu.launch_options(tile.num_warps, tile.num_stages),
     )

@@ -19,7 +19,6 @@ from bitwatt_kernels.backend import QuantizedActivations
 from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu.configs import LinearConfig
 from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
-from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.row_queue import ROW_BLOCK, RawRows, take_rows
 from bitwatt_kernels.gpu.tiles import tile_indices
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
@@ -118,6 +117,16 @@ def prefetch(pointers):
     )
 
 
+@triton.jit
+def _multiply(w, x, acc, BFLOAT16: tl.constexpr):
+    """Return acc and the product of codes, int32 or, as exact, float32."""
+    if BFLOAT16:
+        acc = tl.dot(w.to(tl.bfloat16), x.to(tl.bfloat16), acc)
+    else:
+        acc = tl.dot(w, x, acc, out_dtype=tl.int32)
+    return acc
+
+
 @triton.jit(do_not_specialize=["num_tokens", "num_splits"])
 def ternary_linear_kernel(
     x_ptr,  # [num_tokens, 4 * row_bytes] int8
@@ -143,6 +152,7 @@ def ternary_linear_kernel(
     BLOCK_BYTES: tl.constexpr,
     GROUP_TOKENS: tl.constexpr,
     SPLIT_PLANES: tl.constexpr,
+    BFLOAT16: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     HAS_TAIL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -201,8 +211,9 @@ def ternary_linear_kernel(
     j = tl.arange(0, BLOCK_BYTES)
     w_ptrs = w_ptr + n_read[:, None].to(tl.int64) * row_bytes + (first + j)[None, :]
     x_ptrs = x_ptr + m_read[None, :].to(tl.int64) * (row_bytes * 4) + (first + j)[:, None]
-    acc = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32)
-    quadrupled = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32)
+    acc_dtype: tl.constexpr = tl.float32 if BFLOAT16 else tl.int32
+    acc = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], acc_dtype)
+    quadrupled = tl.zeros([BLOCK_OUT, BLOCK_TOKENS], acc_dtype)
     for start in range(first, last, BLOCK_BYTES):
         if HAS_TAIL:
             inside = start + j < row_bytes
@@ -219,18 +230,21 @@ def ternary_linear_kernel(
             x3 = tl.load(x_ptrs + 3 * row_bytes)
         if SPLIT_PLANES:
             w0, w1, w2, w3 = unpack_in_place(packed, INLINE_ASM)
-            acc = tl.dot(w0, x0, acc, out_dtype=tl.int32)
-            quadrupled = tl.dot(w1, x1, quadrupled, out_dtype=tl.int32)
-            acc = tl.dot(w2, x2, acc, out_dtype=tl.int32)
-            quadrupled = tl.dot(w3, x3, quadrupled, out_dtype=tl.int32)
+            acc = _multiply(w0, x0, acc, BFLOAT16)
+            quadrupled = _multiply(w1, x1, quadrupled, BFLOAT16)
+            acc = _multiply(w2, x2, acc, BFLOAT16)
+            quadrupled = _multiply(w3, x3, quadrupled, BFLOAT16)
         else:
             w0, w1, w2, w3 = _unpack(packed, INLINE_ASM)
-            acc = tl.dot(w0, x0, acc, out_dtype=tl.int32)
-            acc = tl.dot(w1, x1, acc, out_dtype=tl.int32)
-            acc = tl.dot(w2, x2, acc, out_dtype=tl.int32)
-            acc = tl.dot(w3, x3, acc, out_dtype=tl.int32)
+            acc = _multiply(w0, x0, acc, BFLOAT16)
+            acc = _multiply(w1, x1, acc, BFLOAT16)
+            acc = _multiply(w2, x2, acc, BFLOAT16)
+            acc = _multiply(w3, x3, acc, BFLOAT16)
         w_ptrs += BLOCK_BYTES
         x_ptrs += BLOCK_BYTES
+    if BFLOAT16:
+        acc = acc.to(tl.int32)
+        quadrupled = quadrupled.to(tl.int32)
     if SPLIT_PLANES:
         acc += quadrupled >> 2
     if PDL:
@@ -362,6 +376,7 @@ def ternary_linear(
         BLOCK_BYTES=config.block_bytes,
         GROUP_TOKENS=8,
         SPLIT_PLANES=config.split_planes,
+        BFLOAT16=config.bfloat16 and in_features <= config.most_exact_features,
         IS_SPLIT=num_splits > 1,
         HAS_TAIL=row_bytes % config.block_bytes != 0,
         HAS_BIAS=weight.bias is not None,
@@ -371,7 +386,7 @@ def ternary_linear(
         SILU=raw is not None and raw.activation == "silu",
         HAS_NORM=raw is not None and raw.norm is not None,
         ROW_BLOCK=ROW_BLOCK,
-        INLINE_ASM=not INTERPRETED,
+        INLINE_ASM=gpu.inline_asm,
         PDL=gpu.pdl,
         **gpu.launch_options(config.num_warps, config.num_stages),
     )

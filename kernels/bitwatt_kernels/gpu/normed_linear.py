@@ -17,7 +17,6 @@ from bitwatt_kernels.backend import Activation
 from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.elementwise import activate, round_to_int8
-from bitwatt_kernels.gpu.interpreter import INTERPRETED
 from bitwatt_kernels.gpu.linear import check_residual, prefetch, unpack_in_place
 from bitwatt_kernels.packing import TernaryWeight
 
@@ -266,7 +265,7 @@ def normed_linear(
         HAS_RESIDUAL=residual is not None,
         GATED=activation is not None,
         SILU=activation == "silu",
-        INLINE_ASM=not INTERPRETED,
+        INLINE_ASM=gpu.inline_asm,
         PDL=gpu.pdl,
         **gpu.launch_options(config.num_warps, config.num_stages),
     )

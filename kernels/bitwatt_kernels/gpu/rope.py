@@ -11,8 +11,9 @@ from torch import Tensor
 from bitwatt_kernels.backend import BLOCK_SIZE, HeadNorms, StepLayout
 from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.gpu.device import Gpu
+from bitwatt_kernels.gpu.kv_codes import cache_parts, quantize_heads
 
-__all__ = ["cache_token", "check_cache", "rope_and_cache", "rope_and_cache_kernel", "rotated"]
+__all__ = ["cache_token", "rope_and_cache", "rope_and_cache_kernel", "rotated"]
 
 
 @triton.jit
@@ -43,6 +44,8 @@ def cache_token(
     value_ptr,
     keys_ptr,  # of the cache's same head
     values_ptr,
+    key_scales_ptr,  # likewise, written if INT8
+    value_scales_ptr,
     rope_ptr,
     position,
     slot,
@@ -50,6 +53,7 @@ def cache_token(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
+    INT8: tl.constexpr,
 ):
     """Write one head's rotated key and its value to the cache; nothing for a slot of -1."""
     d = tl.arange(0, DIM_BLOCK)[None, :]
@@ -58,6 +62,13 @@ def cache_token(
     key = rotated(key_ptr + none, d, mask, rope_ptr, position, HEAD_DIM)
     value = tl.load(value_ptr + d, mask=mask, other=0)
     place = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM + d
+    if INT8:
+        key, key_scale = quantize_heads(key)
+        value, value_scale = quantize_heads(value.to(tl.float32))
+        of_slot = slot // BLOCK_SIZE * (block_stride // 4) + slot % BLOCK_SIZE
+        of_slot += tl.zeros([1], tl.int32)
+        tl.store(key_scales_ptr + of_slot, key_scale, mask=of_slot >= 0)
+        tl.store(value_scales_ptr + of_slot, value_scale, mask=of_slot >= 0)
     tl.store(keys_ptr + place, key.to(keys_ptr.dtype.element_ty), mask=mask)
     tl.store(values_ptr + place, value.to(values_ptr.dtype.element_ty), mask=mask)
 
@@ -76,6 +87,15 @@ def _norm(first, second, weight_ptr, i, eps, HALF: tl.constexpr):
 
 
 @triton.jit
+def _quantize_halves(first, second, HEADS: tl.constexpr, HALF: tl.constexpr):
+    """Return the halves of heads as codes, and each head's scale, [HEADS]."""
+    both = tl.reshape(tl.join(first, second), [HEADS, 2 * HALF])
+    codes, scales = quantize_heads(both)
+    first, second = tl.split(tl.reshape(codes, [HEADS, HALF, 2]))
+    return first, second, scales
+
+
+@triton.jit
 def rope_and_cache_kernel(
     qkv_ptr,  # [tokens, (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM]
     rope_ptr,  # [max_model_len, HEAD_DIM] float32, cos ‖ sin
@@ -83,7 +103,9 @@ def rope_and_cache_kernel(
     slots_ptr,  # [tokens] int64
     queries_ptr,  # [tokens, NUM_HEADS, HEAD_DIM]
     keys_ptr,  # [num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM]
-    values_ptr,  # likewise
+    values_ptr,  # likewise; of int8 as kv_codes lays it out
+    key_scales_ptr,  # written if INT8
+    value_scales_ptr,
     query_norm_ptr,  # [HEAD_DIM] float32, read if NORM
     key_norm_ptr,  # likewise
     block_stride,
@@ -96,6 +118,7 @@ def rope_and_cache_kernel(
     KV_HEADS_BLOCK: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     NORM: tl.constexpr,
+    INT8: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """(a, b) ← (a · cos − b · sin, b · cos + a · sin) for the halves a, b of each head.
@@ -136,31 +159,28 @@ def rope_and_cache_kernel(
     if NORM:
         first, second = _norm(first, second, key_norm_ptr, i, eps, HALF)
     first, second = _rotate(first, second, cos, sin)
+    HEAD_STRIDE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 4 if INT8 else HEAD_DIM)
     place = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM
-    cached = place + kv_heads[:, None] * (BLOCK_SIZE * HEAD_DIM) + i[None, :]
+    cached = place + kv_heads[:, None] * HEAD_STRIDE + i[None, :]
+    scaled = slot // BLOCK_SIZE * (block_stride // 4) + slot % BLOCK_SIZE
+    scaled += kv_heads * (HEAD_STRIDE // 4)
+    is_written = (kv_heads < NUM_KV_HEADS) & (slot >= 0)
     dtype = keys_ptr.dtype.element_ty
+    if INT8:
+        first, second, scales = _quantize_halves(first, second, KV_HEADS_BLOCK, HALF_BLOCK)
+        tl.store(key_scales_ptr + scaled, scales, mask=is_written)
     tl.store(keys_ptr + cached, first.to(dtype), mask=inside)
     tl.store(keys_ptr + cached + HALF, second.to(dtype), mask=inside)
     values = keys + NUM_KV_HEADS * HEAD_DIM
     first = tl.load(values, mask=inside, other=0)
     second = tl.load(values + HALF, mask=inside, other=0)
+    if INT8:
+        first, second, scales = _quantize_halves(
+            first.to(tl.float32), second.to(tl.float32), KV_HEADS_BLOCK, HALF_BLOCK
+        )
+        tl.store(value_scales_ptr + scaled, scales, mask=is_written)
     tl.store(values_ptr + cached, first.to(dtype), mask=inside)
     tl.store(values_ptr + cached + HALF, second.to(dtype), mask=inside)
-
-
-def check_cache(kv_cache: Tensor) -> None:
-    """Raise ShapeError unless kv_cache is [2, num_blocks, G, BLOCK_SIZE, D] with dense blocks."""
-    if kv_cache.dim() != 5 or kv_cache.shape[0] != 2 or kv_cache.shape[3] != BLOCK_SIZE:
-        raise ShapeError(
-            f"kv_cache has shape {list(kv_cache.shape)}; "
-            f"expected [2, num_blocks, kv_heads, {BLOCK_SIZE}, head_dim]"
-        )
-    _, _, _, block_size, head_dim = kv_cache.shape
-    if kv_cache.stride()[2:] != (block_size * head_dim, head_dim, 1) or head_dim % 2:
-        raise ShapeError(
-            f"kv_cache has strides {kv_cache.stride()} for shape {list(kv_cache.shape)}; "
-            "expected contiguous blocks of an even head_dim"
-        )
 
 
 def rope_and_cache(
@@ -178,9 +198,9 @@ def rope_and_cache(
     Raises  ShapeError if qkv does not have the features of the heads and the cache
     Source  arXiv:2104.09864, with the pairs (i, i + D / 2)
     """
-    check_cache(kv_cache)
+    cache = cache_parts(kv_cache)
     num_tokens = qkv.shape[0]
-    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    num_kv_heads, head_dim = cache.num_kv_heads, cache.head_dim
     if qkv.shape[1] != (num_heads + 2 * num_kv_heads) * head_dim or not qkv.is_contiguous():
         raise ShapeError(
             f"qkv has shape {list(qkv.shape)}; expected contiguous [T, "
@@ -194,11 +214,13 @@ def rope_and_cache(
             layout.positions,
             layout.slots,
             queries,
-            kv_cache[0],
-            kv_cache[1],
+            cache.keys,
+            cache.values,
+            cache.key_scales,
+            cache.value_scales,
             rope if head_norms is None else head_norms.queries,
             rope if head_norms is None else head_norms.keys,
-            kv_cache.stride(1),
+            cache.block_stride,
             0.0 if head_norms is None else head_norms.eps,
             NUM_HEADS=num_heads,
             NUM_KV_HEADS=num_kv_heads,
@@ -208,6 +230,7 @@ def rope_and_cache(
             KV_HEADS_BLOCK=triton.next_power_of_2(num_kv_heads),
             HALF_BLOCK=triton.next_power_of_2(head_dim // 2),
             NORM=head_norms is not None,
+            INT8=cache.is_int8,
             PDL=gpu.pdl,
             **gpu.launch_options(4),
         )

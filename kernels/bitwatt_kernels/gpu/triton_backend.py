@@ -26,7 +26,6 @@ from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.few_tokens import are_fusable, run_layers
 from bitwatt_kernels.gpu.grouped_linear import GroupedWeight, grouped_linear
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
-from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS
 from bitwatt_kernels.layer import LayersByOperations, ternary_head
 from bitwatt_kernels.packing import TernaryWeight, unpack_rows
 
@@ -150,7 +149,7 @@ class TritonBackend(LayersByOperations):
         self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
     ) -> Tensor:
         assert isinstance(layers, tuple)
-        if 0 < len(h) <= MAX_QUEUED_TOKENS and are_fusable(layers):
+        if len(h) and are_fusable(layers):
             return run_layers(h, layers, rope, kv_caches, layout, self.gpu)
         return super().ternary_layers(h, layers, rope, kv_caches, layout)
 
@@ -173,18 +172,27 @@ class TritonBackend(LayersByOperations):
     def draw(
         self,
         logits: Tensor,
-        rows: Tensor,
         temperatures: Tensor,
         top_ks: Tensor,
         top_ps: Tensor,
         min_ps: Tensor,
         uniforms: Tensor,
+        best: Tensor | None = None,
     ) -> Tensor:
-        """Return a token for each of the rows of logits, [R] int64; see gpu.drawing.draw."""
-        return _drawing.draw(logits, rows, temperatures, top_ks, top_ps, min_ps, uniforms, self.gpu)
+        """Return a token for each row of logits, [R] int64; see gpu.drawing.draw."""
+        columns = (temperatures, top_ks, top_ps, min_ps, uniforms)
+        return _drawing.draw(logits, *columns, self.gpu, best)
 
     def head(self, x: Tensor, weight: object) -> Tensor:
         if isinstance(weight, TernaryHead):
             return ternary_head(self, x, weight)
         assert isinstance(weight, Tensor | _head.Int8Head)
         return _head.head(x, weight, self.gpu, batch_invariant=self.batch_invariant)
+
+    def head_and_best(self, x: Tensor, weight: object, out: Tensor) -> Tensor | None:
+        """Write head's logits to out, [T, vocab_size] float32; return what draw takes as best."""
+        if isinstance(weight, TernaryHead):
+            out.copy_(ternary_head(self, x, weight))
+            return None
+        assert isinstance(weight, Tensor | _head.Int8Head)
+        return _head.head_and_best(x, weight, out, self.gpu, batch_invariant=self.batch_invariant)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -43,12 +44,16 @@ REGIMES: tuple[tuple[int | None, int], ...] = (
 )
 BITNET_2B4T = ((3840, 2560), (2560, 2560), (13824, 2560), (2560, 6912))
 ROTATED_BYTES = 256 << 20  # several times any L2
+_SLOW_INT8 = (10, 11)  # compute capabilities whose int8 instructions are those of 8.0
 MAX_JOBS = 16  # each has a CUDA context of half a gigabyte on the GPU
 WORTH_AN_OVERRIDE = 0.97  # of the time with the entry that serves every shape
 
 
-def candidates(max_tokens: int | None) -> list[LinearConfig]:
-    """Return the configurations worth timing for up to max_tokens: tiles that fit registers."""
+def candidates(max_tokens: int | None, *, bfloat16: bool = False) -> list[LinearConfig]:
+    """Return the configurations worth timing for up to max_tokens: tiles that fit registers.
+
+    bfloat16  whether to try that too for any number of tokens
+    """
     found = []
     block_tokens = [128, 256] if max_tokens is None else sorted({min(max_tokens, 64), max_tokens})
     for tokens, out, num_bytes in product(block_tokens, (32, 64, 128), (32, 64, 128, 256)):
@@ -71,6 +76,8 @@ def candidates(max_tokens: int | None) -> list[LinearConfig]:
                     split_planes=accumulators <= 32,
                 )
             )
+    if bfloat16 and max_tokens is None:
+        found += [replace(config, bfloat16=True) for config in found]
     return found
 
 
@@ -119,11 +126,12 @@ def precompile(
     jobs: int,
     *,
     regimes: Sequence[tuple[int | None, int]] = REGIMES,
+    choices: Callable[[int | None], list[LinearConfig]] = candidates,
 ) -> None:
     """Compile every candidate for every shape in as many processes as jobs."""
     kernels: dict[tuple[LinearConfig, bool], int] = {}
     for (max_tokens, _), (_, in_features) in product(regimes, shapes):
-        for choice, num_splits in product(candidates(max_tokens), (1, 2)):
+        for choice, num_splits in product(choices(max_tokens), (1, 2)):
             has_tail = in_features // 4 % choice.block_bytes != 0
             config = replace(choice, max_tokens=None, num_splits=num_splits)
             kernels[config, has_tail] = in_features
@@ -195,8 +203,10 @@ def tune_this_gpu(
     """
     try:
         gpu = Gpu(torch.device("cuda"))
-        precompile(shapes, jobs or min(MAX_JOBS, len(os.sched_getaffinity(0))))
-        tuned = tune(gpu, shapes, CudaTimer(), report=_say)
+        jobs = jobs or min(MAX_JOBS, len(os.sched_getaffinity(0)))
+        choices = partial(candidates, bfloat16=gpu.capability[0] in _SLOW_INT8)
+        precompile(shapes, jobs, choices=choices)
+        tuned = tune(gpu, shapes, CudaTimer(), choices=choices, report=_say)
     except BackendError as error:
         _say(f"cannot tune here: {error}")
         return 2

@@ -72,12 +72,13 @@ def _build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         quantize=config.quantize,
     )
     kv_cache, max_model_len = _make_kv_cache(config, model, cache_dtype)
-    scheduler = new_scheduler(config, kv_cache.num_blocks, BLOCK_SIZE, max_model_len)
+    on_gpu = choice.backend.device.type == "cuda"
+    scheduler = new_scheduler(config, kv_cache.num_blocks, BLOCK_SIZE, max_model_len, on_gpu=on_gpu)
     runner = ModelRunner(
         model,
         kv_cache,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.tokens_a_step(on_gpu=on_gpu),
         max_model_len=max_model_len,
     )
     roofline = roofline_of(model, speculates=config.speculate == "ngram")
@@ -120,7 +121,7 @@ def _device(name: str) -> torch.device:
         name = "cuda" if num_gpus else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
-        raise EngineStartError(f"device is {name!r}; torch sees {num_gpus} NVIDIA GPUs (--device)")
+        raise EngineStartError(f"device is {name!r}; torch sees {num_gpus} GPUs (--device)")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -132,12 +133,14 @@ def kv_cache_dtype(config: EngineConfig, backend: str) -> torch.dtype:
     asked = config.kv_cache_dtype
     if asked == "auto" or asked == config.dtype:
         return DTYPES[config.dtype]
+    if asked == "int8":
+        return torch.int8
     if backend == "triton":
         raise ConfigurationError(
             f"kv_cache_dtype is {asked!r}; the triton backend keeps keys and values in the dtype "
-            f"of activations, {config.dtype} (--kv-cache-dtype)"
+            f"of activations, {config.dtype}, or in int8 (--kv-cache-dtype)"
         )
-    return torch.int8 if asked == "int8" else DTYPES[asked]
+    return DTYPES[asked]
 
 
 def _make_kv_cache(
@@ -194,7 +197,7 @@ def _kv_cache_bytes(config: EngineConfig, model: Transformer) -> int:
     working = working_bytes(
         model.config,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.tokens_a_step(on_gpu=True),
         max_model_len=model.config.max_model_len,
     )
     return kv_cache_budget(
@@ -247,7 +250,7 @@ def _describe(
             kv_cache_bytes=kv_cache.nbytes,
             device_total_bytes=torch.cuda.mem_get_info(device)[1] if is_cuda else None,
         ),
-        device_uuid=str(torch.cuda.get_device_properties(device).uuid) if is_cuda else None,
+        device_uuid=_board(device) if is_cuda else None,
         num_linear_parameters=model.config.num_linear_parameters,
         num_layers=model.config.num_layers,
         attention_width=model.config.num_heads * model.config.head_dim,
@@ -258,6 +261,15 @@ def _describe(
         quantized=QUANTIZED if config.quantize else None,
         roofline=roofline,
     )
+
+
+def _board(device: torch.device) -> str:
+    """Return by what the driver knows a GPU: NVIDIA's UUID, or the PCI address of one of AMD's."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is None:
+        return str(properties.uuid)
+    domain, bus, slot = (getattr(properties, f"pci_{n}_id") for n in ("domain", "bus", "device"))
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.0"
 
 
 def _fallback(choice: BackendChoice) -> str | None:

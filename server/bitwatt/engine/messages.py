@@ -59,11 +59,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
                 the fastest that runs
     max_model_len   tokens of prompt and answer; None takes the model's own limit
     max_num_seqs    requests that run at once
-    max_num_batched_tokens  tokens of a step, at least max_num_seqs
+    max_num_batched_tokens  tokens of a step, at least max_num_seqs; None takes 512, and 2048 on a
+                GPU, or max_num_seqs where it is more
     kv_cache_bytes  memory of the KV cache, of which no more is taken than max_num_seqs requests
                 can fill; None takes what gpu_memory_utilization leaves, and on a CPU 1 GiB
-    kv_cache_dtype  of keys and values; auto is dtype, int8 has a scale to each head of a token,
-                and is not for the Triton backend
+    kv_cache_dtype  of keys and values; auto is dtype, int8 has a scale to each head of a token
     gpu_memory_utilization  share of a GPU's memory to use, above 0, at most 1
     num_engines_per_gpu  that share the GPU, each a like part of gpu_memory_utilization
     prefix_caching  whether prompts share the KV cache of equal beginnings
@@ -85,7 +85,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     cpu_isa: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int | None = None
     kv_cache_bytes: int | None = None
     kv_cache_dtype: KVCacheDtype = "auto"
     gpu_memory_utilization: float = 0.9
@@ -104,6 +104,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
                     f"{name} is {shorten(value)}; it must be {accepted} "
                     f"(--{name.replace('_', '-')})"
                 )
+
+    def tokens_a_step(self, *, on_gpu: bool = False) -> int:
+        """Return max_num_batched_tokens, or what stands for None."""
+        if self.max_num_batched_tokens is not None:
+            return self.max_num_batched_tokens
+        return max(2048 if on_gpu else 512, self.max_num_seqs)
 
 
 MAX_NUM_THREADS = 1024
@@ -146,7 +152,7 @@ _ACCEPTED: dict[str, _Accepted] = {
     ),
     "max_model_len": _count(2, is_optional=True),
     "max_num_seqs": _count(1, MAX_NUM_SEQS),
-    "max_num_batched_tokens": _count(1, MAX_NUM_BATCHED_TOKENS),
+    "max_num_batched_tokens": _count(1, MAX_NUM_BATCHED_TOKENS, is_optional=True),
     "kv_cache_bytes": _count(1, is_optional=True),
     "kv_cache_dtype": (
         f"one of {', '.join(get_args(KVCacheDtype))}",

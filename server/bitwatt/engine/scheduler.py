@@ -9,21 +9,27 @@ __all__ = ["new_scheduler"]
 
 
 def new_scheduler(
-    config: EngineConfig, num_blocks: int, block_size: int, max_model_len: int
+    config: EngineConfig,
+    num_blocks: int,
+    block_size: int,
+    max_model_len: int,
+    *,
+    on_gpu: bool = False,
 ) -> Scheduler:
     """Return a scheduler over so many blocks of so many tokens.
 
     Raises  ConfigurationError where a step is too small for the requests that may run
     """
-    if config.max_num_batched_tokens < config.max_num_seqs:
+    max_num_batched_tokens = config.tokens_a_step(on_gpu=on_gpu)
+    if max_num_batched_tokens < config.max_num_seqs:
         raise ConfigurationError(
-            f"a step has {config.max_num_batched_tokens} tokens (--max-num-batched-tokens); "
+            f"a step has {max_num_batched_tokens} tokens (--max-num-batched-tokens); "
             f"every one of {config.max_num_seqs} running requests wants one (--max-num-seqs)"
         )
     return Scheduler(
         BlockAllocator(num_blocks, block_size, prefix_caching=config.prefix_caching),
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
         speculates=config.speculate == "ngram",
     )

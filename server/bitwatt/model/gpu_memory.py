@@ -22,14 +22,14 @@ def working_bytes(
 ) -> int:
     """Return an upper bound of what a step and the captured graphs take, bytes.
 
-    Activations of an eager step, and as much again for the graphs' own pool, as float32 of which
+    Activations of an eager step, and as much again for the graphs' own pools, as float32 of which
     none is reused; partial sums of attention that is split over the context; logits; the sampler.
     """
     widest = max(
         2 * config.intermediate_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     )
     a_token = 4 * (4 * config.hidden_size + 3 * widest)
-    activations = a_token * (max_num_batched_tokens + max_num_seqs)
+    activations = a_token * (2 * max_num_batched_tokens + max_num_seqs)
     dim_block = 1 << (config.head_dim - 1).bit_length()
     num_splits = -(-max_model_len // _SPLIT_TOKENS)
     a_partial = 4 * (dim_block + 2)

@@ -1,7 +1,8 @@
-"""CUDA graphs of decode steps: one replay instead of some 300 kernel launches.
+"""CUDA graphs of decode steps: one replay instead of some 150 kernel launches.
 
 A decode step of S sequences is padded to the next bucket and replayed from the graph captured
-for it. Padding sequences attend to nothing and write nothing (context_lens 0, slots -1).
+for it. Padding sequences attend to nothing and write nothing (context_lens 0, slots -1). What the
+step before has drawn is fed, and the next tokens are drawn, inside the graph.
 
 A graph holds addresses and keeps nothing alive. So every tensor that one reads and doesn't make
 belongs to DecodeGraphs or to the step's buffers, and all graphs read the same ones.
@@ -17,15 +18,31 @@ from bitwatt_kernels.backend import BLOCK_SIZE, Backend, StepLayout
 from torch import Tensor
 
 from bitwatt.model.kv_cache import KVCache
-from bitwatt.model.sampler import argmax_on_device
-from bitwatt.model.step_buffers import DeviceStep
+from bitwatt.model.sampler import TokenDrawer
+from bitwatt.model.step_buffers import DeviceStep, StepFields
 from bitwatt.model.transformer import Transformer
 
-__all__ = ["AheadCompiler", "DecodeGraphs", "bucket_sizes", "capture", "compile_together"]
+__all__ = [
+    "AheadCompiler",
+    "DecodeGraphs",
+    "Graph",
+    "bucket_sizes",
+    "capture",
+    "compile_together",
+    "feed",
+]
 
 
-class _Graph(Protocol):
+class Graph(Protocol):
+    """What a capture returns."""
+
     def replay(self) -> None: ...
+
+
+def feed(fields: StepFields, num_pending: int, last_tokens: Tensor) -> None:
+    """Put what was drawn last in place of the pending tokens."""
+    rows = fields.pending_rows[:num_pending]
+    fields.token_ids[fields.pending_tokens[:num_pending]] = last_tokens[rows]
 
 
 def bucket_sizes(max_num_seqs: int) -> list[int]:
@@ -54,7 +71,7 @@ class DecodeGraphs:
     ) -> None:
         """Capture every bucket, largest first so that the others fit into its memory.
 
-        step  holds the token ids, positions, slots and context lengths of what is replayed
+        step  holds the numbers of what is replayed, and what was drawn last
         """
         self._model = model
         self._kv_cache = kv_cache
@@ -69,9 +86,9 @@ class DecodeGraphs:
         self._logits = torch.zeros(
             max_num_seqs, model.config.vocab_size, dtype=torch.float32, device=device
         )
-        self._best = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
-        step.fields.slots[:max_num_seqs].fill_(-1)
-        step.fields.context_lens.zero_()
+        self._drawer = model.backend if isinstance(model.backend, TokenDrawer) else None
+        self._drawn = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self._pad(step.fields, slice(max_num_seqs), slice(max_num_seqs))
         pool = torch.cuda.graph_pool_handle()
         steps = {size: self._step_of(size) for size in reversed(self._sizes)}
         compile_together(model.backend, list(steps.values()))
@@ -81,18 +98,34 @@ class DecodeGraphs:
         """Return how many sequences the graph has that runs a step of num_seqs."""
         return next(size for size in self._sizes if size >= num_seqs)
 
-    def forward(self, num_seqs: int, block_tables: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and argmax of them of a step in which every sequence brings one token.
+    def pad(self, fields: StepFields, num_seqs: int, num_pending: int) -> None:
+        """Fill what the graph of a step of num_seqs reads beyond these."""
+        size = self.padded(num_seqs)
+        self._pad(fields, slice(num_seqs, size), slice(num_pending, size))
 
-        The step's buffers hold its numbers, and padding up to padded(num_seqs). The results are
-        valid until the next call.
+    def _pad(self, fields: StepFields, sequences: slice, pending: slice) -> None:
+        no_row = len(self._step.last_tokens) - 1
+        fields.slots[sequences] = -1
+        fields.context_lens[sequences] = 0
+        fields.sampling_rows[sequences] = no_row
+        fields.temperatures[sequences] = 0.0
+        fields.pending_tokens[pending] = len(fields.token_ids) - 1
+        fields.pending_rows[pending] = no_row
+
+    def forward(self, num_seqs: int, block_tables: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits and tokens drawn of a step in which every sequence brings one token.
+
+        The step's buffers hold its numbers, and what pad() fills. The results are valid until the
+        next call.
 
         block_tables  [S, blocks of the longest context] int32, on the device
-        Returns       [S, vocab_size] float32, and [S] int64 as argmax_on_device returns it
+        Returns       [S, vocab_size] float32, and [S] int64, which last_tokens holds by then; None
+                      where the backend can't draw
         """
         self._block_tables[:num_seqs, : block_tables.shape[1]].copy_(block_tables)
         self._graphs[self.padded(num_seqs)].replay()
-        return self._logits[:num_seqs], self._best[:num_seqs]
+        drawn = None if self._drawer is None else self._drawn[:num_seqs]
+        return self._logits[:num_seqs], drawn
 
     def _step_of(self, size: int) -> Callable[[], None]:
         fields = self._step.fields
@@ -107,9 +140,14 @@ class DecodeGraphs:
         )
 
         def step() -> None:
-            logits = self._model.forward(fields.token_ids[:size], layout, self._kv_cache, None)
-            self._logits[:size].copy_(logits)
-            self._best[:size].copy_(argmax_on_device(logits))
+            feed(fields, size, self._step.last_tokens)
+            h = self._model.hidden_states(fields.token_ids[:size], layout, self._kv_cache)
+            logits = self._logits[:size]
+            best = self._model.logits_into(h, logits)
+            if self._drawer is not None:
+                drawn = self._drawer.draw(logits, *fields.draws.first(size).columns, best)
+                self._drawn[:size].copy_(drawn)
+                self._step.last_tokens[fields.sampling_rows[:size]] = drawn.clamp(min=0)
 
         return step
 
@@ -129,7 +167,7 @@ def compile_together(backend: Backend, calls: Sequence[Callable[[], object]]) ->
         backend.compile_together(lambda: [call() for call in calls])
 
 
-def capture(step: Callable[[], None], pool: Any, device: torch.device) -> _Graph:
+def capture(step: Callable[[], None], pool: Any, device: torch.device) -> Graph:
     """Return the graph of what step launches on the device."""
     step()  # compiles kernels and sizes workspaces, which a capture must not do
     torch.cuda.synchronize(device)

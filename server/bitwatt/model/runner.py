@@ -17,8 +17,9 @@ from torch import Tensor
 
 from bitwatt.constraints.masks import Constraint, MaskThread, Trial
 from bitwatt.model.embedding import embed, packed_embeddings
-from bitwatt.model.graphs import DecodeGraphs, compile_together
+from bitwatt.model.graphs import DecodeGraphs, compile_together, feed
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.prompt_graphs import PromptGraphs
 from bitwatt.model.prompt_scoring import ScoredRows, Scores, score
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle, TokenLogprobsRow
 from bitwatt.model.sampler import (
@@ -30,6 +31,7 @@ from bitwatt.model.sampler import (
     TokenDrawer,
     TokenMasks,
     drawing_settings,
+    stage_draws,
 )
 from bitwatt.model.step_buffers import DeviceStep, HostStep, StepFields
 from bitwatt.model.step_thread import StepThread
@@ -69,6 +71,8 @@ class _Step:
     num_blocks: int  # of a row of the tables
     max_query_len: int
     max_context_len: int
+    is_decode: bool  # every sequence brings one token, and one is drawn behind each
+    has_prompt_graph: bool
     sampling_rows: list[SamplingRow]
     settings: Tensor | None  # drawing_settings of those, for a StepDrawer
     constrained: dict[int, Constraint]  # by index among sampling_rows, of a chunk's first
@@ -152,20 +156,29 @@ class ModelRunner:
         drawer = model.backend if isinstance(model.backend, TokenDrawer | StepDrawer) else None
         self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer)
         self._draws_steps = isinstance(drawer, StepDrawer)
-        self._last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=self._device)
+        self._stages_draws = isinstance(drawer, TokenDrawer)
+        self._last_tokens = (
+            torch.zeros(max_num_seqs, dtype=torch.int64)
+            if self._device_step is None
+            else self._device_step.last_tokens
+        )
         self._masks = MaskThread()
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
         self._drawn: _DrawnTokens | None = None  # by the step before
         self._graphs: DecodeGraphs | None = None
+        self._prompt_graphs: PromptGraphs | None = None
         self._thread: StepThread | None = None
         if self._device_step is None:
             self._thread = StepThread()
         elif self._device.type == "cuda":
+            shared = (model, kv_cache, self._device_step)
             self._graphs = DecodeGraphs(
-                model,
-                kv_cache,
-                self._device_step,
+                *shared, max_num_seqs=max_num_seqs, max_model_len=max_model_len
+            )
+            self._prompt_graphs = PromptGraphs(
+                *shared,
                 max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
                 max_model_len=max_model_len,
             )
             self._warm_up(warm_up_sizes(max_num_batched_tokens), max_model_len)
@@ -293,10 +306,14 @@ class ModelRunner:
             (staging.pending_rows, pending_rows),
         ):
             field.numpy()[: len(values)] = values
-        if self._graphs is not None and t == num_seqs:
-            padding = slice(num_seqs, self._graphs.padded(num_seqs))
-            slots[padding] = -1
-            context_lens[padding] = 0
+        if self._stages_draws:
+            stage_draws(staging.draws, sampling_rows, self.vocab_size)
+        is_decode = t == num_seqs == len(sampling_rows) and not plan.scored and not plan.embedded
+        has_prompt_graph = False
+        if self._graphs is not None and is_decode:
+            self._graphs.pad(staging, num_seqs, len(pending_tokens))
+        elif self._prompt_graphs is not None:
+            has_prompt_graph = self._prompt_graphs.pad(staging, t, num_seqs)
         return _Step(
             host,
             t,
@@ -305,6 +322,8 @@ class ModelRunner:
             max_blocks,
             max(chunk.num_tokens for chunk in chunks),
             max_context_len,
+            is_decode,
+            has_prompt_graph,
             sampling_rows,
             drawing_settings(sampling_rows, masked) if self._draws_steps else None,
             constrained,
@@ -373,44 +392,55 @@ class ModelRunner:
             max_query_len=step.max_query_len,
             max_context_len=step.max_context_len,
         )
-        token_ids = fields.token_ids[:t]
-        if step.num_pending:
-            rows = fields.pending_rows[: step.num_pending]
-            token_ids[fields.pending_tokens[: step.num_pending]] = self._last_tokens[rows]
         for begin in step.penalized:
             self._sampler.begin(begin.row, begin.prompt, begin.outputs)
         trials = self._try_drafts(step)
         logit_tokens = fields.logit_tokens[:num_drawn]
         scores: list[Scores] = []
         embedded: Tensor | None = None
-        best: Tensor | None = None
-        if step.scored or step.embedded:
-            h = self._model.hidden_states(
-                token_ids, layout, self._kv_cache, before_layers=before_layers
-            )
+        drawn: Tensor | None = None
+        if self._graphs is not None and step.is_decode:
+            logits, drawn = self._graphs.forward(num_seqs, layout.block_tables)
+        else:
+            h = self._hidden_states(step, fields, layout, before_layers)
             logits = self._model.logits(h, logit_tokens)
-            scores = score(self._model, h, step.scored)
+            if step.scored:
+                scores = score(self._model, h, step.scored)
             if step.embedded:
                 embedded = self._fetch(embed(self._model, h, step.embedded))
-        elif self._graphs is not None and num_drawn == t == num_seqs:
-            logits, best = self._graphs.forward(num_seqs, layout.block_tables)
-        else:
-            logits = self._model.forward(
-                token_ids, layout, self._kv_cache, logit_tokens, before_layers=before_layers
-            )
         scores = [self._fetch_scores(some) for some in scores]
         if not num_drawn:
             return lambda: _with_what_was_read(StepResult([], []), scores, embedded)
         masks = self._masks_of(step, trials) if step.constrained else None
-        sampled = self._sampler.sample(logits, step.sampling_rows, masks, best, step.settings)
+        settings = fields.draws.first(num_drawn) if self._stages_draws else step.settings
+        sampled = self._sampler.sample(logits, step.sampling_rows, masks, settings, drawn)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
         # request that has ended by then. Of a request with drafts it feeds none.
-        self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)
+        if sampled.tokens is not drawn:
+            self._last_tokens[fields.sampling_rows[:num_drawn]] = sampled.tokens.clamp(min=0)
         sampled = self._fetch_sampled(sampled)
         if step.constrained:
             has_come = None if self._stream is None else self._stream.record()
             self._drawn = _DrawnTokens(step, sampled.tokens, has_come)
         return lambda: _with_what_was_read(_collect(sampled, step.sampling_rows), scores, embedded)
+
+    def _hidden_states(
+        self,
+        step: _Step,
+        fields: StepFields,
+        layout: StepLayout,
+        before_layers: Callable[[], None] | None,
+    ) -> Tensor:
+        if step.num_pending:
+            feed(fields, step.num_pending, self._last_tokens)
+        if self._prompt_graphs is not None and step.has_prompt_graph:
+            return self._prompt_graphs.hidden_states(step.num_tokens, layout.block_tables)
+        return self._model.hidden_states(
+            fields.token_ids[: step.num_tokens],
+            layout,
+            self._kv_cache,
+            before_layers=before_layers,
+        )
 
     def _fields_of(self, step: _Step) -> StepFields:
         """Return the step's numbers where the device reads them."""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitwatt.model.step_buffers import DrawSettings
 from bitwatt.model.streams import upload
 from bitwatt.model.truncation_sampling import NO_TOKEN, draw
 from bitwatt.scheduling.request import ResolvedSampling
@@ -29,9 +30,9 @@ __all__ = [
     "StepDrawer",
     "TokenDrawer",
     "TokenMasks",
-    "argmax_on_device",
     "counter_uniform",
     "drawing_settings",
+    "stage_draws",
 ]
 
 LEAST_LOGPROB = -9999.0
@@ -142,6 +143,21 @@ class Sampled:
     failures: dict[int, str]
 
 
+def stage_draws(settings: DrawSettings, rows: Sequence[SamplingRow], vocab_size: int) -> None:
+    """Write how the rows are drawn to settings on the host, from its first element on."""
+    n = len(rows)
+    sampling = [row.sampling for row in rows]
+    settings.temperatures.numpy()[:n] = [s.temperature for s in sampling]
+    if not any(s.temperature for s in sampling):
+        return  # nothing else is read
+    settings.top_ks.numpy()[:n] = [min(s.top_k, vocab_size) for s in sampling]
+    settings.top_ps.numpy()[:n] = [s.top_p for s in sampling]
+    settings.min_ps.numpy()[:n] = [s.min_p for s in sampling]
+    settings.uniforms.numpy()[:n] = counter_uniform(
+        [s.seed for s in sampling], [row.position for row in rows]
+    )
+
+
 @runtime_checkable
 class TokenDrawer(Protocol):
     """A backend that draws by a kernel of its own."""
@@ -149,19 +165,20 @@ class TokenDrawer(Protocol):
     def draw(
         self,
         logits: Tensor,
-        rows: Tensor,
         temperatures: Tensor,
         top_ks: Tensor,
         top_ps: Tensor,
         min_ps: Tensor,
         uniforms: Tensor,
+        best: Tensor | None = None,
     ) -> Tensor:
-        """Return a token for each of the rows, [R] int64, as truncation_sampling.draw would.
+        """Return a token for each row, [R] int64, as truncation_sampling.draw would.
 
-        logits    [.., vocab_size] float32
-        rows      [R] int64, of logits
-        the rest  [R], what truncation_sampling.draw takes: top_ks int64, uniforms float64, the
-                  others float32
+        A temperature of 0 takes the best token. Waits for nothing, so that a graph can capture it.
+
+        logits    [R, vocab_size] float32
+        the rest  DrawSettings' columns
+        best      what the head has found of these logits, or None
         """
         ...
 
@@ -235,17 +252,20 @@ class Sampler:
         logits: Tensor,
         rows: Sequence[SamplingRow],
         masks: TokenMasks | None = None,
-        best: Tensor | None = None,
-        settings: Tensor | None = None,
+        settings: DrawSettings | Tensor | None = None,
+        drawn: Tensor | None = None,
     ) -> Sampled:
         """Return one token a row, one that its mask allows; counts it for the row's penalties.
 
         A row without a finite largest logit, after penalties and biases, gets NO_TOKEN.
 
         logits    [R, vocab_size] float32; may be overwritten
-        best      argmax_on_device(logits), where it is known; may be overwritten
-        settings  drawing_settings(rows, masks.rows), where they are known
+        settings  what the drawer draws the rows by, where it is known: of a TokenDrawer
+                  stage_draws', on the device; of a StepDrawer drawing_settings(rows, masks.rows)
+        drawn     what the drawer has drawn of these logits as they are; returned where it holds
         """
+        if masks is not None or any(r.is_adjusted for r in rows):
+            drawn = None  # of other logits
         num_logprobs = max(
             (r.sampling.logprobs for r in rows if r.sampling.logprobs is not None), default=None
         )
@@ -257,19 +277,20 @@ class Sampler:
         failures = self._adjust(logits, rows)
         if masks is not None:
             failures = masks.failures | failures
-        if self._step_drawer is not None:
-            if settings is None:
+        if drawn is not None:
+            tokens = drawn
+        elif self._step_drawer is not None:
+            if not isinstance(settings, Tensor):
                 settings = drawing_settings(rows, () if masks is None else masks.rows)
-            tokens = self._step_drawer.draw_tokens(
-                logits,
-                settings,
-                None if masks is None else masks.bits,
-            )
+            bits = None if masks is None else masks.bits
+            tokens = self._step_drawer.draw_tokens(logits, settings, bits)
+        elif self._drawer is not None:
+            if not isinstance(settings, DrawSettings):
+                settings = self._uploaded(rows)
+            tokens = self._drawer.draw(logits, *settings.columns)
         else:
-            if masks is not None or any(r.is_adjusted for r in rows):
-                best = None  # of other logits than those drawn from
-            tokens = _argmax(logits) if best is None else best
-            failures |= self._draw(logits, rows, tokens)
+            tokens = _argmax(logits)
+            failures |= self._draw_some(logits, rows, tokens)
         if failures:
             tokens.index_fill_(0, self._upload(list(failures)), NO_TOKEN)
         if self._counts is not None:
@@ -291,31 +312,26 @@ class Sampler:
         elif are_read:
             self._step_drawer.mask_logits(logits, masks.rows, masks.bits)
 
-    def _draw(self, logits: Tensor, rows: Sequence[SamplingRow], tokens: Tensor) -> dict[int, str]:
-        """Draw for the rows with a temperature, into tokens; return why some failed, by row."""
+    def _uploaded(self, rows: Sequence[SamplingRow]) -> DrawSettings:
+        settings = DrawSettings.empty(len(rows))
+        stage_draws(settings, rows, self._vocab_size)
+        return DrawSettings(*(upload(c, c.dtype, self._device) for c in settings.columns))
 
-        def draw_some(index: list[int]) -> None:
+    def _draw_some(
+        self, logits: Tensor, rows: Sequence[SamplingRow], tokens: Tensor
+    ) -> dict[int, str]:
+        """Draw the tokens that aren't the best, by torch; return why some failed, by row."""
+
+        def run(index: list[int]) -> None:
             where = self._upload(index)
             chosen = [rows[i] for i in index]
             uniform = counter_uniform(
                 [r.sampling.seed for r in chosen], [r.position for r in chosen]
             )
             uniforms = upload(torch.from_numpy(uniform), torch.float64, self._device)
-            sampling = [r.sampling for r in chosen]
-            if self._drawer is None:
-                tokens[where] = draw(logits[where], sampling, uniforms)
-                return
-            tokens[where] = self._drawer.draw(
-                logits,
-                where,
-                self._upload([s.temperature for s in sampling], torch.float32),
-                self._upload([s.top_k for s in sampling]),
-                self._upload([s.top_p for s in sampling], torch.float32),
-                self._upload([s.min_p for s in sampling], torch.float32),
-                uniforms,
-            )
+            tokens[where] = draw(logits[where], [r.sampling for r in chosen], uniforms)
 
-        return _isolated([i for i, r in enumerate(rows) if r.sampling.temperature > 0], draw_some)
+        return _isolated([i for i, r in enumerate(rows) if r.sampling.temperature > 0], run)
 
     def _adjust(self, logits: Tensor, rows: Sequence[SamplingRow]) -> dict[int, str]:
         penalized = [i for i, r in enumerate(rows) if r.sampling.has_penalties]
@@ -410,16 +426,6 @@ def _mask(logits: Tensor, masks: TokenMasks) -> None:
         logits[where] = logits[where].masked_fill(denied, -torch.inf)
 
 
-def argmax_on_device(logits: Tensor) -> Tensor:
-    """Return each row's best token, [R]; NO_TOKEN where its logit isn't finite.
-
-    By calls that wait for nothing, and that a graph can capture.
-    """
-    best, tokens = logits.max(dim=-1)
-    # where() would copy its scalar to the device, and wait.
-    return tokens.masked_fill_(~(best.abs() < torch.inf), NO_TOKEN)
-
-
 def _argmax(logits: Tensor) -> Tensor:
     """Return each row's best token, [R]; NO_TOKEN where its logit isn't finite.
 
@@ -428,7 +434,9 @@ def _argmax(logits: Tensor) -> Tensor:
     a CPU by numpy, 7 times as fast as torch on a Zen 5 core.
     """
     if logits.device.type != "cpu":
-        return argmax_on_device(logits)
+        best, tokens = logits.max(dim=-1)
+        # where() would copy its scalar to the device, and wait.
+        return tokens.masked_fill_(~(best.abs() < torch.inf), NO_TOKEN)
     values = logits.numpy()
     indices = values.argmax(axis=-1)
     # Row by row, in Python: numpy would let go of the GIL for it, and the engine's thread then keep

@@ -9,20 +9,57 @@ from torch import Tensor
 from bitwatt.model.streams import Event, Stream
 from bitwatt.scheduling.plan import max_draws
 
-__all__ = ["DeviceStep", "HostStep", "StepFields"]
+__all__ = ["DeviceStep", "DrawSettings", "HostStep", "StepFields"]
 
 _ALIGNMENT = 64  # bytes; Triton compiles a kernel of its own for pointers of less than 16
+
+
+@dataclass(frozen=True, slots=True)
+class DrawSettings:
+    """How each token of a step is drawn, for a backend that draws by a kernel of its own.
+
+    temperatures  [R] float32, 0 for the best token
+    top_ks        [R] int64, 0 for all
+    top_ps        [R] float32
+    min_ps        [R] float32
+    uniforms      [R] float64, of temperatures above 0 alone
+    """
+
+    temperatures: Tensor
+    top_ks: Tensor
+    top_ps: Tensor
+    min_ps: Tensor
+    uniforms: Tensor
+
+    @classmethod
+    def empty(cls, num_draws: int) -> "DrawSettings":
+        """Return memory on the host."""
+        return cls(*(torch.empty(num_draws, dtype=dtype) for dtype in _DRAW_DTYPES))
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All of them, in their order."""
+        return self.temperatures, self.top_ks, self.top_ps, self.min_ps, self.uniforms
+
+    def first(self, num_draws: int) -> "DrawSettings":
+        """Return those of the first draws."""
+        return DrawSettings(*(column[:num_draws] for column in self.columns))
+
+
+_DRAW_DTYPES = (torch.float32, torch.int64, torch.float32, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class StepFields:
     """Views into a block, each as long as any step needs; tables come last, rows side by side.
 
-    token_ids, positions, slots  [max_num_tokens] int64
+    token_ids       [max_num_tokens + 1] int64; the last is no token's: padding's are fed there
+    positions, slots  [max_num_tokens] int64
     logit_tokens    [max_draws] int64, index of each token behind which one is drawn
     sampling_rows   [max_draws] int64, the request's row of per-request state
     pending_tokens  [max_num_seqs] int64, index of each token that the device must fill in
     pending_rows    [max_num_seqs] int64, the request's row
+    temperatures … uniforms  of max_draws, as DrawSettings has them
     query_starts    [max_num_seqs + 1] int32
     context_lens    [max_num_seqs] int32
     tables          [max_num_seqs * max_blocks] int32
@@ -36,21 +73,31 @@ class StepFields:
     sampling_rows: Tensor
     pending_tokens: Tensor
     pending_rows: Tensor
+    temperatures: Tensor
+    top_ks: Tensor
+    top_ps: Tensor
+    min_ps: Tensor
+    uniforms: Tensor
     query_starts: Tensor
     context_lens: Tensor
     tables: Tensor
+
+    @property
+    def draws(self) -> DrawSettings:
+        """Return how each token is drawn."""
+        return DrawSettings(self.temperatures, self.top_ks, self.top_ps, self.min_ps, self.uniforms)
 
     @staticmethod
     def _sizes(
         max_num_seqs: int, max_num_tokens: int, max_blocks: int
     ) -> list[tuple[int, torch.dtype]]:
-        per_token = [(max_num_tokens, torch.int64)] * 3
-        per_draw = [(max_draws(max_num_seqs), torch.int64)] * 2
-        per_sequence = [(max_num_seqs, torch.int64)] * 2
+        num_draws = max_draws(max_num_seqs)
         return [
-            *per_token,
-            *per_draw,
-            *per_sequence,
+            (max_num_tokens + 1, torch.int64),
+            *[(max_num_tokens, torch.int64)] * 2,
+            *[(num_draws, torch.int64)] * 2,
+            *[(max_num_seqs, torch.int64)] * 2,
+            *((num_draws, dtype) for dtype in _DRAW_DTYPES),
             (max_num_seqs + 1, torch.int32),
             (max_num_seqs, torch.int32),
             (max_num_seqs * max_blocks, torch.int32),
@@ -106,7 +153,10 @@ class HostStep:
 
 
 class DeviceStep:
-    """The device's copy of the step that runs. Graphs read it where it lies."""
+    """The device's copy of the step that runs. Graphs read it where it lies.
+
+    last_tokens  [max_num_seqs + 1] int64, what each row has drawn last; the last is of no row
+    """
 
     def __init__(
         self, max_num_seqs: int, max_num_tokens: int, max_blocks: int, device: torch.device
@@ -114,6 +164,7 @@ class DeviceStep:
         limits = (max_num_seqs, max_num_tokens, max_blocks)
         size = StepFields.num_bytes(*limits)
         self.fields = StepFields.of(torch.zeros(size, dtype=torch.uint8, device=device), *limits)
+        self.last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)
 
     def take(self, step: HostStep, num_table_entries: int, stream: Stream) -> None:
         """Queue the copy of what the host has filled."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from bitwatt_kernels.backend import Backend, StepLayout
@@ -10,13 +11,22 @@ from torch import Tensor
 from bitwatt.model.config import ModelConfig
 from bitwatt.model.kv_cache import KVCache
 
-__all__ = ["ModelMemory", "RunLayers", "Transformer"]
+__all__ = ["FindsBest", "ModelMemory", "RunLayers", "Transformer"]
 
 RunLayers = Callable[[Tensor, Tensor, Tensor, StepLayout], Tensor]
 """Backend.ternary_layers or dense_layers of a model's weights, called with all its other arguments.
 
 h, rope, kv_caches, layout: returns the residual stream after the layers.
 """
+
+
+@runtime_checkable
+class FindsBest(Protocol):
+    """A backend whose head finds each row's best logit beside the logits."""
+
+    def head_and_best(self, x: Tensor, weight: object, out: Tensor) -> Tensor | None:
+        """Write head's logits to out, [T, vocab_size] float32; return what draw takes as best."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +121,18 @@ class Transformer:
             shape = (0, self.config.vocab_size)
             return hidden_states.new_empty(shape, dtype=torch.float32)
         return self.backend.head(self.normed(x), self._head)
+
+    @torch.inference_mode()
+    def logits_into(self, hidden_states: Tensor, out: Tensor) -> Tensor | None:
+        """Write the logits of all tokens to out, [T, vocab_size] float32.
+
+        Returns  what the backend's draw takes as best of them, where its head finds it
+        """
+        x = self.normed(hidden_states)
+        if isinstance(self.backend, FindsBest):
+            return self.backend.head_and_best(x, self._head, out)
+        out.copy_(self.backend.head(x, self._head))
+        return None
 
     @torch.inference_mode()
     def normed(self, hidden_states: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ LABELS = {
     ),
     "process": "`api`, or a model's name for its engine",
     "source": (
-        "what measures: `nvml`, `rapl` or `none`; of prompt tokens: `local_compute` or "
+        "what measures: `nvml`, `amdsmi`, `rapl` or `none`; of prompt tokens: `local_compute` or "
         "`local_cache_hit`; of cached ones: `device`, whatever it is"
     ),
     "attribution": "`proportional`, or `proportional_shared` where engines share the device",

@@ -66,7 +66,7 @@ class EnergyMeters:
             counter = self._open_counter(self._choice, *key)
             if isinstance(counter, Unavailable):
                 # What was asked for by name is missed; without a counter by default is as usual.
-                is_missed = self._choice in ("nvml", "rapl")
+                is_missed = self._choice not in ("auto", "none")
                 level = logging.WARNING if is_missed else logging.INFO
                 logger.log(level, "energy of %s is not measured: %s", info.device, counter.detail)
                 self._devices[key] = counter
@@ -99,7 +99,7 @@ class ModelEnergy:
 
     @property
     def source(self) -> str | None:
-        """What measures: "nvml", "rapl", or None."""
+        """What measures: "nvml", "amdsmi", "rapl", or None."""
         return None if self._device is None else self._device.meter.source
 
     @property

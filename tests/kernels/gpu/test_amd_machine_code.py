@@ -49,6 +49,7 @@ MATMULS: list[Case] = [
                 "BLOCK_BYTES": config.block_bytes,
                 "GROUP_TOKENS": 8,
                 "SPLIT_PLANES": config.split_planes,
+                "BFLOAT16": False,
                 "IS_SPLIT": True,
                 "HAS_TAIL": False,
                 "HAS_BIAS": False,

@@ -25,6 +25,8 @@ ARGUMENTS = {
     "queries_ptr": "bfloat16",
     "keys_ptr": "bfloat16",
     "values_ptr": "bfloat16",
+    "key_scales_ptr": "float32",
+    "value_scales_ptr": "float32",
     "query_norm_ptr": "float32",
     "key_norm_ptr": "float32",
     "query_starts_ptr": "int32",
@@ -51,6 +53,7 @@ ROPE = {
     "KV_HEADS_BLOCK": 8,
     "HALF_BLOCK": 64,
     "NORM": False,
+    "INT8": False,
 }
 
 
@@ -64,6 +67,7 @@ def constants_of(config: AttentionConfig, **changes: Any) -> dict[str, Any]:
         "HEAD_DIM": 128,
         "DIM_BLOCK": 128,
         "PRECISION": "tf32",
+        "INT8": False,
     } | changes
 
 
@@ -108,6 +112,35 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
         assert any("BAR.SYNC" in text for text in texts[written[-1] : read])
     if head_dim == 128:  # rows of 100 values are aligned to 8 bytes
         assert code.count(r"\b(LDGSTS|LDG)\.E.*\.128\b")
+
+
+INT8_CASES = [(90, True)]
+if TEST_ALL:
+    INT8_CASES += [(80, True), (100, True), (120, True), (90, False), (100, False)]
+
+
+@pytest.mark.slow(40)
+@pytest.mark.parametrize(("capability", "is_decode"), INT8_CASES, ids=str)
+def test_attention_over_codes_multiplies_them_on_tensor_cores(
+    capability: int, is_decode: bool
+) -> None:
+    config = CONFIGS[capability]
+    tile = config.decode if is_decode else config.prefill
+    constants = constants_of(config, BLOCK_ROWS=tile.block_rows, INT8=True, PDL=False)
+    code = compile_for(
+        capability,
+        decode_attention_kernel if is_decode else prefill_attention_kernel,
+        ARGUMENTS | {"keys_ptr": "int8", "values_ptr": "int8"},
+        constants | ({"IS_SPLIT": True, "ROPE": True} if is_decode else {}),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        unaligned=frozenset({"table_stride", "num_sequences", "max_splits"}),
+    )
+    assert code.spills == 0
+    assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
+    assert code.count(r"\bIG?MMA\b"), "scores"
+    assert code.count(r"\b(HMMA|HGMMA|UTCHMMA)\b"), "weighted values"
+    assert code.count(r"\bLDG(STS)?\.E.*\.128\b")
 
 
 @pytest.mark.parametrize("capability", [80, 90], ids="sm_{}".format)

@@ -15,6 +15,7 @@ ARGUMENTS = {
     "bias_ptr": "bfloat16",
     "residual_ptr": "bfloat16",
     "y_ptr": "float32",
+    "best_ptr": "int64",
     "num_tokens": "i32",
     "out_features": "i32",
     "in_features": "i32",
@@ -32,6 +33,7 @@ def constants_of(config: DenseConfig, **changes: Any) -> dict[str, Any]:
         "HAS_TAIL": False,
         "HAS_BIAS": False,
         "HAS_RESIDUAL": True,
+        "HAS_BEST": False,
         "IS_INT8": False,
         "PRECISION": "tf32",
     } | changes
@@ -64,6 +66,7 @@ def test_matmuls_use_tensor_cores_wide_loads_and_no_local_memory(
         config,
         BLOCK_IN=config.block_in * (2 if is_int8 else 1),
         HAS_RESIDUAL=not is_int8,
+        HAS_BEST=is_int8 or config is not CONFIGS[0],
         IS_INT8=is_int8,
         PDL=False,
     )

@@ -49,6 +49,35 @@ def test_trouble_with_the_first_kernel_is_one_sentence_that_names_the_knobs(
     assert made == [torch.device("cuda", 1)]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "is_taken"), [("gfx942:sramecc+:xnack-", True), ("gfx90a", False)]
+)
+def test_of_amds_gpus_those_are_taken_whose_machine_code_has_been_checked(
+    architecture: str, is_taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without lines of PTX, dependent launch and deep pipelines."""
+    properties = SimpleNamespace(
+        name="AMD", multi_processor_count=304, major=9, minor=4, gcnArchName=architecture
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(device, "INTERPRETED", False)
+    monkeypatch.setattr(device.Gpu, "_launch_something", lambda _: None)
+    monkeypatch.setattr(device.Gpu, "add_scratch", lambda _: None)
+    if not is_taken:
+        with pytest.raises(BackendError, match=r"AMD is gfx90a; .* for gfx942"):
+            device.Gpu(torch.device("cuda"))
+        return
+    gpu = device.Gpu(torch.device("cuda"))
+    assert gpu.configs == load("", (8, 0))
+    assert not gpu.pdl
+    assert not gpu.inline_asm
+    assert gpu.launch_options(4, 4)["num_stages"] == 2
+    assert gpu.dot_precision(torch.bfloat16) == "ieee"
+
+
 def test_a_cache_folder_that_cannot_be_written_gives_way_to_a_temporary_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
 
 ARGUMENTS = {
     "logits_ptr": "float32",
-    "rows_ptr": "int64",
+    "best_ptr": "int64",
     "temperatures_ptr": "float32",
     "top_ks_ptr": "int64",
     "top_ps_ptr": "float32",
@@ -18,20 +18,30 @@ ARGUMENTS = {
     "ids_ptr": "int32",
     "tokens_ptr": "int64",
     "vocab_size": "i32",
+    "num_tiles": "i32",
 }
 
 
 @pytest.mark.slow(30)
+@pytest.mark.parametrize("has_best", [True, False] if TEST_ALL else [True], ids="best-{}".format)
 @pytest.mark.parametrize(
     "capability", SHARED_MEMORY_BYTES if TEST_ALL else [90], ids="sm_{}".format
 )
-def test_a_draw_stays_in_registers_and_reads_sixteen_bytes_at_a_time(capability: int) -> None:
+def test_a_draw_stays_in_registers_and_reads_sixteen_bytes_at_a_time(
+    capability: int, has_best: bool
+) -> None:
     code = compile_for(
         capability,
         draw_kernel,
         ARGUMENTS,
-        {"MAX_CANDIDATES": MAX_CANDIDATES, "NUM_BINS": NUM_BINS, "BLOCK": MAX_CANDIDATES},
+        {
+            "HAS_BEST": has_best,
+            "MAX_CANDIDATES": MAX_CANDIDATES,
+            "NUM_BINS": NUM_BINS,
+            "BLOCK": MAX_CANDIDATES,
+        },
         num_warps=NUM_WARPS,
+        unaligned=frozenset({"num_tiles"}),
     )
     assert code.spills == 0
     assert code.shared_bytes <= 48 * 1024

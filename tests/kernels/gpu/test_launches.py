@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from bitwatt.model import graphs
 from bitwatt.model.config import Weights
+from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.presets import PRESETS
 from bitwatt.model.random_weights import random_model
+from bitwatt.model.step_buffers import DeviceStep
 from bitwatt_kernels.gpu.configs import load
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS
 from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from bitwatt_kernels.roofline import Gpu as Rates
 from bitwatt_kernels.roofline import ModelSizes, StepCost, step
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 from tests.factories import make_step_layout
@@ -110,6 +114,54 @@ def test_a_step_that_decodes_takes_five_kernels_a_layer(
     assert launches.total() + 1 <= 160  # with the embedding, which torch gathers
 
 
+def test_above_256_sequences_rows_have_kernels_of_their_own(
+    launches: Counter[str], run_step: Callable[[Weights, int, int], None]
+) -> None:
+    run_step("ternary", 257, 1)
+    assert launches.total() == 9 * SHAPE_2B4T.num_layers + 2
+
+
+class TorchKernels(TorchDispatchMode):
+    """Counts torch's own operations that would launch a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view and not func.name().startswith(("aten::empty", "aten::new_empty")):
+            self.launched[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_captured_step_feeds_decodes_and_draws_in_160_kernels(
+    launches: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[Callable[[], None]] = []
+    monkeypatch.setattr(graphs, "capture", lambda step, pool, device: captured.append(step))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(TritonBackend, "compile_together", lambda backend, call: None)
+    model = random_model(
+        SHAPE_2B4T, weights="ternary", backend=make_backend(), dtype=torch.bfloat16, seed=0
+    )
+    DecodeGraphs(
+        model,
+        KVCache(SHAPE_2B4T, 8, torch.bfloat16, CPU),
+        DeviceStep(8, 16, 4, CPU),
+        max_num_seqs=8,
+        max_model_len=64,
+    )
+    for run in captured:
+        launches.clear()
+        with TorchKernels() as torch_kernels:
+            run()
+        assert launches["draw_kernel"] == 1
+        assert torch_kernels.launched.total() == 6, torch_kernels.launched
+        assert launches.total() + torch_kernels.launched.total() <= 160
+
+
 @pytest.mark.parametrize(
     ("weights", "num_sequences", "new_tokens"),
     [
@@ -119,6 +171,7 @@ def test_a_step_that_decodes_takes_five_kernels_a_layer(
         ("ternary", 9, 1),
         ("ternary", 5, 16),
         ("ternary", 257, 1),
+        ("ternary", 17, 16),
         ("dense", 1, 1),
     ],
 )

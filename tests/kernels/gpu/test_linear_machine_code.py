@@ -61,6 +61,7 @@ def compile_linear(
         "BLOCK_BYTES": config.block_bytes,
         "GROUP_TOKENS": 8,
         "SPLIT_PLANES": config.split_planes,
+        "BFLOAT16": config.bfloat16,
         "IS_SPLIT": is_split,
         "HAS_TAIL": has_tail,
         "HAS_BIAS": has_bias,
@@ -97,7 +98,8 @@ def assert_sound(code: MachineCode, config: LinearConfig, capability: int) -> No
     assert code.spills == 0
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     hopper = capability == 90 and config.block_tokens >= 16
-    assert code.count(r"\bIGMMA\b" if hopper else r"\bIMMA\b")
+    tensor_core = "UTCHMMA" if config.bfloat16 else "IGMMA" if hopper else "IMMA"
+    assert code.count(rf"\b{tensor_core}\b")
     assert code.count(r"\bLDGSTS\.E.*\.128\b")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from bitwatt.model.graphs import DecodeGraphs, bucket_sizes
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.prompt_graphs import PromptGraphs
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.step_buffers import DeviceStep
 from bitwatt_kernels.registry import choose_backend
@@ -85,13 +86,17 @@ def test_all_that_a_graph_reads_lives_as_long_as_the_graphs(captures: list[Reads
     kv_cache.layers.zero_()
     step = DeviceStep(4, 16, 4, CPU)
     graphs = DecodeGraphs(model, kv_cache, step, max_num_seqs=4, max_model_len=64)
+    prompts = PromptGraphs(
+        model, kv_cache, step, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64
+    )
     gc.collect()
     assert gc.isenabled()
-    assert len(captures) == len(bucket_sizes(4)) == 3
+    assert len(captures) == len(bucket_sizes(4)) + 1 == 4
     for capture in captures:
         assert len(capture.read) > 10
         assert [what for what, storage in capture.read.values() if storage.expired()] == []
     assert graphs.padded(3) == 4
+    assert prompts.padded(3) == 16
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 8, 64, 65, 256, 1000, 4096])

@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from bitwatt.model import graphs
+from bitwatt.model import graphs, prompt_graphs
 from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.prompt_graphs import PromptGraphs, token_buckets
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.runner_protocol import StepResult, StepResultHandle
+from bitwatt.model.truncation_sampling import draw
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import FinishReason, Request, ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
+from bitwatt_kernels.reference.reference_backend import ReferenceBackend
 from bitwatt_kernels.registry import choose_backend
 from torch.overrides import TorchFunctionMode
 
@@ -74,11 +77,14 @@ def make_scheduler(name: str) -> Scheduler:
     return scheduler
 
 
-def make_runner(stream: LaggingStream | None, backend: str = "torch") -> ModelRunner:
+def make_runner(
+    stream: LaggingStream | None, backend: str | type[ReferenceBackend] = "torch"
+) -> ModelRunner:
+    cpu = torch.device("cpu")
     model = random_model(
         make_model_config(num_layers=1),
         weights="ternary",
-        backend=choose_backend(torch.device("cpu"), backend).backend,
+        backend=choose_backend(cpu, backend).backend if isinstance(backend, str) else backend(cpu),
         dtype=torch.float32,
         seed=0,
     )
@@ -125,43 +131,92 @@ def test_a_device_that_lags_reads_what_was_staged_and_gives_the_same_results(nam
         prompt.close()
 
 
-@pytest.mark.parametrize("name", ["greedy", "filtered", "drafted"])
-def test_replayed_graphs_give_a_lagging_device_s_tokens(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fake graph runs its step anew, on the tensors it was captured with."""
-    num_replays = Counter[int]()
+class DrawingBackend(ReferenceBackend):
+    """Draws by a call of its own, as a GPU's backend does."""
+
+    def draw(
+        self,
+        logits: torch.Tensor,
+        temperatures: torch.Tensor,
+        top_ks: torch.Tensor,
+        top_ps: torch.Tensor,
+        min_ps: torch.Tensor,
+        uniforms: torch.Tensor,
+        best: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        tokens = logits.argmax(dim=-1)
+        for i, temperature in enumerate(temperatures.tolist()):
+            if temperature:
+                filters = (float(top_ps[i]), float(min_ps[i]))
+                row = ResolvedSampling(
+                    max_tokens=1,
+                    temperature=temperature,
+                    top_k=int(top_ks[i]),
+                    top_p=filters[0],
+                    min_p=filters[1],
+                )
+                tokens[i] = draw(logits[i : i + 1], [row], uniforms[i : i + 1])[0]
+        return tokens
+
+
+@pytest.fixture
+def num_replays(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """A fake graph runs its step anew, on the tensors it was captured with, and counts."""
+    counted = Counter[int]()
 
     def capture(step: Callable[[], None], pool: object, device: torch.device) -> SimpleNamespace:
-        number = len(num_replays)
-        num_replays[number] = 0
+        number = len(counted)
+        counted[number] = 0
 
         def replay() -> None:
-            num_replays[number] += 1
+            counted[number] += 1
             step()
 
         return SimpleNamespace(replay=replay)
 
     monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(prompt_graphs, "capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    return counted
+
+
+@pytest.mark.parametrize("backend", [ReferenceBackend, DrawingBackend])
+@pytest.mark.parametrize(
+    "name", ["greedy", "filtered", "penalized", "drafted", "constrained", "scored", "embedded"]
+)
+def test_replayed_graphs_give_a_lagging_device_s_tokens(
+    name: str, backend: type[ReferenceBackend], num_replays: Counter[int]
+) -> None:
     stream = LaggingStream()
-    replaying, eager = make_runner(stream, "reference"), make_runner(None, "reference")
+    replaying, eager = make_runner(stream, backend), make_runner(None, "reference")
     try:
         assert replaying._device_step is not None
-        replaying._graphs = DecodeGraphs(
-            replaying._model,
-            replaying._kv_cache,
-            replaying._device_step,
-            max_num_seqs=LIMITS["max_num_seqs"],
-            max_model_len=LIMITS["max_model_len"],
+        shared = (replaying._model, replaying._kv_cache, replaying._device_step)
+        limits = {"max_num_seqs": LIMITS["max_num_seqs"], "max_model_len": LIMITS["max_model_len"]}
+        replaying._graphs = DecodeGraphs(*shared, **limits)
+        num_decode_graphs = len(num_replays)
+        replaying._prompt_graphs = PromptGraphs(
+            *shared, **limits, max_num_batched_tokens=LIMITS["max_num_batched_tokens"]
         )
         results = drive(make_scheduler(name), replaying.launch)
         assert results == drive(make_scheduler(name), eager.launch)
         assert stream.num_overwritten == 0
-        assert sum(num_replays.values()) >= 3
+        decodes = sum(n for i, n in num_replays.items() if i < num_decode_graphs)
+        assert decodes >= (0 if name == "embedded" else 3)
+        assert num_replays.total() - decodes >= 3
     finally:
         replaying.close()
         eager.close()
+
+
+@pytest.mark.parametrize("limit", [1, 16, 17, 100, 512, 2048, 8192])
+def test_a_step_with_pieces_of_prompts_is_padded_by_a_quarter_or_has_no_graph(limit: int) -> None:
+    sizes = token_buckets(limit)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == limit
+    for num_tokens in range(1, min(limit, 1024) + 1):
+        size = next(size for size in sizes if size >= num_tokens)
+        assert size <= 64 or 4 * size <= 5 * num_tokens or size == limit
 
 
 def test_buffers_of_a_step_whose_launch_raised_are_not_written_before_they_are_copied() -> None:
@@ -169,15 +224,15 @@ def test_buffers_of_a_step_whose_launch_raised_are_not_written_before_they_are_c
     runner = make_runner(stream)
     scheduler = make_scheduler("greedy")
     plan = scheduler.plan()
-    hidden_states = runner._model.forward
+    hidden_states = runner._model.hidden_states
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    runner._model.forward = fail  # type: ignore[method-assign, assignment]
+    runner._model.hidden_states = fail  # type: ignore[method-assign, assignment]
     with pytest.raises(RuntimeError, match="out of memory"):
         runner.launch(plan)
-    runner._model.forward = hidden_states  # type: ignore[method-assign]
+    runner._model.hidden_states = hidden_states  # type: ignore[method-assign]
     for _ in range(4):
         drive(make_scheduler("greedy"), runner.launch)
     assert stream.num_overwritten == 0
@@ -234,15 +289,12 @@ def test_no_call_in_launch_waits_for_the_device(name: str) -> None:
     meta = torch.device("meta")
     vocab_size = 320
 
-    def forward(
-        token_ids: Any, layout: Any, kv_cache: Any, logit_tokens: torch.Tensor, **_: Any
-    ) -> torch.Tensor:
-        return torch.zeros(len(logit_tokens), vocab_size, device=meta)
-
     model: Any = SimpleNamespace(
-        backend=SimpleNamespace(device=meta, draw=lambda logits, rows, *_: torch.zeros_like(rows)),
+        backend=SimpleNamespace(
+            device=meta,
+            draw=lambda logits, *_: torch.zeros(len(logits), dtype=torch.int64, device=meta),
+        ),
         config=SimpleNamespace(vocab_size=vocab_size),
-        forward=forward,
         hidden_states=lambda token_ids, *_, **__: torch.zeros(len(token_ids), 8, device=meta),
         normed=lambda hidden_states: hidden_states,
         logits=lambda _, rows: torch.zeros(len(rows), vocab_size, device=meta),

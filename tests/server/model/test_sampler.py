@@ -49,20 +49,20 @@ def test_temperature_zero_takes_the_most_likely_token() -> None:
     assert sampled.tokens.tolist() == logits.argmax(-1).tolist()
 
 
-def test_a_known_argmax_is_taken_only_where_nothing_changes_the_logits() -> None:
+def test_tokens_drawn_are_taken_only_where_nothing_changes_the_logits() -> None:
     sampler = Sampler(2, 8, torch.device("cpu"))
     logits = torch.tensor([[0.0, 3, 0, 0, 0, 0, 0, 0]])
     known = torch.tensor([5])  # no argmax of these, so that it shows
     greedy = make_row(temperature=0.0)
-    assert sampler.sample(logits.clone(), [greedy], best=known.clone()).tokens.tolist() == [5]
+    assert sampler.sample(logits.clone(), [greedy], drawn=known.clone()).tokens.tolist() == [5]
     for row in (
         make_row(temperature=0.0, logit_bias={1: -100.0, 2: 9.0}),
         make_row(temperature=0.0, min_tokens=1, stop_token_ids=(1,), logit_bias={2: 1.0}),
     ):
-        drawn = sampler.sample(logits.clone(), [row], best=known.clone())
+        drawn = sampler.sample(logits.clone(), [row], drawn=known.clone())
         assert drawn.tokens.tolist() == [2]
     masks = TokenMasks([0], packed([{6}]), {})
-    drawn = sampler.sample(logits.clone(), [greedy], masks, known.clone())
+    drawn = sampler.sample(logits.clone(), [greedy], masks, drawn=known.clone())
     assert drawn.tokens.tolist() == [6]
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from bitwatt.model import graphs
+from bitwatt.model import graphs, prompt_graphs
 from bitwatt.model.config import Weights
 from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
+from bitwatt.model.prompt_graphs import PromptGraphs
 from bitwatt.model.random_weights import random_model
 from bitwatt.model.runner import ModelRunner, warm_up_sizes
 from bitwatt.scheduling.blocks import BlockAllocator
@@ -75,6 +76,7 @@ def compiled(ahead: set[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> se
     monkeypatch.setattr(TritonBackend, "compile_together", compile_together)
     monkeypatch.setattr(JITFunction, "run", run)
     monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(prompt_graphs, "capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     return variants
 
@@ -101,6 +103,14 @@ def warmed_runner(weights: Weights) -> ModelRunner:
         max_num_seqs=MAX_NUM_SEQS,
         max_model_len=MAX_MODEL_LEN,
     )
+    runner._prompt_graphs = PromptGraphs(
+        model,
+        kv_cache,
+        runner._device_step,
+        max_num_seqs=MAX_NUM_SEQS,
+        max_num_batched_tokens=MAX_TOKENS,
+        max_model_len=MAX_MODEL_LEN,
+    )
     runner._warm_up(warm_up_sizes(MAX_TOKENS), MAX_MODEL_LEN)
     return runner
 
@@ -114,6 +124,7 @@ def test_no_step_compiles_what_was_not_compiled_before_ready(
 ) -> None:
     runner = warmed_runner(weights)
     assert ahead == compiled
+    runner._prompt_graphs = None  # replayed, a step compiles nothing anyway
     head = runner._model.logits
 
     def logits(h: torch.Tensor, logit_tokens: torch.Tensor | None) -> torch.Tensor:

@@ -14,8 +14,8 @@ __all__ = [
     "Unavailable",
 ]
 
-EnergyChoice = Literal["auto", "nvml", "rapl", "none"]
-SourceName = Literal["nvml", "rapl"]
+EnergyChoice = Literal["auto", "nvml", "amdsmi", "rapl", "none"]
+SourceName = Literal["nvml", "amdsmi", "rapl"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ import torch
 from bitwatt.model.truncation_sampling import draw as reference_draw
 from bitwatt.scheduling.request import ResolvedSampling
 from bitwatt_kernels.errors import DtypeError, ShapeError
+from bitwatt_kernels.gpu.configs import DenseConfig
+from bitwatt_kernels.gpu.dense import linear_and_best
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.drawing import MAX_CANDIDATES, draw
 from torch import Tensor
@@ -40,7 +42,6 @@ def drawn(
     logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor, device: torch.device
 ) -> Tensor:
     columns = [
-        torch.arange(len(sampling)),
         torch.tensor([s.temperature for s in sampling]),
         torch.tensor([s.top_k for s in sampling]),
         torch.tensor([s.top_p for s in sampling]),
@@ -108,7 +109,9 @@ def test_equal_logits_are_ranked_by_id(device: torch.device) -> None:
     assert torch.equal(drawn(logits, kinds, uniform, device), expected)
 
 
-@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 2}], ids=str)
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_p": 0.9}, {"top_k": 2}, {"temperature": 0.0}], ids=str
+)
 def test_what_cannot_be_drawn_from_gives_no_token_and_masked_ones_are_never_drawn(
     filters: dict[str, float], device: torch.device
 ) -> None:
@@ -123,7 +126,34 @@ def test_what_cannot_be_drawn_from_gives_no_token_and_masked_ones_are_never_draw
         ]
     )
     tokens = drawn(logits, [settings(**filters)] * 5, torch.full((5,), 0.75).double(), device)
-    assert tokens.tolist() == [-1, -1, -1, 3, 1]
+    first_of_equals = 1 if "temperature" in filters else 3
+    assert tokens.tolist() == [-1, -1, -1, first_of_equals, 1]
+
+
+@pytest.mark.parametrize("out_features", [130, 7])
+def test_the_head_finds_the_best_of_its_tiles_for_the_draw(
+    out_features: int, device: torch.device
+) -> None:
+    """The first of equals, in one tile or another; a NaN or an infinity where there is one."""
+    gpu = Gpu(device)
+    config = DenseConfig(None, 32, 16, 64, 4, 2)
+    weight = torch.zeros(out_features, 64)
+    weight[3, 0] = weight[out_features - 1, 0] = 2.0
+    weight[:, 1], weight[5, 1] = -1.0, -0.5
+    weight[:, 2] = 1.0
+    x = torch.eye(64)[:4]
+    x[2, 2] = torch.inf  # in all of its row: 0 · inf is a NaN
+    ks, u = torch.zeros(4, dtype=torch.int64), torch.full((4,), 0.5, dtype=torch.float64)
+    ones = torch.ones(4)
+    for spoiled, greedy in (([], [3, 5, -1, 0]), ([2], [-1] * 4)):
+        weight[spoiled] = torch.nan
+        out = torch.empty(4, out_features, device=device)
+        best = linear_and_best(x.to(device), weight.to(device), None, out, gpu, config)
+        assert best is not None
+        columns = [column.to(device) for column in (ks, ones, ones, u)]
+        assert draw(out, 0 * columns[1], *columns, gpu, best).tolist() == greedy
+        expected = draw(out, columns[1], *columns, gpu)
+        assert torch.equal(draw(out, columns[1], *columns, gpu, best), expected)
 
 
 def test_a_row_s_token_does_not_depend_on_the_rows_beside_it(device: torch.device) -> None:
@@ -138,11 +168,11 @@ def test_a_row_s_token_does_not_depend_on_the_rows_beside_it(device: torch.devic
 
 def test_columns_that_do_not_fit_are_refused(device: torch.device) -> None:
     logits = torch.zeros(2, 4, device=device)
-    rows = torch.zeros(1, dtype=torch.int64, device=device)
-    ones, u = torch.ones(1, device=device), torch.zeros(1, dtype=torch.float64, device=device)
+    ks = torch.zeros(2, dtype=torch.int64, device=device)
+    ones, u = torch.ones(2, device=device), torch.zeros(2, dtype=torch.float64, device=device)
     with pytest.raises(DtypeError, match="top_ks is"):
-        draw(logits, rows, ones, ones, ones, ones, u, Gpu(device))
+        draw(logits, ones, ones, ones, ones, u, Gpu(device))
     with pytest.raises(ShapeError, match="uniforms has shape"):
-        draw(logits, rows, ones, rows, ones, ones, u.repeat(2), Gpu(device))
+        draw(logits, ones, ks, ones, ones, u[:1], Gpu(device))
     with pytest.raises(ShapeError, match="logits have shape"):
-        draw(logits.T, rows, ones, rows, ones, ones, u, Gpu(device))
+        draw(logits.T, ones, ks, ones, ones, u, Gpu(device))

@@ -17,6 +17,7 @@ SMALL_BATCH = LinearConfig(16, 64, 16, 64, num_warps=4, num_stages=3, num_splits
 PREFILL = LinearConfig(
     None, 128, 128, 64, num_warps=8, num_stages=3, num_splits=1, split_planes=False
 )
+BFLOAT16 = replace(PREFILL, bfloat16=True)
 
 
 def make_weight(
@@ -74,6 +75,8 @@ def gpu(device: torch.device) -> Gpu:
         (SMALL_BATCH, 17, 130, 256),
         (PREFILL, 17, 130, 64 * 9),
         (PREFILL, 1000, 72, 192),
+        (BFLOAT16, 17, 130, 64 * 9),
+        (replace(SMALL_BATCH, bfloat16=True), 17, 130, 256),
     ],
     ids=lambda value: f"tile-{value.block_tokens}" if isinstance(value, LinearConfig) else None,
 )
@@ -98,6 +101,24 @@ def test_accumulators_are_exact_and_outputs_bitwise_equal(
     assert torch.equal(y.cpu(), expected(x, weight, None, torch.float32))
     assert not gpu.counters.any()
     assert not gpu.sums.any()
+
+
+@pytest.mark.parametrize("split_planes", [True, False])
+def test_sums_in_bfloat16_are_exact_up_to_the_longest_row_that_is_so_multiplied(
+    split_planes: bool, gpu: Gpu, device: torch.device
+) -> None:
+    """Codes of 2, times the largest activations: 2²⁴ at the limit, and one less beside it."""
+    config = LinearConfig(None, 16, 16, 1024, 4, 2, 1, split_planes, bfloat16=True)
+    num_features = config.most_exact_features
+    for longer in (0, 64):  # which is multiplied as int8
+        ones = torch.ones(1, num_features + longer, dtype=torch.int8)
+        weight = TernaryWeight(pack(ones).to(device), torch.ones(1, device=device))
+        codes = torch.full((2, num_features + longer), -128, dtype=torch.int8)
+        codes[1, -1] = -127
+        sums = codes.sum(dim=1, dtype=torch.int32)
+        x = QuantizedActivations(codes.to(device), torch.ones(2, device=device), sums.to(device))
+        y = ternary_linear(x, weight, None, torch.float32, gpu, config)
+        assert y[:, 0].tolist() == sums.tolist()
 
 
 def test_a_sum_too_large_for_the_scratch_is_not_split(gpu: Gpu, device: torch.device) -> None:

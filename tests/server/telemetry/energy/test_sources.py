@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from bitwatt.telemetry.energy.amdsmi import AmdSmiCounter
 from bitwatt.telemetry.energy.counter import DeviceState, Unavailable
 from bitwatt.telemetry.energy.nvml import NvmlCounter
 from bitwatt.telemetry.energy.polling import CounterPoller, EdgeDetector
@@ -170,6 +171,126 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     found = open_counter("auto", "cuda:0", UUID)
     assert found.reason == "no_library"
     assert "bitwatt[nvidia]" in found.detail
+
+
+ADDRESS = "0000:c1:00.0"
+
+
+class FakeAmdSmi(ModuleType):
+    """AMD's library with one board, the second of two: energy is a count of 15.259 µJ."""
+
+    class AmdSmiException(Exception):  # noqa: N818
+        pass
+
+    AmdSmiMemoryType = SimpleNamespace(VRAM="vram")
+
+    def __init__(self, *, has_driver=True, has_energy=True, partition="SPX", power=321):
+        super().__init__("amdsmi")
+        self.has_driver = has_driver
+        self.has_energy = has_energy
+        self.partition = partition
+        self.power = power
+        self.count = 5_000_000
+        self.num_open = 0
+
+    def amdsmi_init(self):
+        if not self.has_driver:
+            raise self.AmdSmiException("Error code:\n\t34 | no driver")
+        self.num_open += 1
+
+    def amdsmi_shut_down(self):
+        self.num_open -= 1
+
+    def amdsmi_get_processor_handle_from_bdf(self, address):
+        if address != ADDRESS:
+            raise self.AmdSmiException("not found")
+        return "handle"
+
+    def amdsmi_get_processor_handles(self):
+        return ["other", "handle"]
+
+    def amdsmi_get_gpu_device_bdf(self, handle):
+        return ADDRESS if handle == "handle" else "0000:03:00.0"
+
+    def amdsmi_get_gpu_compute_partition(self, handle):
+        if self.partition is None:
+            raise self.AmdSmiException("not supported")
+        return self.partition
+
+    def amdsmi_get_energy_count(self, handle):
+        assert self.num_open == 1, "amdsmi is used while it is shut"
+        if not self.has_energy:
+            raise self.AmdSmiException("not supported")
+        return {"energy_accumulator": self.count, "counter_resolution": 15.259, "timestamp": 1}
+
+    def amdsmi_get_gpu_asic_info(self, handle):
+        return {"market_name": "AMD Instinct MI300X"}
+
+    def amdsmi_get_power_info(self, handle):
+        return {"current_socket_power": self.power}
+
+    def amdsmi_get_gpu_memory_usage(self, handle, kind):
+        return {"vram": 3 << 20}[kind]
+
+
+@pytest.fixture
+def install_amdsmi(monkeypatch):
+    def install(**traits):
+        fake = FakeAmdSmi(**traits)
+        monkeypatch.setitem(sys.modules, "amdsmi", fake)
+        return fake
+
+    return install
+
+
+@pytest.mark.parametrize("power", [321, "N/A"])
+def test_an_amd_boards_joules_are_its_count_times_the_resolution(install_amdsmi, power):
+    smi = install_amdsmi(partition=None, power=power)
+    counter = open_counter("auto", "cuda:1", ADDRESS)
+    assert isinstance(counter, AmdSmiCounter)
+    assert (counter.source, counter.device) == ("amdsmi", ADDRESS)
+    before = counter.read_joules()
+    smi.count += 100_000
+    assert counter.read_joules() - before == pytest.approx(1.5259)
+    smi.count = 1_000_000
+    assert counter.read_joules() is None
+    assert counter.state() == DeviceState(
+        index=1,
+        uuid=ADDRESS,
+        name="AMD Instinct MI300X",
+        power_w=321.0 if power == 321 else None,
+        energy_mj=15259,
+        memory_used_bytes=3 << 20,
+    )
+    smi.has_energy = False
+    assert counter.read_joules() is None
+    counter.close()
+    counter.close()
+    assert smi.num_open == 0
+    assert counter.read_joules() is None
+    assert counter.state() is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "traits", "address", "reason"),
+    [
+        ("amdsmi", {"has_driver": False}, ADDRESS, "no_driver"),
+        ("auto", {"has_energy": False}, ADDRESS, "not_supported"),
+        ("auto", {"partition": "CPX"}, ADDRESS, "mig"),
+        ("auto", {}, "0000:ff:00.0", "not_supported"),
+        ("nvml", {}, ADDRESS, "other_device"),
+        ("amdsmi", {}, UUID, "other_device"),
+    ],
+)
+def test_an_amd_board_that_cannot_be_measured_says_why(
+    install_amdsmi, choice, traits, address, reason
+):
+    smi = install_amdsmi(**traits)
+    found = open_counter(choice, "cuda:0", address)
+    assert isinstance(found, Unavailable)
+    assert found.reason == reason
+    assert "\n" not in found.detail
+    assert smi.num_open == 0
 
 
 class Powercap:
