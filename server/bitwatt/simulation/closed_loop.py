@@ -1,7 +1,8 @@
 """Callers who each ask again once they are answered: what requests cost each other under load.
 
-A lone caller shows how long a request waits outside the engine; a closed loop, how much longer it
-waits where steps run, which is found by simulating the loops that were measured.
+A lone caller shows how long a request waits outside the engine. Closed loops show how much longer
+it waits where steps run, and how much of a step's time it takes: both are found by simulating the
+loops that were measured.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from bitwatt.simulation.traffic import Arrival
 
 __all__ = ["ClosedLoop", "measure_loop", "saturation", "simulate_loop", "with_loads"]
 
-_HALVINGS = 7
+_HALVINGS = 6
 _FIRST_STEP_S = 8e-3
 _SATURATING_REQUESTS = 10  # a caller
 
