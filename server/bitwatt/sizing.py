@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import sys
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -24,7 +23,7 @@ from bitwatt.settings import ServeSettings
 __all__ = ["PlanSettings", "checked_lengths", "run_plan"]
 
 _INTERRUPTED = 130  # 128 and SIGINT's number, as shells have it
-_UTILIZATIONS = (0.3, 0.6, 0.85)  # of what a machine can do at all, at which is replayed
+_UTILIZATIONS = (0.3, 0.6, 0.85)  # of the requests a second that a machine bears at all
 _MEASURED_LENGTHS = 1000
 
 _Tokens = Annotated[int, BeforeValidator(read_count), Shown("TOKENS")]
@@ -165,8 +164,8 @@ class PlanSettings(Settings):
         None,
         gt=0,
         le=86400,
-        description="Then replay the traffic to the server at three rates, for so long each, and "
-        "say how far the simulation was off",
+        description="Replay the traffic to each server once it is measured, at three rates, for so "
+        "long each, and say how far the simulation was off",
     )
     json_path: Annotated[Path | None, Shown("FILE")] = Field(
         None, alias="json", description="File to write the plan to, as JSON"
@@ -216,26 +215,33 @@ async def _plan(settings: PlanSettings) -> int:
     from bitwatt.simulation.plan import make_plan, plan_as_markdown
     from bitwatt.simulation.step_times import read_measured
     from bitwatt.simulation.traffic import LogTraffic
+    from bitwatt.simulation.validation import comparisons_as_markdown
 
     traffic = _traffic(settings)
     rate = settings.requests_per_second
     if rate is None:
         rate = traffic.requests_per_s if isinstance(traffic, LogTraffic) else 10.0
     async with AsyncExitStack() as stack:
-        servers: Sequence[Server] = ()
         http = await stack.enter_async_context(new_http_client(max_connections=4096))
         http.headers["X-Bitwatt-Shadow"] = "0"  # mirrors would disturb what is measured
         if settings.api_key is not None:
             http.headers["Authorization"] = f"Bearer {settings.api_key}"
+        compared: dict[str, Any] = {}
         if settings.steps is not None:
             measured = read_measured(settings.steps)
+            models = [_planned(settings, one, is_twin=i > 0) for i, one in enumerate(measured)]
         else:
-            servers = await _servers(settings, http, stack)
-            measured = [await _measured(settings, http, server, traffic) for server in servers]
+            models = []
+            for server in await _servers(settings, http, stack):
+                one = await _measured(settings, http, server, traffic)
+                models.append(_planned(settings, one, is_twin=bool(models)))
+                if settings.validate_seconds is not None:  # at once: a machine's speed drifts
+                    compared[server.model] = await _compared(
+                        settings, http, server, models[-1], traffic
+                    )
         if settings.save_steps is not None:
-            steps = {"models": [model.as_json() for model in measured]}
+            steps = {"models": [model.measured.as_json() for model in models]}
             settings.save_steps.write_text(json.dumps(steps, indent=2) + "\n", encoding="utf-8")
-        models = [_planned(settings, model, is_twin=i > 0) for i, model in enumerate(measured)]
         plan = make_plan(
             models,
             traffic,
@@ -247,8 +253,11 @@ async def _plan(settings: PlanSettings) -> int:
         )
         document = plan.as_json()
         print(plan_as_markdown(plan))
-        if settings.validate_seconds is not None:
-            document["validation"] = await _validate(settings, http, servers, models, traffic)
+        if compared:
+            print(comparisons_as_markdown(compared))
+            document["validation"] = {
+                name: [one.as_json() for one in ones] for name, ones in compared.items()
+            }
     if settings.json_path is not None:
         settings.json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return 0 if all(model.need is not None for model in plan.models) else 1
@@ -282,6 +291,7 @@ async def _servers(
         flags = [
             f"--max-num-seqs={settings.max_num_seqs}",
             f"--max-num-batched-tokens={settings.max_num_batched_tokens}",
+            "--max-queue=100000",  # what it bears is to be seen, not where it refuses
         ]
         if settings.max_model_len is not None:
             flags.append(f"--max-model-len={settings.max_model_len}")
@@ -359,31 +369,23 @@ def _planned(settings: PlanSettings, measured: Any, *, is_twin: bool) -> Any:
     )
 
 
-async def _validate(
-    settings: PlanSettings,
-    http: httpx.AsyncClient,
-    servers: Sequence[Server],
-    models: Sequence[Any],
-    traffic: Any,
-) -> dict[str, Any]:
+async def _compared(
+    settings: PlanSettings, http: httpx.AsyncClient, server: Server, model: Any, traffic: Any
+) -> list[Any]:
     from bitwatt.simulation.closed_loop import saturation
-    from bitwatt.simulation.validation import compare_with_server, comparisons_as_markdown
+    from bitwatt.simulation.validation import compare_with_server
 
-    found: dict[str, Any] = {}
-    lengths = _lengths(traffic, settings.seed)
-    for server, model in zip(servers, models, strict=True):
-        most = saturation(model.engine, model.measured.step_times, lengths)
-        _report(f"replaying to {server.model} …")
-        found[server.model] = await compare_with_server(
-            http,
-            server,
-            model.engine,
-            model.measured.step_times,
-            traffic,
-            [share * most for share in _UTILIZATIONS],
-            seconds=settings.validate_seconds or 0.0,
-            seed=settings.seed + 1,
-            report=_report,
-        )
-    print(comparisons_as_markdown(found))
-    return {name: [one.as_json() for one in ones] for name, ones in found.items()}
+    step_times = model.measured.step_times
+    most = saturation(model.engine, step_times, _lengths(traffic, settings.seed))
+    _report(f"replaying to {server.model}, which bears {most:.3g} requests/s …")
+    return await compare_with_server(
+        http,
+        server,
+        model.engine,
+        step_times,
+        traffic,
+        [share * most for share in _UTILIZATIONS],
+        seconds=settings.validate_seconds or 0.0,
+        seed=settings.seed + 1,
+        report=_report,
+    )

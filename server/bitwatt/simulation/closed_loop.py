@@ -1,7 +1,8 @@
 """Callers who each ask again once they are answered: what requests cost each other under load.
 
-A lone caller shows how long a request waits outside the engine; a closed loop, how much longer it
-waits where steps run, which is found by simulating the loops that were measured.
+A lone caller shows how long a request waits outside the engine. Closed loops show how much longer
+it waits where steps run, and how much of a step's time it takes: both are found by simulating the
+loops that were measured.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from bitwatt.simulation.traffic import Arrival
 
 __all__ = ["ClosedLoop", "measure_loop", "saturation", "simulate_loop", "with_loads"]
 
-_HALVINGS = 7
+_HALVINGS = 6
 _FIRST_STEP_S = 8e-3
 _SATURATING_REQUESTS = 10  # a caller
 
@@ -112,16 +113,16 @@ def simulate_loop(
 
 
 def with_loads(engine: Engine, step_times: StepTimes, loops: Sequence[ClosedLoop]) -> StepTimes:
-    """Return step times with the wait by which simulated loops are nearest to those measured.
+    """Return step times with the wait and the work by which simulated loops are nearest to these.
 
-    Nearest in the squares of the logarithms of duration and median time to the first token, and
-    not below 0.
+    Nearest in the squares of the logarithms of duration and median time to the first token; neither
+    is below 0.
     """
     if not loops:
         return step_times
 
-    def distance(wait_s: float) -> float:
-        times = step_times.at_load(wait_s)
+    def distance(at: tuple[float, ...]) -> float:
+        times = step_times.at_load(*at)
         found = [simulate_loop(engine, times, loop.num_callers, loop.lengths) for loop in loops]
         return sum(
             math.log(one.seconds / loop.seconds) ** 2
@@ -129,7 +130,7 @@ def with_loads(engine: Engine, step_times: StepTimes, loops: Sequence[ClosedLoop
             for one, loop in zip(found, loops, strict=True)
         )
 
-    return step_times.at_load(_least(distance, _FIRST_STEP_S))
+    return step_times.at_load(*_least(distance, (0.0, 0.0), _FIRST_STEP_S))
 
 
 def saturation(engine: Engine, step_times: StepTimes, lengths: Sequence[tuple[int, int]]) -> float:
@@ -139,16 +140,19 @@ def saturation(engine: Engine, step_times: StepTimes, lengths: Sequence[tuple[in
     return simulate_loop(engine, step_times, engine.max_num_seqs, many).requests_per_s
 
 
-def _least(distance: Callable[[float], float], step: float) -> float:
-    """Return where from 0 on the distance is least, found by steps that halve."""
-    here, best = 0.0, distance(0.0)
+def _least(
+    distance: Callable[[tuple[float, ...]], float], here: tuple[float, ...], step: float
+) -> tuple[float, ...]:
+    """Return where, at or above 0, the distance is least, found along each axis by halved steps."""
+    best = distance(here)
     for _ in range(_HALVINGS):
         has_moved = True
         while has_moved:
             has_moved = False
-            for there in (here + step, max(0.0, here - step)):
+            for axis, sign in itertools.product(range(len(here)), (1, -1)):
+                moved = max(0.0, here[axis] + sign * step)
+                there = (*here[:axis], moved, *here[axis + 1 :])
                 if there != here and (found := distance(there)) < best:
                     here, best, has_moved = there, found, True
-                    break
         step /= 2
     return here

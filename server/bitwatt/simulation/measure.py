@@ -26,8 +26,8 @@ _PROMPTS = (16, 64, 128, 256, 512, 1024, 2048)
 _DECODE_PROMPT = 32
 _LONG_PROMPT_SHARE = 0.4  # of the context
 _STEPS = 32  # of a measured decode
-_CALLERS = (4, 16, 64)
-_LOOPS_SHARE = 0.4  # of the time
+_CALLERS = (2, 4, 8, 16, 32, 64)
+_LOOPS_SHARE = 0.5  # of the time
 _RUNS = (2, 12)  # of a measurement, at least and at most
 _SETTLED = 0.02  # relative standard error of the median
 
@@ -64,7 +64,10 @@ async def measure_server(
         fitting = [one for one in lengths if sum(one) <= engine.max_model_len]
         loops = await _loops(callers, engine, fitting, seconds * _LOOPS_SHARE, report)
     step_times = with_loads(engine, StepTimes.fit(points), loops)
-    report(f"while a step runs, a request waits {1e3 * step_times.busy_wait_s:.1f} ms longer")
+    report(
+        f"while a step runs, a request takes {1e3 * step_times.busy_work_s:.1f} ms from it, and "
+        f"waits {1e3 * step_times.busy_wait_s:.1f} ms longer"
+    )
     after = await engine_state(http, server)
     watts, reason = _watts(before, after)
     return MeasuredModel(

@@ -135,8 +135,14 @@ class Replica:
         came_s = arrival.time_s + self.step_times.overhead_s
         if self._in_flight is not None:
             came_s += self.step_times.busy_wait_s
+            self._lengthen(self._in_flight, self.step_times.busy_work_s)
         heapq.heappush(self._coming, (came_s, next(self._ids), request))
         return served
+
+    def _lengthen(self, step: _InFlight, seconds: float) -> None:
+        step.ends_s += seconds
+        self._device_free_s += seconds
+        self.busy_s += seconds
 
     def run_until(self, time_s: float) -> None:
         """Go on to this time; a step that has begun by then is finished."""

@@ -79,8 +79,8 @@ class StepTimes:
     """Seconds of a step, and of a request outside the engine.
 
     overhead_s   a lone request waits outside the engine
-    busy_wait_s  one that comes while a step runs waits so much longer outside the engine: step,
-                 server and callers share the processors
+    busy_wait_s  one that comes while a step runs waits so much longer
+    busy_work_s  and makes that step so much longer: step, server and callers share the processors
     """
 
     def __init__(
@@ -90,10 +90,12 @@ class StepTimes:
         points: Sequence[StepPoint],
         *,
         busy_wait_s: float = 0.0,
+        busy_work_s: float = 0.0,
     ) -> None:
         self._knots = tuple(knots)
         self._weights = tuple(weights)
         self.busy_wait_s = busy_wait_s
+        self.busy_work_s = busy_work_s
         self._base, *self._slopes = weights[: len(knots) + 1]
         self._per_sample, self._per_key, self.overhead_s = weights[len(knots) + 1 :]
         self.points = tuple(points)
@@ -115,9 +117,15 @@ class StepTimes:
         scaled = [[v / p.seconds for v in row] for row, p in zip(rows, points, strict=True)]
         return cls(knots, _non_negative_least_squares(scaled), points)
 
-    def at_load(self, busy_wait_s: float) -> Self:
-        """Return the same steps with this wait."""
-        return type(self)(self._knots, self._weights, self.points, busy_wait_s=busy_wait_s)
+    def at_load(self, busy_wait_s: float, busy_work_s: float) -> Self:
+        """Return the same steps with this wait and this work."""
+        return type(self)(
+            self._knots,
+            self._weights,
+            self.points,
+            busy_wait_s=busy_wait_s,
+            busy_work_s=busy_work_s,
+        )
 
     def seconds(self, work: StepWork) -> float:
         """Return the seconds that a step of this work takes."""
@@ -161,6 +169,7 @@ class MeasuredModel:
             "watts_busy": self.watts_busy,
             "watts_reason": self.watts_reason,
             "busy_wait_s": self.step_times.busy_wait_s,
+            "busy_work_s": self.step_times.busy_work_s,
             "steps": [
                 asdict(p.work)
                 | {
@@ -200,12 +209,12 @@ def _model(given: Mapping[str, Any]) -> MeasuredModel:
         )
         for s in given["steps"]
     ]
-    busy_wait_s = float(given.get("busy_wait_s", 0.0))
-    if not 0 <= busy_wait_s < float("inf"):
-        raise ValueError(f"busy_wait_s is {busy_wait_s}")
+    at_load = [float(given.get(name, 0.0)) for name in ("busy_wait_s", "busy_work_s")]
+    if not all(0 <= seconds < float("inf") for seconds in at_load):
+        raise ValueError(f"busy_wait_s and busy_work_s are {at_load}")
     return MeasuredModel(
         name=str(given["name"]),
-        step_times=StepTimes.fit(points).at_load(busy_wait_s),
+        step_times=StepTimes.fit(points).at_load(*at_load),
         max_model_len=given.get("max_model_len"),
         num_blocks=given.get("num_blocks"),
         watts_busy=given.get("watts_busy"),

@@ -29,27 +29,30 @@ def test_callers_take_turns_and_every_request_is_answered():
     assert one.seconds - alone.seconds == pytest.approx(80 * 0.01, rel=0.05)
 
 
-@pytest.mark.parametrize("wait_s", [0.0, 3e-3, 11e-3])
-def test_the_wait_under_load_is_found_from_what_callers_saw(wait_s):
+@pytest.mark.parametrize(
+    ("wait_s", "work_s"), [(0.0, 0.0), (3e-3, 0.0), (11e-3, 2e-3), (0.0, 1e-3)]
+)
+def test_the_wait_and_the_work_under_load_are_found_from_what_callers_saw(wait_s, work_s):
     times = make_step_times(overhead_s=0.002)
     loops = [
-        simulate_loop(ENGINE, times.at_load(wait_s), callers, make_lengths())
+        simulate_loop(ENGINE, times.at_load(wait_s, work_s), callers, make_lengths())
         for callers in (2, 8, 16)
     ]
     found = with_loads(ENGINE, times, loops)
-    assert found.busy_wait_s == pytest.approx(wait_s, rel=0.05, abs=2e-4)
+    assert found.busy_wait_s == pytest.approx(wait_s, rel=0.05, abs=3e-4)
+    assert found.busy_work_s == pytest.approx(work_s, rel=0.05, abs=1e-4)
 
 
 def test_loops_that_were_faster_than_their_steps_cost_nothing_more():
     times = make_step_times()
     fast = ClosedLoop(num_callers=4, lengths=tuple(make_lengths(8)), seconds=1e-3, ttft_p50_s=1e-4)
     found = with_loads(ENGINE, times, [fast])
-    assert found.busy_wait_s == 0.0
-    assert with_loads(ENGINE, times, []).busy_wait_s == 0.0
+    assert (found.busy_wait_s, found.busy_work_s) == (0.0, 0.0)
+    assert with_loads(ENGINE, times, []) is times
 
 
 def test_a_server_beyond_saturation_has_a_queue_that_grows_and_below_it_has_none():
-    times, lengths = make_step_times(overhead_s=0.002).at_load(1e-3), make_lengths()
+    times, lengths = make_step_times(overhead_s=0.002).at_load(1e-3, 1e-3), make_lengths()
     most = saturation(ENGINE, times, lengths)
     chance = random.Random(1)
     waiting = []
@@ -64,19 +67,21 @@ def test_a_server_beyond_saturation_has_a_queue_that_grows_and_below_it_has_none
     assert waiting[0] < 30 < 100 < waiting[1]
 
 
-def test_a_request_waits_longer_while_a_step_runs_and_a_lone_one_does_not():
-    def first_tokens(wait_s):
-        replica = Replica(make_engine(), make_step_times().at_load(wait_s))
+def test_a_request_waits_and_holds_a_step_up_while_one_runs_and_a_lone_one_does_not():
+    def run(wait_s, work_s):
+        replica = Replica(make_engine(), make_step_times().at_load(wait_s, work_s))
         alone = replica.submit(Arrival(0.0, 64, 200))
         replica.run_until(0.05)
         later = replica.submit(Arrival(0.05, 64, 1))
         replica.run_to_end()
-        return alone.first_token_s, later.first_token_s
+        return alone.first_token_s, later.first_token_s, alone.ended_s, replica.busy_s
 
-    free, waiting = first_tokens(0.0), first_tokens(0.02)
-    assert free[0] == waiting[0]
+    free, waiting, working = run(0.0, 0.0), run(0.02, 0.0), run(0.0, 0.02)
+    assert free[0] == waiting[0] == working[0]
     longest_step_s = 0.003  # of a prompt of 64 tokens
     assert waiting[1] - free[1] == pytest.approx(0.02, abs=2 * longest_step_s)
+    assert waiting[2:] == pytest.approx(free[2:], rel=0.01)  # nobody else waits
+    assert [w - f for w, f in zip(working[1:], free[1:], strict=True)] == pytest.approx([0.02] * 3)
 
 
 def test_a_measurement_is_repeated_until_its_median_is_known_or_its_time_is_over():

@@ -1,7 +1,10 @@
 """A served model's steps, measured from outside."""
 
+import json
+
 import pytest
 from bitwatt.simulation.measure import measure_server
+from bitwatt.sizing import PlanSettings, _plan
 from bitwatt_client.server import Server, new_http_client
 
 from tests.fakes import FakeEngine, make_app, run_server
@@ -30,3 +33,31 @@ async def test_a_decode_whose_answers_came_in_one_piece_is_left_out_and_said(chu
     at_once = [line for line in decodes if line.endswith("every answer came at once")]
     assert len(at_once) == (0 if chunk_size == 1 else len(decodes))
     assert measured.name == "tiny"
+
+
+async def test_a_plan_replays_to_a_server_and_says_how_far_off_it_was(tmp_path, capsys):
+    async with run_server(make_app(FakeEngine(delay_s=0.001))) as url:
+        settings = PlanSettings(
+            url=url,
+            max_num_seqs=2,
+            max_num_batched_tokens=64,
+            prompt_tokens="4-8",
+            answer_tokens="4-8",
+            measure_seconds=0.5,
+            simulated_requests=100,
+            validate_seconds=0.1,
+            json=tmp_path / "plan.json",
+        )
+        assert await _plan(settings) in (0, 1)  # a busy machine may miss the service level
+    document = json.loads((tmp_path / "plan.json").read_text())
+    [one] = document["models"]
+    replayed = document["validation"][one["name"]]
+    rates = [load["requests_per_s"] for load in replayed]
+    assert rates == pytest.approx([rates[0] * share for share in (1, 2, 0.85 / 0.3)])
+    assert all(load["num_requests"] >= 20 for load in replayed)
+    for load in replayed:
+        for name, error in load["errors"].items():
+            assert error == pytest.approx(load["predicted"][name] / load["measured"][name] - 1)
+    printed = capsys.readouterr().out
+    assert "Predicted / measured:" in printed
+    assert printed.count(f"| {one['name']} |") >= 3

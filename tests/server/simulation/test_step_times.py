@@ -61,10 +61,12 @@ def test_a_step_of_no_time_is_refused(seconds):
 
 
 def test_a_written_model_is_read_as_it_was(tmp_path):
-    model = MeasuredModel("tiny", make_step_times(overhead_s=0.001), 1024, 99, None, "no counter")
+    times = make_step_times(overhead_s=0.001).at_load(0.002, 0.003)
+    model = MeasuredModel("tiny", times, 1024, 99, None, "no counter")
     (tmp_path / "steps.json").write_text(json.dumps({"models": [model.as_json()]}))
     [read] = read_measured(tmp_path / "steps.json")
     assert read.as_json() == model.as_json()
+    assert (read.step_times.busy_wait_s, read.step_times.busy_work_s) == (0.002, 0.003)
     work = StepWork(33, 3, 999)
     assert read.step_times.seconds(work) == model.step_times.seconds(work)
 
