@@ -21,6 +21,10 @@ from bitwatt_kernels.reference.head import quantize_head
 __all__ = ["RowBlocks"]
 
 _ALIGNMENT = 64
+# Weights lie side by side in areas of so many bytes, from a huge page's start: one by one, matrices
+# of a few MB would mostly lie in small pages, and a step that reads them all wait for the TLB.
+_AREA_BYTES = 64 << 20
+_HUGE_PAGE_BYTES = 2 << 20
 _INT8_COLUMNS_PER_LINE = 4
 _INT8_HEAD_ROWS = 8192  # rounded at once: float32 of a whole vocabulary would take gigabytes
 
@@ -35,6 +39,7 @@ class RowBlocks:
     def __init__(self, library: ctypes.CDLL, context: ctypes.c_void_p) -> None:
         self._library = library
         self._context = context
+        self._free = torch.empty(0, dtype=torch.uint8)  # what is left of the last area
 
     def ternary(self, weight: TernaryWeight) -> PreparedTernary:
         """Return the weight repacked into row blocks: two bits a weight, and the only copy kept.
@@ -52,7 +57,7 @@ class RowBlocks:
         check(self._library.bw_repack(self._context, codes.data_ptr(), blocks.data_ptr(), N, K))
         bias = None if weight.bias is None else _padded(weight.bias, rows)
         scales = _padded(weight.scales.view(N, -1), rows)
-        scales = scales.view(-1, ROW_BLOCK_ROWS, scales.shape[1]).transpose(1, 2).contiguous()
+        scales = self._placed(scales.view(-1, ROW_BLOCK_ROWS, scales.shape[1]).transpose(1, 2))
         return PreparedTernary(blocks, scales, bias, N, K, weight.group)
 
     def head(
@@ -160,12 +165,30 @@ class RowBlocks:
         return out
 
     def allocate(self, num_bytes: int) -> Tensor:
-        """Return [num_bytes] uint8, aligned to a vector, in huge pages where there are any."""
-        buffer = torch.empty(num_bytes + _ALIGNMENT, dtype=torch.uint8)
-        start = -buffer.data_ptr() % _ALIGNMENT
-        aligned = buffer[start : start + num_bytes]
-        self._library.bw_advise_huge_pages(aligned.data_ptr(), num_bytes)
-        return aligned
+        """Return [num_bytes] uint8, aligned to a vector, in huge pages where there are any.
+
+        It is part of an area, which is freed with the last of its parts.
+        """
+        if num_bytes >= _AREA_BYTES:
+            return self._area(num_bytes)
+        num_taken = _padded_to(num_bytes, _ALIGNMENT)
+        if num_taken > len(self._free):
+            self._free = self._area(_AREA_BYTES)
+        part, self._free = self._free[:num_bytes], self._free[num_taken:]
+        return part
+
+    def _placed(self, values: Tensor) -> Tensor:
+        """Return the values as they are, in memory of allocate."""
+        placed = self.allocate(values.nbytes).view(values.dtype).view(values.shape)
+        return placed.copy_(values)
+
+    def _area(self, num_bytes: int) -> Tensor:
+        """Return [num_bytes] uint8 from a huge page's start, none of it touched yet."""
+        buffer = torch.empty(num_bytes + _HUGE_PAGE_BYTES, dtype=torch.uint8)
+        start = -buffer.data_ptr() % _HUGE_PAGE_BYTES
+        # The advice takes whole pages alone: past the end it is of memory that stays untouched.
+        self._library.bw_advise_huge_pages(buffer[start:].data_ptr(), len(buffer) - start)
+        return buffer[start : start + num_bytes]
 
 
 def _padded_to(count: int, multiple: int) -> int:
