@@ -78,9 +78,7 @@ def test_what_an_engine_would_refuse_stands_in_place_of_its_memory():
     assert ternary["refused"].startswith("the KV cache holds 16 tokens; one sequence may have 1024")
     assert "relu² passes float16's largest value" in dense["refused"]
     rows = inspect(builtin.TERNARY, kv_cache_dtype="int8")["memory"]
-    refused = {row["backend"]: row["refused"] for row in rows if "refused" in row}
-    assert refused.keys() == {"triton"}
-    assert refused["triton"].endswith("the dtype of activations, bfloat16 (--kv-cache-dtype)")
+    assert not any("refused" in row for row in rows)  # each has such caches
 
 
 def test_the_embedded_model_is_told_by_kind_and_by_matrix():

@@ -134,15 +134,23 @@ def test_a_model_s_logits_that_are_not_finite_end_their_request(
     monkeypatch: pytest.MonkeyPatch, value: float, temperature: float
 ) -> None:
     model, core, _ = live_engine()
-    forward = model.forward
+    hidden_states, its_logits = model.hidden_states, model.logits
+    positions: list[torch.Tensor] = []
 
-    def poisoned(token_ids: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        logits: torch.Tensor = forward(token_ids, *rest, **options)
-        layout, _, logit_tokens = rest
-        logits[layout.positions[logit_tokens] == 0] = value  # prompts of one token
+    def watched(
+        token_ids: torch.Tensor, layout: StepLayout, *rest: Any, **options: Any
+    ) -> torch.Tensor:
+        positions[:] = [layout.positions]
+        h: torch.Tensor = hidden_states(token_ids, layout, *rest, **options)
+        return h
+
+    def poisoned(h: torch.Tensor, logit_tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = its_logits(h, logit_tokens)
+        logits[positions[0][logit_tokens] == 0] = value  # prompts of one token
         return logits
 
-    monkeypatch.setattr(model, "forward", poisoned)
+    monkeypatch.setattr(model, "hidden_states", watched)
+    monkeypatch.setattr(model, "logits", poisoned)
     bad = make_submit("bad", [319], temperature=temperature)
     outputs = run_all(core, [*make_streams(), bad])
     check_streams(outputs)
@@ -155,17 +163,17 @@ def test_keys_that_are_not_finite_fail_one_request_and_not_the_next_of_its_promp
     model, core, _ = live_engine()
     request = make_submit("x", list(range(40)), seed=5)
     expected = content(run_all(make_core(model, Limits()), [request])["x"])
-    forward = model.forward
+    hidden_states = model.hidden_states
 
     def poisoned(
         token_ids: torch.Tensor, layout: StepLayout, kv_cache: KVCache, *rest: Any, **options: Any
     ) -> torch.Tensor:
-        logits: torch.Tensor = forward(token_ids, layout, kv_cache, *rest, **options)
+        h: torch.Tensor = hidden_states(token_ids, layout, kv_cache, *rest, **options)
         kv_cache.layers.fill_(math.nan)
-        return logits.fill_(math.nan)
+        return h.fill_(math.nan)
 
     with monkeypatch.context() as once:
-        once.setattr(model, "forward", poisoned)
+        once.setattr(model, "hidden_states", poisoned)
         assert "not finite" in (run_all(core, [request])["x"][-1].error or "")
     assert content(run_all(core, [request])["x"]) == expected
 
