@@ -90,7 +90,7 @@ class AmdSmiCounter:
             uuid=self.device,
             name=self._name,
             power_w=float(power_w) if isinstance(power_w, int) else None,  # else "N/A"
-            energy_mj=int(self._last_j * 1000),
+            energy_mj=round(self._last_j * 1000),
             memory_used_bytes=used,
         )
 
