@@ -23,6 +23,7 @@ from bitwatt.settings import ServeSettings
 __all__ = ["PlanSettings", "checked_lengths", "run_plan"]
 
 _INTERRUPTED = 130  # 128 and SIGINT's number, as shells have it
+_EXPECTED = (BitwattError, ClientError, httpx.HTTPError, OSError)
 _UTILIZATIONS = (0.3, 0.6, 0.85)  # of the requests a second that a machine bears at all
 _MEASURED_LENGTHS = 1000
 
@@ -196,15 +197,24 @@ def run_plan(settings: PlanSettings) -> int:
         return asyncio.run(_plan(settings))
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except (BitwattError, ClientError, httpx.HTTPError, OSError) as error:
-        told = str(error) or type(error).__name__
-    except ExceptionGroup as group:  # of requests that ran together, where the first tells enough
-        failed, others = group.split((ClientError, httpx.HTTPError, OSError))
-        if failed is None or others is not None:
+    except Exception as error:
+        told = _told(error)
+        if told is None:
             raise
-        told = str(failed.exceptions[0]) or type(failed.exceptions[0]).__name__
     print(f"bitwatt plan: {told}", file=sys.stderr)
     return 1
+
+
+def _told(error: Exception) -> str | None:
+    """Return what to tell of an error that a server or a file can cause; None of any other."""
+    if isinstance(error, ExceptionGroup):  # of requests that ran together: the first tells enough
+        expected, others = error.split(_EXPECTED)
+        if expected is None or others is not None:
+            return None
+        error = expected.exceptions[0]
+    elif not isinstance(error, _EXPECTED):
+        return None
+    return str(error) or type(error).__name__
 
 
 def _report(line: str) -> None:
@@ -227,6 +237,7 @@ async def _plan(settings: PlanSettings) -> int:
         if settings.api_key is not None:
             http.headers["Authorization"] = f"Bearer {settings.api_key}"
         compared: dict[str, Any] = {}
+        failed_replays: dict[str, str] = {}
         if settings.steps is not None:
             measured = read_measured(settings.steps)
             models = [_planned(settings, one, is_twin=i > 0) for i, one in enumerate(measured)]
@@ -236,9 +247,15 @@ async def _plan(settings: PlanSettings) -> int:
                 one = await _measured(settings, http, server, traffic)
                 models.append(_planned(settings, one, is_twin=bool(models)))
                 if settings.validate_seconds is not None:  # at once: a machine's speed drifts
-                    compared[server.model] = await _compared(
-                        settings, http, server, models[-1], traffic
-                    )
+                    try:
+                        compared[server.model] = await _compared(
+                            settings, http, server, models[-1], traffic
+                        )
+                    except Exception as error:  # the plan and the step times are worth having
+                        told = _told(error)
+                        if told is None:
+                            raise
+                        failed_replays[server.model] = told
         if settings.save_steps is not None:
             steps = {"models": [model.measured.as_json() for model in models]}
             settings.save_steps.write_text(json.dumps(steps, indent=2) + "\n", encoding="utf-8")
@@ -260,7 +277,10 @@ async def _plan(settings: PlanSettings) -> int:
             }
     if settings.json_path is not None:
         settings.json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return 0 if all(model.need is not None for model in plan.models) else 1
+    for name, told in failed_replays.items():
+        print(f"bitwatt plan: the replay to {name} failed: {told}", file=sys.stderr)
+    is_possible = all(model.need is not None for model in plan.models)
+    return 0 if is_possible and not failed_replays else 1
 
 
 def _level(settings: PlanSettings) -> Any:

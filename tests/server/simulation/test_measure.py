@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from bitwatt import sizing
 from bitwatt.simulation.measure import measure_server
 from bitwatt.sizing import PlanSettings, _plan
+from bitwatt_client.errors import ClientError
 from bitwatt_client.server import Server, new_http_client
 
 from tests.fakes import FakeEngine, make_app, run_server
@@ -35,19 +37,38 @@ async def test_a_decode_whose_answers_came_in_one_piece_is_left_out_and_said(chu
     assert measured.name == "tiny"
 
 
+def plan_settings(url, folder):
+    return PlanSettings(
+        url=url,
+        max_num_seqs=2,
+        max_num_batched_tokens=64,
+        prompt_tokens="4-8",
+        answer_tokens="4-8",
+        measure_seconds=0.5,
+        simulated_requests=100,
+        validate_seconds=0.1,
+        json=folder / "plan.json",
+        save_steps=folder / "steps.json",
+    )
+
+
+async def test_a_plan_stands_where_its_replay_fails(tmp_path, capsys, monkeypatch):
+    async def refused(*_):
+        raise ExceptionGroup("requests", [ClientError("503: the queue is full")])
+
+    monkeypatch.setattr(sizing, "_compared", refused)
+    async with run_server(make_app(FakeEngine(delay_s=0.001))) as url:
+        assert await _plan(plan_settings(url, tmp_path)) == 1
+    assert json.loads((tmp_path / "steps.json").read_text())["models"]
+    assert "validation" not in json.loads((tmp_path / "plan.json").read_text())
+    said = capsys.readouterr()
+    assert "| " in said.out
+    assert said.err.endswith("the replay to tiny failed: 503: the queue is full\n")
+
+
 async def test_a_plan_replays_to_a_server_and_says_how_far_off_it_was(tmp_path, capsys):
     async with run_server(make_app(FakeEngine(delay_s=0.001))) as url:
-        settings = PlanSettings(
-            url=url,
-            max_num_seqs=2,
-            max_num_batched_tokens=64,
-            prompt_tokens="4-8",
-            answer_tokens="4-8",
-            measure_seconds=0.5,
-            simulated_requests=100,
-            validate_seconds=0.1,
-            json=tmp_path / "plan.json",
-        )
+        settings = plan_settings(url, tmp_path)
         assert await _plan(settings) in (0, 1)  # a busy machine may miss the service level
     document = json.loads((tmp_path / "plan.json").read_text())
     [one] = document["models"]
