@@ -1,12 +1,11 @@
 """Builds an engine from its configuration: model, KV cache, scheduler, runner."""
 
-import platform
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
-from bitwatt_kernels.backend import BLOCK_SIZE
+from bitwatt_kernels.backend import BLOCK_SIZE, Backend
 from bitwatt_kernels.errors import BackendError, KernelError, ShapeError
 from bitwatt_kernels.registry import BACKENDS, BackendChoice, choose_backend
 
@@ -24,6 +23,7 @@ from bitwatt.model.gpu_memory import kv_cache_budget, working_bytes
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
+from bitwatt.processors import cpu_name
 
 __all__ = [
     "DEFAULT_CPU_KV_CACHE_BYTES",
@@ -230,7 +230,9 @@ def _describe(
         weights=config.weights,
         backend=choice.backend.name,
         device=str(device),
-        device_name=torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
+        device_name=torch.cuda.get_device_name(device) if is_cuda else cpu_name(),
+        num_threads=None if is_cuda else _num_threads(choice.backend),
+        instruction_set=getattr(choice.backend, "instruction_set", None),
         dtype=config.dtype,
         kv_cache_dtype=str(kv_cache.layers.dtype).removeprefix("torch."),
         num_parameters=memory.num_parameters,
@@ -247,6 +249,7 @@ def _describe(
             kv_cache_bytes=kv_cache.nbytes,
             device_total_bytes=torch.cuda.mem_get_info(device)[1] if is_cuda else None,
         ),
+        linear_bytes=memory.linear_bytes,
         device_uuid=str(torch.cuda.get_device_properties(device).uuid) if is_cuda else None,
         num_linear_parameters=model.config.num_linear_parameters,
         num_layers=model.config.num_layers,
@@ -258,6 +261,12 @@ def _describe(
         quantized=QUANTIZED if config.quantize else None,
         roofline=roofline,
     )
+
+
+def _num_threads(backend: Backend) -> int:
+    """Return the threads of the backend's own, or torch's where it has none."""
+    own: int | None = getattr(backend, "num_threads", None)
+    return torch.get_num_threads() if own is None else own
 
 
 def _fallback(choice: BackendChoice) -> str | None:
