@@ -50,16 +50,17 @@ export function makeAsk({ onChange }) {
     for (const [side] of asked) panels[side].wait(side === "a" ? "" : `waits for ${sides.a.name}`);
     const startedAt = performance.now();
     const said = [];
-    let isComplete = true;
+    const drawn = {};
     for (const [side] of asked) {
       // In turn: models that share a machine would slow each other.
-      const { words, isEnded } = await panels[side].run(body, stop.signal);
+      const { words, answers } = await panels[side].run(body, stop.signal);
       said.push(words);
-      isComplete &&= isEnded;
+      if (answers) drawn[side] = answers;
       byId("ask-status").textContent = said.join(" ");
     }
+    const isComplete = asked.every(([side]) => drawn[side]);
     if (isComplete && performance.now() - startedAt <= asked.length * (MOST_DRAWN_MS + PAINTED_MS)) {
-      await timeUndrawn(asked, body, stop.signal);
+      await timeUndrawn(asked, drawn, body, stop.signal);
     }
     stop = null;
     setDisabled(byId("ask-stop"), true);
@@ -67,14 +68,16 @@ export function makeAsk({ onChange }) {
   }
 
   /** Ask all in turns, A B A B, and show the medians; a stop, or a failure, leaves what is shown. */
-  async function timeUndrawn(asked, body, signal) {
+  async function timeUndrawn(asked, drawn, body, signal) {
     const answers = asked.map(() => []);
+    for (const [side] of asked) panels[side].sayTimed();
     try {
       await painted();
       for (let i = 0; i < NUM_TIMED; i += 1) {
         for (const [j, [, model]] of asked.entries()) answers[j].push(await answerOf(model, body, signal));
       }
     } catch {
+      for (const [side] of asked) panels[side].showTimes(drawn[side]);
       return;
     }
     const words = asked.map(([side], j) => panels[side].showTimes(answers[j]));
@@ -149,7 +152,7 @@ function makePanel(side, model) {
     clock.textContent = "";
   }
 
-  /** Draw an answer as it comes; return what is said of it, and whether it came to its end. */
+  /** Draw an answer as it comes; return what is said of it, and it alone in a list, null if it failed. */
   async function run(body, signal) {
     root.classList.add("running");
     state.textContent = "warms up";
@@ -171,11 +174,16 @@ function makePanel(side, model) {
         text.classList.add("failed");
         text.textContent += error.message;
       }
-      return { words: `${name} ${state.textContent}.`, isEnded: false };
+      return { words: `${name} ${state.textContent}.`, answers: null };
     } finally {
       root.classList.remove("running");
     }
-    return { words: showTimes([answer]), isEnded: true };
+    return { words: showTimes([answer]), answers: [answer] };
+  }
+
+  /** Say that the answer is timed; nothing is drawn until it is. */
+  function sayTimed() {
+    clock.textContent = `Timed ${NUM_TIMED} times more, with nothing drawn…`;
   }
 
   /** Show the medians of answers to the same prompt; return them in words. */
@@ -204,5 +212,5 @@ function makePanel(side, model) {
     if (isAtEnd) text.scrollTop = text.scrollHeight;
   }
 
-  return { root, wait, run, showTimes };
+  return { root, wait, run, sayTimed, showTimes };
 }
