@@ -107,7 +107,13 @@ function showCompared({ a, b }) {
     ? `The same prompts to each model in alternating windows, A B A B; warm-up windows are dropped. Every answer is as long as is set, so equal work is compared.`
     : "Prompts in windows; warm-up windows are dropped. Every answer is as long as is set.");
   setText(byId("terminal"), b ? "More windows, intervals and a picture:" : "The same from a terminal:");
-  setText(byId("terminal-command"), b ? "bitwatt compare" : "bitwatt bench");
+  const { origin } = location;
+  const urls = b?.is_remote ? "URL-A URL-B" : `${origin} ${origin}`;
+  setPlain(byId("terminal-command"), b ? `bitwatt compare ${urls}` : `bitwatt bench ${origin}`);
+}
+
+function setPlain(element, said) {
+  if (element.textContent !== said) element.textContent = said;
 }
 
 function setText(element, said) {
