@@ -14,8 +14,9 @@ const WARM_UP = { max_tokens: 1, temperature: 0 };
 const PATH = "/v1/chat/completions";
 
 // On the server's own machine, what this page still paints would take the engine's cores.
-const PAINTED_MS = 200;
-const painted = () => new Promise((resolve) => setTimeout(resolve, PAINTED_MS));
+const PAINTED_MS = 200; // a panel
+const SETTLED_MS = 1000; // all that an answer has changed; half a second after it, decoding was slow still
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** How many answers that aren't drawn are timed, where the drawn ones took no longer than this. */
 export const NUM_TIMED = 5;
@@ -72,7 +73,7 @@ export function makeAsk({ onChange }) {
     const answers = asked.map(() => []);
     for (const [side] of asked) panels[side].sayTimed();
     try {
-      await painted();
+      await pause(SETTLED_MS);
       for (let i = 0; i < NUM_TIMED; i += 1) {
         for (const [j, [, model]] of asked.entries()) answers[j].push(await answerOf(model, body, signal));
       }
@@ -160,7 +161,7 @@ function makePanel(side, model) {
     try {
       await answerOf(model, { ...body, ...WARM_UP }, signal);
       state.textContent = "running";
-      await painted();
+      await pause(PAINTED_MS);
       answer = await answerOf(model, body, signal, (choice, numChunks) => {
         if (choice.delta.content) append(choice.delta.content);
         show(figures.tokens, digits(numChunks));
