@@ -114,6 +114,8 @@ def make_info(**changes: Any) -> EngineInfo:
             other_weights_bytes=10,
             kv_cache_bytes=1000,
         ),
+        "linear_bytes": 100,
+        "num_threads": 2,
     }
     return EngineInfo(**(given | changes))
 

@@ -44,7 +44,7 @@ async def expect_figures(url: str) -> None:
             await expect(gain).to_have_text(figure, timeout=15_000)
         await expect(page.locator("#summary")).to_have_text(SUMMARY)
         table = page.get_by_role("region", name="Results of the load")
-        row = table.get_by_role("row", name="Decode, of its own roofline")
+        row = table.get_by_role("row", name="Decode speed, share of own roofline")
         # Of the ternary model and of its twin: memory's rate was measured by both engines, in
         # idle seconds, of which engines beside other tests have few.
         shares = re.compile(r"%.*%.*each has its own")

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bitwatt.processors import cpu_name
+
 __all__ = ["Spread", "describe_machine", "spread_of", "time_calls"]
 
 
@@ -44,22 +46,12 @@ def time_calls(call: Callable[[], object], *, repeats: int = 5, warmups: int = 1
 def describe_machine() -> dict[str, Any]:
     """Return what a figure depends on: processor, cores, versions, commit."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "num_cpus": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("bitwatt", "torch")},
         "commit": _commit(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.machine()
 
 
 def _commit() -> str | None:

@@ -1,12 +1,11 @@
 """Builds an engine from its configuration: model, KV cache, scheduler, runner."""
 
-import platform
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
-from bitwatt_kernels.backend import BLOCK_SIZE
+from bitwatt_kernels.backend import BLOCK_SIZE, Backend
 from bitwatt_kernels.errors import BackendError, KernelError, ShapeError
 from bitwatt_kernels.registry import BACKENDS, BackendChoice, choose_backend
 
@@ -24,6 +23,7 @@ from bitwatt.model.gpu_memory import kv_cache_budget, working_bytes
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.runner import ModelRunner
 from bitwatt.model.transformer import Transformer
+from bitwatt.processors import cpu_name
 
 __all__ = [
     "DEFAULT_CPU_KV_CACHE_BYTES",
@@ -233,7 +233,9 @@ def _describe(
         weights=config.weights,
         backend=choice.backend.name,
         device=str(device),
-        device_name=torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
+        device_name=torch.cuda.get_device_name(device) if is_cuda else cpu_name(),
+        num_threads=None if is_cuda else _num_threads(choice.backend),
+        instruction_set=getattr(choice.backend, "instruction_set", None),
         dtype=config.dtype,
         kv_cache_dtype=str(kv_cache.layers.dtype).removeprefix("torch."),
         num_parameters=memory.num_parameters,
@@ -250,6 +252,7 @@ def _describe(
             kv_cache_bytes=kv_cache.nbytes,
             device_total_bytes=torch.cuda.mem_get_info(device)[1] if is_cuda else None,
         ),
+        linear_bytes=memory.linear_bytes,
         device_uuid=_board(device) if is_cuda else None,
         num_linear_parameters=model.config.num_linear_parameters,
         num_layers=model.config.num_layers,
@@ -270,6 +273,12 @@ def _board(device: torch.device) -> str:
         return str(properties.uuid)
     domain, bus, slot = (getattr(properties, f"pci_{n}_id") for n in ("domain", "bus", "device"))
     return f"{domain:04x}:{bus:02x}:{slot:02x}.0"
+
+
+def _num_threads(backend: Backend) -> int:
+    """Return the threads of the backend's own, or torch's where it has none."""
+    own: int | None = getattr(backend, "num_threads", None)
+    return torch.get_num_threads() if own is None else own
 
 
 def _fallback(choice: BackendChoice) -> str | None:

@@ -339,7 +339,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     weights        as in EngineConfig
     backend        the one that runs
     device         as torch names it, such as "cuda:0"; "none" for the fake backend
-    device_name    the GPU's product name, or the CPU's architecture
+    device_name    the GPU's product name, or the CPU's, where the system tells it
+    num_threads    of the CPU that compute; None on a GPU
+    instruction_set  that the kernels were built for; None where they don't choose one
     dtype          as in EngineConfig; "none" for the fake backend
     kv_cache_dtype  likewise, where auto is dtype
     num_parameters  of the whole model, a tied embedding counted once
@@ -349,6 +351,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks, block_size  of the KV cache: blocks, and tokens a block
     max_num_seqs   requests that run at once
     memory         what the engine holds
+    linear_bytes   of its memory, the layers' matrices, ternary or dense; None for the fake backend
     device_uuid    the GPU's, as NVML has it without "GPU-"; None on a CPU
     num_linear_parameters, num_layers, attention_width  as telemetry.energy.arithmetic has them; 0
                    for the fake backend
@@ -374,6 +377,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     max_num_seqs: int
     memory: MemoryUse
+    linear_bytes: int | None = None
+    num_threads: int | None = None
+    instruction_set: str | None = None
     device_uuid: str | None = None
     num_linear_parameters: int = 0
     num_layers: int = 0

@@ -128,6 +128,7 @@ class _Builder:
         self.vocabulary = (config.vocab_size, config.hidden_size)
         self.packed_bytes = 0
         self.other_bytes = 0
+        self.linear_bytes = 0
         self.num_parameters = 0
         num_added = config.intermediate_size - source.config.intermediate_size
         by_layer = 3 * config.hidden_size + config.has_sub_norms + 2 * config.has_mlp_bias
@@ -161,6 +162,7 @@ class _Builder:
                 packed_weights_bytes=self.packed_bytes,
                 embedding_bytes=embedding_bytes,
                 other_weights_bytes=self.other_bytes + rope.nbytes,
+                linear_bytes=self.linear_bytes,
                 step_bytes=self.packed_bytes + self.other_bytes + self.backend.nbytes(head),
                 num_parameters=self.num_parameters - self.num_padded,
             ),
@@ -283,7 +285,9 @@ class _Builder:
         if has_bias:
             weight = replace(weight, bias=self.bias(parts, fits=torch.float32).float())
         prepared = self.backend.prepare_ternary(weight)
-        self.packed_bytes += self.backend.nbytes(prepared)
+        num_bytes = self.backend.nbytes(prepared)
+        self.packed_bytes += num_bytes
+        self.linear_bytes += num_bytes
         return prepared
 
     def dense(self, parts: _Parts, has_bias: bool) -> DenseLinear:
@@ -296,7 +300,9 @@ class _Builder:
             weight = torch.cat([self.matrix(f"{name}.weight", *shape) for name, *shape in parts])
             self.num_parameters += weight.numel()
         prepared = self.backend.prepare_dense(weight)
-        self.other_bytes += self.backend.nbytes(prepared)
+        num_bytes = self.backend.nbytes(prepared)
+        self.other_bytes += num_bytes
+        self.linear_bytes += num_bytes
         if not has_bias:
             return DenseLinear(prepared)
         bias = self.to_device(self.bias(parts, fits=self.dtype), self.dtype)

@@ -36,12 +36,14 @@ class ModelMemory:
     packed_weights_bytes  ternary linears in their backend's form
     embedding_bytes       embedding and head; a head that shares the embedding's memory is free
     other_weights_bytes   norms and dense linears
+    linear_bytes          of packed and other weights, those of the layers' matrices
     step_bytes            what one decode step reads of them: all but the embedding's other rows
     """
 
     packed_weights_bytes: int
     embedding_bytes: int
     other_weights_bytes: int
+    linear_bytes: int
     step_bytes: int
     num_parameters: int
 

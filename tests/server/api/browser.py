@@ -164,6 +164,8 @@ async def ask(page, *, timeout_s=60):
     ended = re.compile("^(complete|at the token limit)$")
     states = page.locator("#answers .state")
     await expect(states).to_have_text([ended] * await states.count())
+    # Answers that aren't drawn are timed after those that are.
+    await expect(button).to_have_attribute("aria-disabled", "false", timeout=timeout_s * 1000)
 
 
 async def take_screenshots(url, folder):

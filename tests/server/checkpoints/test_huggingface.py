@@ -340,12 +340,13 @@ def test_memory_counts_packed_bytes_and_a_tied_head_once(tmp_path: Path) -> None
     rows = layers * (128 + 2 * 64 + hidden + 2 * inner + hidden)
     norms = layers * (2 * hidden + 128 + inner) + hidden
     assert memory.num_parameters == linear + norms + 320 * hidden
-    assert memory.packed_weights_bytes == linear // 4 + 4 * rows
+    assert memory.packed_weights_bytes == memory.linear_bytes == linear // 4 + 4 * rows
     assert memory.embedding_bytes == 4 * 320 * hidden
     dense = load(tmp_path, "dense").memory()
     assert dense.num_parameters == memory.num_parameters
     assert dense.packed_weights_bytes == 0
     assert dense.other_weights_bytes - memory.other_weights_bytes == 4 * linear
+    assert dense.linear_bytes == 4 * linear
 
 
 @pytest.mark.parametrize("is_tied", [True, False])

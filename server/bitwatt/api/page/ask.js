@@ -1,17 +1,26 @@
-// One prompt to every model in turn, each warmed up before, the streams side by side.
+// One prompt to every model in turn, each warmed up before, the streams side by side. Then the same
+// again, with nothing drawn: where the browser is on the server's machine, drawing an answer takes the
+// cores that decode it, and of a small model's speed more than half.
 
 import { pathOf, streamEvents } from "./api.js";
 import { byId, make, markOf, setDisabled } from "./dom.js";
 import { digits, rate, seconds } from "./format.js";
 import { overHop } from "./pair.js";
+import { median } from "./statistics.js";
 import { clockOf, newReading, timesOf, whyNoDecode } from "./timing.js";
 
 // The first request after a rest finds caches cold.
 const WARM_UP = { max_tokens: 1, temperature: 0 };
+const PATH = "/v1/chat/completions";
 
 // On the server's own machine, what this page still paints would take the engine's cores.
-const PAINTED_MS = 200;
-const painted = () => new Promise((resolve) => setTimeout(resolve, PAINTED_MS));
+const PAINTED_MS = 200; // a panel
+const SETTLED_MS = 1000; // all that an answer has changed; half a second after it, decoding was slow still
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** How many answers that aren't drawn are timed, where the drawn ones took no longer than this. */
+export const NUM_TIMED = 5;
+const MOST_DRAWN_MS = 2000;
 
 /** Return the panels and what runs them. onChange is called when asking begins and ends. */
 export function makeAsk({ onChange }) {
@@ -40,15 +49,40 @@ export function makeAsk({ onChange }) {
     };
     const asked = Object.entries(sides);
     for (const [side] of asked) panels[side].wait(side === "a" ? "" : `waits for ${sides.a.name}`);
+    const startedAt = performance.now();
     const said = [];
-    for (const [side, model] of asked) {
+    const drawn = {};
+    for (const [side] of asked) {
       // In turn: models that share a machine would slow each other.
-      said.push(await panels[side].run(pathOf(model, "/v1/chat/completions"), { ...body, model: model.name }, stop.signal));
+      const { words, answers } = await panels[side].run(body, stop.signal);
+      said.push(words);
+      if (answers) drawn[side] = answers;
       byId("ask-status").textContent = said.join(" ");
+    }
+    const isComplete = asked.every(([side]) => drawn[side]);
+    if (isComplete && performance.now() - startedAt <= asked.length * (MOST_DRAWN_MS + PAINTED_MS)) {
+      await timeUndrawn(asked, drawn, body, stop.signal);
     }
     stop = null;
     setDisabled(byId("ask-stop"), true);
     onChange();
+  }
+
+  /** Ask all in turns, A B A B, and show the medians; a stop, or a failure, leaves what is shown. */
+  async function timeUndrawn(asked, drawn, body, signal) {
+    const answers = asked.map(() => []);
+    for (const [side] of asked) panels[side].sayTimed();
+    try {
+      await pause(SETTLED_MS);
+      for (let i = 0; i < NUM_TIMED; i += 1) {
+        for (const [j, [, model]] of asked.entries()) answers[j].push(await answerOf(model, body, signal));
+      }
+    } catch {
+      for (const [side] of asked) panels[side].showTimes(drawn[side]);
+      return;
+    }
+    const words = asked.map(([side], j) => panels[side].showTimes(answers[j]));
+    byId("ask-status").textContent = words.join(" ");
   }
 
   byId("ask-stop").addEventListener("click", () => stop?.abort());
@@ -59,6 +93,26 @@ export function makeAsk({ onChange }) {
       return stop !== null;
     },
   };
+}
+
+/** Ask a model once; onChoice is called with each piece. Return the answer's tokens and times. */
+async function answerOf(model, body, signal, onChoice = () => {}) {
+  const reading = newReading(performance.now());
+  // The salt keeps an earlier answer's prefix cache from sparing one of the models its prefill.
+  const salted = { ...body, model: model.name, cache_salt: `page-${reading.startedAt}` };
+  let numChunks = 0;
+  let usage = null;
+  for await (const { event, at } of streamEvents(pathOf(model, PATH), salted, signal)) {
+    usage = event.usage ?? usage;
+    const [choice] = event.choices;
+    if (!choice || (!choice.delta.content && !choice.finish_reason)) continue;
+    reading.take(at);
+    numChunks += 1;
+    onChoice(choice, numChunks);
+  }
+  const numTokens = usage?.completion_tokens ?? numChunks;
+  const [told] = usage?.bitwatt?.times ?? [];
+  return { numTokens, reading, told, ...timesOf(numTokens, reading, told) };
 }
 
 function makePanel(side, model) {
@@ -99,30 +153,21 @@ function makePanel(side, model) {
     clock.textContent = "";
   }
 
-  async function run(path, body, signal) {
+  /** Draw an answer as it comes; return what is said of it, and it alone in a list, null if it failed. */
+  async function run(body, signal) {
     root.classList.add("running");
     state.textContent = "warms up";
-    let reading;
-    let numChunks = 0;
-    let usage = null;
+    let answer;
     try {
-      for await (const _ of streamEvents(path, { ...body, ...WARM_UP, cache_salt: `page-${performance.now()}` }, signal));
+      await answerOf(model, { ...body, ...WARM_UP }, signal);
       state.textContent = "running";
-      await painted();
-      reading = newReading(performance.now());
-      // The salt keeps an earlier answer's prefix cache from sparing one of the models its prefill.
-      const salted = { ...body, cache_salt: `page-${reading.startedAt}` };
-      for await (const { event, at } of streamEvents(path, salted, signal)) {
-        usage = event.usage ?? usage;
-        const [choice] = event.choices;
-        if (!choice || (!choice.delta.content && !choice.finish_reason)) continue;
-        reading.take(at);
+      await pause(PAINTED_MS);
+      answer = await answerOf(model, body, signal, (choice, numChunks) => {
         if (choice.delta.content) append(choice.delta.content);
-        numChunks += 1;
         show(figures.tokens, digits(numChunks));
         if (choice.finish_reason === "length") state.textContent = "at the token limit";
         else if (choice.finish_reason) state.textContent = "complete";
-      }
+      });
     } catch (error) {
       const isStopped = error.name === "AbortError";
       state.textContent = isStopped ? "stopped" : "failed";
@@ -130,19 +175,31 @@ function makePanel(side, model) {
         text.classList.add("failed");
         text.textContent += error.message;
       }
-      return `${name} ${state.textContent}.`;
+      return { words: `${name} ${state.textContent}.`, answers: null };
     } finally {
       root.classList.remove("running");
     }
-    const numTokens = usage?.completion_tokens ?? numChunks;
-    const [told] = usage?.bitwatt?.times ?? [];
-    const { ttft, decode, isReadLate } = timesOf(numTokens, reading, told);
+    return { words: showTimes([answer]), answers: [answer] };
+  }
+
+  /** Say that the answer is timed; nothing is drawn until it is. */
+  function sayTimed() {
+    clock.textContent = `Timed ${NUM_TIMED} times more, with nothing drawn…`;
+  }
+
+  /** Show the medians of answers to the same prompt; return them in words. */
+  function showTimes(answers) {
+    const { numTokens, reading, told } = answers[0];
+    const decodes = answers.map(({ decode }) => decode).filter((decode) => decode !== null);
+    const isReadLate = answers.some((answer) => answer.isReadLate);
     show(figures.tokens, digits(numTokens));
-    show(figures.ttft, `${isReadLate ? "≤ " : ""}${seconds(ttft)}`);
-    if (decode === null) show(figures.rate, whyNoDecode(numTokens, reading, told), "why");
-    else show(figures.rate, rate(decode));
-    clock.textContent = `Times ${clockOf(told ? "server" : "browser")}. ${told ? "" : overHop(model)}`.trimEnd();
-    return `${name}: ${numTokens} tokens${decode === null ? "" : ` at ${rate(decode)}`}.`;
+    show(figures.ttft, `${isReadLate ? "≤ " : ""}${seconds(median(answers.map(({ ttft }) => ttft)))}`);
+    if (decodes.length) show(figures.rate, rate(median(decodes)));
+    else show(figures.rate, whyNoDecode(numTokens, reading, told), "why");
+    const what = answers.length > 1 ? `Median of ${answers.length} more answers, not drawn` : "One answer, drawn as it came";
+    const byClock = clockOf(answers.every((answer) => answer.told) ? "server" : "browser");
+    clock.textContent = `${what}; times ${byClock}. ${told ? "" : overHop(model)}`.trimEnd();
+    return `${name}: ${numTokens} tokens${decodes.length ? ` at ${rate(median(decodes))}` : ""}.`;
   }
 
   function show(figure, said, className = "") {
@@ -156,5 +213,5 @@ function makePanel(side, model) {
     if (isAtEnd) text.scrollTop = text.scrollHeight;
   }
 
-  return { root, wait, run };
+  return { root, wait, run, sayTimed, showTimes };
 }

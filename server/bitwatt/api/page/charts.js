@@ -13,7 +13,7 @@ const percent = (value) => `${digits(value * 100)}%`;
 const CHARTS = [
   { title: "Tokens generated a second", series: ["generation_tokens_per_s"], show: whole, least: 10 },
   { title: "KV cache in use", series: ["kv_cache_usage"], show: percent, least: 0.01 },
-  { title: "Requests running and waiting", series: ["num_running", "num_waiting"], show: whole, least: 4 },
+  { title: "Requests running (thin dots: waiting)", series: ["num_running", "num_waiting"], show: whole, least: 4 },
 ];
 
 const clock = (time) => new Date(time * 1000).toLocaleTimeString("en-GB");
@@ -47,7 +47,7 @@ export function makeCharts() {
 }
 
 function showSpan(lengthS) {
-  const said = lengthS < MINUTE_S ? `${Math.round(lengthS)} s` : `${Math.round(lengthS / MINUTE_S)} min`;
+  const said = lengthS < 2 * MINUTE_S ? `${Math.round(lengthS)} s` : `${Math.round(lengthS / MINUTE_S)} min`;
   byId("live-span").textContent = `the last ${said}`;
 }
 
@@ -69,8 +69,8 @@ function makeView({ title, series, show, least }) {
       series.map((key, index) => ({
         stroke: colorOf(`--${side}`),
         width: index === 0 ? 2 : 1,
-        dash: side === "b" ? [6, 4] : index === 0 ? undefined : [2, 3],
-        fill: side === "a" && series.length === 1 ? `${colorOf("--a")}22` : undefined,
+        dash: index ? [2, 3] : side === "b" ? [6, 4] : undefined,
+        fill: side === "a" && series.length === 1 ? colorOf("--a-area") : undefined,
         points: { show: false },
         label: key,
       })),

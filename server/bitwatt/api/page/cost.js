@@ -19,15 +19,15 @@ export function usdOfElectricityPerMillionTokens({ usd_per_kwh: usdPerKwh, pue }
 
 const pricesOf = (sides) => Object.values(sides).map((model) => model.prices);
 
-/** Return why there is no rent of a million tokens; null where it is only not measured yet. */
+/** Return why the rent of a million tokens isn't calculated; null where it is only not measured yet. */
 export const costReason = (sides) =>
-  pricesOf(sides).every((prices) => prices.usd_per_hour) ? null : "no rent is set (--usd-per-hour)";
+  pricesOf(sides).every((prices) => prices.usd_per_hour) ? null : "set --usd-per-hour";
 
-/** Return why there is no cost of electricity; null where it is only not measured yet. */
+/** Return why electricity's cost isn't calculated; null where it is only not measured yet. */
 export function electricityReason(sides) {
   const prices = pricesOf(sides);
-  if (prices.some((price) => price.usd_per_kwh === null)) return "no price is set (--usd-per-kwh)";
-  if (prices.some((price) => price.pue === null)) return "its overhead in the building is not set (--pue)";
+  if (prices.some((price) => price.usd_per_kwh === null)) return "set --usd-per-kwh";
+  if (prices.some((price) => price.pue === null)) return "set --pue, its overhead in the building";
   const reason = Object.values(sides).map((model) => model.energy.reason).find(Boolean);
   return reason ? `joules can't be measured, because ${reason}` : null;
 }

@@ -22,9 +22,9 @@ export function makeSvg(tag, attributes = {}, ...children) {
 /** Return the element with this id. */
 export const byId = (id) => document.getElementById(id);
 
-/** Return a text's parts, flags of the command as code, which no line's end parts. */
+/** Return a text's parts, commands and flags as code, which no line's end parts. */
 export const withFlags = (text) =>
-  text.split(/(--[a-z][a-z-]*)/).map((part, i) => (i % 2 ? make("code", { className: "flag" }, part) : part));
+  text.split(/(bitwatt [a-z]+(?: MODEL)?(?: --[a-z-]+)*|--[a-z][a-z-]*)/).map((part, i) => (i % 2 ? make("code", { className: "flag" }, part) : part));
 
 /** Mark a button as one that does nothing now. It keeps the focus, which `disabled` would drop. */
 export const setDisabled = (button, isDisabled) => button.setAttribute("aria-disabled", String(isDisabled));

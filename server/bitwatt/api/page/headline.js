@@ -49,9 +49,9 @@ function memoryOf({ a, b }) {
   const isOnGpu = both.some((model) => model.device.startsWith("cuda"));
   const [weightsOfA, weightsOfB] = both.map(weightBytes);
   const [wholeOfA, wholeOfB] = both.map(processBytes);
-  const gains = [ratio(weightsOfA, weightsOfB, bytes, "Weights")];
+  const gains = [ratio(weightsOfA, weightsOfB, bytes, weightsOfB > weightsOfA ? "smaller weights" : "Weights")];
   if (wholeOfA !== null && wholeOfB !== null) {
-    gains.push(ratio(wholeOfA, wholeOfB, bytes, isOnGpu ? "With KV cache" : "Whole process"));
+    gains.push(ratio(wholeOfA, wholeOfB, bytes, wholeOfB > wholeOfA ? `smaller ${isOnGpu ? "with KV cache" : "process"}` : isOnGpu ? "With KV cache" : "Whole process"));
   }
   return {
     gains,
@@ -85,7 +85,7 @@ function measuredTile(result, key, show) {
 }
 
 const unmeasured = (why, foot) => ({ badge: "not measured yet", why, foot, canMeasure: true });
-const unavailable = (reason, foot) => ({ badge: "unavailable", why: `can't be measured, because ${reason}`, foot });
+const unavailable = (why, foot) => ({ badge: "unavailable", why, foot });
 
 function speedOf(sides, result, failure) {
   if (result?.figures.throughput) return measuredTile(result, "throughput", rate);
@@ -101,7 +101,7 @@ function qualityOf({ a, b }, result) {
   const [ofA, ofB] = both.map((model) => model.quality.bits_per_byte);
   return {
     gains: [b ? lossOf(ofA, ofB, show) : { text: show(ofA) }],
-    badge: "from the card",
+    badge: `from the model card${b ? "s" : ""}`,
     foot: `Of held-out text, fewer is better. Source: ${b ? "the models' cards" : "its card"}, README.md.${
       isCostTwin(a, b) ? " The twin has the same weights: rounding apart, it answers the same." : ""
     }`,
@@ -140,13 +140,13 @@ function energyOf(sides, result) {
   const both = Object.values(sides);
   const [ofA, ofB] = both.map((model) => model.energy.estimated_arithmetic_joules_per_token);
   const [shownA, shownB] = ofA && ofB ? inOneUnit(ofA, ofB, joules, (x, y) => times(y / x)) : [];
-  const amount = ofA && (ofB ? `${times(ofB / ofA)} (${shownA} against ${shownB} a token)` : `${joules(ofA)} a token`);
+  const amount = ofA && (ofB ? `${times(ofB / ofA)}${ofB > ofA ? " less" : ""} (${shownA} against ${shownB} a token)` : `${joules(ofA)} a token`);
   const foot = amount && (ofB || both.length === 1)
     ? `${amount} by the papers' joules of an operation at 7 nm, not this machine's; memory traffic, which takes most, is left out.`
     : "";
   const reason = both.map((model) => model.energy.reason).find(Boolean);
   const tile = reason
-    ? unavailable(reason, foot)
+    ? unavailable(`can't be measured, because ${reason}`, foot)
     : unmeasured(result?.unavailable.energy ?? `joules a token, ${sides.b ? "over equal work" : "under load"}`, foot);
   return { ...tile, isEstimate: Boolean(foot) };
 }
@@ -166,15 +166,15 @@ function costOf(sides, result) {
   }
   if (rent) {
     const tile = measuredTile(result, "cost", dollars);
-    return { ...tile, foot: `Rent of a million tokens, as it is set. ${more} ${tile.foot}` };
+    return { ...tile, foot: `Rent per million tokens, as it is set. ${more} ${tile.foot}` };
   }
   if (electricity) {
     const tile = measuredTile(result, "electricity", dollars);
-    return { ...tile, foot: `Electricity of a million tokens alone: ${costReason(sides) ?? "rent is not measured"}. ${tile.foot}` };
+    return { ...tile, foot: `Electricity per million tokens, without rent: ${costReason(sides) ?? "rent is not measured"}. ${tile.foot}` };
   }
   const unset = costReason(sides);
-  if (unset && !(kwh !== undefined && !reason)) return unavailable(unset, more);
-  return unmeasured("a million tokens at the prices that are set", more);
+  if (unset && !(kwh !== undefined && !reason)) return unavailable(`Not calculated: ${unset}`, more);
+  return unmeasured("dollars per million tokens at the prices that are set", more);
 }
 
 function makeTile({ key, title, more, less, better }, onMeasure) {

@@ -2,7 +2,7 @@
 
 import { getJson } from "./api.js";
 import { costReason, electricityReason } from "./cost.js";
-import { byId, make, markOf, setDisabled } from "./dom.js";
+import { byId, make, markOf, setDisabled, withFlags } from "./dom.js";
 import { dollars, inOneUnit, joules, percent, rate, seconds, times, when } from "./format.js";
 import { aboutRoofline, rooflineReason, rooflineShares } from "./roofline.js";
 import { overHop } from "./pair.js";
@@ -14,13 +14,13 @@ const QUICK = { kind: "quick", concurrency: 4, requests: 4, tokens: 8, warmups: 
 
 const ROWS = [
   { key: "throughput", label: "Output tokens/s, all requests", show: rate },
-  { key: "decode", label: "Decode tokens/s a request", show: rate },
-  { key: "roofline", label: "Decode, of its own roofline", show: percent },
+  { key: "decode", label: "Decode tokens/s per request", show: rate },
+  { key: "roofline", label: "Decode speed, share of own roofline", show: percent },
   { key: "ttft", label: "Time to first token", show: seconds },
   { key: "latency", label: "Latency of a request", show: seconds },
-  { key: "energy", label: "Energy a token", show: joules },
-  { key: "cost", label: "Rent a million tokens", show: dollars },
-  { key: "electricity", label: "Electricity a million tokens", show: dollars },
+  { key: "energy", label: "Energy per token", show: joules },
+  { key: "cost", label: "Rent per million tokens", show: dollars, lacks: "Not calculated" },
+  { key: "electricity", label: "Electricity per million tokens", show: dollars, lacks: "Not calculated" },
 ];
 
 /**
@@ -105,13 +105,12 @@ export function makeLoad({ onChange, onDone }) {
 export function showResult(result, sides) {
   const { plan, figures } = result;
   const { a, b, gain } = figures.throughput;
-  const what = plan.kind === "quick" ? "a first quick look of " : "";
+  const what = plan.kind === "quick" ? "a first quick look, " : "";
   showTable(result, sides);
   byId("load-result").hidden = false;
   byId("load-progress").value = 1;
   byId("load-status").textContent =
-    `Done: ${what}${plan.windows} windows${b ? " of each model" : ""}, ${plan.concurrency} requests at once, ${when(result.at)}. ` +
-    (b ? `${times(gain)} tokens a second.` : `${rate(a.median)}.`);
+    `Done: ${what}${when(result.at)}. ${b ? `${times(gain)} tokens a second` : rate(a.median)}.`;
 }
 
 /** Show a result's table, with what is known of the models by now. */
@@ -137,12 +136,12 @@ function makeTable({ plan, clock, figures, unavailable }, sides) {
     roofline: Object.values(sides).map(rooflineReason).find(Boolean) ?? unavailable.decode,
     ...unavailable,
   };
-  const rows = ROWS.map(({ key, label, show }) => {
+  const rows = ROWS.map(({ key, label, show, lacks = "Unavailable" }) => {
     const cells = shown[key]
       ? cellsOf(shown[key], show, FIGURES[key]).map(({ parts, ...properties }, i) =>
           // A narrow page has no columns: each cell has its column's name with it.
           make("td", { ...properties, role: "cell" }, make("span", { className: "column", "aria-hidden": "true" }, ...names[i].map(copied)), ...parts))
-      : [make("td", { className: "why", colSpan: names.length, role: "cell" }, `Unavailable: ${reasons[key]}`)];
+      : [make("td", { className: "why", colSpan: names.length, role: "cell" }, ...withFlags(`${lacks}: ${reasons[key]}`))];
     return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, label), ...cells);
   });
   return make(
@@ -166,7 +165,7 @@ function cellsOf(figure, show, better) {
     parts: [shown[i], make("span", { className: "range" }, ` [${rangeOf(low, high, show, medians)}]`)],
   }));
   if (!figure.b) return spreads;
-  if (figure.gain === undefined) return [...spreads, { className: "why", colSpan: 2, parts: ["none: each has its own roofline"] }];
+  if (figure.gain === undefined) return [...spreads, { className: "why alone", colSpan: 2, parts: ["none: each has its own roofline"] }];
   const said = verdict(figure);
   return [
     ...spreads,
@@ -185,6 +184,6 @@ function captionOf(plan, clock, sides) {
   const what = plan.kind === "quick" ? "The first quick look, not the form above: " : "";
   return `${what}${plan.windows} ${sides.b ? "alternating " : ""}windows of ${plan.requests} requests, ${plan.concurrency} at once, ` +
     `${plan.tokens} tokens an answer; ${plan.warmups} warm-up window${plan.warmups > 1 ? "s" : ""}${sides.b ? " of each" : ""} dropped.` +
-    (sides.b ? " A gain below 1× is a loss." : "") +
+    (sides.b ? " A gain is the ratio of the medians, below 1× a loss; a pair is a window of each, one after the other." : "") +
     ` Times are ${clockOf(clock)}. ${clock === "server" || !sides.b ? "" : overHop(sides.b)}`.trimEnd();
 }

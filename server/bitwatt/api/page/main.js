@@ -1,7 +1,7 @@
 // Polls the server's figures and hands them to the page's parts.
 
 import { getJson, keepKey } from "./api.js";
-import { makeAsk } from "./ask.js";
+import { makeAsk, NUM_TIMED } from "./ask.js";
 import { makeCharts } from "./charts.js";
 import { byId, make, markOf, setDisabled, withFlags } from "./dom.js";
 import { bytes } from "./format.js";
@@ -9,16 +9,18 @@ import { makeHeadline } from "./headline.js";
 import { makeLoad, showResult, showTable } from "./load.js";
 import { identityOf, keep, kept } from "./measured.js";
 import { showMemory, weightBytes } from "./memory.js";
-import { weightsOf, whatTwin, whyOfItsSize } from "./pair.js";
+import { machineOf, weightsOf, whatTwin, whyOfItsSize } from "./pair.js";
 import { summaryOf } from "./summary.js";
 
 const POLL_MS = 1000;
 const TRY_AGAIN_MS = 3000;
 
 const HOW_TO_COMPARE = {
-  ternary: "bitwatt serve --compare sets the same model in 16 bits beside it, --twin another one, --twin-url one of another server, and shows what ternary weights save",
+  ternary: "bitwatt serve MODEL --compare sets the same model in 16 bits beside it, --twin another one, --twin-url one of another server, and shows what ternary weights save",
   dense: "--twin-url of the server that has the ternary model sets it beside this one and shows what ternary weights save",
 };
+
+const UNDRAWN = `Drawing an answer takes cores from a server on this machine: the times of short answers are the median of ${NUM_TIMED} more that aren't drawn. It is a glimpse; the load below measures.`;
 
 let sides = {};
 let identity = null;
@@ -68,7 +70,6 @@ function showModels(models) {
       model.state,
       model.dtype && weightsOf(model),
       model.backend && `${model.backend} kernels`,
-      model.device_name,
       model.memory && bytes(weightBytes(model), { beside }),
       model.is_remote && "another server",
     ];
@@ -93,19 +94,26 @@ function showCompared({ a, b }) {
         } saves, below it loses.`
       : `${a.name} is served with ${weightsOf(a)}, alone; ${HOW_TO_COMPARE[a.weights]}.`;
   setText(byId("compared"), said);
+  setText(byId("machine"), machineOf(b ? [a, b] : [a]));
   setText(byId("size"), said && b ? whyOfItsSize(a, b) : "");
   setText(byId("tagline"), b ? "What ternary weights save, measured on this server" : "A model and what it takes, measured on this server");
   setText(byId("ask-title"), b ? "Ask both" : "Ask");
   setText(byId("ask-run"), b ? "Ask both" : "Ask");
   setText(byId("ask-hint"), b
-    ? `One prompt, one seed, asked in turn: ${b.name} starts when ${a.name} has ended, so neither slows the other; a token before warms each up. One answer is a glimpse; the load below measures.`
-    : "One prompt, one seed; a token before warms the model up. One answer is a glimpse; the load below measures.");
+    ? `One prompt, one seed, asked in turn: ${b.name} starts when ${a.name} has ended, so neither slows the other. ${UNDRAWN}`
+    : `One prompt, one seed. ${UNDRAWN}`);
   setText(byId("load-windows-label"), b ? "Windows of each" : "Windows");
   setText(byId("load-hint"), b
-    ? `The same prompts to each model in alternating windows, A B A B; warm-up windows are dropped. Every answer has exactly as many tokens, so equal work is compared.`
-    : "Prompts in windows; warm-up windows are dropped. Every answer has exactly as many tokens.");
+    ? `The same prompts to each model in alternating windows, A B A B; warm-up windows are dropped. Every answer is as long as is set, so equal work is compared.`
+    : "Prompts in windows; warm-up windows are dropped. Every answer is as long as is set.");
   setText(byId("terminal"), b ? "More windows, intervals and a picture:" : "The same from a terminal:");
-  setText(byId("terminal-command"), b ? "bitwatt compare" : "bitwatt bench");
+  const { origin } = location;
+  const urls = b?.is_remote ? "URL-A URL-B" : `${origin} ${origin}`;
+  setPlain(byId("terminal-command"), b ? `bitwatt compare ${urls}` : `bitwatt bench ${origin}`);
+}
+
+function setPlain(element, said) {
+  if (element.textContent !== said) element.textContent = said;
 }
 
 function setText(element, said) {

@@ -5,7 +5,7 @@ const KEY = "bitwatt-measured";
 /** Return what a result holds for: the version, and each side's model, weights, kernels and device. */
 export function identityOf(version, sides) {
   const parts = Object.values(sides).map((model) => [
-    model.name, model.weights, model.dtype, model.backend, model.device_name, model.num_parameters,
+    model.name, model.weights, model.dtype, model.backend, model.device_name, model.instruction_set, model.num_threads, model.num_parameters,
   ]);
   return JSON.stringify([version, ...parts]);
 }

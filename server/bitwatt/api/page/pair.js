@@ -29,6 +29,19 @@ export function whatTwin(a, b) {
   return `another model${root} of ${size} with ${weights}, ${where}`;
 }
 
+/** Return in words what the models run on; "" before their engines have said. */
+export function machineOf(models) {
+  if (models.some((model) => !model.device_name)) return "";
+  const described = models.map((model) => {
+    const kernels = `${model.backend} kernels${model.instruction_set ? ` for ${model.instruction_set}` : ""}`;
+    const threads = model.num_threads && `${model.num_threads} thread${model.num_threads > 1 ? "s" : ""}`;
+    return [model.device_name, threads, kernels].filter(Boolean).join(", ");
+  });
+  const [first] = models;
+  const isOne = described.every((words) => words === described[0]) && models.every((model) => model.is_remote === first.is_remote);
+  return isOne ? `Runs on ${described[0]}.` : `Runs on: ${models.map(({ name }, i) => `${name}, ${described[i]}`).join("; ")}.`;
+}
+
 function isTrainedAlike(a, b) {
   const [ofA, ofB] = [a.quality, b.quality];
   return Boolean(

@@ -34,6 +34,6 @@ export function aboutRoofline(sides) {
     const read = bytes(roofline.step_bytes, { beside: [held], isBare: true });
     return `${name} ${read} of ${bytes(held)} at ${bytes(rate)}/s, ${seconds(roofline.step_bytes / rate)}`;
   });
-  return `Roofline: a decode step reads the weights once, but for tables of which a token takes a row, at best as fast as the engine measured memory to be read: ${floors.join(
+  return `Roofline: a decode step reads the weights once, but for tables of which a token takes a row (the rotary one; an embedding too, unless it is the head as well), at best as fast as its engine measured memory to be read, each by itself in idle seconds after the start: ${floors.join(
     "; ")}. The rest of a step is attention, sampling and the server, most of a small model's step: a low share tells of slow kernels only where the reading takes milliseconds.`;
 }
