@@ -19,7 +19,7 @@ const SETTLED_MS = 1000; // all that an answer has changed; decoding beside it i
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 // Answers that aren't drawn, in rounds of all models, where the drawn ones took no longer than this. Those
-// of the first second after a rest are slower by a third, as a load's warm-up window is, and don't count.
+// of the first second after a rest are often slower, and don't count; nor does a load's warm-up window.
 const MOST_DRAWN_MS = 1000;
 const WARM_UP_ROUNDS = { least: 1, most: 10, ms: 1000 };
 const TIMED_ROUNDS = { least: 5, most: 15, ms: 1500 };
