@@ -165,7 +165,7 @@ async def test_a_prompt_runs_on_both_models_and_a_load_fills_the_headline():
             )
             # Drawing takes cores from the engines: alone they looked slower than under load.
             await expect(side.locator(".clock")).to_have_text(
-                "Median of 5 more answers, not drawn; times as this browser read them."
+                re.compile(r"^Median of \d+ more answers, not drawn; times as this browser read")
             )
         await expect(page.locator("#ask-run")).to_have_attribute("aria-disabled", "false")
         # One prompt is no measurement.
@@ -300,7 +300,8 @@ async def test_the_models_are_asked_in_turn_so_that_neither_slows_the_other():
     for model in models.values():  # the first to be asked paid for a cold process
         warm_up, *asked = [request.sampling.max_tokens for request in model.engine.submitted]
         assert warm_up == 1
-        assert asked == [96] * 6  # drawn, and then timed with nothing drawn
+        assert set(asked) == {96}
+        assert len(asked) >= 1 + 1 + 5  # drawn, one more to warm up, and those that are timed
     assert watched.complaints == []
 
 

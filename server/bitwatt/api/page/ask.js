@@ -15,12 +15,14 @@ const PATH = "/v1/chat/completions";
 
 // On the server's own machine, what this page still paints would take the engine's cores.
 const PAINTED_MS = 200; // a panel
-const SETTLED_MS = 1000; // all that an answer has changed; half a second after it, decoding was slow still
+const SETTLED_MS = 1000; // all that an answer has changed; decoding beside it is slower
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** How many answers that aren't drawn are timed, where the drawn ones took no longer than this. */
-export const NUM_TIMED = 5;
-const MOST_DRAWN_MS = 2000;
+// Answers that aren't drawn, in rounds of all models, where the drawn ones took no longer than this. Those
+// of the first second after a rest are often slower, and don't count; nor does a load's warm-up window.
+const MOST_DRAWN_MS = 1000;
+const WARM_UP_ROUNDS = { least: 1, most: 10, ms: 1000 };
+const TIMED_ROUNDS = { least: 5, most: 15, ms: 1500 };
 
 /** Return the panels and what runs them. onChange is called when asking begins and ends. */
 export function makeAsk({ onChange }) {
@@ -68,15 +70,14 @@ export function makeAsk({ onChange }) {
     onChange();
   }
 
-  /** Ask all in turns, A B A B, and show the medians; a stop, or a failure, leaves what is shown. */
+  /** Warm up, ask all in turns, and show the medians; a stop, or a failure, leaves what is shown. */
   async function timeUndrawn(asked, drawn, body, signal) {
-    const answers = asked.map(() => []);
+    let answers;
     for (const [side] of asked) panels[side].sayTimed();
     try {
       await pause(SETTLED_MS);
-      for (let i = 0; i < NUM_TIMED; i += 1) {
-        for (const [j, [, model]] of asked.entries()) answers[j].push(await answerOf(model, body, signal));
-      }
+      await askInTurns(asked, body, signal, WARM_UP_ROUNDS);
+      answers = await askInTurns(asked, body, signal, TIMED_ROUNDS);
     } catch {
       for (const [side] of asked) panels[side].showTimes(drawn[side]);
       return;
@@ -93,6 +94,16 @@ export function makeAsk({ onChange }) {
       return stop !== null;
     },
   };
+}
+
+/** Ask all in turns until so much time has passed, A B A B; return each one's answers. */
+async function askInTurns(asked, body, signal, { least, most, ms }) {
+  const answers = asked.map(() => []);
+  const startedAt = performance.now();
+  for (let i = 0; i < most && (i < least || performance.now() - startedAt < ms); i += 1) {
+    for (const [j, [, model]] of asked.entries()) answers[j].push(await answerOf(model, body, signal));
+  }
+  return answers;
 }
 
 /** Ask a model once; onChoice is called with each piece. Return the answer's tokens and times. */
@@ -184,7 +195,7 @@ function makePanel(side, model) {
 
   /** Say that the answer is timed; nothing is drawn until it is. */
   function sayTimed() {
-    clock.textContent = `Timed ${NUM_TIMED} times more, with nothing drawn…`;
+    clock.textContent = "Timed some times more, with nothing drawn…";
   }
 
   /** Show the medians of answers to the same prompt; return them in words. */

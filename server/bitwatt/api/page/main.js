@@ -1,7 +1,7 @@
 // Polls the server's figures and hands them to the page's parts.
 
 import { getJson, keepKey } from "./api.js";
-import { makeAsk, NUM_TIMED } from "./ask.js";
+import { makeAsk } from "./ask.js";
 import { makeCharts } from "./charts.js";
 import { byId, make, markOf, setDisabled, withFlags } from "./dom.js";
 import { bytes } from "./format.js";
@@ -20,7 +20,8 @@ const HOW_TO_COMPARE = {
   dense: "--twin-url of the server that has the ternary model sets it beside this one and shows what ternary weights save",
 };
 
-const UNDRAWN = `Drawing an answer takes cores from a server on this machine: the times of short answers are the median of ${NUM_TIMED} more that aren't drawn. It is a glimpse; the load below measures.`;
+const UNDRAWN =
+  "Drawing an answer takes cores from a server on this machine: the times of short answers are the median of more that aren't drawn, after a second of warm-up. It is a glimpse; the load below measures.";
 
 let sides = {};
 let identity = null;
