@@ -55,6 +55,7 @@ class _ScriptedModel:
     def __init__(self, model: Transformer) -> None:
         self._model = model
         self._tokens = torch.zeros(_MAX_MODEL_LEN + 1, dtype=torch.int64)  # by position
+        self._positions = torch.empty(0, dtype=torch.int64)  # of the step's tokens
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -63,19 +64,20 @@ class _ScriptedModel:
         tokens = script.prompt + script.answer
         self._tokens[: len(tokens)] = torch.tensor(tokens)
 
-    def forward(
+    def hidden_states(
         self,
         token_ids: Tensor,
         layout: StepLayout,
         kv_cache: KVCache,
-        logit_tokens: Tensor,
         *,
         before_layers: Callable[[], None] | None = None,
     ) -> Tensor:
-        logits = self._model.forward(
-            token_ids, layout, kv_cache, logit_tokens, before_layers=before_layers
-        )
-        behind = self._tokens[layout.positions[logit_tokens] + 1]
+        self._positions = layout.positions
+        return self._model.hidden_states(token_ids, layout, kv_cache, before_layers=before_layers)
+
+    def logits(self, h: Tensor, logit_tokens: Tensor) -> Tensor:
+        logits = self._model.logits(h, logit_tokens)
+        behind = self._tokens[self._positions[logit_tokens] + 1]
         logits[torch.arange(len(behind)), behind] = 1e9
         return logits
 

@@ -9,7 +9,7 @@ belongs to DecodeGraphs or to the step's buffers, and all graphs read the same o
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,7 +27,7 @@ __all__ = [
     "DecodeGraphs",
     "Graph",
     "bucket_sizes",
-    "capture",
+    "capture_together",
     "compile_together",
     "feed",
 ]
@@ -89,10 +89,8 @@ class DecodeGraphs:
         self._drawer = model.backend if isinstance(model.backend, TokenDrawer) else None
         self._drawn = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self._pad(step.fields, slice(max_num_seqs), slice(max_num_seqs))
-        pool = torch.cuda.graph_pool_handle()
         steps = {size: self._step_of(size) for size in reversed(self._sizes)}
-        compile_together(model.backend, list(steps.values()))
-        self._graphs = {size: capture(step, pool, device) for size, step in steps.items()}
+        self._graphs = capture_together(model.backend, steps)
 
     def padded(self, num_seqs: int) -> int:
         """Return how many sequences the graph has that runs a step of num_seqs."""
@@ -165,6 +163,13 @@ def compile_together(backend: Backend, calls: Sequence[Callable[[], object]]) ->
     """Compile what the calls will launch, where the backend can."""
     if isinstance(backend, AheadCompiler):
         backend.compile_together(lambda: [call() for call in calls])
+
+
+def capture_together(backend: Backend, steps: Mapping[int, Callable[[], None]]) -> dict[int, Graph]:
+    """Return the graphs of the steps, captured in their order into one memory pool."""
+    compile_together(backend, list(steps.values()))
+    pool = torch.cuda.graph_pool_handle()
+    return {size: capture(step, pool, backend.device) for size, step in steps.items()}
 
 
 def capture(step: Callable[[], None], pool: Any, device: torch.device) -> Graph:

@@ -12,7 +12,7 @@ import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from torch import Tensor
 
-from bitwatt.model.graphs import capture, compile_together
+from bitwatt.model.graphs import capture_together
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.step_buffers import DeviceStep, StepFields
 from bitwatt.model.transformer import Transformer
@@ -64,10 +64,8 @@ class PromptGraphs:
             max_num_batched_tokens, model.config.hidden_size, dtype=model.dtype, device=device
         )
         self._pad(step.fields, 0, 0, max_num_batched_tokens)
-        pool = torch.cuda.graph_pool_handle()
         steps = {size: self._step_of(size) for size in reversed(self._sizes)}
-        compile_together(model.backend, list(steps.values()))
-        self._graphs = {size: capture(run, pool, device) for size, run in steps.items()}
+        self._graphs = capture_together(model.backend, steps)
 
     def padded(self, num_tokens: int) -> int | None:
         """Return how many tokens the graph has that runs such a step.

@@ -87,18 +87,14 @@ class Transformer:
         layout: StepLayout,
         kv_cache: KVCache,
         logit_tokens: Tensor | None,
-        *,
-        before_layers: Callable[[], None] | None = None,
     ) -> Tensor:
         """Return the logits of the chosen tokens, [R, vocab_size] float32.
 
         token_ids     [T] int64, as layout lays them out
         kv_cache      takes the tokens' keys and values at layout.slots
         logit_tokens  [R] int64, indexes into the step's tokens; None for all of them
-        before_layers  called once, before the longest part
         """
-        h = self.hidden_states(token_ids, layout, kv_cache, before_layers=before_layers)
-        return self.logits(h, logit_tokens)
+        return self.logits(self.hidden_states(token_ids, layout, kv_cache), logit_tokens)
 
     @torch.inference_mode()
     def hidden_states(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitwatt.model import graphs, prompt_graphs
+from bitwatt.model import graphs
 from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.prompt_graphs import PromptGraphs, token_buckets
@@ -175,7 +175,6 @@ def num_replays(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
         return SimpleNamespace(replay=replay)
 
     monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(prompt_graphs, "capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     return counted
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitwatt.model import graphs, prompt_graphs
+from bitwatt.model import graphs
 from bitwatt.model.config import Weights
 from bitwatt.model.graphs import DecodeGraphs
 from bitwatt.model.kv_cache import KVCache
@@ -76,7 +76,6 @@ def compiled(ahead: set[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> se
     monkeypatch.setattr(TritonBackend, "compile_together", compile_together)
     monkeypatch.setattr(JITFunction, "run", run)
     monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(prompt_graphs, "capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     return variants
 
