@@ -450,7 +450,7 @@ class NativeBackend(LayersByOperations):
         num_bytes  far more than the caches hold; allocated, written and let go
         check      called every some milliseconds; what it raises ends the measurement
         """
-        buffer = self._blocks.allocate(num_bytes)
+        buffer = self._blocks.area(num_bytes)
         for start in range(0, num_bytes, _WRITTEN_AT_ONCE_BYTES):
             check()
             buffer[start : start + _WRITTEN_AT_ONCE_BYTES].zero_()

@@ -170,10 +170,10 @@ class RowBlocks:
         It is part of an area, which is freed with the last of its parts.
         """
         if num_bytes >= _AREA_BYTES:
-            return self._area(num_bytes)
+            return self.area(num_bytes)
         num_taken = _padded_to(num_bytes, _ALIGNMENT)
         if num_taken > len(self._free):
-            self._free = self._area(_AREA_BYTES)
+            self._free = self.area(_AREA_BYTES)
         part, self._free = self._free[:num_bytes], self._free[num_taken:]
         return part
 
@@ -182,9 +182,10 @@ class RowBlocks:
         placed = self.allocate(values.nbytes).view(values.dtype).view(values.shape)
         return placed.copy_(values)
 
-    def _area(self, num_bytes: int) -> Tensor:
-        """Return [num_bytes] uint8 from a huge page's start, none of it touched yet."""
-        buffer = torch.empty(num_bytes + _HUGE_PAGE_BYTES, dtype=torch.uint8)
+    def area(self, num_bytes: int) -> Tensor:
+        """Return [num_bytes] uint8 of its own from a huge page's start, none of it touched yet."""
+        with torch.inference_mode(False):  # parts of it are written later, in either mode
+            buffer = torch.empty(num_bytes + _HUGE_PAGE_BYTES, dtype=torch.uint8)
         start = -buffer.data_ptr() % _HUGE_PAGE_BYTES
         # The advice takes whole pages alone: past the end it is of memory that stays untouched.
         self._library.bw_advise_huge_pages(buffer[start:].data_ptr(), len(buffer) - start)

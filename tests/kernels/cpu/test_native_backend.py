@@ -169,3 +169,20 @@ def test_timing_memory_asks_between_its_parts_whether_to_go_on() -> None:
     assert num_checks == 2
     assert backend.measure_read_bandwidth(3 << 24, num_passes=2, check=check) > 0
     assert num_checks == 2 + 3 + 2
+
+
+def test_memory_is_timed_beside_weights_that_were_prepared_for_inference() -> None:
+    backend = make_native()
+    with torch.inference_mode():
+        prepared = backend.prepare_ternary(make_ternary(64, 64))
+    before = prepared.blocks.clone()
+    assert backend.measure_read_bandwidth(1 << 20, num_passes=1) > 0
+    assert torch.equal(prepared.blocks, before)
+
+
+def test_weights_lie_side_by_side() -> None:
+    backend = make_native()
+    first, second = (backend.prepare_ternary(make_ternary(64, 128)) for _ in range(2))
+    apart = second.blocks.data_ptr() - first.blocks.data_ptr()
+    assert 0 < apart <= 2 * (first.nbytes + 64)
+    assert first.blocks.data_ptr() % 64 == second.blocks.data_ptr() % 64 == 0
