@@ -421,7 +421,9 @@ class ModelRunner:
         sampled = self._fetch_sampled(sampled)
         if step.constrained:
             has_come = None if self._stream is None else self._stream.record()
-            self._drawn = _DrawnTokens(step, sampled.tokens, has_come)
+            drawn_tokens = _DrawnTokens(step, sampled.tokens, has_come)
+            if has_come is not None or not self._start_masks(drawn_tokens):
+                self._drawn = drawn_tokens
         return lambda: _with_what_was_read(_collect(sampled, step.sampling_rows), scores, embedded)
 
     def _hidden_states(
@@ -521,15 +523,22 @@ class ModelRunner:
     def _take_what_came(self) -> None:
         """Have the masks computed that follow the tokens of the step before.
 
-        On a CPU when the layers begin: until then the masks' thread would take turns with the
-        step's for the GIL.
+        On a CPU when the layers begin, where that isn't begun yet: until then a thread of Python's
+        would take turns with the step's for the GIL.
         """
         came, self._drawn = self._drawn, None
         if came is None:
             return
         if came.has_come is not None:
             came.has_come.synchronize()
+            if self._start_masks(came):
+                return
         self._masks.ask(came.asked())
+
+    def _start_masks(self, drawn: _DrawnTokens) -> bool:
+        """Have the masks that follow these tokens computed natively; return whether they are."""
+        step = drawn.step
+        return not step.drafts and self._masks.start(step.constrained, drawn.tokens)
 
 
 def _kept(drawn: Sequence[int], first: int, drafts: Sequence[int]) -> list[int]:

@@ -1,0 +1,90 @@
+"""A thread of the kernels' library that advances native matchers by the tokens a step has drawn.
+
+It needs no interpreter: it begins while the step's thread still has the interpreter's lock (GIL).
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+from bitwatt_kernels.cpu.token_masks import MaskBatch, MaskLane, MatcherCalls
+from torch import Tensor
+
+from bitwatt.constraints.native import NativeMatcher
+from bitwatt.constraints.watch import MaskWatch, give_up
+
+if TYPE_CHECKING:
+    from bitwatt.constraints.masks import Constraint
+
+__all__ = ["NativeLane"]
+
+_Constrained = Mapping[int, "Constraint"]  # by the index of its token
+
+
+class NativeLane:
+    """One batch at a time, until one is stuck; only its owner's lock lets others in."""
+
+    def __init__(self, calls: MatcherCalls) -> None:
+        self._calls = calls
+        self._lane = MaskLane(calls)
+        self._watch = MaskWatch()
+        self._constrained: _Constrained = {}
+        self._batch: MaskBatch | None = None  # of those; None where Python is to advance one
+        self._tokens: Tensor | None = None
+
+    def start(self, constrained: _Constrained, tokens: Tensor) -> bool:
+        """Begin a batch, the one before being done; return whether all its matchers are native.
+
+        tokens  [R] int64, on the host; below 0 where none was drawn
+        """
+        if constrained != self._constrained or self._batch is None:
+            self._constrained, self._batch = constrained, _batch_of(constrained)
+            if self._batch is None:
+                return False
+        self._tokens = tokens
+        self._lane.start(self._batch, tokens)
+        return True
+
+    def is_idle(self, wait_s: float) -> bool:
+        """Return whether the batch is done, by then; its failures are noted."""
+        num_failed = self._lane.wait(wait_s)
+        if num_failed:
+            self._batch = None
+            for constraint in self._constrained.values():
+                reason = cast(NativeMatcher, constraint.matcher).failure()
+                if constraint.failure is None and reason is not None:
+                    constraint.fail(reason)
+        return num_failed is not None
+
+    def is_stuck(self) -> bool:
+        """Whether the mask under way was so at an earlier look, and has taken too long since."""
+        row, cpu_s = self._lane.look()
+        return 0 <= row < len(self._constrained) and self._watch.is_over(row, cpu_s)
+
+    def replaced(self) -> "NativeLane":
+        """Give the mask under way up; return a lane that does what is left."""
+        row, _ = self._lane.look()
+        if not (0 <= row < len(self._constrained) and self._lane.give_up(row)):
+            return self
+        self._lane.end()
+        (_, stuck), *left = [*self._constrained.items()][row:]
+        give_up(stuck)
+        lane = NativeLane(self._calls)
+        same = [c for _, c in left if c.grammar.failure is not None]
+        for constraint in same:
+            constraint.fail(constraint.grammar.failure or "")
+        others = {i: c for i, c in left if c not in same}
+        if others and self._tokens is not None:
+            lane.start(others, self._tokens)
+        return lane
+
+    def end(self) -> None:
+        """Let the thread go."""
+        self._lane.end()
+
+
+def _batch_of(constrained: _Constrained) -> MaskBatch | None:
+    matchers = [c.matcher for c in constrained.values() if c.grammar.failure is None]
+    native = [matcher for matcher in matchers if isinstance(matcher, NativeMatcher)]
+    if len(native) < len(constrained):
+        return None
+    return MaskBatch([matcher.row for matcher in native], [*constrained], native)
