@@ -100,9 +100,13 @@ class Grammars:
             self._tokenizer = _tokenizer_for(self._token_bytes, self._vocab_size)
         ends = self._end_token_ids or self._token_bytes.special
         ends = [i for i in ends if i < self._vocab_size]
-        if isinstance(self._tokenizer, LLTokenizer):
-            return Grammar(compile_grammar(text, self._tokenizer), self._vocab_size, ends)
-        return self._tokenizer.compile(text, ends)
+        tokenizer = self._tokenizer
+        if not isinstance(tokenizer, LLTokenizer):
+            if "\0" not in text:
+                return tokenizer.compile(text, ends)
+            # C would read no further than that.
+            tokenizer = new_tokenizer(self._token_bytes, self._vocab_size)
+        return Grammar(compile_grammar(text, tokenizer), self._vocab_size, ends)
 
 
 def _tokenizer_for(token_bytes: TokenBytes, vocab_size: int) -> "LLTokenizer | NativeTokenizer":

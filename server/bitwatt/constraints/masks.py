@@ -12,90 +12,15 @@ from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from bitwatt.constraints.matching import Grammar, Matcher
-from bitwatt.constraints.watch import LOOK_S, MASK_TIME_LIMIT_S, MaskWatch, give_up
+from bitwatt.constraints.constraint import Constraint
+from bitwatt.constraints.watch import LOOK_S, MaskWatch, give_up
 
 if TYPE_CHECKING:  # it needs torch, which whoever gives tokens as a tensor has
     from torch import Tensor
 
     from bitwatt.constraints.native_lane import NativeLane
 
-__all__ = ["MASK_TIME_LIMIT_S", "Constraint", "MaskThread", "Trial"]
-
-
-class Constraint:
-    """Where one request stands in its grammar, and the mask of its next token.
-
-    A MaskThread changes it; others read it once the thread has settled.
-
-    mask     a bit a token of the model's, lowest first, in whole words of 32; it changes with the
-             next advance
-    failure  why it can't go on, fit for the caller; then the mask has no bits
-    """
-
-    __slots__ = ("_grammar", "_matcher", "failure", "mask")
-
-    def __init__(
-        self, grammar: Grammar, stop_token_ids: Sequence[int], *, min_tokens: int = 0
-    ) -> None:
-        """Begin at the grammar's start.
-
-        stop_token_ids  allowed where the grammar may end, and nowhere else
-        min_tokens      before so many tokens it ends where the grammar must alone
-        """
-        stops = [i for i in stop_token_ids if 0 <= i < grammar.vocab_size]
-        self._grammar = grammar
-        self._matcher = grammar.new_matcher(stops, min_tokens)
-        self.failure: str | None = None
-        self.mask: bytes | bytearray = grammar.no_tokens
-
-    def fail(self, reason: str) -> None:
-        """Allow nothing any more."""
-        self.failure = reason
-        self.mask = self._grammar.no_tokens
-
-    def advance(self, token_ids: Sequence[int]) -> bytearray:
-        """Take the tokens drawn, and return the next one's mask, until the next advance.
-
-        Raises  ValueError with the reason where it can't go on
-        """
-        return self._matcher.advance(token_ids)
-
-    @property
-    def grammar(self) -> Grammar:
-        """The grammar it goes by."""
-        return self._grammar
-
-    @property
-    def matcher(self) -> Matcher:
-        """What advances it."""
-        return self._matcher
-
-    def trial(self) -> "Trial":
-        """Return one that goes on from here by itself, for a thread that has settled."""
-        return Trial(self)
-
-
-class Trial(Constraint):
-    """Where drafts would lead a constraint.
-
-    masks  behind each draft that the grammar allows, in order, so far as the thread has come
-    """
-
-    __slots__ = ("masks",)
-
-    def __init__(self, constraint: Constraint) -> None:
-        self._grammar = constraint._grammar
-        self._matcher = constraint._matcher.copy()
-        self.failure = constraint.failure
-        self.mask = constraint.mask
-        self.masks: list[bytes] = []
-
-    def advance(self, token_ids: Sequence[int]) -> bytearray:
-        """Take a draft, and return the mask behind it; see Constraint."""
-        mask = super().advance(token_ids)
-        self.masks.append(bytes(mask))
-        return mask
+__all__ = ["MaskThread"]
 
 
 _Asked = tuple[Constraint, Sequence[int]]
@@ -119,12 +44,11 @@ class MaskThread:
         """
         with self._lock:
             if self._native is None:
-                calls = next(iter(constrained.values())).matcher.native_calls
-                if calls is None:
+                if not all(constraint.matcher.is_native for constraint in constrained.values()):
                     return False
                 from bitwatt.constraints.native_lane import NativeLane
 
-                self._native = NativeLane(calls)
+                self._native = NativeLane()
             self._settle_native()
             return self._native.start(constrained, tokens)
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from bitwatt_kernels.cpu.token_masks import MatcherCalls
     from llguidance import LLMatcher
 
 __all__ = ["NOTHING_ALLOWED", "Grammar", "Matcher", "cannot_go_on", "one_line", "why_unusable"]
@@ -25,11 +24,11 @@ _EXCERPT = re.compile(r"<state>|\n +\d+ \| ")
 class Matcher(Protocol):
     """Where one answer stands in its grammar.
 
-    native_calls  what a thread without the interpreter advances it by; None where none can
+    is_native  whether a NativeLane can advance it
     """
 
     @property
-    def native_calls(self) -> "MatcherCalls | None": ...
+    def is_native(self) -> bool: ...
 
     def advance(self, token_ids: Sequence[int]) -> bytearray:
         """Take the tokens drawn, and return the next one's mask, until the next advance.
@@ -80,7 +79,7 @@ class Grammar:
 class _PythonMatcher:
     """A Matcher by the library's Python interface."""
 
-    native_calls = None
+    is_native = False
 
     __slots__ = (
         "_address",

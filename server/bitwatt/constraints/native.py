@@ -25,7 +25,7 @@ from bitwatt.constraints.compiling import (
 )
 from bitwatt.constraints.matching import NOTHING_ALLOWED, Grammar, cannot_go_on, one_line
 
-__all__ = ["NativeGrammar", "NativeMatcher", "NativeTokenizer", "native_tokenizer"]
+__all__ = ["NativeGrammar", "NativeMatcher", "NativeTokenizer", "native_calls", "native_tokenizer"]
 
 _NOTHING_ALLOWED = 2  # of MatchStatus
 
@@ -118,8 +118,8 @@ def _loaded() -> ctypes.CDLL:
 
 
 @cache
-def _calls() -> MatcherCalls | None:
-    """Return what a MaskLane advances native matchers by; None where there can be none."""
+def native_calls() -> MatcherCalls | None:
+    """Return what advances native matchers; None where there can be none."""
     library = _library()
     if library is None:
         return None
@@ -147,7 +147,7 @@ class _Handle:
 
 def native_tokenizer(token_bytes: TokenBytes, vocab_size: int) -> "NativeTokenizer | None":
     """Return the tokens as native matchers know them; None where this machine can have none."""
-    calls = _calls()
+    calls = native_calls()
     return None if calls is None else NativeTokenizer(calls, token_bytes, vocab_size)
 
 
@@ -182,8 +182,7 @@ class NativeTokenizer:
 
         Raises  ValueError of one line
         """
-        if "\0" in text:
-            raise ValueError("a grammar has no character NUL")  # C would read no further
+        assert "\0" not in text, "C would read no further"
         library = _loaded()
         init = _ConstraintInit()
         library.llg_constraint_init_set_defaults(ctypes.byref(init), self._handle.address)
@@ -201,7 +200,6 @@ class NativeTokenizer:
 class NativeGrammar(Grammar):
     """A grammar whose matchers are NativeMatchers; NativeTokenizer.compile makes one.
 
-    calls    what advances them
     instead  Grammar's end_token_ids
     """
 
@@ -233,6 +231,8 @@ class NativeMatcher:
     row  how a MaskLane knows it
     """
 
+    is_native = True
+
     __slots__ = ("_grammar", "_handle", "_own", "_stops", "row")
 
     def __init__(
@@ -251,11 +251,6 @@ class NativeMatcher:
         row.mask = ctypes.addressof(ctypes.c_char.from_buffer(self._own))
         row.stops = ctypes.addressof(stops)
         row.instead = ctypes.addressof(grammar.instead)
-
-    @property
-    def native_calls(self) -> MatcherCalls:
-        """What a MaskLane advances it by."""
-        return self._grammar.calls
 
     def copy(self) -> "NativeMatcher":
         row = MatchedRow.from_buffer_copy(self.row)

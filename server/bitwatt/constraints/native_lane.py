@@ -4,27 +4,26 @@ It needs no interpreter: it begins while the step's thread still has the interpr
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from bitwatt_kernels.cpu.token_masks import MaskBatch, MaskLane, MatcherCalls
+from bitwatt_kernels.cpu.token_masks import MaskBatch, MaskLane
 from torch import Tensor
 
-from bitwatt.constraints.native import NativeMatcher
+from bitwatt.constraints.constraint import Constraint
+from bitwatt.constraints.native import NativeMatcher, native_calls
 from bitwatt.constraints.watch import MaskWatch, give_up
-
-if TYPE_CHECKING:
-    from bitwatt.constraints.masks import Constraint
 
 __all__ = ["NativeLane"]
 
-_Constrained = Mapping[int, "Constraint"]  # by the index of its token
+_Constrained = Mapping[int, Constraint]  # by the index of its token
 
 
 class NativeLane:
     """One batch at a time, until one is stuck; only its owner's lock lets others in."""
 
-    def __init__(self, calls: MatcherCalls) -> None:
-        self._calls = calls
+    def __init__(self) -> None:
+        calls = native_calls()
+        assert calls is not None, "there are native matchers"
         self._lane = MaskLane(calls)
         self._watch = MaskWatch()
         self._constrained: _Constrained = {}
@@ -68,7 +67,7 @@ class NativeLane:
         self._lane.end()
         (_, stuck), *left = [*self._constrained.items()][row:]
         give_up(stuck)
-        lane = NativeLane(self._calls)
+        lane = NativeLane()
         same = [c for _, c in left if c.grammar.failure is not None]
         for constraint in same:
             constraint.fail(constraint.grammar.failure or "")

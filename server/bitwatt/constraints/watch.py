@@ -6,10 +6,8 @@ each mask begins would cost half as much again.
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from bitwatt.constraints.masks import Constraint
+from bitwatt.constraints.constraint import Constraint
 
 __all__ = ["LOOK_S", "MASK_TIME_LIMIT_S", "MaskWatch", "give_up"]
 
@@ -40,7 +38,7 @@ class MaskWatch:
         return cpu_s - self._cpu_s > MASK_TIME_LIMIT_S or now_s - self._s > _LONGEST_WAIT_S
 
 
-def give_up(constraint: "Constraint") -> None:
+def give_up(constraint: Constraint) -> None:
     """Fail a request whose mask takes too long, and its grammar."""
     told = (
         f"a mask of its grammar took more than {1000 * MASK_TIME_LIMIT_S:.0f} ms; that is the limit"

@@ -15,7 +15,8 @@ import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
 from torch import Tensor
 
-from bitwatt.constraints.masks import Constraint, MaskThread, Trial
+from bitwatt.constraints.constraint import Constraint, Trial
+from bitwatt.constraints.masks import MaskThread
 from bitwatt.model.embedding import embed, packed_embeddings
 from bitwatt.model.graphs import DecodeGraphs, compile_together, feed
 from bitwatt.model.kv_cache import KVCache
