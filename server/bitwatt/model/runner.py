@@ -539,7 +539,9 @@ class ModelRunner:
     def _start_masks(self, drawn: _DrawnTokens) -> bool:
         """Have the masks that follow these tokens computed natively; return whether they are."""
         step = drawn.step
-        return not step.drafts and self._masks.start(step.constrained, drawn.tokens)
+        return step.drafts.keys().isdisjoint(step.constrained) and self._masks.start(
+            step.constrained, drawn.tokens
+        )
 
 
 def _kept(drawn: Sequence[int], first: int, drafts: Sequence[int]) -> list[int]:
