@@ -42,7 +42,7 @@ _SIGNATURES: dict[str, list[type]] = {
 # Of csrc/token_masks.cpp, with what each returns.
 _MASKS: list[tuple[str, list[type], type | None]] = [
     ("bw_advance", [_P, _P, _P, _I], None),
-    ("bw_lane_create", [_P], c_void_p),
+    ("bw_lane_create", [_P, _P], c_void_p),
     ("bw_lane_start", [_P, _P, _P, _P, _I], None),
     ("bw_lane_wait", [_P, c_double], c_int),
     ("bw_lane_look", [_P, _P], c_int64),

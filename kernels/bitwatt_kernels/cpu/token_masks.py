@@ -1,4 +1,4 @@
-"""Token masks by matchers of another library, computed in a thread that needs no interpreter.
+"""Token masks by matchers of another library, computed in threads that need no interpreter.
 
 That library's functions are known by address, and advance a matcher and compute its mask as
 csrc/token_masks.h says. Rows are MatchedRow structures, which stay where they are.
@@ -6,6 +6,7 @@ csrc/token_masks.h says. Rows are MatchedRow structures, which stay where they a
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 
 from torch import Tensor
 
@@ -32,15 +33,38 @@ class MaskBatch:
         self._owners = (tuple(rows), owners)
 
 
+@cache
+def _library_with_gil() -> ctypes.PyDLL:
+    """Return the library for what takes so short that to let go of the GIL would take longer.
+
+    Another thread that wants it would have it, and keep it while this one has to go on.
+    """
+    library = load_library()
+    same = ctypes.PyDLL(library._name)
+    for name in ("bw_lane_start", "bw_lane_wait"):
+        function = getattr(library, name)
+        getattr(same, name).argtypes, getattr(same, name).restype = (
+            function.argtypes,
+            function.restype,
+        )
+    return same
+
+
 _given_up: list[object] = []  # what threads that were left may yet write to, for good
 
 
 class MaskLane:
-    """A thread that advances one batch after another. End it once; it is used no more then."""
+    """Advances one batch after another, beside its caller. End it once; it is used no more then."""
 
-    def __init__(self, calls: MatcherCalls) -> None:
+    def __init__(self, calls: MatcherCalls, context: ctypes.c_void_p | None = None) -> None:
+        """Begin without a batch.
+
+        calls    what advances the rows
+        context  a backend's, whose threads take a batch when they have nothing else to do; without
+                 one, or where it has no thread but its caller's, the lane has one of its own
+        """
         self._library = load_library()
-        self._lane = self._library.bw_lane_create(ctypes.byref(calls))
+        self._lane = self._library.bw_lane_create(ctypes.byref(calls), context)
         self._busy: tuple[MaskBatch, Tensor] | None = None
         self._num_begun = 0  # until the batch under way
 
@@ -52,7 +76,7 @@ class MaskLane:
     def start(self, batch: MaskBatch, tokens: Tensor) -> None:
         """Begin a batch while no other is under way; tokens [R] int64, on the host."""
         self._busy = (batch, tokens)
-        self._library.bw_lane_start(
+        _library_with_gil().bw_lane_start(
             self._lane, batch.rows, batch.where, tokens.data_ptr(), batch.num_rows
         )
 
@@ -60,7 +84,9 @@ class MaskLane:
         """Return how many of the batch's rows can't go on; None where it isn't done by then."""
         if self._busy is None:
             return 0
-        num_failed: int = self._library.bw_lane_wait(self._lane, seconds)
+        num_failed: int = _library_with_gil().bw_lane_wait(self._lane, 0.0)
+        if num_failed < 0:
+            num_failed = self._library.bw_lane_wait(self._lane, seconds)
         if num_failed < 0:
             return None
         self._num_begun += self._busy[0].num_rows + 1
@@ -68,7 +94,7 @@ class MaskLane:
         return num_failed
 
     def look(self) -> tuple[int, float]:
-        """Return the batch's row under way, -1 before the first, and the thread's seconds."""
+        """Return the batch's row under way, -1 before the first, and its thread's CPU time."""
         cpu_s = ctypes.c_double()
         num_begun = self._library.bw_lane_look(self._lane, ctypes.byref(cpu_s))
         return num_begun - self._num_begun - 1, cpu_s.value

@@ -18,7 +18,7 @@ from bitwatt.constraints.watch import LOOK_S, MaskWatch, give_up
 if TYPE_CHECKING:  # it needs torch, which whoever gives tokens as a tensor has
     from torch import Tensor
 
-    from bitwatt.constraints.native_lane import NativeLane
+    from bitwatt.constraints.native_lane import NativeLane, NewLane
 
 __all__ = ["MaskThread"]
 
@@ -29,7 +29,9 @@ _Asked = tuple[Constraint, Sequence[int]]
 class MaskThread:
     """Advances constraints in the order it was asked to. ask and settle are safe in any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, new_lane: "NewLane | None" = None) -> None:
+        """Begin without a thread; new_lane as NativeLane takes it."""
+        self._new_lane = new_lane
         self._lock = threading.Lock()
         self._lane: _Lane | None = None
         self._native: NativeLane | None = None
@@ -48,7 +50,7 @@ class MaskThread:
                     return False
                 from bitwatt.constraints.native_lane import NativeLane
 
-                self._native = NativeLane()
+                self._native = NativeLane(self._new_lane)
             self._settle_native()
             return self._native.start(constrained, tokens)
 

@@ -1,30 +1,34 @@
-"""A thread of the kernels' library that advances native matchers by the tokens a step has drawn.
+"""Advances native matchers by the tokens a step has drawn, in a thread of the kernels' library.
 
 It needs no interpreter: it begins while the step's thread still has the interpreter's lock (GIL).
+The native backend has it done by one of the threads that wait for the next step's layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
-from bitwatt_kernels.cpu.token_masks import MaskBatch, MaskLane
+from bitwatt_kernels.cpu.token_masks import MaskBatch, MaskLane, MatcherCalls
 from torch import Tensor
 
 from bitwatt.constraints.constraint import Constraint
 from bitwatt.constraints.native import NativeMatcher, native_calls
 from bitwatt.constraints.watch import MaskWatch, give_up
 
-__all__ = ["NativeLane"]
+__all__ = ["NativeLane", "NewLane"]
 
+NewLane = Callable[[MatcherCalls], MaskLane]
 _Constrained = Mapping[int, Constraint]  # by the index of its token
 
 
 class NativeLane:
     """One batch at a time, until one is stuck; only its owner's lock lets others in."""
 
-    def __init__(self) -> None:
+    def __init__(self, new_lane: NewLane | None = None) -> None:
+        """Begin without a batch; new_lane is a backend's, else the lane has a thread of its own."""
         calls = native_calls()
         assert calls is not None, "there are native matchers"
-        self._lane = MaskLane(calls)
+        self._new_lane = new_lane
+        self._lane = (new_lane or MaskLane)(calls)
         self._watch = MaskWatch()
         self._constrained: _Constrained = {}
         self._batch: MaskBatch | None = None  # of those; None where Python is to advance one
@@ -40,6 +44,7 @@ class NativeLane:
             if self._batch is None:
                 return False
         self._tokens = tokens
+        self._watch = MaskWatch()
         self._lane.start(self._batch, tokens)
         return True
 
@@ -67,7 +72,7 @@ class NativeLane:
         self._lane.end()
         (_, stuck), *left = [*self._constrained.items()][row:]
         give_up(stuck)
-        lane = NativeLane()
+        lane = NativeLane(self._new_lane)
         same = [c for _, c in left if c.grammar.failure is not None]
         for constraint in same:
             constraint.fail(constraint.grammar.failure or "")

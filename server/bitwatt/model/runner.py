@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.cpu.token_masks import MaskLane, MatcherCalls
 from torch import Tensor
 
 from bitwatt.constraints.constraint import Constraint, Trial
@@ -102,6 +104,13 @@ class _DrawnTokens:
         ]
 
 
+@runtime_checkable
+class MaskLanes(Protocol):
+    """A backend whose threads advance matchers while they wait for the next step."""
+
+    def mask_lane(self, calls: MatcherCalls) -> MaskLane: ...
+
+
 class _Handle:
     def __init__(self, future: Future[StepResult]) -> None:
         self._future = future
@@ -163,7 +172,8 @@ class ModelRunner:
             if self._device_step is None
             else self._device_step.last_tokens
         )
-        self._masks = MaskThread()
+        backend = model.backend
+        self._masks = MaskThread(backend.mask_lane if isinstance(backend, MaskLanes) else None)
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
         self._drawn: _DrawnTokens | None = None  # by the step before
         self._graphs: DecodeGraphs | None = None

@@ -75,11 +75,12 @@ void advance(const MatcherCalls& calls, MatchedRow& row, const int64_t* tokens, 
     if (!row.is_masked) mask_next(calls, row);
 }
 
-// A thread that advances rows one after the other. Python waits for it with a time limit, and gives
-// one that takes too long up: it ends by itself when its row does.
+// Advances batches of rows beside its caller: on a thread of the pool that has nothing else to do, or
+// where there is none on one of its own. Python waits for it with a time limit, and gives a row that
+// takes too long up: its thread begins no other.
 class MaskLane {
 public:
-    explicit MaskLane(const MatcherCalls& calls) : calls_(calls), thread_([this] { serve(); }) {}
+    MaskLane(const MatcherCalls& calls, Pool* pool) : calls_(calls), pool_(pool) {}
 
     // What it points at stays until the lane is idle, or forever where it is given up.
     void start(MatchedRow* const* rows, const int32_t* where, const int64_t* tokens, int num_rows) {
@@ -87,8 +88,11 @@ public:
             const std::lock_guard<std::mutex> lock(mutex_);
             rows_ = rows, where_ = where, tokens_ = tokens, num_rows_ = num_rows;
             num_failed_ = 0;
-            is_idle_ = false;
+            is_idle_ = is_taken_ = false;
         }
+        const auto work = [](void* lane) { static_cast<MaskLane*>(lane)->work(); };
+        if (pool_ && pool_->post(work, this)) return;
+        if (!thread_.joinable()) thread_ = std::thread([this] { serve(); });
         woken_.notify_one();
     }
 
@@ -100,20 +104,20 @@ public:
                                                                                      : -1;
     }
 
-    int64_t look(double* cpu_s) const {
-        const int64_t begun = num_begun_.load();
+    // How many rows were ever begun, one more a batch that is done; and the thread's processor time.
+    int64_t look(double* cpu_s) {
+        const std::lock_guard<std::mutex> lock(mutex_);
         clockid_t clock;
         timespec t{};
-        if (!pthread_getcpuclockid(const_cast<MaskLane*>(this)->thread_.native_handle(), &clock))
-            clock_gettime(clock, &t);
+        if (is_taken_ && !pthread_getcpuclockid(worker_, &clock)) clock_gettime(clock, &t);
         *cpu_s = static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-        return begun;
+        return num_begun_.load();
     }
 
     // Whether the row that was the begun'th is still under way; then no other is begun here.
     bool give_up(int64_t begun) { return num_begun_.compare_exchange_strong(begun, kGivenUp); }
 
-    // Ends the thread, now or when its row does.
+    // Lets the thread go; of a batch that was given up, with what it may yet touch.
     static void end(MaskLane* lane) {
         const bool is_given_up = lane->num_begun_.load() == kGivenUp;
         {
@@ -122,10 +126,10 @@ public:
         }
         lane->woken_.notify_one();
         if (is_given_up) {
-            lane->thread_.detach();  // and what it may yet touch is left to it
+            if (lane->thread_.joinable()) lane->thread_.detach();
             return;
         }
-        lane->thread_.join();
+        if (lane->thread_.joinable()) lane->thread_.join();
         delete lane;
     }
 
@@ -136,23 +140,31 @@ private:
         for (;;) {
             {
                 std::unique_lock<std::mutex> lock(mutex_);
-                woken_.wait(lock, [this] { return !is_idle_ || is_closing_; });
-                if (is_idle_) return;
+                woken_.wait(lock, [this] { return (!is_idle_ && !is_taken_) || is_closing_; });
+                if (is_idle_ || is_taken_) return;
             }
-            int num_failed = 0;
-            for (int i = 0; i < num_rows_; ++i) {
-                if (!begin()) return;
-                advance(calls_, *rows_[i], tokens_ + where_[i], 1);
-                num_failed += rows_[i]->status != kMatches;
-            }
-            if (!begin()) return;  // what comes behind the last row
-            {
-                const std::lock_guard<std::mutex> lock(mutex_);
-                num_failed_ = num_failed;
-                is_idle_ = true;
-            }
-            idle_.notify_all();
+            work();
         }
+    }
+
+    void work() {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            worker_ = pthread_self();
+            is_taken_ = true;
+        }
+        int num_failed = 0;
+        for (int i = 0; i < num_rows_; ++i) {
+            if (!begin()) return;
+            advance(calls_, *rows_[i], tokens_ + where_[i], 1);
+            num_failed += rows_[i]->status != kMatches;
+        }
+        if (!begin()) return;  // what comes behind the last row
+        // All under the lock: who sees the lane idle may delete it.
+        const std::lock_guard<std::mutex> lock(mutex_);
+        num_failed_ = num_failed;
+        is_idle_ = true;
+        idle_.notify_all();
     }
 
     bool begin() {
@@ -161,15 +173,17 @@ private:
     }
 
     const MatcherCalls calls_;
+    Pool* const pool_;  // or null
     std::mutex mutex_;
     std::condition_variable woken_, idle_;
-    bool is_idle_ = true, is_closing_ = false;
+    bool is_idle_ = true, is_taken_ = false, is_closing_ = false;
+    pthread_t worker_{};
     MatchedRow* const* rows_ = nullptr;
     const int32_t* where_ = nullptr;
     const int64_t* tokens_ = nullptr;
     int num_rows_ = 0, num_failed_ = 0;
     std::atomic<int64_t> num_begun_{0};
-    std::thread thread_;  // last: it uses the others
+    std::thread thread_;
 };
 
 }  // namespace bitwatt
@@ -181,7 +195,10 @@ BW_API void bw_advance(const MatcherCalls* calls, MatchedRow* row, const int64_t
     advance(*calls, *row, tokens, num_tokens);
 }
 
-BW_API MaskLane* bw_lane_create(const MatcherCalls* calls) { return new MaskLane(*calls); }
+// context: whose threads advance rows when they have nothing else to do, or null
+BW_API MaskLane* bw_lane_create(const MatcherCalls* calls, Context* context) {
+    return new MaskLane(*calls, context ? &context->pool : nullptr);
+}
 
 // Row i takes tokens[where[i]].
 BW_API void bw_lane_start(MaskLane* lane, MatchedRow* const* rows, const int32_t* where,
@@ -191,7 +208,7 @@ BW_API void bw_lane_start(MaskLane* lane, MatchedRow* const* rows, const int32_t
 
 BW_API int bw_lane_wait(MaskLane* lane, double seconds) { return lane->wait(seconds); }
 
-BW_API int64_t bw_lane_look(const MaskLane* lane, double* cpu_s) { return lane->look(cpu_s); }
+BW_API int64_t bw_lane_look(MaskLane* lane, double* cpu_s) { return lane->look(cpu_s); }
 
 BW_API int bw_lane_give_up(MaskLane* lane, int64_t begun) { return lane->give_up(begun); }
 
