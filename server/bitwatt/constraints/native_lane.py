@@ -27,7 +27,6 @@ class NativeLane:
         """Begin without a batch; new_lane is a backend's, else the lane has a thread of its own."""
         calls = native_calls()
         assert calls is not None, "there are native matchers"
-        self._new_lane = new_lane
         self._lane = (new_lane or MaskLane)(calls)
         self._watch = MaskWatch()
         self._constrained: _Constrained = {}
@@ -72,7 +71,7 @@ class NativeLane:
         self._lane.end()
         (_, stuck), *left = [*self._constrained.items()][row:]
         give_up(stuck)
-        lane = NativeLane(self._new_lane)
+        lane = NativeLane()  # a thread of the backend's may be what is stuck
         same = [c for _, c in left if c.grammar.failure is not None]
         for constraint in same:
             constraint.fail(constraint.grammar.failure or "")

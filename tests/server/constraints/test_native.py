@@ -11,6 +11,7 @@ from bitwatt.constraints import native_lane
 from bitwatt.constraints.constraint import Constraint
 from bitwatt.constraints.masks import MaskThread
 from bitwatt.constraints.native import native_calls
+from bitwatt_kernels.cpu.native_backend import NativeBackend
 
 from tests.server.constraints.tokens import allowed, make_grammar, make_native_grammar, token_ids
 
@@ -29,9 +30,15 @@ _GRAMMARS = {
 }
 
 
-@pytest.fixture
-def masks():
-    thread = MaskThread()
+@pytest.fixture(params=[None, 1, 2], ids=["own_thread", "backend_of_1", "backend_of_2"])
+def masks(request):
+    if request.param is None:
+        thread = MaskThread()
+    elif native_calls() is None:
+        pytest.skip("the native kernels were not built")
+    else:
+        backend = NativeBackend(torch.device("cpu"), num_threads=request.param)
+        thread = MaskThread(backend.mask_lane)
     yield thread
     thread.close()
 
@@ -109,7 +116,7 @@ def test_a_native_mask_that_takes_too_long_fails_its_grammar_alone(masks, monkey
     @compute
     def slow_for_one(matcher, mask):
         if matcher == slow:
-            end = time.thread_time() + 0.3
+            end = time.thread_time() + 0.15
             while time.thread_time() < end:
                 pass
             is_done.append(True)

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "ops.h"
@@ -92,7 +93,11 @@ public:
         }
         const auto work = [](void* lane) { static_cast<MaskLane*>(lane)->work(); };
         if (pool_ && pool_->post(work, this)) return;
-        if (!thread_.joinable()) thread_ = std::thread([this] { serve(); });
+        try {
+            if (!thread_.joinable()) thread_ = std::thread([this] { serve(); });
+        } catch (const std::system_error&) {
+            return this->work();  // no thread is left to be had
+        }
         woken_.notify_one();
     }
 
@@ -117,11 +122,12 @@ public:
     // Whether the row that was the begun'th is still under way; then no other is begun here.
     bool give_up(int64_t begun) { return num_begun_.compare_exchange_strong(begun, kGivenUp); }
 
-    // Lets the thread go; of a batch that was given up, with what it may yet touch.
+    // Lets the thread go once it is idle; of a batch that was given up, with what it may yet touch.
     static void end(MaskLane* lane) {
         const bool is_given_up = lane->num_begun_.load() == kGivenUp;
         {
-            const std::lock_guard<std::mutex> lock(lane->mutex_);
+            std::unique_lock<std::mutex> lock(lane->mutex_);
+            if (!is_given_up) lane->idle_.wait(lock, [lane] { return lane->is_idle_; });
             lane->is_closing_ = true;
         }
         lane->woken_.notify_one();
@@ -141,7 +147,7 @@ private:
             {
                 std::unique_lock<std::mutex> lock(mutex_);
                 woken_.wait(lock, [this] { return (!is_idle_ && !is_taken_) || is_closing_; });
-                if (is_idle_ || is_taken_) return;
+                if (is_closing_) return;
             }
             work();
         }
