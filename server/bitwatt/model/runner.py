@@ -174,6 +174,8 @@ class ModelRunner:
         )
         backend = model.backend
         self._masks = MaskThread(backend.mask_lane if isinstance(backend, MaskLanes) else None)
+        self._mask_bits = torch.empty(0, 0, dtype=torch.int32)  # a CPU's, and the same as bytes
+        self._mask_bytes = memoryview(b"")
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
         self._drawn: _DrawnTokens | None = None  # by the step before
         self._graphs: DecodeGraphs | None = None
@@ -527,9 +529,20 @@ class ModelRunner:
                 else:  # a draft before it is not allowed, or nothing is behind it
                     masks.append(trial.grammar.no_tokens)
                     failures[i + 1 + j] = trial.failure or ""
-        words = torch.frombuffer(bytearray().join(masks), dtype=torch.int32)
-        bits = upload(words.view(len(masks), -1), torch.int32, self._device)
-        return TokenMasks(step.masked, bits, failures)
+        return TokenMasks(step.masked, self._bits_of(masks), failures)
+
+    def _bits_of(self, masks: Sequence[bytes | bytearray]) -> Tensor:
+        """Return the masks where the device reads them, [len(masks), words] int32."""
+        joined = b"".join(masks)
+        if self._stream is not None:
+            words = torch.frombuffer(bytearray(joined), dtype=torch.int32)
+            return upload(words.view(len(masks), -1), torch.int32, self._device)
+        # The step before, which read what was here, is done; new tensors would take 20 µs.
+        if len(self._mask_bytes) < len(joined):
+            self._mask_bits = torch.empty(len(masks), len(masks[0]) // 4, dtype=torch.int32)
+            self._mask_bytes = self._mask_bits.numpy().data.cast("B")
+        self._mask_bytes[: len(joined)] = joined
+        return self._mask_bits[: len(masks)]
 
     def _take_what_came(self) -> None:
         """Have the masks computed that follow the tokens of the step before.
