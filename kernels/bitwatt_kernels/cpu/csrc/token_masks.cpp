@@ -112,9 +112,11 @@ public:
     // How many rows were ever begun, one more a batch that is done; and the thread's processor time.
     int64_t look(double* cpu_s) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        clockid_t clock;
         timespec t{};
+#if defined(__linux__)
+        clockid_t clock;
         if (is_taken_ && !pthread_getcpuclockid(worker_, &clock)) clock_gettime(clock, &t);
+#endif
         *cpu_s = static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
         return num_begun_.load();
     }
