@@ -11,6 +11,7 @@ from bitwatt_kernels.cpu.token_masks import MaskBatch, MaskLane, MatcherCalls
 from torch import Tensor
 
 from bitwatt.constraints.constraint import Constraint
+from bitwatt.constraints.matching import Grammar
 from bitwatt.constraints.native import NativeMatcher, native_calls
 from bitwatt.constraints.watch import MaskWatch, give_up
 
@@ -31,17 +32,21 @@ class NativeLane:
         self._watch = MaskWatch()
         self._constrained: _Constrained = {}
         self._batch: MaskBatch | None = None  # of those; None where Python is to advance one
+        self._grammars: set[Grammar] = set()
         self._tokens: Tensor | None = None
+        self._stuck_row = -1
 
     def start(self, constrained: _Constrained, tokens: Tensor) -> bool:
         """Begin a batch, the one before being done; return whether all its matchers are native.
 
         tokens  [R] int64, on the host; below 0 where none was drawn
         """
-        if constrained != self._constrained or self._batch is None:
+        is_known = constrained == self._constrained and self._batch is not None
+        if not is_known or any(grammar.failure for grammar in self._grammars):
             self._constrained, self._batch = constrained, _batch_of(constrained)
-            if self._batch is None:
-                return False
+            self._grammars = {constraint.grammar for constraint in constrained.values()}
+        if self._batch is None:
+            return False
         self._tokens = tokens
         self._watch = MaskWatch()
         self._lane.start(self._batch, tokens)
@@ -60,16 +65,16 @@ class NativeLane:
 
     def is_stuck(self) -> bool:
         """Whether the mask under way was so at an earlier look, and has taken too long since."""
-        row, cpu_s = self._lane.look()
-        return 0 <= row < len(self._constrained) and self._watch.is_over(row, cpu_s)
+        self._stuck_row, cpu_s = self._lane.look()
+        is_begun = 0 <= self._stuck_row < len(self._constrained)
+        return is_begun and self._watch.is_over(self._stuck_row, cpu_s)
 
     def replaced(self) -> "NativeLane":
-        """Give the mask under way up; return a lane that does what is left."""
-        row, _ = self._lane.look()
-        if not (0 <= row < len(self._constrained) and self._lane.give_up(row)):
-            return self
+        """Give the mask up that was stuck; return a lane that does what is left."""
+        if not self._lane.give_up(self._stuck_row):
+            return self  # it is done by now
         self._lane.end()
-        (_, stuck), *left = [*self._constrained.items()][row:]
+        (_, stuck), *left = [*self._constrained.items()][self._stuck_row :]
         give_up(stuck)
         lane = NativeLane()  # a thread of the backend's may be what is stuck
         same = [c for _, c in left if c.grammar.failure is not None]
