@@ -22,7 +22,7 @@ from tests.extent import TEST_ALL
 
 pytestmark = pytest.mark.slow
 
-NUM_REQUESTS = int(os.environ.get("BITWATT_NUM_REQUESTS", 3_000 if TEST_ALL else 300))
+NUM_REQUESTS = int(os.environ.get("BITWATT_NUM_REQUESTS", 3_000 if TEST_ALL else 200))
 AT_ONCE = 4
 TIMEOUT_S = 60
 UNKNOWN_METHODS = ("BREW", "get")
