@@ -195,7 +195,8 @@ def check_counters(sums: dict[str, float]) -> None:
 
 @pytest.mark.timeout(3600 if TEST_ALL else 300)
 def test_no_request_fails_the_server_or_changes_a_stream_beside_it() -> None:
-    server = start_server("--max-queue", "5000", "--allow-priority", "--shadow-percent", "5")
+    flags = ("--max-queue", "5000", "--allow-priority", "--shadow-percent", "5")
+    server = start_server(*flags, has_all_cores=True)
     port = int(server.url.rsplit(":", 1)[1])
     try:
         engines = server.engine_ids()
