@@ -29,10 +29,16 @@ def test_last_line_is_one_json_with_the_machine_and_each_figure_s_spread() -> No
         assert spread["n"] == 500
 
 
-def test_an_unknown_benchmark_is_refused() -> None:
-    ran = run("speed")
-    assert ran.returncode == 2
-    assert "speed" in ran.stderr
+def test_an_unknown_benchmark_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bitwatt.bench.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["bench", "speed"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "speed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
