@@ -266,7 +266,7 @@ static void score_codes_of_block(const Workspace& w, const Split& split, int key
                                  const void* ahead, int D) {
     if (ahead) __builtin_prefetch(scales_of(ahead, D));
     else ahead = keys;
-    constexpr int kMost = kRegisterTileTokens / 4 * 4;
+    constexpr int kMost = register_tile_tokens(8) / 4 * 4;
     int row = split.first_row;
     for (; row + kMost <= split.last_row; row += kMost, ahead = keys)
         score_codes<kMost>(w, row, key, keys, ahead, D);
