@@ -30,7 +30,7 @@ namespace BITWATT_ISA {
 #if defined(__AVX512VNNI__)
 constexpr int register_tile_tokens(int bits) { return bits == 2 ? 12 : 14; }
 constexpr int register_tile_groups(int) { return 2; }
-constexpr int kUnpackFromTokens = 25;
+constexpr int kUnpackFromTokens = 64;
 #elif defined(__AVXVNNI__)
 constexpr int register_tile_tokens(int bits) { return bits == 2 ? 4 : 6; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
