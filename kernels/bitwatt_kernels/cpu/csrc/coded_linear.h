@@ -59,8 +59,9 @@ BW_INLINE int32_t four(const int8_t* p) {
 }
 
 // sums[m][r] = the 16 outputs of row group r for token m, over K columns. M tokens' activations,
-// x_stride from one's to the next's; R groups, from the one whose lines start at lines. is_kv: one
-// group alone, a KV block's keys; ahead is then what to fetch into the caches meanwhile, as large.
+// x_stride from one's to the next's, and what their sums start from, start_stride apart; R groups,
+// from the one whose lines start at lines. is_kv: one group alone, a KV block's keys; ahead is then
+// what to fetch into the caches meanwhile, as large.
 #if defined(BW_VNNI)
 
 #if defined(__AVX512VNNI__)
@@ -78,7 +79,8 @@ constexpr int kMostPlaneSums = 8;  // half the registers
 #endif
 
 template <int bits, int M, int R, bool is_kv = false>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          const int32_t* starts, int start_stride, int32_t* sums,
                           [[maybe_unused]] const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     constexpr int V = R * kGroupLineBytes / sizeof(Words), kRows = sizeof(Words) / 4;
@@ -100,6 +102,8 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
         // it lies, the code is 4^j times itself, at most 2 * 64. In the end each plane's sum is
         // divided by its 4^j, exactly.
         Words s[M][V][4] = {};
+        for (int m = 0; m < M; ++m)
+            for (int v = 0; v < V; ++v) s[m][v][0] += starts[m * start_stride];
         for (int i = 0; i < num_lines; ++i) {
             Words line[V];
             load_lines(i, line);
@@ -123,7 +127,7 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 #pragma GCC unroll 14
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) s[m][v] = Words{};
+        for (int v = 0; v < V; ++v) s[m][v] = Words{} + starts[m * start_stride];
     for (int i = 0; i < num_lines; ++i) {
         Words line[V];
         load_lines(i, line);
@@ -154,7 +158,8 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 #elif defined(__AVX2__)
 
 template <int bits, int M, int R, bool is_kv = false>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          const int32_t* starts, int start_stride, int32_t* sums,
                           [[maybe_unused]] const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     // Of 2-bit codes a pair of products is at most 2 * 2 * 128 in size, so int16 holds the 32
@@ -166,7 +171,7 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
     constexpr int H = 2 * R;  // half lines
     __m256i s[M][H];
     for (int m = 0; m < M; ++m)
-        for (int h = 0; h < H; ++h) s[m][h] = _mm256_setzero_si256();
+        for (int h = 0; h < H; ++h) s[m][h] = _mm256_set1_epi32(starts[m * start_stride]);
     for (int first = 0; first < num_lines; first += kLinesInInt16) {
         const int last = min_int(first + kLinesInInt16, num_lines);
         __m256i pairs[M][H];
@@ -216,14 +221,15 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 #elif defined(__ARM_FEATURE_DOTPROD)
 
 template <int bits, int M, int R, bool is_kv = false>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          const int32_t* starts, int start_stride, int32_t* sums,
                           [[maybe_unused]] const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     const int num_lines = K / columns_of(bits);
     const uint8x16_t mask = vdupq_n_u8(3), zero_code = vdupq_n_u8(0x80);
     int32x4_t s[M][4 * R];
     for (int m = 0; m < M; ++m)
-        for (int q = 0; q < 4 * R; ++q) s[m][q] = vdupq_n_s32(0);
+        for (int q = 0; q < 4 * R; ++q) s[m][q] = vdupq_n_s32(starts[m * start_stride]);
     for (int i = 0; i < num_lines; ++i) {
         const uint8_t* p = lines + i * kStride;
         __builtin_prefetch(is_kv ? ahead + i * kStride : p + kPrefetchBytes);
@@ -258,12 +264,14 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 #else
 
 template <int bits, int M, int R, bool is_kv = false>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          const int32_t* starts, int start_stride, int32_t* sums,
                           [[maybe_unused]] const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     constexpr int kCodes = R * kGroupLineBytes, kMask = bits == 2 ? 3 : 255;
     for (int m = 0; m < M; ++m)
-        for (int row = 0; row < R * kGroupRows; ++row) sums[m * kRowBlockRows + row] = 0;
+        for (int row = 0; row < R * kGroupRows; ++row)
+            sums[m * kRowBlockRows + row] = starts[m * start_stride];
     for (int i = 0; i < K / columns_of(bits); ++i)
         for (int j = 0; j < planes_of(bits); ++j) {
             int16_t code[kCodes];
@@ -291,24 +299,6 @@ constexpr int zero_of(int bits) {
 #else
     return bits == 2 ? 1 : 128;
 #endif
-}
-
-// Sums of both groups of a block.
-template <int bits, int M>
-static void row_block_tile(const uint8_t* block, const int8_t* x, int x_stride, int K,
-                           int32_t* sums) {
-    constexpr int R = register_tile_groups(M);
-    for (int r = 0; r < 2; r += R)
-        register_tile<bits, M, R>(block + r * kGroupLineBytes, x, x_stride, K,
-                                  sums + r * kGroupRows);
-}
-
-template <int bits, int M = register_tile_tokens(bits)>
-static void row_block_tile_of(int num_tokens, const uint8_t* block, const int8_t* x, int x_stride,
-                              int K, int32_t* sums) {
-    if (num_tokens == M) return row_block_tile<bits, M>(block, x, x_stride, K, sums);
-    if constexpr (M > 1)
-        row_block_tile_of<bits, M - 1>(num_tokens, block, x, x_stride, K, sums);
 }
 
 // A block's lines of 2-bit codes as lines of 8-bit ones, which need no unpacking: four from each.
@@ -349,14 +339,21 @@ BW_INLINE void finish_sums(const CodedLinearCall& c, int zero, const int32_t* su
     }
 }
 
-// 1 / the scale of each token's groups, [T, groups], in this thread's scratch; null without groups.
-static const float* group_steps(const CodedLinearCall& c) {
-    if (c.scale_group == c.K) return nullptr;
-    const int n = c.T * (c.K / c.scale_group);
-    float* steps = scratch(kGroupScratch, padded_width(n));
+// Of each token's scale groups, [T, groups], in this thread's scratch: what a sum starts from, to
+// undo what codes have too much; and 1 / the activations' scale, null where a row is one group.
+struct GroupTerms {
+    const int32_t* starts;
+    const float* steps;
+};
+static GroupTerms group_terms(const CodedLinearCall& c, int zero) {
+    const int num_groups = c.K / c.scale_group, n = c.T * num_groups;
+    float* steps = scratch(kGroupScratch, size_t{2} * padded_width(n));
+    int32_t* starts = reinterpret_cast<int32_t*>(steps + padded_width(n));
+    for (int i = 0; i < n; ++i) starts[i] = -zero * c.x.sums[i];
+    if (num_groups == 1) return {starts, nullptr};
     for (int i = 0; i < n; i += kLanes)
         store(steps + i, splat(1.0f) / load_some(c.x.scales, kFloat32, i, n - i));
-    return steps;
+    return {starts, steps};
 }
 
 // Add M tokens' int32 sums of a scale group to their outputs y, zeros at first, as reference/
@@ -381,6 +378,35 @@ BW_INLINE void add_group(const CodedLinearCall& c, const float* steps, int zero,
             float* its_y = y + i * kGroupRows;
             store(its_y, load(its_y) + sum * splat(*steps) * scales[i]);
         }
+}
+
+// M tokens' sums of a block's rows, which may be unpacked already; with groups, their outputs.
+template <int bits, int M>
+static void row_block_tile(const CodedLinearCall& c, const GroupTerms& terms, const uint8_t* codes,
+                           int token, int block, int32_t* sums, float* outputs) {
+    constexpr int R = register_tile_groups(M);
+    const int num_groups = c.K / c.scale_group;
+    const size_t group_bytes = static_cast<size_t>(c.scale_group) / columns_of(bits) * kLineStride;
+    const int8_t* x = c.x.codes + static_cast<size_t>(token) * c.K;
+    const int32_t* starts = terms.starts + static_cast<size_t>(token) * num_groups;
+    if (terms.steps) __builtin_memset(outputs, 0, M * kRowBlockRows * sizeof(float));
+    for (int g = 0; g < num_groups; ++g, codes += group_bytes, x += c.scale_group, ++starts) {
+        for (int r = 0; r < 2; r += R)
+            register_tile<bits, M, R>(codes + r * kGroupLineBytes, x, c.K, c.scale_group, starts,
+                                      num_groups, sums + r * kGroupRows);
+        if (terms.steps)
+            add_group<2>(c, terms.steps, 0, sums, outputs, kRowBlockRows, token, M, block, 0, g);
+    }
+}
+
+template <int bits, int M = register_tile_tokens(bits)>
+static void row_block_tile_of(int num_tokens, const CodedLinearCall& c, const GroupTerms& terms,
+                              const uint8_t* codes, int token, int block, int32_t* sums,
+                              float* outputs) {
+    if (num_tokens == M)
+        return row_block_tile<bits, M>(c, terms, codes, token, block, sums, outputs);
+    if constexpr (M > 1)
+        row_block_tile_of<bits, M - 1>(num_tokens, c, terms, codes, token, block, sums, outputs);
 }
 
 }  // namespace BITWATT_ISA
@@ -420,7 +446,7 @@ static void coded_linear_amx(const CodedLinearCall& c, int first_block, int last
     }
     alignas(64) int32_t sums[4][16 * 16];
     alignas(64) float outputs[4][16 * 16];
-    const float* steps = group_steps(c);
+    const float* steps = group_terms(c, zero_of(bits)).steps;
     const bool has_groups = steps;
     const int group_chunks = c.scale_group / kAmxRowBytes;
     configure_tiles();
@@ -495,9 +521,7 @@ static void coded_linear(const CodedLinearCall& c, int first_block, int last_blo
 #endif
     const int num_tokens = c.T - first_token;
     const size_t block_bytes = static_cast<size_t>(c.K) / columns_of(bits) * kLineStride;
-    const size_t group_bytes = static_cast<size_t>(c.scale_group) / columns_of(bits) * kLineStride;
-    const int num_groups = c.K / c.scale_group;
-    const float* steps = group_steps(c);
+    const GroupTerms terms = group_terms(c, zero_of(bits));
     alignas(64) int32_t sums[kMostTileTokens * kRowBlockRows];
     alignas(64) float outputs[kMostTileTokens * kRowBlockRows];
     const bool is_unpacked = bits == 2 && kUnpackFromTokens && num_tokens >= kUnpackFromTokens;
@@ -509,34 +533,24 @@ static void coded_linear(const CodedLinearCall& c, int first_block, int last_blo
             scratch(kTileScratch, static_cast<size_t>(c.K) * kRowBlockRows / 4));
     for (int block = first_block; block < last_block; ++block) {
         const uint8_t* codes = c.blocks + block * block_bytes;
+        if (is_unpacked) unpack_lines(codes, c.K / columns_of(bits), panel);
         for (int i = 0; i < num_tiles; ++i) {
-            // Tiles of even sizes: a small last one would unpack the codes for few tokens.
+            // Tiles of even sizes: a small last one would read the codes for few tokens.
             const auto tile_start = [&](int tile) {
                 return first_token + static_cast<int>(static_cast<int64_t>(num_tokens) * tile / num_tiles);
             };
             const int t = tile_start(i), M = tile_start(i + 1) - t;
-            const int8_t* x = c.x.codes + static_cast<size_t>(t) * c.K;
-            if (steps) __builtin_memset(outputs, 0, M * kRowBlockRows * sizeof(float));
-            for (int g = 0; g < num_groups; ++g) {
-                const uint8_t* its_codes = codes + g * group_bytes;
-                const int8_t* its_x = x + g * c.scale_group;
-                if (is_unpacked) {
-                    uint8_t* its_panel = panel + static_cast<size_t>(g) * c.scale_group * kRowBlockRows;
-                    if (i == 0) unpack_lines(its_codes, c.scale_group / columns_of(bits), its_panel);
-                    row_block_tile_of<8>(M, its_panel, its_x, c.K, c.scale_group, sums);
-                } else {
-                    row_block_tile_of<bits>(M, its_codes, its_x, c.K, c.scale_group, sums);
-                }
-                if (steps)
-                    add_group<2>(c, steps, zero_of(bits), sums, outputs, kRowBlockRows, t, M, block,
-                                 0, g);
-            }
-            for (int r = 0; r < 2 && !steps; ++r)
-                finish_sums(c, zero_of(bits), sums + r * kGroupRows, kRowBlockRows, t, M,
-                            block * kRowBlockRows + r * kGroupRows);
-            for (int r = 0; r < 2 && steps; ++r)
-                for (int m = 0, row = block * kRowBlockRows + r * kGroupRows; m < M && row < c.N; ++m)
+            if (is_unpacked)
+                row_block_tile_of<8>(M, c, terms, panel, t, block, sums, outputs);
+            else
+                row_block_tile_of<bits>(M, c, terms, codes, t, block, sums, outputs);
+            for (int r = 0; r < 2; ++r) {
+                const int row = block * kRowBlockRows + r * kGroupRows;
+                if (!terms.steps)
+                    finish_sums(c, 0, sums + r * kGroupRows, kRowBlockRows, t, M, row);
+                for (int m = 0; m < M && terms.steps && row < c.N; ++m)
                     finish(c, load(outputs + m * kRowBlockRows + r * kGroupRows), t + m, row);
+            }
         }
     }
 }
