@@ -94,8 +94,15 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
         for (int v = 0; v < V; ++v)
             __builtin_memcpy(&line[v], p + v * sizeof(Words), sizeof(Words));
     };
+    // Half of the tokens have a pointer of their own, which the compiler can't derive from the other:
+    // it would keep more multiples of x_stride than there are registers, some in vector ones.
+    constexpr int kHalf = M >= 8 ? M / 2 : M;
+    const int8_t* x_half = x + static_cast<size_t>(kHalf) * x_stride;
+    if (kHalf < M) asm("" : "+r"(x_half));
     const auto activations = [&](int m, int column) __attribute__((always_inline)) {
-        return Words{} + four(x + static_cast<size_t>(m) * x_stride + column);
+        const int8_t* from = m < kHalf ? x + static_cast<size_t>(m) * x_stride
+                                       : x_half + static_cast<size_t>(m - kHalf) * x_stride;
+        return Words{} + four(from + column);
     };
     if constexpr (bits == 2 && 4 * M * V <= kMostPlaneSums) {
         // Few tokens leave registers for one sum a plane j, and then no line need be shifted: where
