@@ -34,7 +34,7 @@ constexpr int kUnpackFromTokens = 64;
 #elif defined(__AVXVNNI__)
 constexpr int register_tile_tokens(int bits) { return bits == 2 ? 4 : 6; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
-constexpr int kUnpackFromTokens = 9;
+constexpr int kUnpackFromTokens = 64;
 #elif defined(__AVX2__)
 constexpr int register_tile_tokens(int) { return 5; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
