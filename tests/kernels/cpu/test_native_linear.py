@@ -117,7 +117,7 @@ def test_ternary_linear_equals_the_reference_at_1000_tokens(native, reference, g
 @pytest.mark.parametrize(
     ("group", "scales_dtype"), [(None, torch.float32), (64, torch.float16), (576, torch.float32)]
 )
-@pytest.mark.parametrize("num_tokens", [8, 27, 44])
+@pytest.mark.parametrize("num_tokens", [8, 27, 44, 70])
 def test_many_rows_equal_the_reference(native, reference, num_tokens, group, scales_dtype):
     """So many that tables of sums serve them where the instruction set has those."""
     weight = make_ternary(555, 1152, bias=True, group=group, scales_dtype=scales_dtype)

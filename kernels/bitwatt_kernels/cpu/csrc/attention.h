@@ -31,7 +31,7 @@ struct Workspace {
     // Of a cache in int8:
     int8_t* codes;          // [rows, width], of the queries
     float* query_scales;    // [rows], times attention's own
-    int32_t* query_sums;    // [rows], of the codes
+    int32_t* query_starts;  // [rows], what the sums of its products start from
     int width;
 
     Workspace(int rows, int D) : width(padded_width(D)) {
@@ -49,7 +49,7 @@ struct Workspace {
         states = reinterpret_cast<Running*>(p), p += 2 * static_cast<size_t>(rows);
         codes = reinterpret_cast<int8_t*>(p), p += row_floats / 4;
         query_scales = p, p += rows;
-        query_sums = reinterpret_cast<int32_t*>(p);
+        query_starts = reinterpret_cast<int32_t*>(p);
     }
 };
 
@@ -242,7 +242,7 @@ static void quantize_queries(const Workspace& w, int rows, int D, float scale) {
             quantize_head(w.queries + static_cast<size_t>(row) * w.width, D, codes) * scale;
         int32_t sum = 0;
         for (int i = 0; i < D; ++i) sum += codes[i];
-        w.query_sums[row] = sum;
+        w.query_starts[row] = -zero_of(8) * sum;
     }
 }
 
@@ -252,21 +252,19 @@ static void score_codes(const Workspace& w, int row, int key_offset, const void*
                         const void* ahead, int D) {
     int32_t sums[Q * kRowBlockRows];
     register_tile<8, Q, 1, true>(static_cast<const uint8_t*>(keys),
-                                 w.codes + static_cast<size_t>(row) * w.width, w.width, D, sums,
-                                 static_cast<const uint8_t*>(ahead));
+                                 w.codes + static_cast<size_t>(row) * w.width, w.width, D,
+                                 w.query_starts + row, 1, sums, static_cast<const uint8_t*>(ahead));
     const F32 scales = load(scales_of(keys, D));
-    for (int q = 0; q < Q; ++q) {
-        const I32 sum = load(sums + q * kRowBlockRows) - splat(zero_of(8) * w.query_sums[row + q]);
+    for (int q = 0; q < Q; ++q)
         store(w.scores + static_cast<size_t>(row + q) * kSplitTokens + key_offset,
-              to_float(sum) * (scales * splat(w.query_scales[row + q])));
-    }
+              to_float(load(sums + q * kRowBlockRows)) * (scales * splat(w.query_scales[row + q])));
 }
 
 static void score_codes_of_block(const Workspace& w, const Split& split, int key, const void* keys,
                                  const void* ahead, int D) {
     if (ahead) __builtin_prefetch(scales_of(ahead, D));
     else ahead = keys;
-    constexpr int kMost = kRegisterTileTokens / 4 * 4;
+    constexpr int kMost = register_tile_tokens(8) / 4 * 4;
     int row = split.first_row;
     for (; row + kMost <= split.last_row; row += kMost, ahead = keys)
         score_codes<kMost>(w, row, key, keys, ahead, D);

@@ -207,7 +207,9 @@ struct Kernels {
 };
 
 // At least num_floats floats, 64-byte aligned, this thread's own until it next asks for this use.
-enum ScratchUse { kRowScratch, kTileScratch, kCallScratch, kLayerScratch, kNumScratchUses };
+enum ScratchUse {
+    kRowScratch, kTileScratch, kGroupScratch, kCallScratch, kLayerScratch, kNumScratchUses
+};
 float* scratch(ScratchUse use, size_t num_floats);
 
 }  // namespace bitwatt

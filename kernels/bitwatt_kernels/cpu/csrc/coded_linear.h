@@ -25,20 +25,26 @@ namespace bitwatt {
 namespace BITWATT_ISA {
 
 // Tokens a register tile covers, and row groups it takes at once: their sums and codes fill the
-// vector registers.
+// vector registers. From kUnpackFromTokens on a block's 2-bit codes are unpacked to 8-bit ones once,
+// for all tiles; 0: never.
 #if defined(__AVX512VNNI__)
-constexpr int kRegisterTileTokens = 12;
+constexpr int register_tile_tokens(int bits) { return bits == 2 ? 12 : 14; }
 constexpr int register_tile_groups(int) { return 2; }
+constexpr int kUnpackFromTokens = 64;
 #elif defined(__AVXVNNI__)
-constexpr int kRegisterTileTokens = 4;
+constexpr int register_tile_tokens(int bits) { return bits == 2 ? 4 : 6; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
+constexpr int kUnpackFromTokens = 64;
 #elif defined(__AVX2__)
-constexpr int kRegisterTileTokens = 5;
+constexpr int register_tile_tokens(int) { return 5; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
+constexpr int kUnpackFromTokens = 0;
 #else
-constexpr int kRegisterTileTokens = 4;
+constexpr int register_tile_tokens(int) { return 4; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
+constexpr int kUnpackFromTokens = 0;
 #endif
+constexpr int kMostTileTokens = register_tile_tokens(8);
 
 constexpr int kLineStride = 2 * kGroupLineBytes;  // from a group's line to its next
 constexpr int kRowBlockRows = 2 * kGroupRows;
@@ -53,8 +59,9 @@ BW_INLINE int32_t four(const int8_t* p) {
 }
 
 // sums[m][r] = the 16 outputs of row group r for token m, over K columns. M tokens' activations,
-// x_stride from one's to the next's; R groups, from the one whose lines start at lines. is_kv: one
-// group alone, a KV block's keys; ahead is then what to fetch into the caches meanwhile, as large.
+// x_stride from one's to the next's, and what their sums start from, start_stride apart; R groups,
+// from the one whose lines start at lines. is_kv: one group alone, a KV block's keys; ahead is then
+// what to fetch into the caches meanwhile, as large.
 #if defined(BW_VNNI)
 
 #if defined(__AVX512VNNI__)
@@ -72,7 +79,8 @@ constexpr int kMostPlaneSums = 8;  // half the registers
 #endif
 
 template <int bits, int M, int R, bool is_kv = false>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          const int32_t* starts, int start_stride, int32_t* sums,
                           [[maybe_unused]] const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     constexpr int V = R * kGroupLineBytes / sizeof(Words), kRows = sizeof(Words) / 4;
@@ -86,14 +94,23 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
         for (int v = 0; v < V; ++v)
             __builtin_memcpy(&line[v], p + v * sizeof(Words), sizeof(Words));
     };
+    // Half of the tokens have a pointer of their own, which the compiler can't derive from the other:
+    // it would keep more multiples of x_stride than there are registers, some in vector ones.
+    constexpr int kHalf = M >= 8 ? M / 2 : M;
+    const int8_t* x_half = x + static_cast<size_t>(kHalf) * x_stride;
+    if (kHalf < M) asm("" : "+r"(x_half));
     const auto activations = [&](int m, int column) __attribute__((always_inline)) {
-        return Words{} + four(x + static_cast<size_t>(m) * x_stride + column);
+        const int8_t* from = m < kHalf ? x + static_cast<size_t>(m) * x_stride
+                                       : x_half + static_cast<size_t>(m - kHalf) * x_stride;
+        return Words{} + four(from + column);
     };
     if constexpr (bits == 2 && 4 * M * V <= kMostPlaneSums) {
         // Few tokens leave registers for one sum a plane j, and then no line need be shifted: where
         // it lies, the code is 4^j times itself, at most 2 * 64. In the end each plane's sum is
         // divided by its 4^j, exactly.
         Words s[M][V][4] = {};
+        for (int m = 0; m < M; ++m)
+            for (int v = 0; v < V; ++v) s[m][v][0] += starts[m * start_stride];
         for (int i = 0; i < num_lines; ++i) {
             Words line[V];
             load_lines(i, line);
@@ -113,7 +130,11 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
             }
         return;
     }
-    Words s[M][V] = {};
+    Words s[M][V];
+#pragma GCC unroll 14
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) s[m][v] = Words{} + starts[m * start_stride];
     for (int i = 0; i < num_lines; ++i) {
         Words line[V];
         load_lines(i, line);
@@ -124,7 +145,7 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
                 code[v] = bits == 8 ? line[v] : line[v] & 0x03030303;
                 if (bits == 2) line[v] >>= 2;
             }
-#pragma GCC unroll 12
+#pragma GCC unroll 14
             for (int m = 0; m < M; ++m) {
                 const Words a = activations(m, i * columns_of(bits) + j * 4);
 #pragma GCC unroll 4
@@ -134,7 +155,9 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
         multiply_plane(0);
         if (bits == 2) multiply_plane(1), multiply_plane(2), multiply_plane(3);
     }
+#pragma GCC unroll 14
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
             __builtin_memcpy(sums + m * kRowBlockRows + v * kRows, &s[m][v], sizeof(Words));
 }
@@ -142,7 +165,8 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 #elif defined(__AVX2__)
 
 template <int bits, int M, int R, bool is_kv = false>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          const int32_t* starts, int start_stride, int32_t* sums,
                           [[maybe_unused]] const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     // Of 2-bit codes a pair of products is at most 2 * 2 * 128 in size, so int16 holds the 32
@@ -154,7 +178,7 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
     constexpr int H = 2 * R;  // half lines
     __m256i s[M][H];
     for (int m = 0; m < M; ++m)
-        for (int h = 0; h < H; ++h) s[m][h] = _mm256_setzero_si256();
+        for (int h = 0; h < H; ++h) s[m][h] = _mm256_set1_epi32(starts[m * start_stride]);
     for (int first = 0; first < num_lines; first += kLinesInInt16) {
         const int last = min_int(first + kLinesInInt16, num_lines);
         __m256i pairs[M][H];
@@ -204,14 +228,15 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 #elif defined(__ARM_FEATURE_DOTPROD)
 
 template <int bits, int M, int R, bool is_kv = false>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          const int32_t* starts, int start_stride, int32_t* sums,
                           [[maybe_unused]] const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     const int num_lines = K / columns_of(bits);
     const uint8x16_t mask = vdupq_n_u8(3), zero_code = vdupq_n_u8(0x80);
     int32x4_t s[M][4 * R];
     for (int m = 0; m < M; ++m)
-        for (int q = 0; q < 4 * R; ++q) s[m][q] = vdupq_n_s32(0);
+        for (int q = 0; q < 4 * R; ++q) s[m][q] = vdupq_n_s32(starts[m * start_stride]);
     for (int i = 0; i < num_lines; ++i) {
         const uint8_t* p = lines + i * kStride;
         __builtin_prefetch(is_kv ? ahead + i * kStride : p + kPrefetchBytes);
@@ -246,12 +271,14 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 #else
 
 template <int bits, int M, int R, bool is_kv = false>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K, int32_t* sums,
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          const int32_t* starts, int start_stride, int32_t* sums,
                           [[maybe_unused]] const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
     constexpr int kCodes = R * kGroupLineBytes, kMask = bits == 2 ? 3 : 255;
     for (int m = 0; m < M; ++m)
-        for (int row = 0; row < R * kGroupRows; ++row) sums[m * kRowBlockRows + row] = 0;
+        for (int row = 0; row < R * kGroupRows; ++row)
+            sums[m * kRowBlockRows + row] = starts[m * start_stride];
     for (int i = 0; i < K / columns_of(bits); ++i)
         for (int j = 0; j < planes_of(bits); ++j) {
             int16_t code[kCodes];
@@ -281,22 +308,21 @@ constexpr int zero_of(int bits) {
 #endif
 }
 
-// Sums of both groups of a block.
-template <int bits, int M>
-static void row_block_tile(const uint8_t* block, const int8_t* x, int x_stride, int K,
-                           int32_t* sums) {
-    constexpr int R = register_tile_groups(M);
-    for (int r = 0; r < 2; r += R)
-        register_tile<bits, M, R>(block + r * kGroupLineBytes, x, x_stride, K,
-                                  sums + r * kGroupRows);
-}
-
-template <int bits, int M = kRegisterTileTokens>
-static void row_block_tile_of(int num_tokens, const uint8_t* block, const int8_t* x, int x_stride,
-                              int K, int32_t* sums) {
-    if (num_tokens == M) return row_block_tile<bits, M>(block, x, x_stride, K, sums);
-    if constexpr (M > 1)
-        row_block_tile_of<bits, M - 1>(num_tokens, block, x, x_stride, K, sums);
+// A block's lines of 2-bit codes as lines of 8-bit ones, which need no unpacking: four from each.
+BW_INLINE void unpack_lines(const uint8_t* lines, int num_lines, uint8_t* out) {
+    using Line = uint32_t __attribute__((vector_size(kGroupLineBytes)));
+    for (int i = 0; i < num_lines; ++i, lines += kLineStride, out += 4 * kLineStride)
+        for (int r = 0; r < 2; ++r) {
+            const uint8_t* p = lines + r * kGroupLineBytes;
+            __builtin_prefetch(p + kPrefetchBytes);
+            Line line;
+            __builtin_memcpy(&line, p, sizeof line);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j, line >>= 2) {
+                const Line codes = line & 0x03030303;
+                __builtin_memcpy(out + j * kLineStride + r * kGroupLineBytes, &codes, sizeof codes);
+            }
+        }
 }
 
 // Round a token's outputs of 16 rows.
@@ -320,22 +346,74 @@ BW_INLINE void finish_sums(const CodedLinearCall& c, int zero, const int32_t* su
     }
 }
 
-// Add M tokens' int32 sums of a scale group to their outputs y, as reference/linear.py's
-// sum_groups, for the 16 rows r of a block; the first group's begin them.
-BW_INLINE void add_group(const CodedLinearCall& c, int zero, const int32_t* sums, int sum_stride,
-                         int token, int M, int block, int r, int group, float* y, int y_stride) {
+// Of each token's scale groups, [T, groups], in this thread's scratch: what a sum starts from, to
+// undo what codes have too much; and 1 / the activations' scale, null where a row is one group.
+struct GroupTerms {
+    const int32_t* starts;
+    const float* steps;
+};
+static GroupTerms group_terms(const CodedLinearCall& c, int zero) {
+    const int num_groups = c.K / c.scale_group, n = c.T * num_groups;
+    float* steps = scratch(kGroupScratch, size_t{2} * padded_width(n));
+    int32_t* starts = reinterpret_cast<int32_t*>(steps + padded_width(n));
+    for (int i = 0; i < n; ++i) starts[i] = -zero * c.x.sums[i];
+    if (num_groups == 1) return {starts, nullptr};
+    for (int i = 0; i < n; i += kLanes)
+        store(steps + i, splat(1.0f) / load_some(c.x.scales, kFloat32, i, n - i));
+    return {starts, steps};
+}
+
+// Add M tokens' int32 sums of a scale group to their outputs y, zeros at first, as reference/
+// linear.py's sum_groups: for R of a block's groups of 16 rows, from r on.
+template <int R>
+BW_INLINE void add_group(const CodedLinearCall& c, const float* steps, int zero,
+                         const int32_t* sums, float* y, int stride, int token, int M, int block,
+                         int r, int group) {
     const int num_groups = c.K / c.scale_group;
     const size_t its_scales =
         (static_cast<size_t>(block) * num_groups + group) * kRowBlockRows + r * kGroupRows;
-    const F32 scales = c.scales_dtype == kFloat16
-                           ? load_f16(static_cast<const uint16_t*>(c.scales) + its_scales)
-                           : load(static_cast<const float*>(c.scales) + its_scales);
-    for (int m = 0; m < M; ++m) {
-        const size_t i = static_cast<size_t>(token + m) * num_groups + group;
-        const F32 sum = to_float(load(sums + m * sum_stride) - splat(zero * c.x.sums[i]));
-        const F32 before = group ? load(y + m * y_stride) : splat(0.0f);
-        store(y + m * y_stride, before + sum * splat(1.0f / c.x.scales[i]) * scales);
+    F32 scales[R];
+    for (int i = 0; i < R; ++i)
+        scales[i] = load_as(offset(c.scales, c.scales_dtype, its_scales), c.scales_dtype,
+                            i * kGroupRows);
+    const size_t first = static_cast<size_t>(token) * num_groups + group;
+    const int32_t* x_sums = c.x.sums + first;
+    steps += first;
+    for (int m = 0; m < M; ++m, sums += stride, y += stride, x_sums += num_groups, steps += num_groups)
+        for (int i = 0; i < R; ++i) {
+            const F32 sum = to_float(load(sums + i * kGroupRows) - splat(zero * *x_sums));
+            float* its_y = y + i * kGroupRows;
+            store(its_y, load(its_y) + sum * splat(*steps) * scales[i]);
+        }
+}
+
+// M tokens' sums of a block's rows, which may be unpacked already; with groups, their outputs.
+template <int bits, int M>
+static void row_block_tile(const CodedLinearCall& c, const GroupTerms& terms, const uint8_t* codes,
+                           int token, int block, int32_t* sums, float* outputs) {
+    constexpr int R = register_tile_groups(M);
+    const int num_groups = c.K / c.scale_group;
+    const size_t group_bytes = static_cast<size_t>(c.scale_group) / columns_of(bits) * kLineStride;
+    const int8_t* x = c.x.codes + static_cast<size_t>(token) * c.K;
+    const int32_t* starts = terms.starts + static_cast<size_t>(token) * num_groups;
+    if (terms.steps) __builtin_memset(outputs, 0, M * kRowBlockRows * sizeof(float));
+    for (int g = 0; g < num_groups; ++g, codes += group_bytes, x += c.scale_group, ++starts) {
+        for (int r = 0; r < 2; r += R)
+            register_tile<bits, M, R>(codes + r * kGroupLineBytes, x, c.K, c.scale_group, starts,
+                                      num_groups, sums + r * kGroupRows);
+        if (terms.steps)
+            add_group<2>(c, terms.steps, 0, sums, outputs, kRowBlockRows, token, M, block, 0, g);
     }
+}
+
+template <int bits, int M = register_tile_tokens(bits)>
+static void row_block_tile_of(int num_tokens, const CodedLinearCall& c, const GroupTerms& terms,
+                              const uint8_t* codes, int token, int block, int32_t* sums,
+                              float* outputs) {
+    if (num_tokens == M)
+        return row_block_tile<bits, M>(c, terms, codes, token, block, sums, outputs);
+    if constexpr (M > 1)
+        row_block_tile_of<bits, M - 1>(num_tokens, c, terms, codes, token, block, sums, outputs);
 }
 
 }  // namespace BITWATT_ISA
@@ -375,24 +453,22 @@ static void coded_linear_amx(const CodedLinearCall& c, int first_block, int last
     }
     alignas(64) int32_t sums[4][16 * 16];
     alignas(64) float outputs[4][16 * 16];
-    const bool has_groups = c.scale_group != c.K;
+    const float* steps = group_terms(c, zero_of(bits)).steps;
+    const bool has_groups = steps;
     const int group_chunks = c.scale_group / kAmxRowBytes;
     configure_tiles();
     for (int block = first_block; block < last_block; ++block) {
         const uint8_t* codes = c.blocks + block * block_bytes;
         const uint8_t* next_codes = codes + block_bytes;
         if (bits == 2) {
-            uint8_t* out = panel;
-            for (int i = 0; i < num_lines; ++i, codes += kLineStride)
-                for (int j = 0; j < 4; ++j, out += kLineStride)
-                    for (int b = 0; b < kLineStride; ++b)
-                        out[b] = static_cast<uint8_t>(codes[b] >> 2 * j & 3);
+            unpack_lines(codes, num_lines, panel);
             codes = panel;
         }
         for (int t = 0; t < num_padded; t += 2 * kAmxRows) {
             const bool is_tail = t + 2 * kAmxRows > c.T;
             const int8_t* x = is_tail ? tail : c.x.codes + static_cast<size_t>(t) * c.K;
             const bool has_second = c.T - t > kAmxRows;
+            if (has_groups) __builtin_memset(outputs, 0, sizeof outputs);
             const auto take_sums = [&](const auto& take) __attribute__((always_inline)) {
                 store_tile<0>(sums[0]), store_tile<1>(sums[1]);
                 store_tile<2>(sums[2]), store_tile<3>(sums[3]);
@@ -422,8 +498,8 @@ static void coded_linear_amx(const CodedLinearCall& c, int first_block, int last
                 }
                 if (has_groups && (k + 1) % group_chunks == 0)
                     take_sums([&](int tile, int first, int M, int r) __attribute__((always_inline)) {
-                        add_group(c, zero_of(bits), sums[tile], 16, first, M, block, r,
-                                  k / group_chunks, outputs[tile], 16);
+                        add_group<1>(c, steps, zero_of(bits), sums[tile], outputs[tile], 16, first,
+                                     M, block, r, k / group_chunks);
                     });
             }
             take_sums([&](int tile, int first, int M, int r) __attribute__((always_inline)) {
@@ -452,34 +528,36 @@ static void coded_linear(const CodedLinearCall& c, int first_block, int last_blo
 #endif
     const int num_tokens = c.T - first_token;
     const size_t block_bytes = static_cast<size_t>(c.K) / columns_of(bits) * kLineStride;
-    const size_t group_bytes = static_cast<size_t>(c.scale_group) / columns_of(bits) * kLineStride;
-    const int num_groups = c.K / c.scale_group;
-    int32_t sums[kRegisterTileTokens * kRowBlockRows];
-    float outputs[kRegisterTileTokens * kRowBlockRows];
-    const int num_tiles = (num_tokens + kRegisterTileTokens - 1) / kRegisterTileTokens;
+    const GroupTerms terms = group_terms(c, zero_of(bits));
+    alignas(64) int32_t sums[kMostTileTokens * kRowBlockRows];
+    alignas(64) float outputs[kMostTileTokens * kRowBlockRows];
+    const bool is_unpacked = bits == 2 && kUnpackFromTokens && num_tokens >= kUnpackFromTokens;
+    const int tile_tokens = register_tile_tokens(is_unpacked ? 8 : bits);
+    const int num_tiles = (num_tokens + tile_tokens - 1) / tile_tokens;
+    uint8_t* panel = nullptr;
+    if (is_unpacked)
+        panel = reinterpret_cast<uint8_t*>(
+            scratch(kTileScratch, static_cast<size_t>(c.K) * kRowBlockRows / 4));
     for (int block = first_block; block < last_block; ++block) {
         const uint8_t* codes = c.blocks + block * block_bytes;
+        if (is_unpacked) unpack_lines(codes, c.K / columns_of(bits), panel);
         for (int i = 0; i < num_tiles; ++i) {
-            // Tiles of even sizes: a small last one would unpack the codes for few tokens.
+            // Tiles of even sizes: a small last one would read the codes for few tokens.
             const auto tile_start = [&](int tile) {
                 return first_token + static_cast<int>(static_cast<int64_t>(num_tokens) * tile / num_tiles);
             };
             const int t = tile_start(i), M = tile_start(i + 1) - t;
-            const int8_t* x = c.x.codes + static_cast<size_t>(t) * c.K;
-            for (int g = 0; g < num_groups; ++g) {
-                row_block_tile_of<bits>(M, codes + g * group_bytes, x + g * c.scale_group, c.K,
-                                        c.scale_group, sums);
-                for (int r = 0; r < 2; ++r)
-                    if (num_groups == 1)
-                        finish_sums(c, zero_of(bits), sums + r * kGroupRows, kRowBlockRows, t, M,
-                                    block * kRowBlockRows + r * kGroupRows);
-                    else
-                        add_group(c, zero_of(bits), sums + r * kGroupRows, kRowBlockRows, t, M,
-                                  block, r, g, outputs + r * kGroupRows, kRowBlockRows);
-            }
-            for (int r = 0; r < 2 && num_groups > 1; ++r)
-                for (int m = 0, row = block * kRowBlockRows + r * kGroupRows; m < M && row < c.N; ++m)
+            if (is_unpacked)
+                row_block_tile_of<8>(M, c, terms, panel, t, block, sums, outputs);
+            else
+                row_block_tile_of<bits>(M, c, terms, codes, t, block, sums, outputs);
+            for (int r = 0; r < 2; ++r) {
+                const int row = block * kRowBlockRows + r * kGroupRows;
+                if (!terms.steps)
+                    finish_sums(c, 0, sums + r * kGroupRows, kRowBlockRows, t, M, row);
+                for (int m = 0; m < M && terms.steps && row < c.N; ++m)
                     finish(c, load(outputs + m * kRowBlockRows + r * kGroupRows), t + m, row);
+            }
         }
     }
 }
