@@ -337,10 +337,8 @@ async def _measured(
     settings: PlanSettings, http: httpx.AsyncClient, server: Server, traffic: Any
 ) -> Any:
     from bitwatt.simulation.measure import measure_server
-    from bitwatt.simulation.other_programs import OtherPrograms
 
     _report(f"measuring {server.model} …")
-    programs = OtherPrograms()
     measured = await measure_server(
         http,
         server,
@@ -348,11 +346,9 @@ async def _measured(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         lengths=_lengths(traffic, settings.seed),
         seconds=settings.measure_seconds,
+        is_child=settings.url is None,
         report=_report,
     )
-    others = programs.share() if settings.url is None else None
-    if others is not None:
-        _report(f"other programs took {others:.0%} of the processors meanwhile")
     _report(
         f"the fitted steps are within {measured.step_times.largest_error:.0%} of those measured"
     )

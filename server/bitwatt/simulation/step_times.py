@@ -280,7 +280,7 @@ class _Knots:
 
 def _segments(knots: Sequence[int], number: int) -> list[float]:
     """Return how much of the number is between each knot and the next; the last has no end."""
-    ends: Iterable[float] = (*knots[1:], float("inf"))
+    ends: Iterable[float] = (*knots[1:], float("inf")) if knots else ()
     return [float(max(0, min(number, end) - start)) for start, end in zip(knots, ends, strict=True)]
 
 

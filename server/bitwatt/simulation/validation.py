@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ from bitwatt_client.server import Server
 
 from bitwatt.simulation.callers import Callers, Stream, prompt_of
 from bitwatt.simulation.capacity import percentile
-from bitwatt.simulation.other_programs import OtherPrograms
+from bitwatt.simulation.other_programs import undisturbed
 from bitwatt.simulation.replica import Engine, Replica
 from bitwatt.simulation.step_times import StepTimes
 from bitwatt.simulation.traffic import Arrival, Traffic
@@ -20,8 +21,6 @@ __all__ = ["Comparison", "Figures", "Replay", "compare_with_server", "comparison
 
 _TURNS = 3
 _LEAST_REQUESTS = 20  # of a replay
-_TRIES = 3  # of one that other programs disturb
-_MOST_OTHERS = 0.05  # of the processors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +132,8 @@ async def compare_with_server(
             number = max(_LEAST_REQUESTS, round(rate * seconds / _TURNS))
             arrivals = traffic.arrivals(rate, number, seed + turn)
             simulated = _predict(engine, step_times, arrivals)
-            seen, others = await _replay_undisturbed(
-                http, server, arrivals, is_child=is_child, report=report
-            )
+            replay = partial(_replay, http, server, arrivals)
+            seen, others = await undisturbed(replay, report) if is_child else (await replay(), None)
             one = Replay(predicted=simulated.figures, measured=seen.figures, others=others)
             replays[i].append(one)
             predicted[i].add(simulated)
@@ -181,7 +179,7 @@ def comparisons_as_markdown(by_model: Mapping[str, Sequence[Comparison]]) -> str
                     f"({one.errors[name]:+.0%}; {min(errors):+.0%} to {max(errors):+.0%})"
                 )
             lines.append(f"| {' | '.join(cells)} |")
-    told = "Predicted / measured, of all replays together (and how far each was off):"
+    told = "Predicted / measured: of all replays together (and of the best and worst of them)"
     return "\n".join([told, "", *lines, ""])
 
 
@@ -207,39 +205,17 @@ def _predict(engine: Engine, step_times: StepTimes, arrivals: Sequence[Arrival])
     )
 
 
-async def _replay_undisturbed(
-    http: httpx.AsyncClient,
-    server: Server,
-    arrivals: Sequence[Arrival],
-    *,
-    is_child: bool,
-    report: Callable[[str], None],
-) -> tuple[_Seen, float | None]:
-    """Return what callers saw when other programs took least, and what share those took."""
-    tries: list[tuple[_Seen, float]] = []
-    for _ in range(_TRIES):
-        programs = OtherPrograms()
-        async with Callers(server, authorization=http.headers.get("Authorization")) as callers:
-            seen = await _replay(callers, arrivals)
-        others = programs.share() if is_child else None
-        if others is None:
-            return seen, None
-        tries.append((seen, others))
-        if others <= _MOST_OTHERS:
-            break
-        report(f"other programs took {others:.0%} of the processors from a replay")
-    return min(tries, key=lambda one: one[1])
-
-
-async def _replay(callers: Callers, arrivals: Sequence[Arrival]) -> _Seen:
-    started = time.perf_counter()
-
+async def _replay(http: httpx.AsyncClient, server: Server, arrivals: Sequence[Arrival]) -> _Seen:
     async def call(number: int, arrival: Arrival) -> Stream:
         await asyncio.sleep(max(0.0, started + arrival.time_s - time.perf_counter()))
         prompt = prompt_of(arrival.num_prompt_tokens, number)
         return await callers.stream(prompt, arrival.num_tokens, f"replay {started} {number}")
 
-    async with asyncio.TaskGroup() as group:
+    async with (
+        Callers(server, authorization=http.headers.get("Authorization")) as callers,
+        asyncio.TaskGroup() as group,
+    ):
+        started = time.perf_counter()
         tasks = [group.create_task(call(i, arrival)) for i, arrival in enumerate(arrivals)]
     streams = [task.result() for task in tasks]
     return _Seen(

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from bitwatt.simulation import validation
+from bitwatt.simulation import other_programs, validation
 from bitwatt.simulation.traffic import PoissonTraffic, read_lengths
 
 from tests.server.simulation.factories import make_engine, make_step_times
@@ -27,11 +27,11 @@ def compare(monkeypatch):
             def share(self):
                 return next(coming)
 
-        async def replay(_callers, arrivals):
+        async def replay(_http, _server, arrivals):
             replayed.append([arrival.time_s for arrival in arrivals])
             return validation._predict(make_engine(), make_step_times(slower), arrivals)
 
-        monkeypatch.setattr(validation, "OtherPrograms", Others)
+        monkeypatch.setattr(other_programs, "OtherPrograms", Others)
         monkeypatch.setattr(validation, "_replay", replay)
         [one] = await validation.compare_with_server(
             SimpleNamespace(headers={}),
