@@ -59,11 +59,11 @@ UNITS = {f"tests/{path}": unit for unit, paths in TOGETHER.items() for path in p
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return three workers for two cores: many a test waits for a restart or a page.
+    """Return two workers a core: many a test waits for a restart or a page.
 
     Each takes 8 s to begin. `-n logical` asks for it.
     """
-    return (3 * (os.cpu_count() or 1) + 1) // 2
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_configure() -> None:

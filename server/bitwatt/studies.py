@@ -170,7 +170,10 @@ class EvalSettings(Settings):
         256, ge=2, le=1 << 20, description="Tokens of a window"
     )
     every: Annotated[int, Shown("TASKS")] = Field(
-        1, ge=1, le=100, description="Take one text and one question of so many, for a quick look"
+        1,
+        ge=1,
+        le=100,
+        description="Take one text and one question of so many, and time one run, for a quick look",
     )
     num_threads: Annotated[int | None, Shown("THREADS", "all processors'")] = Field(
         None, ge=1, le=1024, description="CPU threads of a model"

@@ -15,6 +15,8 @@ from threading import Thread
 import httpx
 import pytest
 
+from tests.extent import TEST_ALL
+
 
 @dataclass
 class Server:
@@ -68,8 +70,14 @@ def start_server(
     *flags: str,
     python: str = sys.executable,
     max_open_files: int | None = None,
+    has_all_cores: bool = False,
     **environment: str,
 ) -> Server:
+    """Start one; its engines compute on one core each where other tests run beside it.
+
+    has_all_cores  of the machine, as without BITWATT_NUM_THREADS
+    """
+    share = {} if has_all_cores or TEST_ALL else {"BITWATT_NUM_THREADS": "1"}
     command = [python, "-m", "bitwatt", "serve", "--port", "0", *flags]
     if max_open_files is not None:
         command = ["sh", "-c", f'ulimit -n {max_open_files}; exec "$@"', "sh", *command]
@@ -77,7 +85,7 @@ def start_server(
         command,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **share, **environment},
     )
     log: list[str] = []
     found: SimpleQueue[str] = SimpleQueue()
@@ -112,15 +120,25 @@ def stop_server(server: Server) -> int:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The embedded pair, shared by the tests that leave it as they found it."""
-    server = start_server()
+    server = start_server(has_all_cores=True)
     yield server
     assert stop_server(server) == 0
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
+def own_pair() -> Iterator[Server]:
     """The embedded pair, for one test to mistreat."""
-    server = start_server()
+    yield from mistreated()
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """The embedded ternary model, for one test to mistreat: its twin would take 3 s to start."""
+    yield from mistreated("--no-compare")
+
+
+def mistreated(*flags: str) -> Iterator[Server]:
+    server = start_server(*flags)
     yield server
     if server.process.poll() is None:
         stop_server(server)

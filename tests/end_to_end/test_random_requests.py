@@ -22,7 +22,7 @@ from tests.extent import TEST_ALL
 
 pytestmark = pytest.mark.slow
 
-NUM_REQUESTS = int(os.environ.get("BITWATT_NUM_REQUESTS", 3_000 if TEST_ALL else 300))
+NUM_REQUESTS = int(os.environ.get("BITWATT_NUM_REQUESTS", 3_000 if TEST_ALL else 200))
 AT_ONCE = 4
 TIMEOUT_S = 60
 UNKNOWN_METHODS = ("BREW", "get")
@@ -195,7 +195,8 @@ def check_counters(sums: dict[str, float]) -> None:
 
 @pytest.mark.timeout(3600 if TEST_ALL else 300)
 def test_no_request_fails_the_server_or_changes_a_stream_beside_it() -> None:
-    server = start_server("--max-queue", "5000", "--allow-priority", "--shadow-percent", "5")
+    flags = ("--max-queue", "5000", "--allow-priority", "--shadow-percent", "5")
+    server = start_server(*flags, has_all_cores=True)
     port = int(server.url.rsplit(":", 1)[1])
     try:
         engines = server.engine_ids()

@@ -62,14 +62,14 @@ NOT_RUN = {
 # The default is what was held out of the standard library: a minute.
 SHORT_TEXT = [] if TEST_ALL else ["--text", str(ROOT / "server/bitwatt/quantities.py")]
 QUICKLY = {
-    "bitwatt eval": ["--every", "100", *SHORT_TEXT],
+    "bitwatt eval": ["--every", "100", "--num-threads", "1", *SHORT_TEXT],
     "bitwatt plan": [
         "--measure-seconds",
-        "2",
+        "1",
         "--max-num-seqs",
         "4",
         "--simulated-requests",
-        "200",
+        "100",
     ],
 }
 """Commands that take minutes as the README says them, and what makes them a quick look."""

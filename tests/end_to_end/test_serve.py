@@ -203,8 +203,8 @@ def wait_idle(server: Server, model: str) -> None:
     raise AssertionError({name: server.metric(name, model_name=model) for name in names})
 
 
-def test_killed_engine_fails_its_streams_and_comes_back(own_server: Server) -> None:
-    server = own_server
+def test_killed_engine_fails_its_streams_and_comes_back(own_pair: Server) -> None:
+    server = own_pair
     client = make_client(server)
     engines = server.engine_ids()
     assert len(engines) == 2

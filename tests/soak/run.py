@@ -77,7 +77,8 @@ def soak(
     found = Report(callers=num_callers * len(MODELS))
     started = time.monotonic()
     while time.monotonic() - started < seconds:
-        server = start_server("--max-queue", "64", "--drain-timeout", "20")
+        flags = ("--max-queue", "64", "--drain-timeout", "20")
+        server = start_server(*flags, has_all_cores=True)
         found.rss_at_s.append([])
         found.rss_api_mib.append([])
         found.rss_engine_mib.append([])

@@ -1,5 +1,7 @@
 """Whether kernels run in Triton's interpreter, and arithmetic that is there as on a GPU."""
 
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -66,5 +68,34 @@ def _teach_arithmetic() -> None:
     InterpreterBuilder.create_dot = create_dot
 
 
+def _prepare_once() -> None:
+    """Have the interpreter replace Triton's builtins once a launch, and keep its table of dtypes.
+
+    Triton 3.6 and 3.7 look through the whole language at each call of a device function, and make
+    the table at each operation: a third of what a kernel takes.
+    """
+    from triton.runtime import interpreter
+
+    plain_patch = interpreter._patch_lang
+    plain_numpy_dtype = interpreter._get_np_dtype
+    numpy_dtype_of_scalar = cache(plain_numpy_dtype)
+    language = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+
+    def patch_lang(_: Any) -> Any:
+        """Replace all that any device function may name, not only what the kernel itself does."""
+        return plain_patch(language)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.rewrite()(*args, **kwargs)
+
+    def numpy_dtype(dtype: Any) -> Any:
+        return (numpy_dtype_of_scalar if type(dtype) is tl.dtype else plain_numpy_dtype)(dtype)
+
+    interpreter._patch_lang = patch_lang
+    interpreter.InterpretedFunction.__call__ = call
+    interpreter._get_np_dtype = numpy_dtype
+
+
 if INTERPRETED:
     _teach_arithmetic()
+    _prepare_once()

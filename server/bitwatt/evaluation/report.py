@@ -40,7 +40,7 @@ class Work:
 
     texts          for perplexity
     window_tokens  of the windows in evaluation/perplexity.py
-    every          one question, sum and prompt of so many
+    every          one question, sum and prompt of so many; of more than one, speeds are of one run
     """
 
     texts: Sequence[str]
@@ -83,7 +83,7 @@ def evaluate(
                 "bits_per_byte": likelihood.bits_per_byte,
                 "num_tokens": len(likelihood.token_ids),
                 "answers": _answers(llm, work.every),
-                **_cost(llm),
+                **_cost(llm, _REPEATS if work.every == 1 else 1),
             }
 
     def add_int8_cache(of: str, path: Path) -> None:
@@ -139,13 +139,13 @@ def _share(score: Score) -> dict[str, Any]:
     return asdict(score) | {"share": score.share}
 
 
-def _cost(llm: LLM) -> dict[str, Any]:
+def _cost(llm: LLM, repeats: int) -> dict[str, Any]:
     memory = llm.info.memory
     weights = memory.packed_weights_bytes + memory.embedding_bytes + memory.other_weights_bytes
     return {
         "weights_bytes": weights,
         "tokens_per_s": {
-            str(batch): asdict(decode_rate(llm, batch, _REPEATS)) for batch in (1, _BATCH)
+            str(batch): asdict(decode_rate(llm, batch, repeats)) for batch in (1, _BATCH)
         },
     }
 

@@ -19,11 +19,13 @@ def assert_codes_close(ours: QuantizedActivations, theirs: QuantizedActivations)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 3, 50])
 @pytest.mark.parametrize("width", [16, 100, 512, 2560])
-def test_rms_norm_equals_the_reference(native, reference, width, num_tokens, dtype):
-    x, weight = make_activations(num_tokens, width).to(dtype), torch.randn(width).to(dtype)
-    assert torch.equal(native.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+def test_rms_norm_equals_the_reference(native, reference, width, dtype):
+    weight = torch.randn(width).to(dtype)
+    for num_tokens in (1, 3, 50):
+        x = make_activations(num_tokens, width).to(dtype)
+        ours, theirs = (b.rms_norm(x, weight, 1e-5) for b in (native, reference))
+        assert torch.equal(ours, theirs), num_tokens
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

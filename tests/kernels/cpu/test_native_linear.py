@@ -17,35 +17,34 @@ from tests.kernels.cpu.factories import (
 
 # Sizes that fill no row block, one, several, and an odd number of them; both ends of in_features.
 SHAPES = [(1, 64), (5, 128), (16, 192), (40, 2560), (48, 6912), (100, 256)]
+NUMS_OF_TOKENS = (1, 2, 3, 8, 12, 31)
 # By scale groups: two of them and many, of both sizes that files have, and of one they don't.
 GROUPED = [(1, 128, 64), (5, 256, 128), (48, 960, 64), (40, 2560, 128), (100, 384, 192)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 3, 70])
 @pytest.mark.parametrize("in_features", [1, 17, 64, 2560])
-def test_quantize_equals_the_reference(native, reference, in_features, num_tokens, dtype):
-    x = make_activations(num_tokens, in_features).to(dtype)
-    ours, theirs = native.quantize(x), reference.quantize(x)
-    assert torch.equal(ours.codes, theirs.codes)
-    assert torch.equal(ours.scales, theirs.scales)
-    assert torch.equal(ours.sums, theirs.sums)
+def test_quantize_equals_the_reference(native, reference, in_features, dtype):
+    for num_tokens in (1, 3, 70):
+        x = make_activations(num_tokens, in_features).to(dtype)
+        ours, theirs = native.quantize(x), reference.quantize(x)
+        assert torch.equal(ours.codes, theirs.codes), num_tokens
+        assert torch.equal(ours.scales, theirs.scales), num_tokens
+        assert torch.equal(ours.sums, theirs.sums), num_tokens
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 3, 70])
 @pytest.mark.parametrize(("in_features", "group"), [(128, 64), (2560, 128), (384, 192)])
-def test_quantize_by_groups_equals_the_reference(
-    native, reference, in_features, group, num_tokens, dtype
-):
-    x = make_activations(num_tokens, in_features)
-    x[:, :group] *= 1e-6  # a group has a scale of its own, the smallest too
-    x = x.to(dtype)
-    ours, theirs = native.quantize(x, group=group), reference.quantize(x, group=group)
-    assert ours.scales.shape == (num_tokens, in_features // group)
-    assert torch.equal(ours.codes, theirs.codes)
-    assert torch.equal(ours.scales, theirs.scales)
-    assert torch.equal(ours.sums, theirs.sums)
+def test_quantize_by_groups_equals_the_reference(native, reference, in_features, group, dtype):
+    for num_tokens in (1, 3, 70):
+        x = make_activations(num_tokens, in_features)
+        x[:, :group] *= 1e-6  # a group has a scale of its own, the smallest too
+        x = x.to(dtype)
+        ours, theirs = native.quantize(x, group=group), reference.quantize(x, group=group)
+        assert ours.scales.shape == (num_tokens, in_features // group)
+        assert torch.equal(ours.codes, theirs.codes), num_tokens
+        assert torch.equal(ours.scales, theirs.scales), num_tokens
+        assert torch.equal(ours.sums, theirs.sums), num_tokens
 
 
 @pytest.mark.parametrize("group", [-64, 0, 32, 100, 128, 192])
@@ -71,30 +70,32 @@ def test_a_nan_reaches_the_output(native: NativeBackend) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 12, 31])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"N{s[0]}-K{s[1]}")
-def test_ternary_linear_equals_the_reference(native, reference, shape, num_tokens, dtype):
+def test_ternary_linear_equals_the_reference(native, reference, shape, dtype):
     weight = make_ternary(*shape, bias=shape[0] % 2 == 1)
-    x = reference.quantize(make_activations(num_tokens, shape[1]))
-    residual = torch.randn(num_tokens, shape[0]).to(dtype) if num_tokens % 2 else None
-    ours = native.ternary_linear(x, native.prepare_ternary(weight), residual, dtype)
-    assert torch.equal(ours, reference.ternary_linear(x, weight, residual, dtype))
+    prepared = native.prepare_ternary(weight)
+    for num_tokens in NUMS_OF_TOKENS:
+        x = reference.quantize(make_activations(num_tokens, shape[1]))
+        residual = torch.randn(num_tokens, shape[0]).to(dtype) if num_tokens % 2 else None
+        ours = native.ternary_linear(x, prepared, residual, dtype)
+        theirs = reference.ternary_linear(x, weight, residual, dtype)
+        assert torch.equal(ours, theirs), num_tokens
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 12, 31])
 @pytest.mark.parametrize("shape", GROUPED, ids=lambda s: f"N{s[0]}-K{s[1]}-group{s[2]}")
 @pytest.mark.parametrize("scales_dtype", [torch.float32, torch.float16], ids=str)
-def test_scales_by_groups_equal_the_reference(
-    native, reference, scales_dtype, shape, num_tokens, dtype
-):
+def test_scales_by_groups_equal_the_reference(native, reference, scales_dtype, shape, dtype):
     rows, columns, group = shape
     weight = make_ternary(rows, columns, bias=rows % 2 == 1, group=group, scales_dtype=scales_dtype)
     assert weight.scales.dtype == scales_dtype
-    x = reference.quantize(make_activations(num_tokens, columns), group=group)
-    residual = torch.randn(num_tokens, rows).to(dtype) if num_tokens % 2 else None
-    ours = native.ternary_linear(x, native.prepare_ternary(weight), residual, dtype)
-    assert torch.equal(ours, reference.ternary_linear(x, weight, residual, dtype))
+    prepared = native.prepare_ternary(weight)
+    for num_tokens in NUMS_OF_TOKENS:
+        x = reference.quantize(make_activations(num_tokens, columns), group=group)
+        residual = torch.randn(num_tokens, rows).to(dtype) if num_tokens % 2 else None
+        ours = native.ternary_linear(x, prepared, residual, dtype)
+        theirs = reference.ternary_linear(x, weight, residual, dtype)
+        assert torch.equal(ours, theirs), num_tokens
 
 
 def test_activations_of_other_groups_are_refused(native, reference):
@@ -187,34 +188,31 @@ def test_an_element_type_without_a_kernel_is_refused(native: NativeBackend) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 9])
 @pytest.mark.parametrize(
     ("vocab_size", "hidden_size"), [(3, 64), (77, 192), (500, 512), (33, 100), (40, 1312)]
 )
 def test_head_is_within_float32_rounding_of_the_reference(
-    native, reference, vocab_size, hidden_size, num_tokens, dtype
+    native, reference, vocab_size, hidden_size, dtype
 ):
     weight = torch.randn(vocab_size, hidden_size).to(dtype)
-    x = torch.randn(num_tokens, hidden_size).to(dtype)
-    # Products of 16-bit numbers are exact; a sum of n rounded terms of size 1 is off by about
-    # sqrt(n) · 2^-24 · sqrt(n), and 1e-4 leaves a margin of several.
-    torch.testing.assert_close(
-        native.head(x, native.prepare_head(weight)), reference.head(x, weight), atol=1e-4, rtol=1e-5
-    )
+    prepared = native.prepare_head(weight)
+    for num_tokens in (1, 2, 3, 9):
+        x = torch.randn(num_tokens, hidden_size).to(dtype)
+        # Products of 16-bit numbers are exact; a sum of n rounded terms of size 1 is off by about
+        # sqrt(n) · 2^-24 · sqrt(n), and 1e-4 leaves a margin of several.
+        torch.testing.assert_close(
+            native.head(x, prepared), reference.head(x, weight), atol=1e-4, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 9])
 @pytest.mark.parametrize(("vocab_size", "hidden_size"), [(3, 64), (77, 192), (500, 512), (33, 100)])
-def test_int8_head_equals_the_reference(
-    native, reference, vocab_size, hidden_size, num_tokens, dtype
-):
+def test_int8_head_equals_the_reference(native, reference, vocab_size, hidden_size, dtype):
     weight = torch.randn(vocab_size, hidden_size).to(dtype)
-    x = torch.randn(num_tokens, hidden_size).to(dtype)
-    assert torch.equal(
-        native.head(x, native.prepare_head(weight, bits=8)),
-        reference.head(x, reference.prepare_head(weight, bits=8)),
-    )
+    ours, theirs = (backend.prepare_head(weight, bits=8) for backend in (native, reference))
+    for num_tokens in (1, 2, 3, 9):
+        x = torch.randn(num_tokens, hidden_size).to(dtype)
+        assert torch.equal(native.head(x, ours), reference.head(x, theirs)), num_tokens
 
 
 def test_the_largest_int8_logits_do_not_overflow(native, reference):

@@ -38,7 +38,6 @@ from tests.server.model.steps import CPU_BACKENDS, Context, forward, make_kv_cac
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -59,11 +58,11 @@ pytestmark = pytest.mark.slow
     ids=["plain", "tied-sharded", "wide-heads", "llama3-rope"],
 )
 def test_dense_llama_computes_what_transformers_does(
-    tmp_path: Path, backend: str, changes: dict[str, Any]
+    tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     theirs = write_dense(tmp_path, **changes)
-    ours = load(tmp_path, "dense", backend)
-    assert_same_model(ours, theirs)
+    for backend in CPU_BACKENDS:
+        assert_same_model(load(tmp_path, "dense", backend), theirs)
 
 
 YARN = {
@@ -74,7 +73,6 @@ YARN = {
 }
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -90,14 +88,14 @@ YARN = {
     ids=["qwen3", "qwen3-yarn", "qwen2", "mistral", "biases", "linear", "yarn", "yarn-mscale"],
 )
 def test_dense_families_compute_what_transformers_does(
-    tmp_path: Path, family: Family, changes: dict[str, Any], backend: str
+    tmp_path: Path, family: Family, changes: dict[str, Any]
 ) -> None:
     """104 positions, of which the stretched models first knew 24."""
     theirs = write_dense(tmp_path, family, **(changes | {"head_dim": changes.get("head_dim", 32)}))
-    assert_same_model(load(tmp_path, "dense", backend), theirs)
+    for backend in CPU_BACKENDS:
+        assert_same_model(load(tmp_path, "dense", backend), theirs)
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -109,12 +107,14 @@ def test_dense_families_compute_what_transformers_does(
     ids=["qwen3", "qwen2", "mistral", "biases"],
 )
 def test_ternary_families_compute_what_transformers_does(
-    tmp_path: Path, family: Family, changes: dict[str, Any], backend: str
+    tmp_path: Path, family: Family, changes: dict[str, Any]
 ) -> None:
     theirs = write_online(tmp_path, family, **changes)
-    ours = load(tmp_path, "ternary", backend)
-    assert_same_ternary_model(ours, theirs)
-    assert ours.memory().num_parameters == load(tmp_path, "dense").memory().num_parameters
+    dense = load(tmp_path, "dense")
+    for backend in CPU_BACKENDS:
+        ours = load(tmp_path, "ternary", backend)
+        assert_same_ternary_model(ours, theirs)
+        assert ours.memory().num_parameters == dense.memory().num_parameters
 
 
 @pytest.mark.parametrize(
@@ -135,16 +135,13 @@ def test_a_sliding_window_is_refused_by_its_name(
         load(tmp_path, "dense")
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("family", ["bitnet", "llama"])
-def test_float_masters_are_ternarized_as_transformers_does(
-    tmp_path: Path, family: Family, backend: str
-) -> None:
+def test_float_masters_are_ternarized_as_transformers_does(tmp_path: Path, family: Family) -> None:
     theirs = write_online(tmp_path, family)
-    assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+    for backend in CPU_BACKENDS:
+        assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     ("family", "changes", "stored"),
     [
@@ -156,7 +153,7 @@ def test_float_masters_are_ternarized_as_transformers_does(
     ids=["llama", "bitnet-filled", "llama-filled", "qwen3"],
 )
 def test_a_norm_of_each_linear_s_own_is_computed_as_transformers_does(
-    tmp_path: Path, family: Family, changes: dict[str, Any], stored: str, backend: str
+    tmp_path: Path, family: Family, changes: dict[str, Any], stored: str
 ) -> None:
     """Each has weights of its own, and an eps that isn't the other norms'."""
     if stored == "online":
@@ -164,14 +161,15 @@ def test_a_norm_of_each_linear_s_own_is_computed_as_transformers_does(
     else:
         linear_class: Any = stored
         theirs = write_packed(tmp_path, family, linear_class=linear_class, norm_eps=1e-3, **changes)
-    ours = load(tmp_path, "ternary", backend)
-    assert ours.config.linear_norm_eps == 1e-3
-    assert_same_ternary_model(ours, theirs)
-    dense = load(tmp_path, "dense", backend)
-    assert ours.memory().num_parameters == dense.memory().num_parameters
-    # Of 16-bit activations: int8 rounds each of the 14 linears' inputs by less than 1%.
-    exact = logits_of(dense)
-    assert (logits_of(ours) - exact).norm() < 0.05 * exact.norm()
+    for backend in CPU_BACKENDS:
+        ours = load(tmp_path, "ternary", backend)
+        assert ours.config.linear_norm_eps == 1e-3
+        assert_same_ternary_model(ours, theirs)
+        dense = load(tmp_path, "dense", backend)
+        assert ours.memory().num_parameters == dense.memory().num_parameters
+        # Of 16-bit activations: int8 rounds each of the 14 linears' inputs by less than 1%.
+        exact = logits_of(dense)
+        assert (logits_of(ours) - exact).norm() < 0.05 * exact.norm()
 
 
 # What the published folders' config.json say, in small: all are packed with scales that divide, and
@@ -183,10 +181,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_llamas_of_ternary_weights_compute_what_transformers_does(
-    tmp_path: Path, name: str, backend: str
+    tmp_path: Path, name: str
 ) -> None:
     theirs = write_packed(
         tmp_path, "llama", linear_class="bitlinear", are_scales_spread=True, **PUBLISHED[name]
@@ -196,18 +193,18 @@ def test_published_llamas_of_ternary_weights_compute_what_transformers_does(
     scales = {matrix["highest"] for matrix in matrices}
     assert len(scales) == len(matrices) == 14
     assert max(scales) > 1.5 * min(scales)
-    assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+    for backend in CPU_BACKENDS:
+        assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_falcon_e_s_masters_are_ternarized_where_its_config_says_so(
-    tmp_path: Path, backend: str
-) -> None:
+def test_falcon_e_s_masters_are_ternarized_where_its_config_says_so(tmp_path: Path) -> None:
     theirs = write_online(tmp_path, "llama", **PUBLISHED["Falcon-E"])
-    assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
+    for backend in CPU_BACKENDS:
+        assert_same_ternary_model(load(tmp_path, "ternary", backend), theirs)
     edit_config(tmp_path, quantization_config=None)
-    with pytest.raises(CheckpointError, match="linears are dense, not ternary"):
-        load(tmp_path, "ternary", backend)
+    for backend in CPU_BACKENDS:
+        with pytest.raises(CheckpointError, match="linears are dense, not ternary"):
+            load(tmp_path, "ternary", backend)
 
 
 def test_norms_of_linears_that_the_folder_lacks_are_named(tmp_path: Path) -> None:
@@ -218,23 +215,23 @@ def test_norms_of_linears_that_the_folder_lacks_are_named(tmp_path: Path) -> Non
         load(tmp_path, "ternary")
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     ("family", "changes"),
     [("bitnet", {}), ("bitnet", {"hidden_act": "silu"}), ("llama", {})],
     ids=["relu2-sub-norms", "silu-sub-norms", "no-sub-norms"],
 )
 def test_an_mlp_that_is_no_multiple_of_64_wide_is_filled_with_zeros(
-    tmp_path: Path, family: Family, changes: dict[str, Any], backend: str
+    tmp_path: Path, family: Family, changes: dict[str, Any]
 ) -> None:
     """1bitLLM's xl has 5460, 20 past a multiple."""
     # Of seeds 0 to 5 one moves a code that a near tie among the tokens hangs on: not this.
     theirs = write_online(tmp_path, family, seed=1, intermediate_size=180, **changes)
-    ours = load(tmp_path, "ternary", backend)
-    assert_same_ternary_model(ours, theirs)
-    dense = load(tmp_path, "dense", backend)
-    assert ours.memory().num_parameters == dense.memory().num_parameters
-    assert dense.config.intermediate_size == 180
+    for backend in CPU_BACKENDS:
+        ours = load(tmp_path, "ternary", backend)
+        assert_same_ternary_model(ours, theirs)
+        dense = load(tmp_path, "dense", backend)
+        assert ours.memory().num_parameters == dense.memory().num_parameters
+        assert dense.config.intermediate_size == 180
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,11 @@ MAX_MODEL_LEN = 256
 CONFIG = make_model_config(max_model_len=MAX_MODEL_LEN)
 
 
-def make_model(backend: str, weights: Weights = "ternary") -> Transformer:
+def make_model(backend: str, weights: Weights = "ternary", *, num_threads: int = 1) -> Transformer:
     try:
-        choice = choose_backend(torch.device("cpu"), backend, batch_invariant=True)
+        choice = choose_backend(
+            torch.device("cpu"), backend, batch_invariant=True, num_threads=num_threads
+        )
     except BackendError as error:
         pytest.skip(f"{backend}: {error}")
     return random_model(
@@ -157,9 +159,11 @@ class Case:
 )
 def case(request: pytest.FixtureRequest) -> Case:
     backend, weights, kv_dtype, count = request.param.split("-")
-    model = make_model(backend, weights_named(weights))
-    requests = make_requests(int(count))
     dtype = getattr(torch, kv_dtype)
+    # A second thread looks out for work between operations and doubles what such a model takes.
+    num_threads = 2 if TEST_ALL or dtype == torch.int8 else 1
+    model = make_model(backend, weights_named(weights), num_threads=num_threads)
+    requests = make_requests(int(count))
     return Case(model, dtype, requests, run_alone(model, requests, dtype))
 
 

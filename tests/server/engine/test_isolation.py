@@ -23,6 +23,7 @@ from bitwatt_kernels.backend import StepLayout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.extent import TEST_ALL
 from tests.server.engine.test_exactness import CONFIG, Limits, make_core, make_model
 
 pytestmark = pytest.mark.slow
@@ -229,7 +230,7 @@ HOSTILE = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=100,
+    max_examples=100 if TEST_ALL else 40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -118,9 +118,10 @@ class Case:
 )
 def case(request: pytest.FixtureRequest) -> Case:
     backend, weights, kv_dtype, count = request.param.split("-")
-    model = make_model(backend, weights_named(weights))
-    requests = make_requests(int(count))
     dtype = getattr(torch, kv_dtype)
+    num_threads = 2 if TEST_ALL or dtype == torch.int8 else 1
+    model = make_model(backend, weights_named(weights), num_threads=num_threads)
+    requests = make_requests(int(count))
     core = ready(make_core(model, Limits(prefix_caching=False, kv_dtype=dtype)))
     truth: dict[str, object] = {}
     for one in requests:

@@ -77,7 +77,11 @@ def test_a_model_of_ternary_groups_head_and_all_is_the_same_in_chunks(
 
 BACKENDS = pytest.mark.parametrize(
     ("backend", "batch_invariant"),
-    [(name, invariant) for name in CPU_BACKENDS for invariant in (True, False)],
+    [
+        (name, invariant)
+        for name in CPU_BACKENDS
+        for invariant in ((True,) if name == "reference" else (True, False))  # that is always so
+    ],
 )
 WEIGHTS = pytest.mark.parametrize("weights", ["ternary", "dense"])
 
