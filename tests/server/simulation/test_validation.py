@@ -1,5 +1,6 @@
 """Replays are compared by what all of their callers saw, those that others disturbed made again."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -17,10 +18,11 @@ def compare(monkeypatch):
     """Return what compares one rate with a server that does what is simulated, in slower times.
 
     shares  what other programs take of the processors, a replay at a time
+    slower  how much slower the server is, by the same
     """
 
-    async def run(shares, *, slower=1.0, is_child=True):
-        coming = iter(shares)
+    async def run(shares, *, slower=(1.0, 1.0, 1.0), is_child=True):
+        coming, slow = iter(shares), itertools.cycle(slower)
         replayed = []
 
         class Others:
@@ -29,7 +31,7 @@ def compare(monkeypatch):
 
         async def replay(_http, _server, arrivals):
             replayed.append([arrival.time_s for arrival in arrivals])
-            return validation._predict(make_engine(), make_step_times(slower), arrivals)
+            return validation._predict(make_engine(), make_step_times(next(slow)), arrivals)
 
         monkeypatch.setattr(other_programs, "OtherPrograms", Others)
         monkeypatch.setattr(validation, "_replay", replay)
@@ -54,7 +56,7 @@ async def test_a_server_that_does_what_is_simulated_is_predicted_to_the_letter(c
     assert one.num_requests == 240
     assert [len(times) for times in replayed] == [80] * 3
     assert replayed[0] != replayed[1] != replayed[2], "one turn's chance tells little"
-    slower, _ = await compare([0.0] * 3, slower=2.0)
+    slower, _ = await compare([0.0] * 3, slower=[2.0])
     assert slower.errors["ttft_p95_s"] < -0.4
     assert all(replay.errors["ttft_p95_s"] < -0.4 for replay in slower.replays)
 
@@ -70,3 +72,12 @@ async def test_what_others_take_is_unknown_of_a_server_that_is_no_child(compare)
     one, replayed = await compare([], is_child=False)
     assert [replay.others for replay in one.replays] == [None] * 3
     assert len(replayed) == 3
+
+
+async def test_one_replay_that_is_far_off_shows_beside_the_median_of_all(compare):
+    one, _ = await compare([0.0] * 3, slower=[1.0, 3.0, 1.0])
+    assert one.median_errors == dict.fromkeys(one.errors, 0.0) == one.as_json()["median_errors"]
+    assert one.errors["ttft_p95_s"] < -0.4
+    row = validation.comparisons_as_markdown({"tiny": [one]}).splitlines()[-1]
+    worst = f"{one.replays[1].errors['ttft_p95_s']:+.0%}"
+    assert f"({one.errors['ttft_p95_s']:+.0%}; +0%, {worst} to +0%)" in row
