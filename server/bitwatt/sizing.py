@@ -165,8 +165,8 @@ class PlanSettings(Settings):
         None,
         gt=0,
         le=86400,
-        description="Replay the traffic to each server once it is measured, at three rates, for so "
-        "long each, and say how far the simulation was off",
+        description="Replay the traffic to each server once it is measured, at three rates that "
+        "take turns, for so long each in all, and say how far the simulation was off",
     )
     json_path: Annotated[Path | None, Shown("FILE")] = Field(
         None, alias="json", description="File to write the plan to, as JSON"
@@ -346,6 +346,7 @@ async def _measured(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         lengths=_lengths(traffic, settings.seed),
         seconds=settings.measure_seconds,
+        is_child=settings.url is None,
         report=_report,
     )
     _report(
@@ -407,5 +408,6 @@ async def _compared(
         [share * most for share in _UTILIZATIONS],
         seconds=settings.validate_seconds or 0.0,
         seed=settings.seed + 1,
+        is_child=settings.url is None,
         report=_report,
     )

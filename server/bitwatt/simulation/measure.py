@@ -15,6 +15,7 @@ from bitwatt_client.server import Server
 
 from bitwatt.simulation.callers import Callers, Stream, engine_state, prompt_of
 from bitwatt.simulation.closed_loop import ClosedLoop, measure_loop, with_loads
+from bitwatt.simulation.other_programs import undisturbed
 from bitwatt.simulation.replica import BLOCK_SIZE, Engine
 from bitwatt.simulation.step_times import MeasuredModel, StepPoint, StepTimes, StepWork
 
@@ -40,6 +41,7 @@ async def measure_server(
     max_num_batched_tokens: int,
     lengths: Sequence[tuple[int, int]],
     seconds: float = 30.0,
+    is_child: bool = False,
     report: Callable[[str], None] = lambda _line: None,
 ) -> MeasuredModel:
     """Return the model's steps.
@@ -48,6 +50,8 @@ async def measure_server(
     lengths  tokens of prompts and answers, of requests that load it
     seconds  that it may take, about: a measurement is repeated until its median is known to 2%, its
              share of the time is over, or twelve runs were made; two are made whatever they take
+    is_child  whether the server is a process of ours: then a closed loop from which other programs
+             took the processors is measured again, twice at most
     report   takes a line as each figure is known
     Raises   ClientError, httpx.HTTPError
     """
@@ -62,7 +66,7 @@ async def measure_server(
         await _together(callers, min(8, max_num_seqs), _DECODE_PROMPT, _STEPS)  # warm-up
         points = await _steps(callers, engine, seconds * (1 - _LOOPS_SHARE), report)
         fitting = [one for one in lengths if sum(one) <= engine.max_model_len]
-        loops = await _loops(callers, engine, fitting, seconds * _LOOPS_SHARE, report)
+        loops = await _loops(callers, engine, fitting, seconds * _LOOPS_SHARE, is_child, report)
     step_times = with_loads(engine, StepTimes.fit(points), loops)
     report(
         f"while a step runs, a request takes {1e3 * step_times.busy_work_s:.1f} ms from it, and "
@@ -124,18 +128,23 @@ async def _loops(
     engine: Engine,
     lengths: Sequence[tuple[int, int]],
     seconds: float,
+    is_child: bool,
     report: Callable[[str], None],
 ) -> list[ClosedLoop]:
     loops: list[ClosedLoop] = []
     numbers = sorted({min(number, engine.max_num_seqs) for number in _CALLERS}) if lengths else []
     for num_callers in numbers:
-        loop = await measure_loop(
-            callers,
-            num_callers,
-            lengths,
-            seconds=seconds / len(numbers),
-            first_number=next(_numbers) << 32,
-        )
+
+        async def measure(num_callers: int = num_callers) -> ClosedLoop:
+            return await measure_loop(
+                callers,
+                num_callers,
+                lengths,
+                seconds=seconds / len(numbers),
+                first_number=next(_numbers) << 32,
+            )
+
+        loop = (await undisturbed(measure, report))[0] if is_child else await measure()
         loops.append(loop)
         report(
             f"{num_callers} callers: {loop.requests_per_s:.3g} requests/s, "

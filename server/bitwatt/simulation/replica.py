@@ -133,15 +133,17 @@ class Replica:
         self._open[request.request_id] = served
         # What a request costs outside the engine is spent before it gets there.
         came_s = arrival.time_s + self.step_times.overhead_s
-        if self._in_flight is not None:
+        if len(self._open) > 1:
             came_s += self.step_times.busy_wait_s
-            self._lengthen(self._in_flight, self.step_times.busy_work_s)
+            self._work(arrival.time_s, self.step_times.busy_work_s)
         heapq.heappush(self._coming, (came_s, next(self._ids), request))
         return served
 
-    def _lengthen(self, step: _InFlight, seconds: float) -> None:
-        step.ends_s += seconds
-        self._device_free_s += seconds
+    def _work(self, time_s: float, seconds: float) -> None:
+        """Take the processors for so long: from the step that runs, or else from the next."""
+        if self._in_flight is not None:
+            self._in_flight.ends_s += seconds
+        self._device_free_s = max(self._device_free_s, time_s) + seconds
         self.busy_s += seconds
 
     def run_until(self, time_s: float) -> None:

@@ -1,9 +1,11 @@
 """How far a simulation is from the server it simulates: the same requests, replayed to it."""
 
 import asyncio
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -11,11 +13,15 @@ from bitwatt_client.server import Server
 
 from bitwatt.simulation.callers import Callers, Stream, prompt_of
 from bitwatt.simulation.capacity import percentile
+from bitwatt.simulation.other_programs import undisturbed
 from bitwatt.simulation.replica import Engine, Replica
 from bitwatt.simulation.step_times import StepTimes
 from bitwatt.simulation.traffic import Arrival, Traffic
 
-__all__ = ["Comparison", "Figures", "compare_with_server", "comparisons_as_markdown"]
+__all__ = ["Comparison", "Figures", "Replay", "compare_with_server", "comparisons_as_markdown"]
+
+_TURNS = 3
+_LEAST_REQUESTS = 20  # of a replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +35,25 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """One replay.
+
+    others  share of the processors that other programs took meanwhile; None where nobody knows
+    """
+
+    predicted: Figures
+    measured: Figures
+    others: float | None
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """What was predicted over what was measured, minus one, by figure."""
+        return _errors(self.predicted, self.measured)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One replayed load.
+    """The replays of one rate; figures are of all their requests together.
 
     utilization  share of the time in which the simulated machine stepped
     """
@@ -40,16 +63,51 @@ class Comparison:
     num_requests: int
     predicted: Figures
     measured: Figures
+    replays: tuple[Replay, ...]
 
     @property
     def errors(self) -> dict[str, float]:
         """What was predicted over what was measured, minus one, by figure."""
-        measured = asdict(self.measured)
-        return {name: p / measured[name] - 1 for name, p in asdict(self.predicted).items()}
+        return _errors(self.predicted, self.measured)
+
+    @property
+    def median_errors(self) -> dict[str, float]:
+        """The median of the replays' errors, by figure: a hiccup of one of them is not in it."""
+        of_replays = [one.errors for one in self.replays]
+        return {name: statistics.median(one[name] for one in of_replays) for name in self.errors}
 
     def as_json(self) -> dict[str, Any]:
         """Return everything."""
-        return asdict(self) | {"errors": self.errors}
+        replays = [asdict(one) | {"errors": one.errors} for one in self.replays]
+        errors = {"errors": self.errors, "median_errors": self.median_errors}
+        return asdict(self) | errors | {"replays": replays}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """What the callers of one replay, or of several, saw; and how long it took them."""
+
+    ttft_s: list[float] = field(default_factory=list)
+    tpot_s: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    span_s: float = 0.0
+    busy_s: float = 0.0
+
+    def add(self, other: "_Seen") -> None:
+        self.ttft_s += other.ttft_s
+        self.tpot_s += other.tpot_s
+        self.num_tokens += other.num_tokens
+        self.span_s += other.span_s
+        self.busy_s += other.busy_s
+
+    @property
+    def figures(self) -> Figures:
+        return Figures(
+            ttft_p50_s=percentile(self.ttft_s, 50) or 0.0,
+            ttft_p95_s=percentile(self.ttft_s, 95) or 0.0,
+            tpot_p95_s=percentile(self.tpot_s, 95) or 0.0,
+            tokens_per_s=self.num_tokens / self.span_s,
+        )
 
 
 async def compare_with_server(
@@ -62,30 +120,45 @@ async def compare_with_server(
     *,
     seconds: float,
     seed: int = 0,
+    is_child: bool = False,
     report: Callable[[str], None] = lambda _line: None,
 ) -> list[Comparison]:
     """Return what was predicted and what the server did at each rate, in requests a second.
 
-    seconds  that requests arrive, at each
-    Raises   ClientError, httpx.HTTPError
+    The rates take turns, three replays of each: a machine's speed changes with the minutes.
+
+    seconds   that requests arrive at each rate, in all
+    is_child  whether the server is a process of ours. Then it is known what other programs took
+              of the processors, and a replay that they slowed down is made again, twice at most
+    Raises    ClientError, httpx.HTTPError
     """
-    comparisons = []
-    for rate in rates:
-        arrivals = traffic.arrivals(rate, max(20, round(rate * seconds)), seed)
-        predicted, utilization = _predict(engine, step_times, arrivals)
-        async with Callers(server, authorization=http.headers.get("Authorization")) as callers:
-            measured = await _replay(callers, arrivals, seed)
-        one = Comparison(
+    predicted = [_Seen() for _ in rates]
+    measured = [_Seen() for _ in rates]
+    replays: list[list[Replay]] = [[] for _ in rates]
+    for turn in range(_TURNS):
+        for i, rate in enumerate(rates):
+            number = max(_LEAST_REQUESTS, round(rate * seconds / _TURNS))
+            arrivals = traffic.arrivals(rate, number, seed + turn)
+            simulated = _predict(engine, step_times, arrivals)
+            replay = partial(_replay, http, server, arrivals)
+            seen, others = await undisturbed(replay, report) if is_child else (await replay(), None)
+            one = Replay(predicted=simulated.figures, measured=seen.figures, others=others)
+            replays[i].append(one)
+            predicted[i].add(simulated)
+            measured[i].add(seen)
+            told = ", ".join(f"{name} {100 * error:+.0f}%" for name, error in one.errors.items())
+            report(f"{rate:.3g} requests/s, {number} requests: {told}")
+    return [
+        Comparison(
             requests_per_s=rate,
-            utilization=utilization,
-            num_requests=len(arrivals),
-            predicted=predicted,
-            measured=measured,
+            utilization=min(1.0, ours.busy_s / ours.span_s),
+            num_requests=len(ours.ttft_s),
+            predicted=ours.figures,
+            measured=theirs.figures,
+            replays=tuple(ones),
         )
-        comparisons.append(one)
-        told = ", ".join(f"{name} {100 * error:+.0f}%" for name, error in one.errors.items())
-        report(f"{rate:.3g} requests/s, utilization {utilization:.0%}: {told}")
-    return comparisons
+        for rate, ours, theirs, ones in zip(rates, predicted, measured, replays, strict=True)
+    ]
 
 
 def comparisons_as_markdown(by_model: Mapping[str, Sequence[Comparison]]) -> str:
@@ -96,66 +169,67 @@ def comparisons_as_markdown(by_model: Mapping[str, Sequence[Comparison]]) -> str
         ("time per output token p95, ms", "tpot_p95_s", 1e3, ".2f"),
         ("tokens/s", "tokens_per_s", 1.0, ",.0f"),
     ]
-    names = ["model", "requests/s", "utilization", *(label for label, *_ in figures)]
+    names = ["model", "requests/s", "requests", "utilization", *(label for label, *_ in figures)]
     lines = [f"| {' | '.join(names)} |", "|---" + "|--:" * (len(names) - 1) + "|"]
     for model, comparisons in by_model.items():
         for one in comparisons:
             predicted, measured = asdict(one.predicted), asdict(one.measured)
-            cells = [model, f"{one.requests_per_s:.4g}", f"{one.utilization:.0%}"] + [
-                f"{factor * predicted[name]:{form}} / {factor * measured[name]:{form}} "
-                f"({one.errors[name]:+.0%})"
-                for _, name, factor, form in figures
+            cells = [
+                model,
+                f"{one.requests_per_s:.4g}",
+                f"{one.num_requests}",
+                f"{one.utilization:.0%}",
             ]
+            for _, name, factor, form in figures:
+                errors = [replay.errors[name] for replay in one.replays]
+                cells.append(
+                    f"{factor * predicted[name]:{form}} / {factor * measured[name]:{form}} "
+                    f"({one.errors[name]:+.0%}; {one.median_errors[name]:+.0%}, "
+                    f"{min(errors):+.0%} to {max(errors):+.0%})"
+                )
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(["Predicted / measured:", "", *lines, ""])
+    told = "Predicted / measured (error of all replays together; their median error, range)"
+    return "\n".join([told, "", *lines, ""])
 
 
-def _predict(
-    engine: Engine, step_times: StepTimes, arrivals: Sequence[Arrival]
-) -> tuple[Figures, float]:
+def _errors(predicted: Figures, measured: Figures) -> dict[str, float]:
+    of = asdict(measured)
+    return {name: value / of[name] - 1 for name, value in asdict(predicted).items()}
+
+
+def _predict(engine: Engine, step_times: StepTimes, arrivals: Sequence[Arrival]) -> _Seen:
     replica = Replica(engine, step_times)
     served = []
     for arrival in arrivals:
         replica.run_until(arrival.time_s)
         served.append(replica.submit(arrival))
-    share = min(1.0, replica.busy_s / arrivals[-1].time_s)
     replica.run_to_end()
     whole = [one for one in served if one.error is None]
-    span = max(one.ended_s or 0.0 for one in whole) - arrivals[0].time_s
-    return (
-        _figures(
-            [one.ttft_s for one in whole],
-            [t for one in whole if (t := one.tpot_s) is not None],
-            sum(one.num_tokens for one in whole) / span,
-        ),
-        share,
+    return _Seen(
+        ttft_s=[one.ttft_s for one in whole],
+        tpot_s=[t for one in whole if (t := one.tpot_s) is not None],
+        num_tokens=sum(one.num_tokens for one in whole),
+        span_s=max(one.ended_s or 0.0 for one in whole) - arrivals[0].time_s,
+        busy_s=replica.busy_s,
     )
 
 
-async def _replay(callers: Callers, arrivals: Sequence[Arrival], seed: int) -> Figures:
-    started = time.perf_counter()
-
+async def _replay(http: httpx.AsyncClient, server: Server, arrivals: Sequence[Arrival]) -> _Seen:
     async def call(number: int, arrival: Arrival) -> Stream:
         await asyncio.sleep(max(0.0, started + arrival.time_s - time.perf_counter()))
         prompt = prompt_of(arrival.num_prompt_tokens, number)
-        salt = f"replay {seed} {started} {number}"
-        return await callers.stream(prompt, arrival.num_tokens, salt)
+        return await callers.stream(prompt, arrival.num_tokens, f"replay {started} {number}")
 
-    async with asyncio.TaskGroup() as group:
+    async with (
+        Callers(server, authorization=http.headers.get("Authorization")) as callers,
+        asyncio.TaskGroup() as group,
+    ):
+        started = time.perf_counter()
         tasks = [group.create_task(call(i, arrival)) for i, arrival in enumerate(arrivals)]
     streams = [task.result() for task in tasks]
-    span = max(s.times_s[-1] for s in streams) - min(s.started_s for s in streams)
-    return _figures(
-        [s.ttft_s for s in streams],
-        [t for s in streams if (t := s.tpot_s) is not None],
-        sum(s.num_tokens for s in streams) / span,
-    )
-
-
-def _figures(ttft_s: Sequence[float], tpot_s: Sequence[float], tokens_per_s: float) -> Figures:
-    return Figures(
-        ttft_p50_s=percentile(ttft_s, 50) or 0.0,
-        ttft_p95_s=percentile(ttft_s, 95) or 0.0,
-        tpot_p95_s=percentile(tpot_s, 95) or 0.0,
-        tokens_per_s=tokens_per_s,
+    return _Seen(
+        ttft_s=[s.ttft_s for s in streams],
+        tpot_s=[t for s in streams if (t := s.tpot_s) is not None],
+        num_tokens=sum(s.num_tokens for s in streams),
+        span_s=max(s.times_s[-1] for s in streams) - min(s.started_s for s in streams),
     )

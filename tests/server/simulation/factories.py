@@ -7,8 +7,9 @@ __all__ = ["make_engine", "make_step_times", "step_seconds"]
 
 
 def step_seconds(work: StepWork, factor: float = 1.0) -> float:
-    """A step of a millisecond, 20 µs a token, 100 µs a sample, 20 ns a key."""
-    return factor * (1e-3 + 2e-5 * work.num_tokens + 1e-4 * work.num_samples + 2e-8 * work.num_keys)
+    """A millisecond, 120 µs a decode but the first, 20 µs a prompt's token, 20 ns a key."""
+    decodes = 1.2e-4 * max(0, work.num_decodes - 1)
+    return factor * (1e-3 + decodes + 2e-5 * sum(work.prompts) + 2e-8 * work.num_keys)
 
 
 def make_step_times(factor: float = 1.0, overhead_s: float = 0.0) -> StepTimes:

@@ -146,8 +146,8 @@ def test_a_lone_replica_is_the_same_whoever_routes():
 @pytest.fixture
 def steps(tmp_path):
     points = [
-        {"num_tokens": n, "num_samples": 1, "num_keys": 0} | {"seconds": s, "is_whole_request": 0}
-        for n, s in ((1, 0.002), (512, 0.02))
+        {"num_decodes": n, "prompts": p, "num_keys": 0} | {"seconds": s, "is_whole_request": 0}
+        for n, p, s in ((1, [], 0.002), (0, [512], 0.02))
     ]
     path = tmp_path / "steps.json"
     path.write_text(json.dumps({"models": [{"name": "tiny", "steps": points}]}))

@@ -21,7 +21,7 @@ from tests.server.simulation.factories import make_step_times, step_seconds
 WORKS = st.builds(
     StepWork,
     st.integers(1, 512),
-    st.integers(0, 64),
+    st.lists(st.integers(2, 512), max_size=4).map(tuple),
     st.integers(0, 100_000),
 )
 
@@ -34,6 +34,17 @@ def test_steps_between_those_measured_take_what_their_cost_says(work):
     assert TIMES.seconds(work) == pytest.approx(step_seconds(work), rel=0.01)
 
 
+def test_prompts_of_one_step_take_what_each_takes_by_itself():
+    """A prompt attends to its own tokens: three of 160 take less than one of 480."""
+    squares = [(n, 1e-3 + 1e-5 * n + 1e-7 * n * n) for n in (16, 64, 128, 256, 512)]
+    points = [StepPoint(StepWork.prefill(n), seconds, True) for n, seconds in squares]
+    times = StepTimes.fit([StepPoint(StepWork.decode(1, 64), 1e-3), *points])
+    alone, none = times.seconds(StepWork(1, (160,), 64)), times.seconds(StepWork(1, (), 64))
+    three = times.seconds(StepWork(1, (160, 160, 160), 64))
+    assert three - none == pytest.approx(3 * (alone - none))
+    assert three < 0.8 * times.seconds(StepWork(1, (480,), 64))
+
+
 def test_what_a_request_costs_outside_the_engine_is_told_apart_from_its_step():
     assert make_step_times(overhead_s=0.002).overhead_s == pytest.approx(0.002, rel=0.02)
 
@@ -44,10 +55,13 @@ def test_what_a_request_costs_outside_the_engine_is_told_apart_from_its_step():
     ),
     work=WORKS,
     more=st.integers(0, 1000),
+    prompt=st.integers(1, 1000),
 )
-def test_more_tokens_never_take_less_time_whatever_was_measured(points, work, more):
+def test_more_tokens_never_take_less_time_whatever_was_measured(points, work, more, prompt):
     times = StepTimes.fit(points)
-    larger = replace(work, num_tokens=work.num_tokens + more)
+    larger = replace(
+        work, num_decodes=work.num_decodes + more, prompts=(*work.prompts, prompt, 1 + more)
+    )
     assert 0 <= times.seconds(work) <= times.seconds(larger) + 1e-12
     assert times.overhead_s >= 0
 
@@ -55,7 +69,7 @@ def test_more_tokens_never_take_less_time_whatever_was_measured(points, work, mo
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, math.nan])
 def test_a_step_of_no_time_is_refused(seconds):
     with pytest.raises(StepTimesError, match="a step of"):
-        StepTimes.fit([StepPoint(StepWork(1, 1, 1), seconds)])
+        StepTimes.fit([StepPoint(StepWork(1, (), 1), seconds)])
     with pytest.raises(StepTimesError, match="no step"):
         StepTimes.fit([])
 
@@ -67,7 +81,7 @@ def test_a_written_model_is_read_as_it_was(tmp_path):
     [read] = read_measured(tmp_path / "steps.json")
     assert read.as_json() == model.as_json()
     assert (read.step_times.busy_wait_s, read.step_times.busy_work_s) == (0.002, 0.003)
-    work = StepWork(33, 3, 999)
+    work = StepWork(3, (33, 200), 999)
     assert read.step_times.seconds(work) == model.step_times.seconds(work)
 
 

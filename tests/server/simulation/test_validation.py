@@ -1,0 +1,83 @@
+"""Replays are compared by what all of their callers saw, those that others disturbed made again."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+from bitwatt.simulation import other_programs, validation
+from bitwatt.simulation.traffic import PoissonTraffic, read_lengths
+
+from tests.server.simulation.factories import make_engine, make_step_times
+
+pytestmark = pytest.mark.anyio
+TRAFFIC = PoissonTraffic(read_lengths("16-128"), read_lengths("8-24"))
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    """Return what compares one rate with a server that does what is simulated, in slower times.
+
+    shares  what other programs take of the processors, a replay at a time
+    slower  how much slower the server is, by the same
+    """
+
+    async def run(shares, *, slower=(1.0, 1.0, 1.0), is_child=True):
+        coming, slow = iter(shares), itertools.cycle(slower)
+        replayed = []
+
+        class Others:
+            def share(self):
+                return next(coming)
+
+        async def replay(_http, _server, arrivals):
+            replayed.append([arrival.time_s for arrival in arrivals])
+            return validation._predict(make_engine(), make_step_times(next(slow)), arrivals)
+
+        monkeypatch.setattr(other_programs, "OtherPrograms", Others)
+        monkeypatch.setattr(validation, "_replay", replay)
+        [one] = await validation.compare_with_server(
+            SimpleNamespace(headers={}),
+            SimpleNamespace(url="http://127.0.0.1:1", model="tiny"),
+            make_engine(),
+            make_step_times(),
+            TRAFFIC,
+            [20.0],
+            seconds=12.0,
+            is_child=is_child,
+        )
+        return one, replayed
+
+    return run
+
+
+async def test_a_server_that_does_what_is_simulated_is_predicted_to_the_letter(compare):
+    one, replayed = await compare([0.0, 0.01, 0.05])
+    assert set(one.errors.values()) == {0.0}
+    assert one.num_requests == 240
+    assert [len(times) for times in replayed] == [80] * 3
+    assert replayed[0] != replayed[1] != replayed[2], "one turn's chance tells little"
+    slower, _ = await compare([0.0] * 3, slower=[2.0])
+    assert slower.errors["ttft_p95_s"] < -0.4
+    assert all(replay.errors["ttft_p95_s"] < -0.4 for replay in slower.replays)
+
+
+async def test_a_replay_that_other_programs_disturb_is_made_again_twice_at_most(compare):
+    one, replayed = await compare([0.2, 0.0, 0.3, 0.1, 0.2, 0.04])
+    assert [replay.others for replay in one.replays] == [0.0, 0.1, 0.04]
+    assert [replayed[0], replayed[2], replayed[5]] == [replayed[1], replayed[4], replayed[5]]
+    assert one.as_json()["replays"][1]["others"] == 0.1
+
+
+async def test_what_others_take_is_unknown_of_a_server_that_is_no_child(compare):
+    one, replayed = await compare([], is_child=False)
+    assert [replay.others for replay in one.replays] == [None] * 3
+    assert len(replayed) == 3
+
+
+async def test_one_replay_that_is_far_off_shows_beside_the_median_of_all(compare):
+    one, _ = await compare([0.0] * 3, slower=[1.0, 3.0, 1.0])
+    assert one.median_errors == dict.fromkeys(one.errors, 0.0) == one.as_json()["median_errors"]
+    assert one.errors["ttft_p95_s"] < -0.4
+    row = validation.comparisons_as_markdown({"tiny": [one]}).splitlines()[-1]
+    worst = f"{one.replays[1].errors['ttft_p95_s']:+.0%}"
+    assert f"({one.errors['ttft_p95_s']:+.0%}; +0%, {worst} to +0%)" in row
