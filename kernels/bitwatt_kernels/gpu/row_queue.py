@@ -28,7 +28,7 @@ def rows_at_once(num_rows: int) -> tuple[int, int]:
 
     What a row takes is a few waits, which many rows wait together.
     """
-    return (1, _ROW_BLOCK) if num_rows <= MAX_QUEUED_TOKENS else (4, _ROW_BLOCK // 2)
+    return (1, _ROW_BLOCK) if num_rows <= MAX_QUEUED_TOKENS else (4, _ROW_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
