@@ -21,6 +21,8 @@ __all__ = [
     "CacheView",
     "DrawSettings",
     "Layer",
+    "MatchedRow",
+    "MatcherCalls",
     "Matrix",
     "RopeTable",
     "StepCall",
@@ -109,6 +111,28 @@ class DrawSettings(ctypes.Structure):
     ]
 
 
+class MatcherCalls(ctypes.Structure):
+    _fields_: ClassVar = [("commit_token", c_void_p), ("compute_mask", c_void_p)]
+
+
+class MatchedRow(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("matcher", c_void_p),
+        ("mask", c_void_p),
+        ("stops", c_void_p),
+        ("instead", c_void_p),
+        ("num_stops", c_int),
+        ("num_instead", c_int),
+        ("num_words", c_int),
+        ("end", c_int),
+        ("min_tokens", c_int64),
+        ("num_tokens", c_int64),
+        ("is_masked", c_int),
+        ("must_end", c_int),
+        ("status", c_int),
+    ]
+
+
 def mirrored() -> dict[str, int]:
     """Return sizes, offsets and numbers by the names that csrc/abi.cpp gives them."""
     numbers = {
@@ -119,12 +143,17 @@ def mirrored() -> dict[str, int]:
         "kRowBlockRows": ROW_BLOCK_ROWS,
         "kKvBlockTokens": BLOCK_SIZE,
     }
+    numbers |= {"kMatches": 0, "kMatcherFailed": 1, "kNothingAllowed": 2}
     numbers |= {name: status for status, (name, _) in REFUSALS.items()}
     names = {"kFloat32": torch.float32, "kBFloat16": torch.bfloat16, "kFloat16": torch.float16}
     for name, dtype in names.items():
         numbers[name] = DTYPES[dtype]
         numbers[f"dense_columns_per_line.{name}"] = DENSE_COLUMNS_PER_LINE[dtype]
-    for structure in (Matrix, Layer, StepCall, CacheView, RopeTable, DrawSettings):
+    structures: tuple[type[ctypes.Structure], ...] = (
+        *(Matrix, Layer, StepCall, CacheView, RopeTable, DrawSettings),
+        *(MatcherCalls, MatchedRow),
+    )
+    for structure in structures:
         numbers[structure.__name__] = ctypes.sizeof(structure)
         for field, *_ in structure._fields_:
             numbers[f"{structure.__name__}.{field}"] = getattr(structure, field).offset

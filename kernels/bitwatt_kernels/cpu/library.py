@@ -1,7 +1,7 @@
 """The compiled kernels: finding the library, and the signatures of its functions."""
 
 import ctypes
-from ctypes import c_char_p, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +39,17 @@ _SIGNATURES: dict[str, list[type]] = {
     "bw_draw": [_P, _P, _P, _P, _P, _I, _I, _I, _I],
 }
 
+# Of csrc/token_masks.cpp, with what each returns.
+_MASKS: list[tuple[str, list[type], type | None]] = [
+    ("bw_advance", [_P, _P, _P, _I], None),
+    ("bw_lane_create", [_P, _P], c_void_p),
+    ("bw_lane_start", [_P, _P, _P, _P, _I], None),
+    ("bw_lane_wait", [_P, c_double], c_int),
+    ("bw_lane_look", [_P, _P], c_int64),
+    ("bw_lane_give_up", [_P, _L], c_int),
+    ("bw_lane_end", [_P], None),
+]
+
 
 def _candidates() -> list[Path]:
     # An editable install leaves the package in the source tree and the library in site-packages;
@@ -74,6 +85,9 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
     library.bw_create.restype = c_void_p
     library.bw_destroy.argtypes = [c_void_p]
     library.bw_destroy.restype = None
+    for name, argument_types, result in _MASKS:
+        function = getattr(library, name)
+        function.argtypes, function.restype = argument_types, result
     library.bw_advise_huge_pages.argtypes = [c_void_p, c_size_t]
     library.bw_advise_huge_pages.restype = None
     library.bw_read.argtypes = [c_void_p, c_void_p, c_int64]

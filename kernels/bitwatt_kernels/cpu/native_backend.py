@@ -34,6 +34,7 @@ from bitwatt_kernels.cpu.native_layer import NativeLayers, head_norm_pointers, s
 from bitwatt_kernels.cpu.prepared import PreparedDense, PreparedInt8Head, PreparedTernary
 from bitwatt_kernels.cpu.row_blocks import RowBlocks
 from bitwatt_kernels.cpu.threads import count_threads
+from bitwatt_kernels.cpu.token_masks import MaskLane, MatcherCalls
 from bitwatt_kernels.cpu.torch_backend import TorchBackend
 from bitwatt_kernels.errors import BackendError, DtypeError, ShapeError
 from bitwatt_kernels.kv_blocks import head_dim_of
@@ -443,6 +444,10 @@ class NativeBackend(LayersByOperations):
             )
         )
         return tokens
+
+    def mask_lane(self, calls: MatcherCalls) -> MaskLane:
+        """Return what advances matchers on this backend's threads, beside a step's Python."""
+        return MaskLane(calls, self._context)
 
     def measure_read_bandwidth(
         self,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from bitwatt.bench.attention import bench_attention
-from bitwatt.bench.cpu import bench_cpu, bench_groups
+from bitwatt.bench.cpu import bench_cpu, bench_dense, bench_groups
 from bitwatt.bench.engine import bench_batching, bench_exactness
 from bitwatt.bench.grammars import bench_grammars
 from bitwatt.bench.hostile import bench_hostile
@@ -29,6 +29,7 @@ _BENCHES: dict[str, Callable[..., object]] = {
     "telemetry": bench_telemetry,
     "mirrors": bench_mirrors,
     "cpu": bench_cpu,
+    "dense": bench_dense,
     "groups": bench_groups,
     "attention": bench_attention,
     "loading": bench_loading,
@@ -39,14 +40,12 @@ def main() -> None:
     """Run the named benchmarks, or all."""
     parser = argparse.ArgumentParser(prog="python -m bitwatt.bench", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *_BENCHES], metavar="NAME")
-    parser.add_argument("--num-threads", type=int, help="CPU threads of cpu, groups and attention")
-    parser.add_argument(
-        "--cpu-isa", help="instruction set of the kernels of cpu, groups and attention"
-    )
+    parser.add_argument("--num-threads", type=int, help="CPU threads of the kernels' benchmarks")
+    parser.add_argument("--cpu-isa", help="instruction set of the kernels in them")
     options = parser.parse_args()
     names = options.names or list(_BENCHES)
     of_kernels = {"num_threads": options.num_threads, "cpu_isa": options.cpu_isa}
-    knobs = dict.fromkeys(("cpu", "groups", "attention"), of_kernels)
+    knobs = dict.fromkeys(("cpu", "dense", "groups", "attention"), of_kernels)
     results: dict[str, object] = {"machine": describe_machine()}
     for name in names:
         print(f"{name} …", file=sys.stderr)

@@ -1,29 +1,34 @@
 """The 2B4T shape on this machine's CPU: packed ternary beside its 16-bit twin, taken in turns.
 
 Each model lives in a process of its own, as an engine does, and the processes are asked in turns:
-a shared machine's speed moves from minute to minute, and a ratio holds within a round. Beside the
-twin stands what libraries make of its linears alone (dense_child.py), so that a weak one is seen.
-The roofline is the least time a decode step could take: the bytes it must read of the weights, at
-the rate that memory was read at just before.
+a shared machine's speed moves from minute to minute, and a ratio holds within a round. The roofline
+is the least time a decode step could take: the bytes it must read of the weights, at the rate that
+memory was read at just before. `dense` has the twin beside what libraries make of its linears alone
+(dense_child.py), so that a weak one is seen.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any, Self
 
 from bitwatt.bench.cpu_child import ChildConfig, Measurement, Model
-from bitwatt.bench.dense_child import LIBRARIES, DenseConfig, DenseLibrary
+from bitwatt.bench.dense_child import LIBRARIES, DenseConfig
 from bitwatt.bench.measure import Spread, spread_of
 from bitwatt.engine.environment import engine_environment
 from bitwatt.model.presets import PRESETS
 
-__all__ = ["ModelProcess", "bench_cpu", "bench_groups"]
+__all__ = ["ModelProcess", "bench_cpu", "bench_dense", "bench_groups"]
 
-_WORK = {"decode_1": ("decode", 1), "decode_8": ("decode", 8), "prefill": ("prefill", 512)}
+# By name: what is asked of a model, and of how many sequences or tokens.
+_Works = Mapping[str, tuple[str, int]]
+_WORK: _Works = {"decode_1": ("decode", 1), "decode_8": ("decode", 8), "prefill": ("prefill", 512)}
+_DENSE_WORK: _Works = {**_WORK, "decode_32": ("decode", 32)}
+
+_SHORT_CONTEXT_TOKENS = 16  # a library's linears have none, and 32 prompts would take minutes
 
 
 def _print_to_stderr(line: str) -> None:
@@ -40,7 +45,6 @@ def bench_cpu(
     read_bytes: int = 1 << 28,
     group: int | None = None,
     has_ternary_head: bool = False,
-    libraries: Sequence[DenseLibrary] = LIBRARIES,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
     """Return each model's decode, prefill and memory, and the ternary ones' ratios to the twin.
@@ -53,7 +57,6 @@ def bench_cpu(
     group        ternary weights that share a scale; None for all of a row
     has_ternary_head  the ternary model's head and embedding are ternary too; beside it stands one
                  with a head of 16 bits, and else one with a head of 8
-    libraries    that multiply the twin's linears beside it
     report       takes a line as each figure is known
     """
     num_layers = num_layers or PRESETS[preset].num_layers
@@ -64,49 +67,66 @@ def bench_cpu(
     if has_ternary_head:
         other = ("ternary, 16-bit head", ternary)
         ternary = replace(ternary, has_ternary_head=True)
-    configs: dict[str, ChildConfig | DenseConfig] = {
-        "ternary": ternary,
-        other[0]: other[1],
-        "16-bit": replace(ternary, weights="dense", has_ternary_head=False),
-    }
-    for library in libraries:
-        configs[library] = DenseConfig(preset, num_layers, library, num_threads, read_bytes)
-    with ExitStack() as running:
-        models = {
-            name: running.enter_context(ModelProcess(config)) for name, config in configs.items()
-        }
-        rounds = _measure(models, repeats)
-    twin = models["16-bit"]
-    figures = {name: _figures(m.model, rounds[name]) for name, m in models.items()}
-    for name, one in figures.items():
-        _report(name, one, report)
+    twin = replace(ternary, weights="dense", has_ternary_head=False)
+    configs = {"ternary": ternary, other[0]: other[1], "16-bit": twin}
+    models, rounds, figures = _take_turns(configs, _WORK, repeats, report)
     to_twin = {
-        name: _ratios(m.model, twin.model, rounds[name], rounds["16-bit"])
-        for name, m in models.items()
-        if name.startswith("ternary")
-    }
-    twin_to_library = {
-        library: {
-            work: asdict(_pairwise(rounds[library][work], rounds["16-bit"][work])) for work in _WORK
-        }
-        for library in libraries
+        name: _ratios(models[name], models["16-bit"], rounds[name], rounds["16-bit"])
+        for name in ("ternary", other[0])
     }
     for name, ratios in to_twin.items():
         parts = [f"{work} {ratios[work]['median']:.2f}x" for work in _WORK]
         report(f"{name} to 16-bit: {', '.join(parts)}, resident {ratios.get('rss_anon_bytes')}")
-    for library, ratios in twin_to_library.items():
-        parts = [f"{work} {ratios[work]['median']:.2f}x" for work in _WORK]
-        report(f"16-bit to the linears of {library}: {', '.join(parts)}")
     return {
         "preset": preset,
         "group": group,
         "has_ternary_head": has_ternary_head,
         "num_layers": num_layers,
-        "instruction_set": twin.model.instruction_set,
-        "num_threads": twin.model.num_threads,
+        "instruction_set": models["16-bit"].instruction_set,
+        "num_threads": models["16-bit"].num_threads,
         "models": figures,
         "to_16_bit": to_twin,
-        "16_bit_to_library": twin_to_library,
+    }
+
+
+def bench_dense(
+    *,
+    preset: str = "2B4T",
+    num_layers: int = 10,
+    repeats: int = 3,
+    num_threads: int | None = None,
+    cpu_isa: str | None = None,
+    read_bytes: int = 1 << 28,
+    report: Callable[[str], None] = _print_to_stderr,
+) -> dict[str, Any]:
+    """Return figures of the 16-bit twin and of libraries' linears, and the ratios of their speeds.
+
+    The twin does a whole model's work, with some 16 tokens of context, a library its linears and
+    head alone. Parameters as bench_cpu's; a library takes the instruction set it chooses itself.
+    """
+    twin = ChildConfig(preset, num_layers, "dense", 16, num_threads, cpu_isa, read_bytes)
+    twin = replace(twin, max_batch=32, context_tokens=_SHORT_CONTEXT_TOKENS)
+    configs: dict[str, ChildConfig | DenseConfig] = {"16-bit": twin}
+    for library in LIBRARIES:
+        configs[library] = DenseConfig(preset, num_layers, library, num_threads, read_bytes)
+    models, rounds, figures = _take_turns(configs, _DENSE_WORK, repeats, report)
+    ratios = {
+        library: {
+            work: asdict(_pairwise(rounds[library][work], rounds["16-bit"][work]))
+            for work in _DENSE_WORK
+        }
+        for library in LIBRARIES
+    }
+    for library, of_library in ratios.items():
+        parts = [f"{work} {of_library[work]['median']:.2f}x" for work in _DENSE_WORK]
+        report(f"16-bit to the linears of {library}: {', '.join(parts)}")
+    return {
+        "preset": preset,
+        "num_layers": num_layers,
+        "instruction_set": models["16-bit"].instruction_set,
+        "num_threads": models["16-bit"].num_threads,
+        "models": figures,
+        "16_bit_to_library": ratios,
     }
 
 
@@ -125,7 +145,6 @@ def bench_groups(
             num_threads=num_threads,
             cpu_isa=cpu_isa,
             repeats=repeats,
-            libraries=(),
         )
         for preset in ("Bonsai 1.7B", "Bonsai 4B")
         for group in (128, None)
@@ -179,23 +198,44 @@ class ModelProcess:
 _Rounds = dict[str, list[Measurement]]
 
 
-def _measure(models: dict[str, ModelProcess], repeats: int) -> dict[str, _Rounds]:
-    rounds: dict[str, _Rounds] = {name: {work: [] for work in _WORK} for name in models}
+def _take_turns(
+    configs: Mapping[str, ChildConfig | DenseConfig],
+    works: _Works,
+    repeats: int,
+    report: Callable[[str], None],
+) -> tuple[dict[str, Model], dict[str, _Rounds], dict[str, dict[str, Any]]]:
+    """Return by name the model that ran, what it measured in each round, and its figures."""
+    with ExitStack() as running:
+        processes = {
+            name: running.enter_context(ModelProcess(config)) for name, config in configs.items()
+        }
+        rounds = _measure(processes, works, repeats)
+    models = {name: process.model for name, process in processes.items()}
+    figures = {name: _figures(model, works, rounds[name]) for name, model in models.items()}
+    for name, one in figures.items():
+        _report(name, one, works, report)
+    return models, rounds, figures
+
+
+def _measure(models: dict[str, ModelProcess], works: _Works, repeats: int) -> dict[str, _Rounds]:
+    rounds: dict[str, _Rounds] = {name: {work: [] for work in works} for name in models}
     for repeat in range(repeats + 1):
         for kind in ("decode", "prefill"):  # what a ratio compares lies near each other in time
             for name, model in models.items():
-                for work, (its_kind, count) in _WORK.items():
-                    if its_kind != kind:
-                        continue
-                    measurement = model.measure(kind, count)
+                for work in _of_kind(kind, works):
+                    measurement = model.measure(*works[work])
                     if repeat:
                         rounds[name][work].append(measurement)
     return rounds
 
 
-def _figures(model: Model, rounds: _Rounds) -> dict[str, Any]:
+def _of_kind(kind: str, works: _Works) -> Iterable[str]:
+    return (work for work, (its_kind, _) in works.items() if its_kind == kind)
+
+
+def _figures(model: Model, works: _Works, rounds: _Rounds) -> dict[str, Any]:
     figures: dict[str, Any] = asdict(model)
-    for work, (kind, count) in _WORK.items():
+    for work, (kind, count) in works.items():
         measured = rounds[work]
         figure: dict[str, Any] = {
             "ms": asdict(spread_of([1e3 * m.seconds for m in measured])),
@@ -229,13 +269,15 @@ def _pairwise(slow: list[Measurement], fast: list[Measurement]) -> Spread:
     return spread_of([a.seconds / b.seconds for a, b in zip(slow, fast, strict=True)])
 
 
-def _report(name: str, figures: dict[str, Any], report: Callable[[str], None]) -> None:
+def _report(
+    name: str, figures: dict[str, Any], works: _Works, report: Callable[[str], None]
+) -> None:
     resident = figures["rss_anon_bytes"]
     report(
         f"{name}: made in {figures['made_s']:.1f} s, weights {figures['weights_bytes'] / 1e9:.2f} "
         f"GB, resident {'unknown' if resident is None else f'{resident / 1e9:.2f} GB'}"
     )
-    for work, (kind, count) in _WORK.items():
+    for work, (kind, count) in works.items():
         one = figures[work]
         line = f"  {kind} {count}: {one['ms']['median']:.1f} ms, "
         line += f"{one['tokens_per_s']['median']:.1f} tok/s"

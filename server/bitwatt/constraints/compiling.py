@@ -20,7 +20,9 @@ from bitwatt.constraints.structured_outputs import GrammarSource
 from bitwatt.errors import InvalidRequestError
 
 __all__ = [
+    "LIMITS",
     "TokenBytes",
+    "as_matchers_know",
     "compile_grammar",
     "new_tokenizer",
     "refused",
@@ -30,16 +32,16 @@ __all__ = [
 DEFAULT_WHITESPACE = r" {1,2}|\n {0,20}"
 """Between JSON's tokens: with more, a model that has lost its way fills its answer."""
 
-_LIMITS = LLParserLimits(
-    # Schemas of 100 enums, of 500 optional properties, or an enum of 1000 take 30,000 of the first;
-    # what takes the default's 1,000,000 can take a second for each token.
-    initial_lexer_fuel=50_000,
-    step_lexer_fuel=50_000,
-    step_max_items=20_000,
-    max_lexer_states=20_000,
-    max_grammar_size=50_000,
-    verbose_errors=False,
-)
+# Schemas of 100 enums, of 500 optional properties, or an enum of 1000 take 30,000 of the first;
+# what takes the default's 1,000,000 can take a second for each token.
+LIMITS = {
+    "initial_lexer_fuel": 50_000,
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 20_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 50_000,
+    "verbose_errors": False,
+}
 _CLOSED_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 
 
@@ -77,15 +79,21 @@ def new_tokenizer(token_bytes: TokenBytes, vocab_size: int) -> LLTokenizer:
 
     vocab_size  rows of the model's head; those without a token are never allowed
     """
+    tokens, special = as_matchers_know(token_bytes, vocab_size)
+    # Typed for the package's own class, of which it reads what is here.
+    wrapper: Any = _TokenizerForMatcher(tokens, sorted(special), vocab_size)
+    return LLTokenizer(wrapper, n_vocab=vocab_size + 1, eos_token=[vocab_size])
+
+
+def as_matchers_know(token_bytes: TokenBytes, vocab_size: int) -> tuple[list[bytes], set[int]]:
+    """Return the bytes of the tokens of new_tokenizer, and which of them are special."""
     known = token_bytes.tokens[:vocab_size]
     special = {i for i in token_bytes.special if i < vocab_size}
     special |= {i for i, data in enumerate(known) if not data}
     special |= {*range(len(known), vocab_size + 1)}
     padding = [b""] * (vocab_size + 1 - len(known))
     tokens = [data or b"<|unused %d|>" % i for i, data in enumerate([*known, *padding])]
-    # Typed for the package's own class, of which it reads what is here.
-    wrapper: Any = _TokenizerForMatcher(tokens, sorted(special), vocab_size)
-    return LLTokenizer(wrapper, n_vocab=vocab_size + 1, eos_token=[vocab_size])
+    return tokens, special
 
 
 def written_for_matcher(source: GrammarSource) -> str:
@@ -193,12 +201,17 @@ def _are_texts(*values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
+def _limits() -> LLParserLimits:
+    given: dict[str, Any] = LIMITS
+    return LLParserLimits(**given)
+
+
 def compile_grammar(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
     """Return a matcher at the grammar's start; other threads run meanwhile.
 
     Raises  ValueError of one line
     """
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_limits())
     if reason := why_unusable(matcher):
         raise ValueError(reason)
     return matcher

@@ -5,11 +5,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from llguidance import LLTokenizer
 
 from bitwatt.constraints.compiling import TokenBytes, compile_grammar, new_tokenizer
 from bitwatt.constraints.matching import Grammar
+
+if TYPE_CHECKING:
+    from bitwatt.constraints.native import NativeTokenizer
 
 __all__ = ["Grammar", "Grammars"]
 
@@ -28,7 +32,7 @@ class Grammars:
         self._vocab_size = vocab_size
         self._end_token_ids = end_token_ids
         self._token_bytes: TokenBytes | None = None
-        self._tokenizer: LLTokenizer | None = None  # the thread's
+        self._tokenizer: LLTokenizer | NativeTokenizer | None = None  # the thread's
         self._kept: OrderedDict[str, Future[Grammar]] = OrderedDict()
         self._num_chars = 0
         self._lock = threading.Lock()
@@ -91,10 +95,24 @@ class Grammars:
                 future.set_exception(ValueError(str(error) or type(error).__name__))
 
     def _compile(self, text: str) -> Grammar:
-        if self._tokenizer is None:
-            assert self._token_bytes is not None
-            self._tokenizer = new_tokenizer(self._token_bytes, self._vocab_size)
         assert self._token_bytes is not None
-        matcher = compile_grammar(text, self._tokenizer)
+        if self._tokenizer is None:
+            self._tokenizer = _tokenizer_for(self._token_bytes, self._vocab_size)
         ends = self._end_token_ids or self._token_bytes.special
-        return Grammar(matcher, self._vocab_size, [i for i in ends if i < self._vocab_size])
+        ends = [i for i in ends if i < self._vocab_size]
+        tokenizer = self._tokenizer
+        if not isinstance(tokenizer, LLTokenizer):
+            if "\0" not in text:
+                return tokenizer.compile(text, ends)
+            # C would read no further than that.
+            tokenizer = new_tokenizer(self._token_bytes, self._vocab_size)
+        return Grammar(compile_grammar(text, tokenizer), self._vocab_size, ends)
+
+
+def _tokenizer_for(token_bytes: TokenBytes, vocab_size: int) -> "LLTokenizer | NativeTokenizer":
+    """Return the tokens for native matchers, or where those can't be for Python's."""
+    try:
+        from bitwatt.constraints.native import native_tokenizer
+    except ImportError:  # without torch, whose tensors the kernels take
+        return new_tokenizer(token_bytes, vocab_size)
+    return native_tokenizer(token_bytes, vocab_size) or new_tokenizer(token_bytes, vocab_size)

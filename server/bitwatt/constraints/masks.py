@@ -1,156 +1,26 @@
 """Token masks, computed beside a step: what each constrained request's next token may be.
 
-Matchers are advanced and asked in a thread of their own, while the step's layers run. llguidance's
-limits bound a mask's time but loosely, so a request whose mask takes more than MASK_TIME_LIMIT_S of
-processor time is given up alone, its thread left to end by itself, and another does the rest.
+Matchers are advanced and asked in threads of their own, while the step's layers run: by the tokens
+that a step has drawn in one without the interpreter (native_lane.py), and else in one of Python's.
+A request whose mask takes more than MASK_TIME_LIMIT_S of processor time is given up alone, its
+thread left to end by itself, and another does the rest.
 """
 
-import ctypes
-import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-from bitwatt.constraints.matching import Grammar, why_unusable
+from bitwatt.constraints.constraint import Constraint
+from bitwatt.constraints.watch import LOOK_S, MaskWatch, give_up
 
-__all__ = ["MASK_TIME_LIMIT_S", "Constraint", "MaskThread", "Trial"]
+if TYPE_CHECKING:  # it needs torch, which whoever gives tokens as a tensor has
+    from torch import Tensor
 
-MASK_TIME_LIMIT_S = 0.05  # of processor time, a thousand times what a JSON schema's takes
-_LONGEST_WAIT_S = 5.0  # for a thread that works on a mask and gets no processor time for it
-_LOOK_S = 0.01  # from one look at the mask under way to the next
+    from bitwatt.constraints.native_lane import NativeLane, NewLane
 
-logger = logging.getLogger(__name__)
-
-
-class Constraint:
-    """Where one request stands in its grammar, and the mask of its next token.
-
-    A MaskThread changes it; others read it once the thread has settled.
-
-    mask     a bit a token of the model's, lowest first, in whole words of 32; it changes with the
-             next advance
-    failure  why it can't go on, fit for the caller; then the mask has no bits
-    """
-
-    __slots__ = (
-        "_address",
-        "_grammar",
-        "_matcher",
-        "_min_tokens",
-        "_must_end",
-        "_num_tokens",
-        "_own",
-        "_stops",
-        "failure",
-        "mask",
-    )
-
-    def __init__(
-        self, grammar: Grammar, stop_token_ids: Sequence[int], *, min_tokens: int = 0
-    ) -> None:
-        """Begin at the grammar's start.
-
-        stop_token_ids  allowed where the grammar may end, and nowhere else
-        min_tokens      before so many tokens it ends where the grammar must alone
-        """
-        self._grammar = grammar
-        self._matcher = grammar.new_matcher()
-        self._stops = [i for i in stop_token_ids if 0 <= i < grammar.vocab_size]
-        self._min_tokens = min_tokens
-        self._num_tokens = 0
-        self._must_end = False  # the grammar allows nothing but an end
-        self._allocate()
-        self.failure: str | None = None
-        self.mask: bytes | bytearray = grammar.no_tokens
-
-    def _allocate(self) -> None:
-        """Get memory of its own for masks: a thread left behind may yet write there."""
-        self._own = bytearray(len(self._grammar.no_tokens))
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._own))
-
-    def fail(self, reason: str) -> None:
-        """Allow nothing any more."""
-        self.failure = reason
-        self.mask = self._grammar.no_tokens
-
-    def advance(self, token_ids: Sequence[int]) -> bytearray:
-        """Take the tokens drawn, and return the next one's mask, until the next advance.
-
-        Raises  ValueError with the reason where it can't go on
-        """
-        self._num_tokens += len(token_ids)
-        matcher = self._matcher
-        for token_id in token_ids:
-            if self._must_end or matcher.is_stopped():
-                break  # what an ended one is told is its end again
-            matcher.consume_token(token_id)
-        # Into its own memory: a mask that the library returns takes twice as long.
-        matcher.unsafe_compute_mask_ptr(self._address, len(self._own))
-        if matcher.is_error():
-            raise ValueError(f"its grammar can't go on: {why_unusable(matcher)}")
-        self._set_ends()
-        return self._own
-
-    def _set_ends(self) -> None:
-        """Set the bits of tokens that end the answer, where it may end; clear them elsewhere.
-
-        Before min_tokens it may not, unless the grammar allows nothing else.
-        """
-        mask, nothing = self._own, self._grammar.no_tokens
-        end = self._grammar.vocab_size  # the token that stands for all that end an answer
-        may_end = bool(mask[end >> 3] >> (end & 7) & 1)
-        for token_id in (end, *self._stops):
-            mask[token_id >> 3] &= ~(1 << (token_id & 7))
-        self._must_end = may_end and mask == nothing
-        if may_end:
-            ends: Sequence[int] = ()
-            if self._must_end:
-                ends = (
-                    self._stops or self._grammar.end_token_ids
-                )  # these without a text: ignore_eos
-            elif self._num_tokens >= self._min_tokens:
-                ends = self._stops
-            for token_id in ends:
-                mask[token_id >> 3] |= 1 << (token_id & 7)
-        if mask == nothing:
-            raise ValueError("its grammar allows none of the model's tokens here")
-
-    @property
-    def grammar(self) -> Grammar:
-        """The grammar it goes by."""
-        return self._grammar
-
-    def trial(self) -> "Trial":
-        """Return one that goes on from here by itself, for a thread that has settled."""
-        return Trial(self)
-
-
-class Trial(Constraint):
-    """Where drafts would lead a constraint.
-
-    masks  behind each draft that the grammar allows, in order, so far as the thread has come
-    """
-
-    __slots__ = ("masks",)
-
-    def __init__(self, constraint: Constraint) -> None:
-        self._grammar = constraint._grammar
-        self._matcher = constraint._matcher.deep_copy()
-        self._stops = constraint._stops
-        self._min_tokens = constraint._min_tokens
-        self._num_tokens = constraint._num_tokens
-        self._must_end = constraint._must_end
-        self._allocate()
-        self.failure = constraint.failure
-        self.mask = constraint.mask
-        self.masks: list[bytes] = []
-
-    def advance(self, token_ids: Sequence[int]) -> bytearray:
-        """Take a draft, and return the mask behind it; see Constraint."""
-        mask = super().advance(token_ids)
-        self.masks.append(bytes(mask))
-        return mask
+__all__ = ["MaskThread"]
 
 
 _Asked = tuple[Constraint, Sequence[int]]
@@ -159,9 +29,35 @@ _Asked = tuple[Constraint, Sequence[int]]
 class MaskThread:
     """Advances constraints in the order it was asked to. ask and settle are safe in any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, new_lane: "NewLane | None" = None) -> None:
+        """Begin without a thread; new_lane as NativeLane takes it."""
+        self._new_lane = new_lane
         self._lock = threading.Lock()
         self._lane: _Lane | None = None
+        self._native: NativeLane | None = None
+
+    def start(self, constrained: Mapping[int, Constraint], tokens: "Tensor") -> bool:
+        """Have each constraint take its token of a step's, and its next mask computed, natively.
+
+        Returns whether that was begun: else they are to be asked for.
+
+        constrained  by the index of its token
+        tokens       [R] int64, on the host; below 0 where none was drawn
+        """
+        with self._lock:
+            if self._native is None:
+                if not all(constraint.matcher.is_native for constraint in constrained.values()):
+                    return False
+                from bitwatt.constraints.native_lane import NativeLane
+
+                self._native = NativeLane(self._new_lane)
+            self._settle_native()
+            return self._native.start(constrained, tokens)
+
+    def _settle_native(self) -> None:
+        while (lane := self._native) is not None and not lane.is_idle(LOOK_S):
+            if lane.is_stuck():
+                self._native = lane.replaced()
 
     def ask(self, asked: Sequence[_Asked]) -> None:
         """Have each constraint take its tokens, and its next mask computed."""
@@ -176,9 +72,10 @@ class MaskThread:
         """Wait until all that was asked is done, or given up."""
         with self._lock:
             lane = self._lane
-            while lane is not None and not (lane.is_idle.is_set() or lane.is_idle.wait(_LOOK_S)):
+            while lane is not None and not (lane.is_idle.is_set() or lane.is_idle.wait(LOOK_S)):
                 if lane.is_stuck():
                     lane = self._lane = lane.replaced()
+            self._settle_native()
 
     def close(self) -> None:
         """End the thread once it has done what it was asked."""
@@ -186,6 +83,10 @@ class MaskThread:
             if self._lane is not None:
                 self._lane.end()
                 self._lane = None
+            if self._native is not None:
+                self._settle_native()
+                self._native.end()
+                self._native = None
 
 
 class _Lane:
@@ -202,9 +103,7 @@ class _Lane:
         self._asked: Sequence[_Asked] = ()  # together with the current one
         self._num_begun = 0  # of them
         self._number = 0  # of the mask under way, among all it was ever asked for
-        self._seen = 0  # the number at the look that the clocks were read at
-        self._seen_cpu_s = 0.0
-        self._seen_s = 0.0
+        self._watch = MaskWatch()
         self._thread = threading.Thread(target=self._serve, name="masks", daemon=True)
         self._thread.start()
 
@@ -218,19 +117,12 @@ class _Lane:
         self._queue.put(None)
 
     def is_stuck(self) -> bool:
-        """Whether the mask under way was so at an earlier look, and has taken too long since.
-
-        Only who waits looks at clocks: to note when each mask begins would cost half as much again.
-        """
+        """Whether the mask under way was so at an earlier look, and has taken too long since."""
         with self._guard:
             if self._current is None or self._thread.ident is None:
                 return False
             clock = time.pthread_getcpuclockid(self._thread.ident)
-            cpu_s, now_s = time.clock_gettime(clock), time.monotonic()
-            if self._number != self._seen:
-                self._seen, self._seen_cpu_s, self._seen_s = self._number, cpu_s, now_s
-            spent_s, waited_s = cpu_s - self._seen_cpu_s, now_s - self._seen_s
-            return spent_s > MASK_TIME_LIMIT_S or waited_s > _LONGEST_WAIT_S
+            return self._watch.is_over(self._number, time.clock_gettime(clock))
 
     def replaced(self) -> "_Lane":
         """Give the mask under way up; return a lane that does what is left."""
@@ -238,13 +130,7 @@ class _Lane:
             if self._current is None:
                 return self
             self._is_given_up = True
-            told = (
-                f"a mask of its grammar took more than {1000 * MASK_TIME_LIMIT_S:.0f} ms; "
-                "that is the limit"
-            )
-            logger.warning("a request is given up: %s", told)
-            self._current.grammar.failure = told
-            self._current.fail(told)
+            give_up(self._current)
             left = [*self._asked[self._num_begun :]]
             while not self._queue.empty():
                 if (asked := self._queue.get()) is not None:

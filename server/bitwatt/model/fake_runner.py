@@ -5,7 +5,7 @@ import zlib
 from array import array
 from dataclasses import dataclass
 
-from bitwatt.constraints.masks import Constraint
+from bitwatt.constraints.constraint import Constraint
 from bitwatt.model.runner_protocol import PromptLogprobs, StepResult, TokenLogprobsRow
 from bitwatt.scheduling.plan import Plan, ScoredSpan
 from bitwatt.scheduling.request import Request

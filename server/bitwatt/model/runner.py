@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from bitwatt_kernels.backend import BLOCK_SIZE, StepLayout
+from bitwatt_kernels.cpu.token_masks import MaskLane, MatcherCalls
 from torch import Tensor
 
-from bitwatt.constraints.masks import Constraint, MaskThread, Trial
+from bitwatt.constraints.constraint import Constraint, Trial
+from bitwatt.constraints.masks import MaskThread
 from bitwatt.model.embedding import embed, packed_embeddings
 from bitwatt.model.graphs import DecodeGraphs, compile_together, feed
 from bitwatt.model.kv_cache import KVCache
@@ -98,6 +101,13 @@ class _DrawnTokens:
         ]
 
 
+@runtime_checkable
+class MaskLanes(Protocol):
+    """A backend whose threads advance matchers while they wait for the next step."""
+
+    def mask_lane(self, calls: MatcherCalls) -> MaskLane: ...
+
+
 class _Handle:
     def __init__(self, future: Future[StepResult]) -> None:
         self._future = future
@@ -157,7 +167,10 @@ class ModelRunner:
             if self._device_step is None
             else self._device_step.last_tokens
         )
-        self._masks = MaskThread()
+        backend = model.backend
+        self._masks = MaskThread(backend.mask_lane if isinstance(backend, MaskLanes) else None)
+        self._mask_bits = torch.empty(0, 0, dtype=torch.int32)  # a CPU's, and the same as bytes
+        self._mask_bytes = memoryview(b"")
         self._constraints: dict[int, tuple[Request, Constraint]] = {}  # by row
         self._drawn: _DrawnTokens | None = None  # by the step before
         self._graphs: DecodeGraphs | None = None
@@ -414,7 +427,9 @@ class ModelRunner:
         sampled = self._fetch_sampled(sampled)
         if step.constrained:
             has_come = None if self._stream is None else self._stream.record()
-            self._drawn = _DrawnTokens(step, sampled.tokens, has_come)
+            drawn_tokens = _DrawnTokens(step, sampled.tokens, has_come)
+            if has_come is not None or not self._start_masks(drawn_tokens):
+                self._drawn = drawn_tokens
         return lambda: _with_what_was_read(_collect(sampled, step.sampling_rows), scores, embedded)
 
     def _hidden_states(
@@ -507,22 +522,42 @@ class ModelRunner:
                 else:  # a draft before it is not allowed, or nothing is behind it
                     masks.append(trial.grammar.no_tokens)
                     failures[i + 1 + j] = trial.failure or ""
-        words = torch.frombuffer(bytearray().join(masks), dtype=torch.int32)
-        bits = upload(words.view(len(masks), -1), torch.int32, self._device)
-        return TokenMasks(step.masked, bits, failures)
+        return TokenMasks(step.masked, self._bits_of(masks), failures)
+
+    def _bits_of(self, masks: Sequence[bytes | bytearray]) -> Tensor:
+        """Return the masks where the device reads them, [len(masks), words] int32."""
+        joined = b"".join(masks)
+        if self._stream is not None:
+            words = torch.frombuffer(bytearray(joined), dtype=torch.int32)
+            return upload(words.view(len(masks), -1), torch.int32, self._device)
+        # The step before, which read what was here, is done; new tensors would take 20 µs.
+        if len(self._mask_bytes) < len(joined):
+            self._mask_bits = torch.empty(len(masks), len(masks[0]) // 4, dtype=torch.int32)
+            self._mask_bytes = self._mask_bits.numpy().data.cast("B")
+        self._mask_bytes[: len(joined)] = joined
+        return self._mask_bits[: len(masks)]
 
     def _take_what_came(self) -> None:
         """Have the masks computed that follow the tokens of the step before.
 
-        On a CPU when the layers begin: until then the masks' thread would take turns with the
-        step's for the GIL.
+        On a CPU when the layers begin, where that isn't begun yet: until then a thread of Python's
+        would take turns with the step's for the GIL.
         """
         came, self._drawn = self._drawn, None
         if came is None:
             return
         if came.has_come is not None:
             came.has_come.synchronize()
+            if self._start_masks(came):
+                return
         self._masks.ask(came.asked())
+
+    def _start_masks(self, drawn: _DrawnTokens) -> bool:
+        """Have the masks that follow these tokens computed natively; return whether they are."""
+        step = drawn.step
+        return step.drafts.keys().isdisjoint(step.constrained) and self._masks.start(
+            step.constrained, drawn.tokens
+        )
 
 
 def _kept(drawn: Sequence[int], first: int, drafts: Sequence[int]) -> list[int]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from bitwatt.bench.attention import bench_attention
-from bitwatt.bench.cpu import bench_cpu
+from bitwatt.bench.cpu import bench_cpu, bench_dense
 from bitwatt.bench.dense_child import LIBRARIES
 
 from tests.extent import TEST_ALL
@@ -50,10 +50,9 @@ def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
     )
     assert result["num_threads"] == 1
     ours = {"ternary", "ternary, int8 head", "16-bit"}
-    assert result["models"].keys() == {*ours, *LIBRARIES}
-    for name, figures in result["models"].items():
-        if name in ours:
-            assert figures["weights_bytes"] <= figures["rss_anon_bytes"]
+    assert result["models"].keys() == ours
+    for figures in result["models"].values():
+        assert figures["weights_bytes"] <= figures["rss_anon_bytes"]
         assert figures["step_bytes"] <= figures["weights_bytes"]
         for work in ("decode_1", "decode_8", "prefill"):
             spread = figures[work]["tokens_per_s"]
@@ -65,11 +64,31 @@ def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
         assert ratios["decode_1"]["n"] == 2
         assert 0 < ratios["weights_bytes"] < 1
     assert result["to_16_bit"].keys() == ours - {"16-bit"}
+    assert any("16-bit" in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TEST_ALL, reason="starts four processes: BITWATT_TEST_ALL=1 runs it")
+def test_the_twin_is_measured_beside_each_library() -> None:
+    lines: list[str] = []
+    result = bench_dense(
+        preset="700M",
+        num_layers=1,
+        repeats=2,
+        num_threads=1,
+        read_bytes=1 << 22,
+        report=lines.append,
+    )
+    works = {"decode_1", "decode_8", "decode_32", "prefill"}
+    assert result["models"].keys() == {"16-bit", *LIBRARIES}
     assert result["16_bit_to_library"].keys() == set(LIBRARIES)
+    for ratios in result["16_bit_to_library"].values():
+        assert ratios.keys() == works
+        assert all(0 < ratio["min"] <= ratio["median"] for ratio in ratios.values())
     num_weights = 4 * 1536**2 + 3 * 1536 * 4096 + 32000 * 1536
     assert result["models"]["torch float32"]["step_bytes"] == 4 * num_weights
     assert result["models"]["torch bfloat16"]["step_bytes"] == 2 * num_weights
-    assert any("16-bit" in line for line in lines)
+    assert any("16-bit to the linears of torch float32" in line for line in lines)
 
 
 @pytest.mark.slow

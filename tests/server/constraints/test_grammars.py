@@ -2,9 +2,10 @@
 
 import pytest
 from bitwatt.constraints import grammars as module
+from bitwatt.constraints.constraint import Constraint
 from bitwatt.constraints.grammars import Grammars
 
-from tests.server.constraints.tokens import VOCAB_SIZE, VOCABULARY, written
+from tests.server.constraints.tokens import VOCAB_SIZE, VOCABULARY, allowed, token_ids, written
 
 
 @pytest.fixture
@@ -24,6 +25,12 @@ def test_what_cant_be_compiled_is_told_each_time(grammars):
     for _ in range(2):
         with pytest.raises(ValueError, match="unclosed group"):
             grammars.compile(written(regex="a").replace("/a/", "/(a/")).result()
+
+
+def test_a_grammar_with_a_zero_character_is_not_cut_there(grammars):
+    grammar = grammars.compile(written(regex="a\0b")).result()
+    constraint = Constraint(grammar, [0])
+    assert allowed(constraint.advance(token_ids("a"))) == set(token_ids("\0"))
 
 
 def test_those_used_last_are_kept_within_count_and_size(grammars, monkeypatch):

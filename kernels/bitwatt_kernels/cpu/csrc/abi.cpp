@@ -5,6 +5,7 @@
 #include <string>
 
 #include "layer.h"
+#include "token_masks.h"
 
 using namespace bitwatt;
 
@@ -37,6 +38,16 @@ BW_API const char* bw_abi() {
         BW_SIZE(DrawSettings), BW_FIELD(DrawSettings, temperature), BW_FIELD(DrawSettings, top_k),
         BW_FIELD(DrawSettings, top_p), BW_FIELD(DrawSettings, min_p),
         BW_FIELD(DrawSettings, uniform), BW_FIELD(DrawSettings, mask),
+        BW_SIZE(MatcherCalls), BW_FIELD(MatcherCalls, commit_token),
+        BW_FIELD(MatcherCalls, compute_mask),
+        BW_SIZE(MatchedRow), BW_FIELD(MatchedRow, matcher), BW_FIELD(MatchedRow, mask),
+        BW_FIELD(MatchedRow, stops), BW_FIELD(MatchedRow, instead),
+        BW_FIELD(MatchedRow, num_stops), BW_FIELD(MatchedRow, num_instead),
+        BW_FIELD(MatchedRow, num_words), BW_FIELD(MatchedRow, end),
+        BW_FIELD(MatchedRow, min_tokens), BW_FIELD(MatchedRow, num_tokens),
+        BW_FIELD(MatchedRow, is_masked), BW_FIELD(MatchedRow, must_end),
+        BW_FIELD(MatchedRow, status),
+        BW_NUMBER(kMatches), BW_NUMBER(kMatcherFailed), BW_NUMBER(kNothingAllowed),
         BW_NUMBER(kFloat32), BW_NUMBER(kBFloat16), BW_NUMBER(kFloat16), BW_NUMBER(kInt8),
         BW_NUMBER(kRelu2), BW_NUMBER(kSilu),
         BW_NUMBER(kOk), BW_NUMBER(kBlockOutOfRange), BW_NUMBER(kSlotOutOfRange),

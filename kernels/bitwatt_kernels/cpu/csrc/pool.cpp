@@ -131,6 +131,8 @@ void Pool::serve(int thread) {
         const auto called = [&] { return job_.load(std::memory_order_acquire) != seen; };
         if (!spin_until(called)) job_.wait(seen);
         seen = job_.load(std::memory_order_acquire);
+        if (const auto posted = posted_.exchange(nullptr, std::memory_order_acquire))
+            posted(posted_body_.load(std::memory_order_relaxed));
         walk(seen, thread);
     }
 }
@@ -144,6 +146,19 @@ void Pool::start_threads() {
             return;  // the threads there are do the work; the next job tries again
         }
     }
+}
+
+bool Pool::post(void (*function)(void*), void* body) {
+    if (num_threads_ == 1) return false;
+    const std::lock_guard<std::mutex> turn(turn_);
+    start_threads();
+    if (threads_.empty()) return false;
+    posted_body_.store(body, std::memory_order_relaxed);
+    posted_.store(function, std::memory_order_release);
+    // The number of a job without a part, so that threads look.
+    job_.fetch_add(1, std::memory_order_release);
+    job_.notify_all();
+    return true;
 }
 
 void Pool::run(const Phase* phases, int num_phases) {

@@ -40,6 +40,10 @@ public:
     // Safe from several threads: jobs take turns.
     void run(const Phase* phases, int num_phases);
 
+    // Has another thread than the caller's call function(body) as soon as it has no part to do: jobs
+    // go on without it meanwhile. False where there is no other. One at a time.
+    bool post(void (*function)(void*), void* body);
+
 private:
     // Each thread has a share of a phase's parts, neighbours in memory; it takes those first, and
     // then what is left of the others'. Two kinds of words say how far a phase is:
@@ -82,6 +86,9 @@ private:
     std::unique_ptr<Share[]> shares_;
     alignas(64) std::atomic<uint32_t> job_{0};  // what idle threads sleep on
     std::atomic<bool> closing_{false};
+    // What was posted: the function is stored last, and taken by the thread that calls it.
+    std::atomic<void*> posted_body_{nullptr};
+    std::atomic<void (*)(void*)> posted_{nullptr};
 };
 
 }  // namespace bitwatt
