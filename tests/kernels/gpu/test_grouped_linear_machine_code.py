@@ -1,7 +1,9 @@
 """What the compiler makes of grouped_linear, read from the machine code: no GPU needed."""
 
+from itertools import product
+
 import pytest
-from bitwatt_kernels.gpu.grouped_linear import TILES, GroupedTile, grouped_linear_kernel
+from bitwatt_kernels.gpu.grouped_linear import GROUPS, TILES, GroupedTile, grouped_linear_kernel
 
 from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
@@ -25,7 +27,7 @@ ARGUMENTS = {
 # Instructions a weight, with groups of 128: a division and four operations a group's sum.
 MOST_INSTRUCTIONS_PER_WEIGHT = {8: 2.0, 16: 3.1, 32: 5.2}
 # Compiling takes seconds each: the others with BITWATT_TEST_ALL=1.
-TARGETS = [(90, 128), (80, 128), (90, 64), (100, 128)][: 4 if TEST_ALL else 1]
+TARGETS = list(product(SHARED_MEMORY_BYTES, GROUPS)) if TEST_ALL else [(90, 128)]
 
 
 def compile_grouped(
