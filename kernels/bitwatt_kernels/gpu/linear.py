@@ -118,6 +118,17 @@ def prefetch(pointers):
 
 
 @triton.jit
+def _recomputable(index):
+    """Return index, so that what follows from it is not kept in registers from where it was known.
+
+    Rows and tokens of a tile, kept through the loop over weights, went through local memory.
+    """
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [index], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def _multiply(w, x, acc, BFLOAT16: tl.constexpr):
     """Return acc and the product of codes, int32 or, as exact, float32."""
     if BFLOAT16:
@@ -266,6 +277,11 @@ def ternary_linear_kernel(
         tl.debug_barrier()  # every thread has read
         tl.store(shared, tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32))
 
+    if INLINE_ASM:
+        tile = _recomputable(tile)
+    n, m = tile_indices(tile, num_tokens, out_features, BLOCK_OUT, BLOCK_TOKENS, GROUP_TOKENS)
+    n_read = tl.minimum(n, out_features - 1)
+    m_read = tl.minimum(m, num_tokens - 1)
     acc -= tl.load(x_sums_ptr + m_read)[None, :]
     y = tl.div_rn(acc.to(tl.float32), tl.load(x_scales_ptr + m_read)[None, :])
     y *= tl.load(w_scales_ptr + n_read)[:, None]
