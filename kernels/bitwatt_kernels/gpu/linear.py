@@ -20,7 +20,7 @@ from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu.configs import LinearConfig
 from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
 from bitwatt_kernels.gpu.row_queue import RawRows, rows_at_once, take_rows
-from bitwatt_kernels.gpu.tiles import tile_indices
+from bitwatt_kernels.gpu.tiles import recomputable, tile_indices
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 
 __all__ = [
@@ -114,17 +114,6 @@ def prefetch(pointers):
         dtype=tl.int32,
         is_pure=False,
         pack=1,
-    )
-
-
-@triton.jit
-def _recomputable(index):
-    """Return index, so that what follows from it is not kept in registers from where it was known.
-
-    Rows and tokens of a tile, kept through the loop over weights, went through local memory.
-    """
-    return tl.inline_asm_elementwise(
-        "mov.b32 $0, $1;", "=r,r", [index], dtype=tl.int32, is_pure=False, pack=1
     )
 
 
@@ -278,7 +267,7 @@ def ternary_linear_kernel(
         tl.store(shared, tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32))
 
     if INLINE_ASM:
-        tile = _recomputable(tile)
+        tile = recomputable(tile)
     n, m = tile_indices(tile, num_tokens, out_features, BLOCK_OUT, BLOCK_TOKENS, GROUP_TOKENS)
     n_read = tl.minimum(n, out_features - 1)
     m_read = tl.minimum(m, num_tokens - 1)
