@@ -110,7 +110,7 @@ def _calls(
             calls[f"normed_linear {layer}"] = lambda x=rows, w=weight, g=ones, a=activation_of: (
                 normed_linear(x, g, EPS, w, None, dtype, backend.gpu, activation=a)
             )
-        elif num_tokens <= MAX_QUEUED_TOKENS:
+        elif num_tokens <= MAX_QUEUED_TOKENS or layer in ("qkv", "gate_up"):
             activation_of = activation if layer == "down" else None
             rows = randn(num_tokens, 2 * k if activation_of else k)
             ones = torch.ones(k, device=device)
@@ -118,10 +118,9 @@ def _calls(
             calls[f"ternary_linear of raw rows {layer}"] = lambda x=raw, w=weight: ternary_linear(
                 x, w, None, dtype, backend.gpu
             )
-    if num_tokens <= MAX_QUEUED_TOKENS:
-        calls["rotated_attention"] = lambda: rotated_attention(
-            qkv, rope, cache, layout, sizes.num_heads, sizes.head_dim**-0.5, backend.gpu
-        )
+    calls["rotated_attention"] = lambda: rotated_attention(
+        qkv, rope, cache, layout, sizes.num_heads, sizes.head_dim**-0.5, backend.gpu
+    )
     embedding = randn(sizes.vocab_size, hidden)
     head16, head8 = backend.prepare_head(embedding), backend.prepare_head(embedding, bits=8)
     calls["head 16 bits"] = lambda: backend.head(h, head16)

@@ -12,13 +12,16 @@ Weights = Literal["ternary", "dense"]
 # the gated activation, and the quantization of attention's output where weights are ternary.
 _SMALL_KERNELS: dict[Weights, int] = {"ternary": 5, "dense": 4}
 _FEW_TOKENS = 256  # up to which ternary linears take these into their own kernels
+_SMALL_KERNELS_OF_MANY = 2  # above, in a step that decodes: two linears still take theirs
 
 
 def _num_small_kernels(weights: Weights, num_tokens: int, new_tokens: int) -> int:
     if weights == "dense":
         return _SMALL_KERNELS[weights]
-    rope = 0 if new_tokens == 1 else 1  # with the cache, before prefill's attention
-    return rope + (0 if num_tokens <= _FEW_TOKENS else _SMALL_KERNELS[weights] - 1)
+    decodes = new_tokens == 1  # else RoPE comes, with the cache, before prefill's attention
+    if num_tokens <= _FEW_TOKENS:
+        return 0 if decodes else 1
+    return _SMALL_KERNELS_OF_MANY if decodes else _SMALL_KERNELS[weights]
 
 
 @dataclass(frozen=True, slots=True)

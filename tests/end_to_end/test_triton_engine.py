@@ -12,41 +12,71 @@ from bitwatt.training.export import export
 from bitwatt.training.model import LanguageModel
 from bitwatt.training.tokenizer import train_tokenizer
 
-from tests.extent import TEST_ALL
 from tests.server.training.factories import make_training_config
 
 SCRIPT = """
 import json, os, sys
-from bitwatt import LLM, SamplingParams
+import numpy as np
 from bitwatt.engine import build
+from bitwatt.engine.messages import EngineConfig, Submit
+from bitwatt.scheduling.request import ResolvedSampling
 
 if os.environ.get("BITWATT_TEST_ALL") != "1":
     build.warm_up = lambda *_: None  # interpreted, it takes as long as the rest
-path, backend = sys.argv[1:3]
-num_tokens, *lengths = map(int, sys.argv[3:])
-prompts = [[(7 * i + j) % 270 + 5 for j in range(n)] for i, n in enumerate(lengths)]
-sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, logprobs=0)
-scoring = SamplingParams(max_tokens=0, prompt_logprobs=0)
-limits = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 64}
-with LLM(path, backend=backend, device="cpu", **limits) as llm:
-    generations = llm.generate(prompts, sampling)
-    scored = llm.generate([g.prompt_token_ids + g.token_ids for g in generations], scoring)
+path, backend = sys.argv[1:]
+limits = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 48}
+memory = {"kv_cache_bytes": 6 * 4096, "prefix_caching": False}
+core, _ = build.build_engine(
+    EngineConfig(model_path=path, backend=backend, device="cpu", **limits, **memory)
+)
+
+
+def run(requests, dropped=None):
+    tokens = {name: [] for name in requests}
+    logprobs = {name: [] for name in requests}
+    for name, (prompt, sampling) in requests.items():
+        core.submit(
+            Submit(request_id=name, prompt_token_ids=prompt, sampling=ResolvedSampling(**sampling))
+        )
+    while core.has_work:
+        for output in core.step():
+            tokens[output.request_id] += output.token_ids
+            logprobs[output.request_id] += [entry.sampled for entry in output.logprobs]
+            if output.prompt_logprobs is not None:
+                values = np.frombuffer(output.prompt_logprobs.values, np.float32)
+                logprobs[output.request_id] += values.tolist()
+        if dropped in tokens and len(tokens[dropped]) == 2:
+            core.abort([dropped])
+    core.check_integrity()
+    return tokens, logprobs
+
+
+greedy = {"temperature": 0.0, "max_tokens": 5, "logprobs": 0}
+drawn = {"temperature": 0.8, "top_k": 4, "seed": 3, "max_tokens": 5, "logprobs": 0}
+lengths = {"short": 1, "long": 30, "drawn": 19, "dropped": 20}
+prompts = {
+    name: [(7 * i + j) % 270 + 5 for j in range(length)]
+    for i, (name, length) in enumerate(lengths.items())
+}
+tokens, decoded = run(
+    {name: (prompt, drawn if name == "drawn" else greedy) for name, prompt in prompts.items()},
+    dropped="dropped",
+)
+num_preemptions = core.stats().num_preemptions
+scoring = {"max_tokens": 0, "prompt_logprobs": 0}
+_, scored = run({name: (prompt + tokens[name], scoring) for name, prompt in prompts.items()})
+scored = {name: values[-len(tokens[name]) :] for name, values in scored.items()}
 print(
     json.dumps(
         {
-            "tokens": [g.token_ids for g in generations],
-            "decoded": [[entry.sampled for entry in g.logprobs] for g in generations],
-            "scored": [
-                [entry.logprob for entry in g.prompt_logprobs[-num_tokens:]] for g in scored
-            ],
+            "tokens": tokens,
+            "decoded": decoded,
+            "scored": scored,
+            "num_preemptions": num_preemptions,
         }
     )
 )
 """
-
-# The interpreter takes half a minute for the longer. Of either a prompt comes in several chunks,
-# beside tokens that others draw.
-NUM_TOKENS, *LENGTHS = (5, 1, 30, 19) if TEST_ALL else (3, 1, 18, 11)
 
 
 def make_folder(folder: Path) -> Path:
@@ -58,9 +88,8 @@ def make_folder(folder: Path) -> Path:
 
 
 def generate(folder: Path, backend: str, **environment: str) -> dict[str, Any]:
-    script = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT]
     ran = subprocess.run(
-        [*script, str(folder), backend, *map(str, (NUM_TOKENS, *LENGTHS))],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, str(folder), backend],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -74,8 +103,12 @@ def generate(folder: Path, backend: str, **environment: str) -> dict[str, Any]:
 def test_engine_on_triton_kernels_gives_the_references_tokens(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     expected = generate(folder, "reference")
-    assert [len(tokens) for tokens in expected["tokens"]] == [NUM_TOKENS] * 3
-    assert expected["decoded"] == expected["scored"]
     answer = generate(folder, "triton", TRITON_INTERPRET="1")
+    sizes = {name: len(tokens) for name, tokens in expected["tokens"].items()}
+    assert sizes == {"short": 5, "long": 5, "drawn": 5, "dropped": 2}
     assert answer["tokens"] == expected["tokens"]
-    assert answer["decoded"] == answer["scored"]
+    for ran in (expected, answer):
+        assert ran["decoded"] == ran["scored"]
+        assert ran["num_preemptions"] > 0
+    for name, logprobs in expected["decoded"].items():
+        assert answer["decoded"][name] == pytest.approx(logprobs, abs=0.05)

@@ -404,7 +404,13 @@ class NativeBackend(LayersByOperations):
             )
         )
 
-    def draw_tokens(self, logits: Tensor, settings: Tensor, bits: Tensor | None) -> Tensor:
+    def draw_tokens(
+        self,
+        logits: Tensor,
+        settings: Tensor,
+        bits: Tensor | None,
+        best: Tensor | None = None,  # noqa: ARG002  # of a GPU's head
+    ) -> Tensor:
         """Return a token for each row of logits, [R] int64; -1 where none can be drawn.
 
         logits    [R, vocab_size] float32

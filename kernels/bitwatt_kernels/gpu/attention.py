@@ -387,6 +387,8 @@ def _attention(
     is_decode = layout.max_query_len <= 1
     fits = group <= config.decode.block_rows
     tile = config.decode if is_decode and fits else config.prefill
+    if cache.is_int8 and not is_decode:
+        tile = config.prefill_of_codes
     if group > tile.block_rows or num_sequences * num_kv_heads > MAX_SPLIT_TILES:
         raise ShapeError(
             f"{group} query heads a key-value head and {num_sequences} sequences of "

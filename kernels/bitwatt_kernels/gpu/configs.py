@@ -1,7 +1,7 @@
 """Launch configurations as data: one JSON file a GPU in tuned/, read once and never searched."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from typing import Any
 
@@ -77,6 +77,11 @@ class AttentionConfig:
     block_context: int
     decode: AttentionTile
     prefill: AttentionTile
+
+    @property
+    def prefill_of_codes(self) -> AttentionTile:
+        """prefill over keys and values in int8, for whose scales 4 warps lack the registers."""
+        return replace(self.prefill, num_warps=max(8, self.prefill.num_warps))
 
 
 @dataclass(frozen=True, slots=True)

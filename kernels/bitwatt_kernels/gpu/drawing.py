@@ -17,8 +17,9 @@ from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu.best import best_in_tile, float_of, index_of, key_of
 from bitwatt_kernels.gpu.device import Gpu
 
-__all__ = ["MAX_CANDIDATES", "NUM_BINS", "NUM_WARPS", "draw", "draw_kernel"]
+__all__ = ["MAX_CANDIDATES", "NUM_BINS", "NUM_WARPS", "draw", "draw_kernel", "mask"]
 
+_NUM_SETTINGS = tl.constexpr(6)
 MAX_CANDIDATES = 4096
 NUM_WARPS = 16
 NUM_BINS = 1024  # of the distance to the largest logit, each BIN_WIDTH wide
@@ -89,11 +90,7 @@ def _share(uniform, total):
 def draw_kernel(
     logits_ptr,  # [R, vocab_size] float32
     best_ptr,  # [R, num_tiles] int64, as best_in_tile returns; read if HAS_BEST
-    temperatures_ptr,  # [R] float32, 0 for the best token
-    top_ks_ptr,  # [R] int64, 0 for all
-    top_ps_ptr,  # [R] float32
-    min_ps_ptr,  # [R] float32
-    uniforms_ptr,  # [R] float64
+    settings_ptr,  # [R, NUM_SETTINGS] float64, as draw takes them
     candidates_ptr,  # [R, MAX_CANDIDATES] float32, scratch
     ids_ptr,  # [R, MAX_CANDIDATES] int32, scratch
     tokens_ptr,  # [R] int64
@@ -104,7 +101,7 @@ def draw_kernel(
     NUM_BINS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """tokens[r] = the token at which the weights, in order, come to uniforms[r] of their sum.
+    """tokens[r] = the token at which the weights, in order, come to a row's number of their sum.
 
     In order of falling logit, equal ones by rising id, where top-k or top-p is set, and else by
     rising id. The largest, or the first of those, where the temperature is 0. NO_TOKEN in a row
@@ -112,12 +109,13 @@ def draw_kernel(
     """
     r = tl.program_id(0)
     x_ptr = logits_ptr + r.to(tl.int64) * vocab_size
-    temperature = tl.load(temperatures_ptr + r)
+    settings_ptr += r * _NUM_SETTINGS
+    temperature = tl.load(settings_ptr).to(tl.float32)
     is_greedy = temperature == 0.0
     temperature = tl.where(is_greedy, 1.0, temperature)
-    top_k = tl.load(top_ks_ptr + r)
-    top_p = tl.load(top_ps_ptr + r)
-    min_p = tl.load(min_ps_ptr + r)
+    top_k = tl.load(settings_ptr + 1).to(tl.int64)
+    top_p = tl.load(settings_ptr + 2).to(tl.float32)
+    min_p = tl.load(settings_ptr + 3).to(tl.float32)
     has_top_k = (top_k > 0) & (top_k < vocab_size)
 
     # The best is of the logits as they are: divided by the temperature, two may become equal.
@@ -153,7 +151,7 @@ def draw_kernel(
         left += tl.sum(tl.where(tl.exp(x - top) >= min_p, weights, 0))
         bins = tl.minimum((top - x) / _BIN_WIDTH, NUM_BINS - 1.0).to(tl.int32)
         near += tl.histogram(bins, NUM_BINS)
-    uniform = (tl.load(uniforms_ptr + r) * _UNIFORM_STEPS).to(tl.uint64)  # exact
+    uniform = (tl.load(settings_ptr + 4) * _UNIFORM_STEPS).to(tl.uint64)  # exact
 
     if (top_k == 0) & (top_p >= 1.0):
         target = _share(uniform, left)
@@ -229,43 +227,28 @@ def draw_kernel(
     tl.store(tokens_ptr + r, token.to(tl.int64))
 
 
-def draw(
-    logits: Tensor,
-    temperatures: Tensor,
-    top_ks: Tensor,
-    top_ps: Tensor,
-    min_ps: Tensor,
-    uniforms: Tensor,
-    gpu: Gpu,
-    best: Tensor | None = None,
-) -> Tensor:
+def draw(logits: Tensor, settings: Tensor, gpu: Gpu, best: Tensor | None = None) -> Tensor:
     """Return a token for each row, [R] int64; -1 where a row has no distribution.
 
-    logits        [R, vocab_size] float32, contiguous
-    temperatures  [R] float32; 0 takes the largest logit, and of equal ones the first
-    top_ks        [R] int64; 0 keeps every token
-    top_ps        [R] float32 in (0, 1], min_ps [R] float32 in [0, 1]
-    uniforms      [R] float64 in [0, 1), multiples of 2⁻⁵³
-    best          [R, tiles] int64, what the head has found of these logits: saves a look at all
-    Raises        ShapeError or DtypeError if the arguments don't fit together
+    logits    [R, vocab_size] float32, contiguous
+    settings  [R, 6] float64, contiguous: temperature, of which 0 takes the largest logit, and of
+              equal ones the first; top_k, 0 keeps every token; top_p in (0, 1]; min_p in [0, 1]; a
+              number in [0, 1), a multiple of 2⁻⁵³, that picks the token; and one not read here
+    best      [R, tiles] int64, what the head has found of these logits: saves a look at all
+    Raises    ShapeError or DtypeError if the arguments don't fit together
     """
     if logits.dim() != 2 or not logits.is_contiguous():
         raise ShapeError(f"logits have shape {list(logits.shape)}; expected contiguous [R, V]")
-    columns = {
-        "temperatures": (temperatures, torch.float32),
-        "top_ks": (top_ks, torch.int64),
-        "top_ps": (top_ps, torch.float32),
-        "min_ps": (min_ps, torch.float32),
-        "uniforms": (uniforms, torch.float64),
-    }
-    if logits.dtype != torch.float32:
-        raise DtypeError(f"logits are {logits.dtype}; expected float32")
     num_rows, vocab_size = logits.shape
-    for name, (column, dtype) in columns.items():
-        if column.shape != (num_rows,):
-            raise ShapeError(f"{name} has shape {list(column.shape)}; expected [{num_rows}]")
-        if column.dtype != dtype:
-            raise DtypeError(f"{name} is {column.dtype}; expected {dtype}")
+    if settings.shape != (num_rows, _NUM_SETTINGS.value) or not settings.is_contiguous():
+        raise ShapeError(
+            f"settings have shape {list(settings.shape)} and strides {settings.stride()}; "
+            f"expected contiguous [{num_rows}, {_NUM_SETTINGS.value}]"
+        )
+    if (logits.dtype, settings.dtype) != (torch.float32, torch.float64):
+        raise DtypeError(
+            f"logits are {logits.dtype} and settings {settings.dtype}; expected float32 and float64"
+        )
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if not num_rows:
         return tokens
@@ -273,7 +256,7 @@ def draw(
     draw_kernel[(num_rows,)](
         logits,
         tokens if best is None else best,
-        *(column for column, _ in columns.values()),
+        settings,
         torch.empty(scratch, dtype=torch.float32, device=logits.device),
         torch.empty(scratch, dtype=torch.int32, device=logits.device),
         tokens,
@@ -286,3 +269,16 @@ def draw(
         **gpu.launch_options(NUM_WARPS),
     )
     return tokens
+
+
+def mask(logits: Tensor, mask_of: Tensor, bits: Tensor) -> None:
+    """Give the tokens that a row's mask lacks a logit of -inf, in place, by torch.
+
+    logits   [R, vocab_size] float32
+    mask_of  [R] int64, which mask is a row's, or -1
+    bits     [M, words] int32: a bit a token, the lowest first, for vocab_size at least
+    """
+    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+    denied = (~bits[:, :, None] >> shifts).bitwise_and_(1).bool()
+    denied = denied.flatten(1)[:, : logits.shape[1]]
+    logits.masked_fill_(denied[mask_of.clamp(min=0)] & (mask_of >= 0)[:, None], -torch.inf)

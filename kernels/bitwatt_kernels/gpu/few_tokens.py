@@ -3,8 +3,8 @@
 A step of one sequence reads 9 MB a layer on a 2-billion-parameter model, some microseconds; ten
 launches would take as long again. What is left is what a layer's sums depend on one after another.
 Up to MAX_TOKENS every program norms and quantizes all rows anew; up to MAX_QUEUED_TOKENS each row
-is one program's. Of more only rotation and attention are one: rows have a launch of their own,
-which has more warps for them. The bits are those of the operations one by one.
+is one program's. So are, of more, the rows that linears of many programs read where a step
+decodes; others have a launch of their own. The bits are those of the operations one by one.
 """
 
 from collections.abc import Sequence
@@ -52,22 +52,36 @@ def run_layers(
 
     T  at least 1
     """
-    mlp = _mlp_of_fewest if len(h) <= MAX_TOKENS else _mlp
+    queues = len(h) <= MAX_QUEUED_TOKENS
+    # Of the four, qkv and gate_up have the most programs, and the narrowest rows.
+    queues_stream = queues or layout.max_query_len <= 1
     for layer, kv_cache in zip(layers, kv_caches, strict=True):
-        qkv = _linear(h, layer.input_norm, layer.eps, layer.qkv, None, gpu)
+        qkv = _linear(h, layer.input_norm, layer.eps, layer.qkv, None, queues_stream, gpu)
         attended = _attention(qkv, layer, rope, kv_cache, layout, gpu)
-        h = _linear(attended, layer.attention_sub_norm, layer.eps, layer.o, h, gpu)
-        h = mlp(h, layer, gpu)
+        h = _linear(attended, layer.attention_sub_norm, layer.eps, layer.o, h, queues, gpu)
+        if len(h) <= MAX_TOKENS:
+            h = _mlp_of_fewest(h, layer, gpu)
+        else:
+            h = _mlp(h, layer, queues, queues_stream, gpu)
     return h
 
 
 def _linear(
-    x: Tensor, norm: Tensor | None, eps: float, weight: Any, residual: Tensor | None, gpu: Gpu
+    x: Tensor,
+    norm: Tensor | None,
+    eps: float,
+    weight: Any,
+    residual: Tensor | None,
+    is_queued: bool,
+    gpu: Gpu,
 ) -> Tensor:
-    """Return weight of x, normed unless norm is None, plus residual, in x's dtype."""
+    """Return weight of x, normed unless norm is None, plus residual, in x's dtype.
+
+    is_queued  whether the linear's programs norm and quantize rows, if more than MAX_TOKENS
+    """
     if len(x) <= MAX_TOKENS:
         return normed_linear(x, norm, eps, weight, residual, x.dtype, gpu)
-    if len(x) <= MAX_QUEUED_TOKENS:
+    if is_queued:
         return ternary_linear(RawRows(x, norm, eps), weight, residual, x.dtype, gpu)
     rows = quantize(x, gpu) if norm is None else rms_norm_quantize(x, norm, eps, gpu)
     return ternary_linear(rows, weight, residual, x.dtype, gpu)
@@ -107,11 +121,13 @@ def _mlp_of_fewest(h: Tensor, layer: LayerWeights[TernaryWeight], gpu: Gpu) -> T
     return normed_linear(gated, layer.mlp_sub_norm, layer.eps, down, h, h.dtype, gpu)
 
 
-def _mlp(h: Tensor, layer: LayerWeights[TernaryWeight], gpu: Gpu) -> Tensor:
+def _mlp(
+    h: Tensor, layer: LayerWeights[TernaryWeight], queues: bool, queues_stream: bool, gpu: Gpu
+) -> Tensor:
     """Return h and the MLP's part, with f(gate) · up before down."""
-    gate_up = _linear(h, layer.mlp_norm, layer.eps, layer.gate_up, None, gpu)
+    gate_up = _linear(h, layer.mlp_norm, layer.eps, layer.gate_up, None, queues_stream, gpu)
     down, norm = cast(TernaryWeight, layer.down), layer.mlp_sub_norm
-    if len(h) <= MAX_QUEUED_TOKENS:
+    if queues:
         rows = RawRows(gate_up, norm, layer.eps, layer.activation)
         return ternary_linear(rows, down, h, h.dtype, gpu)
     gated = gated_activation_quantize(gate_up, layer.activation, norm, layer.eps, gpu)

@@ -19,8 +19,8 @@ from bitwatt_kernels.backend import QuantizedActivations
 from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu.configs import LinearConfig
 from bitwatt_kernels.gpu.device import MAX_SPLIT_TILES, Gpu
-from bitwatt_kernels.gpu.row_queue import ROW_BLOCK, RawRows, take_rows
-from bitwatt_kernels.gpu.tiles import tile_indices
+from bitwatt_kernels.gpu.row_queue import RawRows, rows_at_once, take_rows
+from bitwatt_kernels.gpu.tiles import recomputable, tile_indices
 from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight
 
 __all__ = [
@@ -161,6 +161,7 @@ def ternary_linear_kernel(
     GATED: tl.constexpr,
     SILU: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    ROWS: tl.constexpr,
     ROW_BLOCK: tl.constexpr,
     INLINE_ASM: tl.constexpr,
     PDL: tl.constexpr,
@@ -205,6 +206,7 @@ def ternary_linear_kernel(
             GATED,
             SILU,
             HAS_NORM,
+            ROWS,
             ROW_BLOCK,
         )
 
@@ -264,6 +266,11 @@ def ternary_linear_kernel(
         tl.debug_barrier()  # every thread has read
         tl.store(shared, tl.zeros([BLOCK_OUT, BLOCK_TOKENS], tl.int32))
 
+    if INLINE_ASM:
+        tile = recomputable(tile)
+    n, m = tile_indices(tile, num_tokens, out_features, BLOCK_OUT, BLOCK_TOKENS, GROUP_TOKENS)
+    n_read = tl.minimum(n, out_features - 1)
+    m_read = tl.minimum(m, num_tokens - 1)
     acc -= tl.load(x_sums_ptr + m_read)[None, :]
     y = tl.div_rn(acc.to(tl.float32), tl.load(x_scales_ptr + m_read)[None, :])
     y *= tl.load(w_scales_ptr + n_read)[:, None]
@@ -352,6 +359,7 @@ def ternary_linear(
         num_tokens, config.block_tokens
     )
     num_splits = _num_splits(config, num_tiles, row_bytes, gpu)
+    rows, row_block = rows_at_once(0 if raw is None else num_tokens)
     ternary_linear_kernel[(num_tiles, num_splits)](
         x.codes,
         x.scales,
@@ -385,7 +393,8 @@ def ternary_linear(
         GATED=raw is not None and raw.activation is not None,
         SILU=raw is not None and raw.activation == "silu",
         HAS_NORM=raw is not None and raw.norm is not None,
-        ROW_BLOCK=ROW_BLOCK,
+        ROWS=rows,
+        ROW_BLOCK=row_block,
         INLINE_ASM=gpu.inline_asm,
         PDL=gpu.pdl,
         **gpu.launch_options(config.num_warps, config.num_stages),

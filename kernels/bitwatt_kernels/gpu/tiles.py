@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["tile_indices"]
+__all__ = ["recomputable", "tile_indices"]
 
 
 @triton.jit
@@ -28,3 +28,14 @@ def tile_indices(
     n = in_group // group * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     m = (first_in_group + in_group % group) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     return n, m
+
+
+@triton.jit
+def recomputable(index):
+    """Return index, so that what follows from it is not kept in registers from where it was known.
+
+    Rows and tokens of a tile, kept through the loop over weights, went through local memory.
+    """
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [index], dtype=tl.int32, is_pure=False, pack=1
+    )

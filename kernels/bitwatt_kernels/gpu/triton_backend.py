@@ -1,6 +1,6 @@
 """The Triton kernels as a Backend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -169,19 +169,31 @@ class TritonBackend(LayersByOperations):
     ) -> Tensor:
         return _attention.attention(queries, kv_cache, layout, scale, self.gpu)
 
-    def draw(
-        self,
-        logits: Tensor,
-        temperatures: Tensor,
-        top_ks: Tensor,
-        top_ps: Tensor,
-        min_ps: Tensor,
-        uniforms: Tensor,
-        best: Tensor | None = None,
+    def mask_logits(self, logits: Tensor, rows: Sequence[int], bits: Tensor) -> None:
+        """Give the tokens that a row's mask lacks a logit of -inf, in place.
+
+        logits  [.., vocab_size] float32
+        rows    M of logits' rows, each once
+        bits    [M, words] int32: a bit a token, the lowest first, for vocab_size at least
+        """
+        mask_of = torch.full([len(logits)], -1)
+        mask_of[list(rows)] = torch.arange(len(rows))
+        if self.device.type == "cuda":
+            mask_of = mask_of.pin_memory()
+        _drawing.mask(logits, mask_of.to(self.device, non_blocking=True), bits)
+
+    def draw_tokens(
+        self, logits: Tensor, settings: Tensor, bits: Tensor | None, best: Tensor | None = None
     ) -> Tensor:
-        """Return a token for each row of logits, [R] int64; see gpu.drawing.draw."""
-        columns = (temperatures, top_ks, top_ps, min_ps, uniforms)
-        return _drawing.draw(logits, *columns, self.gpu, best)
+        """Return a token for each row of logits, [R] int64; see gpu.drawing.draw.
+
+        bits  [M, words] int32, masks as mask_logits takes them, of which the last of a row's
+              settings names one, or -1; logits are masked by them in place. None where no row has
+              one
+        """
+        if bits is not None:
+            _drawing.mask(logits, settings[:, 5].long(), bits)
+        return _drawing.draw(logits, settings, self.gpu, best)
 
     def head(self, x: Tensor, weight: object) -> Tensor:
         if isinstance(weight, TernaryHead):

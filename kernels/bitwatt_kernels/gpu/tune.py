@@ -56,6 +56,9 @@ def candidates(max_tokens: int | None, *, bfloat16: bool = False) -> list[Linear
     """
     found = []
     block_tokens = [128, 256] if max_tokens is None else sorted({min(max_tokens, 64), max_tokens})
+    if bfloat16 and max_tokens is None:
+        # Triton keeps sums of each of four planes: of more tokens they exceed tensor memory.
+        block_tokens.insert(0, 64)
     for tokens, out, num_bytes in product(block_tokens, (32, 64, 128), (32, 64, 128, 256)):
         num_warps = 8 if out * tokens >= 128 * 128 else 2 if out == 32 and tokens <= 16 else 4
         accumulators = out * tokens // (32 * num_warps)
@@ -77,7 +80,7 @@ def candidates(max_tokens: int | None, *, bfloat16: bool = False) -> list[Linear
                 )
             )
     if bfloat16 and max_tokens is None:
-        found += [replace(config, bfloat16=True) for config in found]
+        found += [replace(c, bfloat16=True) for c in found if c.block_tokens == 64]
     return found
 
 

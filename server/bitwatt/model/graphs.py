@@ -106,7 +106,7 @@ class DecodeGraphs:
         fields.slots[sequences] = -1
         fields.context_lens[sequences] = 0
         fields.sampling_rows[sequences] = no_row
-        fields.temperatures[sequences] = 0.0
+        fields.draws[sequences, 0] = 0.0  # a temperature that looks at no other setting
         fields.pending_tokens[pending] = len(fields.token_ids) - 1
         fields.pending_rows[pending] = no_row
 
@@ -143,7 +143,7 @@ class DecodeGraphs:
             logits = self._logits[:size]
             best = self._model.logits_into(h, logits)
             if self._drawer is not None:
-                drawn = self._drawer.draw(logits, *fields.draws.first(size).columns, best)
+                drawn = self._drawer.draw_tokens(logits, fields.draws[:size], None, best)
                 self._drawn[:size].copy_(drawn)
                 self._step.last_tokens[fields.sampling_rows[:size]] = drawn.clamp(min=0)
 

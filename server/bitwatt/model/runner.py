@@ -30,11 +30,9 @@ from bitwatt.model.sampler import (
     Sampled,
     Sampler,
     SamplingRow,
-    StepDrawer,
     TokenDrawer,
     TokenMasks,
     drawing_settings,
-    stage_draws,
 )
 from bitwatt.model.step_buffers import DeviceStep, HostStep, StepFields
 from bitwatt.model.step_thread import StepThread
@@ -77,7 +75,6 @@ class _Step:
     is_decode: bool  # every sequence brings one token, and one is drawn behind each
     has_prompt_graph: bool
     sampling_rows: list[SamplingRow]
-    settings: Tensor | None  # drawing_settings of those, for a StepDrawer
     constrained: dict[int, Constraint]  # by index among sampling_rows, of a chunk's first
     drafts: dict[int, Sequence[int]]  # of those chunks that have some, by the same index
     masked: list[int]  # indices among sampling_rows: those of constrained, and behind their drafts
@@ -163,10 +160,8 @@ class ModelRunner:
         limits = (max_num_seqs, max_num_batched_tokens, max_blocks)
         self._host_steps = [HostStep(*limits, stream) for _ in range(2)]
         self._device_step = None if stream is None else DeviceStep(*limits, self._device)
-        drawer = model.backend if isinstance(model.backend, TokenDrawer | StepDrawer) else None
+        drawer = model.backend if isinstance(model.backend, TokenDrawer) else None
         self._sampler = Sampler(max_num_seqs, self.vocab_size, self._device, drawer)
-        self._draws_steps = isinstance(drawer, StepDrawer)
-        self._stages_draws = isinstance(drawer, TokenDrawer)
         self._last_tokens = (
             torch.zeros(max_num_seqs, dtype=torch.int64)
             if self._device_step is None
@@ -319,8 +314,7 @@ class ModelRunner:
             (staging.pending_rows, pending_rows),
         ):
             field.numpy()[: len(values)] = values
-        if self._stages_draws:
-            stage_draws(staging.draws, sampling_rows, self.vocab_size)
+        drawing_settings(sampling_rows, masked, staging.draws)
         is_decode = t == num_seqs == len(sampling_rows) and not plan.scored and not plan.embedded
         has_prompt_graph = False
         if self._graphs is not None and is_decode:
@@ -338,7 +332,6 @@ class ModelRunner:
             is_decode,
             has_prompt_graph,
             sampling_rows,
-            drawing_settings(sampling_rows, masked) if self._draws_steps else None,
             constrained,
             drafts,
             masked,
@@ -425,7 +418,7 @@ class ModelRunner:
         if not num_drawn:
             return lambda: _with_what_was_read(StepResult([], []), scores, embedded)
         masks = self._masks_of(step, trials) if step.constrained else None
-        settings = fields.draws.first(num_drawn) if self._stages_draws else step.settings
+        settings = fields.draws[:num_drawn]
         sampled = self._sampler.sample(logits, step.sampling_rows, masks, settings, drawn)
         # A step planned before this one's end feeds even a token that wasn't drawn: as a 0, to a
         # request that has ended by then. Of a request with drafts it feeds none.

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitwatt.model.step_buffers import DrawSettings
 from bitwatt.model.streams import upload
 from bitwatt.model.truncation_sampling import NO_TOKEN, draw
 from bitwatt.scheduling.request import ResolvedSampling
@@ -27,12 +26,10 @@ __all__ = [
     "Sampled",
     "Sampler",
     "SamplingRow",
-    "StepDrawer",
     "TokenDrawer",
     "TokenMasks",
     "counter_uniform",
     "drawing_settings",
-    "stage_draws",
 ]
 
 LEAST_LOGPROB = -9999.0
@@ -87,21 +84,25 @@ class SamplingRow:
         return s.has_penalties or bool(s.logit_bias) or needs_more
 
 
-def drawing_settings(rows: Sequence[SamplingRow], masked: Sequence[int] = ()) -> Tensor:
-    """Return what a StepDrawer draws by, [R, 6] float64.
+def drawing_settings(
+    rows: Sequence[SamplingRow], masked: Sequence[int] = (), out: Tensor | None = None
+) -> Tensor:
+    """Return what a TokenDrawer draws by, [R, 6] float64.
 
     Of each row temperature, top_k, top_p, min_p, its uniform number, and which mask is its, or -1.
 
     masked  TokenMasks.rows
+    out     memory for R rows at least, on the host
     """
-    settings = np.empty((len(rows), 6))
+    out = torch.empty(len(rows), 6, dtype=torch.float64) if out is None else out[: len(rows)]
+    settings = out.numpy()
     sampling = [r.sampling for r in rows]
     known = [(s.temperature, s.top_k, s.top_p, s.min_p) for s in sampling]
     settings[:, :4] = np.reshape(known, (len(rows), 4))  # also of a step that draws nothing
     settings[:, 4] = counter_uniform([s.seed for s in sampling], [r.position for r in rows])
     settings[:, 5] = -1
     settings[masked, 5] = range(len(masked))
-    return torch.from_numpy(settings)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,49 +144,9 @@ class Sampled:
     failures: dict[int, str]
 
 
-def stage_draws(settings: DrawSettings, rows: Sequence[SamplingRow], vocab_size: int) -> None:
-    """Write how the rows are drawn to settings on the host, from its first element on."""
-    n = len(rows)
-    sampling = [row.sampling for row in rows]
-    settings.temperatures.numpy()[:n] = [s.temperature for s in sampling]
-    if not any(s.temperature for s in sampling):
-        return  # nothing else is read
-    settings.top_ks.numpy()[:n] = [min(s.top_k, vocab_size) for s in sampling]
-    settings.top_ps.numpy()[:n] = [s.top_p for s in sampling]
-    settings.min_ps.numpy()[:n] = [s.min_p for s in sampling]
-    settings.uniforms.numpy()[:n] = counter_uniform(
-        [s.seed for s in sampling], [row.position for row in rows]
-    )
-
-
 @runtime_checkable
 class TokenDrawer(Protocol):
-    """A backend that draws by a kernel of its own."""
-
-    def draw(
-        self,
-        logits: Tensor,
-        temperatures: Tensor,
-        top_ks: Tensor,
-        top_ps: Tensor,
-        min_ps: Tensor,
-        uniforms: Tensor,
-        best: Tensor | None = None,
-    ) -> Tensor:
-        """Return a token for each row, [R] int64, as truncation_sampling.draw would.
-
-        A temperature of 0 takes the best token. Waits for nothing, so that a graph can capture it.
-
-        logits    [R, vocab_size] float32
-        the rest  DrawSettings' columns
-        best      what the head has found of these logits, or None
-        """
-        ...
-
-
-@runtime_checkable
-class StepDrawer(Protocol):
-    """A backend that masks and draws a step's rows in one call, by kernels of its own."""
+    """A backend that masks and draws a step's rows by kernels of its own."""
 
     def mask_logits(self, logits: Tensor, rows: Sequence[int], bits: Tensor) -> None:
         """Give the tokens that a row's mask lacks a logit of -inf, in place.
@@ -196,12 +157,17 @@ class StepDrawer(Protocol):
         """
         ...
 
-    def draw_tokens(self, logits: Tensor, settings: Tensor, bits: Tensor | None) -> Tensor:
+    def draw_tokens(
+        self, logits: Tensor, settings: Tensor, bits: Tensor | None, best: Tensor | None = None
+    ) -> Tensor:
         """Return a token for each row of logits, [R] int64; NO_TOKEN where none can be drawn.
 
-        logits    [R, vocab_size] float32
+        Waits for nothing, so that a graph can capture it.
+
+        logits    [R, vocab_size] float32; may be overwritten
         settings  [R, 6] float64, what drawing_settings returns
         bits      [M, words] int32, masks as mask_logits takes them; None where no row has one
+        best      what the head has found of these logits, or None
         """
         ...
 
@@ -217,15 +183,14 @@ class Sampler:
         max_num_seqs: int,
         vocab_size: int,
         device: torch.device,
-        drawer: TokenDrawer | StepDrawer | None = None,
+        drawer: TokenDrawer | None = None,
     ) -> None:
         """Begin with no counts.
 
         drawer  draws in place of truncation_sampling.draw, which waits for a GPU, and takes ten
                 times as long on a CPU
         """
-        self._step_drawer = drawer if isinstance(drawer, StepDrawer) else None
-        self._drawer = drawer if isinstance(drawer, TokenDrawer) else None
+        self._drawer = drawer
         self._max_num_seqs = max_num_seqs
         self._vocab_size = vocab_size
         self._device = device
@@ -252,7 +217,7 @@ class Sampler:
         logits: Tensor,
         rows: Sequence[SamplingRow],
         masks: TokenMasks | None = None,
-        settings: DrawSettings | Tensor | None = None,
+        settings: Tensor | None = None,
         drawn: Tensor | None = None,
     ) -> Sampled:
         """Return one token a row, one that its mask allows; counts it for the row's penalties.
@@ -260,8 +225,7 @@ class Sampler:
         A row without a finite largest logit, after penalties and biases, gets NO_TOKEN.
 
         logits    [R, vocab_size] float32; may be overwritten
-        settings  what the drawer draws the rows by, where it is known: of a TokenDrawer
-                  stage_draws', on the device; of a StepDrawer drawing_settings(rows, masks.rows)
+        settings  drawing_settings(rows, masks.rows) on the device, where they are there
         drawn     what the drawer has drawn of these logits as they are; returned where it holds
         """
         if masks is not None or any(r.is_adjusted for r in rows):
@@ -279,15 +243,12 @@ class Sampler:
             failures = masks.failures | failures
         if drawn is not None:
             tokens = drawn
-        elif self._step_drawer is not None:
-            if not isinstance(settings, Tensor):
-                settings = drawing_settings(rows, () if masks is None else masks.rows)
-            bits = None if masks is None else masks.bits
-            tokens = self._step_drawer.draw_tokens(logits, settings, bits)
         elif self._drawer is not None:
-            if not isinstance(settings, DrawSettings):
-                settings = self._uploaded(rows)
-            tokens = self._drawer.draw(logits, *settings.columns)
+            if settings is None:
+                settings = drawing_settings(rows, () if masks is None else masks.rows)
+                settings = upload(settings, settings.dtype, self._device)
+            bits = None if masks is None else masks.bits
+            tokens = self._drawer.draw_tokens(logits, settings, bits)
         else:
             tokens = _argmax(logits)
             failures |= self._draw_some(logits, rows, tokens)
@@ -305,17 +266,12 @@ class Sampler:
     def _mask(self, logits: Tensor, masks: TokenMasks, *, are_read: bool) -> None:
         """Give the tokens that a row's mask lacks a logit of -inf.
 
-        are_read  whether the logits are, besides by what draws: a StepDrawer knows the masks
+        are_read  whether the logits are, besides by what draws: a TokenDrawer knows the masks
         """
-        if self._step_drawer is None:
+        if self._drawer is None:
             _mask(logits, masks)
         elif are_read:
-            self._step_drawer.mask_logits(logits, masks.rows, masks.bits)
-
-    def _uploaded(self, rows: Sequence[SamplingRow]) -> DrawSettings:
-        settings = DrawSettings.empty(len(rows))
-        stage_draws(settings, rows, self._vocab_size)
-        return DrawSettings(*(upload(c, c.dtype, self._device) for c in settings.columns))
+            self._drawer.mask_logits(logits, masks.rows, masks.bits)
 
     def _draw_some(
         self, logits: Tensor, rows: Sequence[SamplingRow], tokens: Tensor
@@ -408,21 +364,15 @@ def _isolated(index: list[int], run: Callable[[list[int]], None]) -> dict[int, s
 
 
 def _mask(logits: Tensor, masks: TokenMasks) -> None:
-    """Give the tokens that a row's mask lacks a logit of -inf."""
-    vocab_size = logits.shape[1]
-    if logits.device.type == "cpu":
-        octets = ~masks.bits.numpy().view(np.uint8)  # while packed: a pass over the tokens less
-        denied = torch.from_numpy(
-            np.unpackbits(octets, axis=-1, count=vocab_size, bitorder="little").view(np.bool_)
-        )
-    else:
-        shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
-        bits = ~masks.bits[:, :, None] >> shifts & 1  # [M, words, 32]
-        denied = bits.flatten(1)[:, :vocab_size].bool()
+    """Give the tokens that a row's mask lacks a logit of -inf. On a CPU: each GPU has a drawer."""
+    octets = ~masks.bits.numpy().view(np.uint8)  # while packed: a pass over the tokens less
+    denied = torch.from_numpy(
+        np.unpackbits(octets, axis=-1, count=logits.shape[1], bitorder="little").view(np.bool_)
+    )
     if masks.rows == [*range(len(logits))]:
         logits.masked_fill_(denied, -torch.inf)
     else:
-        where = upload(masks.rows, torch.int64, logits.device)
+        where = torch.tensor(masks.rows)
         logits[where] = logits[where].masked_fill(denied, -torch.inf)
 
 
@@ -431,12 +381,8 @@ def _argmax(logits: Tensor) -> Tensor:
 
     Any NaN counts as best, then any infinity, so the best one tells of them all; only what is -inf
     and not best is left, which can't be drawn. A look at every logit would cost as much again. On
-    a CPU by numpy, 7 times as fast as torch on a Zen 5 core.
+    a CPU, as each GPU has a drawer; by numpy, 7 times as fast as torch on a Zen 5 core.
     """
-    if logits.device.type != "cpu":
-        best, tokens = logits.max(dim=-1)
-        # where() would copy its scalar to the device, and wait.
-        return tokens.masked_fill_(~(best.abs() < torch.inf), NO_TOKEN)
     values = logits.numpy()
     indices = values.argmax(axis=-1)
     # Row by row, in Python: numpy would let go of the GIL for it, and the engine's thread then keep

@@ -9,44 +9,10 @@ from torch import Tensor
 from bitwatt.model.streams import Event, Stream
 from bitwatt.scheduling.plan import max_draws
 
-__all__ = ["DeviceStep", "DrawSettings", "HostStep", "StepFields"]
+__all__ = ["DeviceStep", "HostStep", "StepFields"]
 
 _ALIGNMENT = 64  # bytes; Triton compiles a kernel of its own for pointers of less than 16
-
-
-@dataclass(frozen=True, slots=True)
-class DrawSettings:
-    """How each token of a step is drawn, for a backend that draws by a kernel of its own.
-
-    temperatures  [R] float32, 0 for the best token
-    top_ks        [R] int64, 0 for all
-    top_ps        [R] float32
-    min_ps        [R] float32
-    uniforms      [R] float64, of temperatures above 0 alone
-    """
-
-    temperatures: Tensor
-    top_ks: Tensor
-    top_ps: Tensor
-    min_ps: Tensor
-    uniforms: Tensor
-
-    @classmethod
-    def empty(cls, num_draws: int) -> "DrawSettings":
-        """Return memory on the host."""
-        return cls(*(torch.empty(num_draws, dtype=dtype) for dtype in _DRAW_DTYPES))
-
-    @property
-    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """All of them, in their order."""
-        return self.temperatures, self.top_ks, self.top_ps, self.min_ps, self.uniforms
-
-    def first(self, num_draws: int) -> "DrawSettings":
-        """Return those of the first draws."""
-        return DrawSettings(*(column[:num_draws] for column in self.columns))
-
-
-_DRAW_DTYPES = (torch.float32, torch.int64, torch.float32, torch.float32, torch.float64)
+_NUM_SETTINGS = 6  # by which a token is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +25,7 @@ class StepFields:
     sampling_rows   [max_draws] int64, the request's row of per-request state
     pending_tokens  [max_num_seqs] int64, index of each token that the device must fill in
     pending_rows    [max_num_seqs] int64, the request's row
-    temperatures … uniforms  of max_draws, as DrawSettings has them
+    draws           [max_draws, 6] float64, as sampler.drawing_settings writes them
     query_starts    [max_num_seqs + 1] int32
     context_lens    [max_num_seqs] int32
     tables          [max_num_seqs * max_blocks] int32
@@ -73,41 +39,32 @@ class StepFields:
     sampling_rows: Tensor
     pending_tokens: Tensor
     pending_rows: Tensor
-    temperatures: Tensor
-    top_ks: Tensor
-    top_ps: Tensor
-    min_ps: Tensor
-    uniforms: Tensor
+    draws: Tensor
     query_starts: Tensor
     context_lens: Tensor
     tables: Tensor
 
-    @property
-    def draws(self) -> DrawSettings:
-        """Return how each token is drawn."""
-        return DrawSettings(self.temperatures, self.top_ks, self.top_ps, self.min_ps, self.uniforms)
-
     @staticmethod
-    def _sizes(
+    def _shapes(
         max_num_seqs: int, max_num_tokens: int, max_blocks: int
-    ) -> list[tuple[int, torch.dtype]]:
+    ) -> list[tuple[tuple[int, ...], torch.dtype]]:
         num_draws = max_draws(max_num_seqs)
         return [
-            (max_num_tokens + 1, torch.int64),
-            *[(max_num_tokens, torch.int64)] * 2,
-            *[(num_draws, torch.int64)] * 2,
-            *[(max_num_seqs, torch.int64)] * 2,
-            *((num_draws, dtype) for dtype in _DRAW_DTYPES),
-            (max_num_seqs + 1, torch.int32),
-            (max_num_seqs, torch.int32),
-            (max_num_seqs * max_blocks, torch.int32),
+            ((max_num_tokens + 1,), torch.int64),
+            *[((max_num_tokens,), torch.int64)] * 2,
+            *[((num_draws,), torch.int64)] * 2,
+            *[((max_num_seqs,), torch.int64)] * 2,
+            ((num_draws, _NUM_SETTINGS), torch.float64),
+            ((max_num_seqs + 1,), torch.int32),
+            ((max_num_seqs,), torch.int32),
+            ((max_num_seqs * max_blocks,), torch.int32),
         ]
 
     @classmethod
     def num_bytes(cls, max_num_seqs: int, max_num_tokens: int, max_blocks: int) -> int:
         """Return the size of a block for the limits."""
-        sizes = cls._sizes(max_num_seqs, max_num_tokens, max_blocks)
-        return sum(_aligned(count * dtype.itemsize) for count, dtype in sizes)
+        shapes = cls._shapes(max_num_seqs, max_num_tokens, max_blocks)
+        return sum(_aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in shapes)
 
     @classmethod
     def of(
@@ -115,9 +72,9 @@ class StepFields:
     ) -> "StepFields":
         """Return the views into a block of num_bytes."""
         views, start = [], 0
-        for count, dtype in cls._sizes(max_num_seqs, max_num_tokens, max_blocks):
-            stop = start + count * dtype.itemsize
-            views.append(block[start:stop].view(dtype))
+        for shape, dtype in cls._shapes(max_num_seqs, max_num_tokens, max_blocks):
+            stop = start + math.prod(shape) * dtype.itemsize
+            views.append(block[start:stop].view(dtype).view(shape))
             start += _aligned(stop - start)
         return cls(block, *views)
 

@@ -15,7 +15,7 @@ from bitwatt_kernels.gpu.elementwise import gated_activation_kernel, rms_norm_ke
 from bitwatt_kernels.gpu.linear import ternary_linear_kernel
 from bitwatt_kernels.gpu.normed_linear import config_for, normed_linear_kernel
 from bitwatt_kernels.gpu.rope import rope_and_cache_kernel
-from bitwatt_kernels.gpu.row_queue import ROW_BLOCK
+from bitwatt_kernels.gpu.row_queue import rows_at_once
 from triton.backends.compiler import GPUTarget
 
 from tests.extent import TEST_ALL
@@ -28,6 +28,7 @@ from tests.kernels.gpu.machine_code import source_of
 
 SHARED_BYTES = 64 * 1024  # of a workgroup: AMD CDNA 3 instruction set architecture, LDS
 CONFIGS = load("", (8, 0))
+ROWS, ROW_BLOCK = rows_at_once(1)
 DENSE = CONFIGS.dense[0]
 TILE = attention.constants_of(CONFIGS.attention, PRECISION="ieee")
 QUANTIZING = {"BLOCK": 8192, "GROUP": 8192, "QUANTIZE": True}
@@ -58,6 +59,7 @@ MATMULS: list[Case] = [
                 "GATED": True,
                 "SILU": True,
                 "HAS_NORM": True,
+                "ROWS": ROWS,
                 "ROW_BLOCK": ROW_BLOCK,
                 "INLINE_ASM": False,
             },

@@ -1,6 +1,7 @@
 """What the compiler makes of attention and rope_and_cache, read from the machine code."""
 
 import re
+from itertools import product
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
 
 INT8_CASES = [(90, True)]
 if TEST_ALL:
-    INT8_CASES += [(80, True), (100, True), (120, True), (90, False), (100, False)]
+    INT8_CASES = list(product(SHARED_MEMORY_BYTES, (True, False)))
 
 
 @pytest.mark.slow(40)
@@ -125,7 +126,7 @@ def test_attention_over_codes_multiplies_them_on_tensor_cores(
     capability: int, is_decode: bool
 ) -> None:
     config = CONFIGS[capability]
-    tile = config.decode if is_decode else config.prefill
+    tile = config.decode if is_decode else config.prefill_of_codes
     constants = constants_of(config, BLOCK_ROWS=tile.block_rows, INT8=True, PDL=False)
     code = compile_for(
         capability,
@@ -143,10 +144,24 @@ def test_attention_over_codes_multiplies_them_on_tensor_cores(
     assert code.count(r"\bLDG(STS)?\.E.*\.128\b")
 
 
-@pytest.mark.parametrize("capability", [80, 90], ids="sm_{}".format)
-def test_rope_and_cache_moves_sixteen_bytes_at_a_time(capability: int) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"NORM": True}, {"INT8": True}] if TEST_ALL else [{}],
+    ids=lambda changes: "".join(changes) or "plain",
+)
+@pytest.mark.parametrize(
+    "capability", SHARED_MEMORY_BYTES if TEST_ALL else [80, 90], ids="sm_{}".format
+)
+def test_rope_and_cache_moves_sixteen_bytes_at_a_time(
+    capability: int, changes: dict[str, bool]
+) -> None:
+    cache = {"keys_ptr": "int8", "values_ptr": "int8"} if changes.get("INT8") else {}
     code = compile_for(
-        capability, rope_and_cache_kernel, ARGUMENTS, ROPE | {"PDL": False}, num_warps=4
+        capability,
+        rope_and_cache_kernel,
+        ARGUMENTS | cache,
+        ROPE | changes | {"PDL": False},
+        num_warps=4,
     )
     assert code.spills == 0
     assert code.count(r"\bLDG\.E\.128\b")

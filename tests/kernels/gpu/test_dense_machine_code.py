@@ -43,18 +43,18 @@ def constants_of(config: DenseConfig, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "is_int8", "capability"),
     [
+        (config, is_int8, capability)
+        for capability in SHARED_MEMORY_BYTES
+        for config in load("", divmod(capability, 10)).dense
+        for is_int8 in (False, True)
+    ]
+    if TEST_ALL
+    else [
         (CONFIGS[0], False, 80),
         (CONFIGS[0], True, 90),
         *((config, False, 90) for config in CONFIGS),
         (CONFIGS[-1], True, 80),
         (CONFIGS[-1], False, 100),
-        *(
-            (config, is_int8, capability)
-            for capability in ((86, 89, 120) if TEST_ALL else ())  # cards of 99 KiB
-            for config in load("", divmod(capability, 10)).dense
-            for is_int8 in (False, True)
-        ),
-        *([(CONFIGS[-1], False, 103)] if TEST_ALL else ()),
     ],
     ids=lambda value: f"tokens-{value.block_tokens}" if isinstance(value, DenseConfig) else None,
 )
@@ -83,6 +83,7 @@ def test_matmuls_use_tensor_cores_wide_loads_and_no_local_memory(
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     hopper = "IGMMA" if is_int8 else "HGMMA"
     ampere = "IMMA" if is_int8 else "HMMA"
-    tensor_core = {90: hopper, 100: "UTCHMMA", 103: "UTCHMMA"}.get(capability, ampere)
+    blackwell = "IMMA" if is_int8 else "UTCHMMA"
+    tensor_core = {90: hopper, 100: blackwell, 103: blackwell}.get(capability, ampere)
     assert code.count(rf"\b{tensor_core}\b")
     assert code.count(r"\bLDGSTS\.E.*\.128\b")

@@ -9,11 +9,7 @@ from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
 ARGUMENTS = {
     "logits_ptr": "float32",
     "best_ptr": "int64",
-    "temperatures_ptr": "float32",
-    "top_ks_ptr": "int64",
-    "top_ps_ptr": "float32",
-    "min_ps_ptr": "float32",
-    "uniforms_ptr": "float64",
+    "settings_ptr": "float64",
     "candidates_ptr": "float32",
     "ids_ptr": "int32",
     "tokens_ptr": "int64",

@@ -8,7 +8,8 @@ from bitwatt_kernels.gpu.elementwise import (
     row_block,
 )
 
-from tests.kernels.gpu.machine_code import compile_for
+from tests.extent import TEST_ALL
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
 
 QUANTIZED = {"codes_ptr": "int8", "scales_ptr": "float32", "sums_ptr": "int32"}
 ARGUMENTS = QUANTIZED | {
@@ -21,7 +22,9 @@ ARGUMENTS = QUANTIZED | {
 }
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
+@pytest.mark.parametrize(
+    "capability", SHARED_MEMORY_BYTES if TEST_ALL else [80, 90, 100], ids="sm_{}".format
+)
 @pytest.mark.parametrize(
     ("kernel", "constants", "num_features"),
     [

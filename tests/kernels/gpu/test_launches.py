@@ -114,11 +114,19 @@ def test_a_step_that_decodes_takes_five_kernels_a_layer(
     assert launches.total() + 1 <= 160  # with the embedding, which torch gathers
 
 
-def test_above_256_sequences_rows_have_kernels_of_their_own(
-    launches: Counter[str], run_step: Callable[[Weights, int, int], None]
+@pytest.mark.parametrize("num_sequences", [257, 512])
+def test_above_256_sequences_a_layer_takes_seven(
+    num_sequences: int, launches: Counter[str], run_step: Callable[[Weights, int, int], None]
 ) -> None:
-    run_step("ternary", 257, 1)
-    assert launches.total() == 9 * SHAPE_2B4T.num_layers + 2
+    run_step("ternary", num_sequences, 1)
+    num_layers = SHAPE_2B4T.num_layers
+    assert launches == {
+        "ternary_linear_kernel": 4 * num_layers,
+        "decode_attention_kernel": num_layers,
+        "rms_norm_kernel": num_layers + 1,
+        "gated_activation_kernel": num_layers,
+        "dense_linear_kernel": 1,
+    }
 
 
 class TorchKernels(TorchDispatchMode):

@@ -1,7 +1,7 @@
 """A runner whose device lags: what it stages, launches and hands over."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -134,28 +134,32 @@ def test_a_device_that_lags_reads_what_was_staged_and_gives_the_same_results(nam
 class DrawingBackend(ReferenceBackend):
     """Draws by a call of its own, as a GPU's backend does."""
 
-    def draw(
+    def mask_logits(self, logits: torch.Tensor, rows: Sequence[int], bits: torch.Tensor) -> None:
+        raise AssertionError("no step of these has both masks and log-probabilities")
+
+    def draw_tokens(
         self,
         logits: torch.Tensor,
-        temperatures: torch.Tensor,
-        top_ks: torch.Tensor,
-        top_ps: torch.Tensor,
-        min_ps: torch.Tensor,
-        uniforms: torch.Tensor,
+        settings: torch.Tensor,
+        bits: torch.Tensor | None,
         best: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        token = torch.arange(logits.shape[1])
         tokens = logits.argmax(dim=-1)
-        for i, temperature in enumerate(temperatures.tolist()):
+        for i, (temperature, top_k, top_p, min_p, _, mask) in enumerate(settings.tolist()):
+            if bits is not None and mask >= 0:
+                is_allowed = bits[int(mask)][token // 32] >> token % 32 & 1
+                logits[i].masked_fill_(is_allowed == 0, -torch.inf)
+                tokens[i] = logits[i].argmax()
             if temperature:
-                filters = (float(top_ps[i]), float(min_ps[i]))
                 row = ResolvedSampling(
                     max_tokens=1,
                     temperature=temperature,
-                    top_k=int(top_ks[i]),
-                    top_p=filters[0],
-                    min_p=filters[1],
+                    top_k=int(top_k),
+                    top_p=top_p,
+                    min_p=min_p,
                 )
-                tokens[i] = draw(logits[i : i + 1], [row], uniforms[i : i + 1])[0]
+                tokens[i] = draw(logits[i : i + 1], [row], settings[i : i + 1, 4])[0]
         return tokens
 
 
@@ -291,7 +295,8 @@ def test_no_call_in_launch_waits_for_the_device(name: str) -> None:
     model: Any = SimpleNamespace(
         backend=SimpleNamespace(
             device=meta,
-            draw=lambda logits, *_: torch.zeros(len(logits), dtype=torch.int64, device=meta),
+            mask_logits=lambda *_: None,
+            draw_tokens=lambda logits, *_: torch.zeros(len(logits), dtype=torch.int64, device=meta),
         ),
         config=SimpleNamespace(vocab_size=vocab_size),
         hidden_states=lambda token_ids, *_, **__: torch.zeros(len(token_ids), 8, device=meta),

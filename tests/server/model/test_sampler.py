@@ -6,7 +6,7 @@ from bitwatt.model.sampler import (
     LEAST_LOGPROB,
     Sampler,
     SamplingRow,
-    StepDrawer,
+    TokenDrawer,
     TokenMasks,
     counter_uniform,
     drawing_settings,
@@ -307,7 +307,7 @@ def test_a_backends_drawer_draws_the_same_tokens_and_fails_the_same_rows(
 ) -> None:
     """Of rows with and without a mask, a mask of nothing, ties, infinities and NaN."""
     drawer = choose_backend(CPU).backend
-    if not isinstance(drawer, StepDrawer):
+    if not isinstance(drawer, TokenDrawer):
         pytest.skip("the native kernels are not built")
     generator = torch.Generator().manual_seed(3)
     greedy = {"temperature": 0.0, "logprobs": logprobs}

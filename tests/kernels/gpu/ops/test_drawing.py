@@ -12,6 +12,7 @@ from bitwatt_kernels.gpu.configs import DenseConfig
 from bitwatt_kernels.gpu.dense import linear_and_best
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.drawing import MAX_CANDIDATES, draw
+from bitwatt_kernels.gpu.triton_backend import TritonBackend
 from torch import Tensor
 
 # Of a float32 softmax and of exp, in parts of the sum; what is drawn so near to a boundary may be
@@ -38,17 +39,19 @@ FILTERS = [
 ]
 
 
+def settings_of(sampling: Sequence[ResolvedSampling], uniform: Tensor) -> Tensor:
+    rows = [
+        [s.temperature, s.top_k, s.top_p, s.min_p, u, -1]
+        for s, u in zip(sampling, uniform.tolist(), strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 def drawn(
     logits: Tensor, sampling: Sequence[ResolvedSampling], uniform: Tensor, device: torch.device
 ) -> Tensor:
-    columns = [
-        torch.tensor([s.temperature for s in sampling]),
-        torch.tensor([s.top_k for s in sampling]),
-        torch.tensor([s.top_p for s in sampling]),
-        torch.tensor([float(s.min_p) for s in sampling]),
-        uniform,
-    ]
-    return draw(logits.to(device), *(c.to(device) for c in columns), Gpu(device)).cpu()
+    given = settings_of(sampling, uniform).to(device)
+    return draw(logits.to(device), given, Gpu(device)).cpu()
 
 
 def assert_drawn_as_sorted(
@@ -143,17 +146,16 @@ def test_the_head_finds_the_best_of_its_tiles_for_the_draw(
     weight[:, 2] = 1.0
     x = torch.eye(64)[:4]
     x[2, 2] = torch.inf  # in all of its row: 0 · inf is a NaN
-    ks, u = torch.zeros(4, dtype=torch.int64), torch.full((4,), 0.5, dtype=torch.float64)
-    ones = torch.ones(4)
+    halves = torch.full((4,), 0.5)
+    sampled = settings_of([settings()] * 4, halves).to(device)
+    greedily = settings_of([settings(temperature=0.0)] * 4, halves).to(device)
     for spoiled, greedy in (([], [3, 5, -1, 0]), ([2], [-1] * 4)):
         weight[spoiled] = torch.nan
         out = torch.empty(4, out_features, device=device)
         best = linear_and_best(x.to(device), weight.to(device), None, out, gpu, config)
         assert best is not None
-        columns = [column.to(device) for column in (ks, ones, ones, u)]
-        assert draw(out, 0 * columns[1], *columns, gpu, best).tolist() == greedy
-        expected = draw(out, columns[1], *columns, gpu)
-        assert torch.equal(draw(out, columns[1], *columns, gpu, best), expected)
+        assert draw(out, greedily, gpu, best).tolist() == greedy
+        assert torch.equal(draw(out, sampled, gpu, best), draw(out, sampled, gpu))
 
 
 def test_a_row_s_token_does_not_depend_on_the_rows_beside_it(device: torch.device) -> None:
@@ -166,13 +168,26 @@ def test_a_row_s_token_does_not_depend_on_the_rows_beside_it(device: torch.devic
         assert alone == together[i]
 
 
-def test_columns_that_do_not_fit_are_refused(device: torch.device) -> None:
-    logits = torch.zeros(2, 4, device=device)
-    ks = torch.zeros(2, dtype=torch.int64, device=device)
-    ones, u = torch.ones(2, device=device), torch.zeros(2, dtype=torch.float64, device=device)
-    with pytest.raises(DtypeError, match="top_ks is"):
-        draw(logits, ones, ones, ones, ones, u, Gpu(device))
-    with pytest.raises(ShapeError, match="uniforms has shape"):
-        draw(logits, ones, ks, ones, ones, u[:1], Gpu(device))
+def test_settings_that_do_not_fit_are_refused(device: torch.device) -> None:
+    logits = torch.zeros(2, 6, device=device)
+    given = torch.zeros(2, 6, dtype=torch.float64, device=device)
+    with pytest.raises(DtypeError, match="and settings torch"):
+        draw(logits, given.float(), Gpu(device))
+    with pytest.raises(ShapeError, match="settings have shape"):
+        draw(logits, given[:1], Gpu(device))
     with pytest.raises(ShapeError, match="logits have shape"):
-        draw(logits.T, ones, ks, ones, ones, u, Gpu(device))
+        draw(logits.T, given, Gpu(device))
+
+
+def test_masked_tokens_are_never_drawn(device: torch.device) -> None:
+    """By the row that a mask is of, or by the mask that a row's settings name."""
+    backend = TritonBackend(device)
+    logits = torch.zeros(3, 40, device=device)
+    bits = torch.tensor([[0, 1 << 5], [1 << 7, 0]], dtype=torch.int32, device=device)
+    given = settings_of([settings()] * 3, torch.full((3,), 0.25))
+    given[:, 5] = torch.tensor([1, -1, 0])
+    tokens = backend.draw_tokens(logits.clone(), given.to(device), bits)
+    assert tokens.tolist() == [7, 10, 37]
+    backend.mask_logits(logits, [2, 0], bits)
+    assert torch.equal(backend.draw_tokens(logits, given.to(device), None), tokens)
+    assert (logits > -torch.inf).sum(dim=1).tolist() == [1, 40, 1]

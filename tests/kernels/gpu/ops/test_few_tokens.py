@@ -11,7 +11,7 @@ from bitwatt.model.kv_cache import KVCache
 from bitwatt.model.random_weights import random_model
 from bitwatt_kernels.backend import StepLayout
 from bitwatt_kernels.errors import DtypeError, ShapeError
-from bitwatt_kernels.gpu import triton_backend
+from bitwatt_kernels.gpu import few_tokens, row_queue, triton_backend
 from bitwatt_kernels.gpu.attention import rotated_attention
 from bitwatt_kernels.gpu.linear import ternary_linear
 from bitwatt_kernels.gpu.normed_linear import MAX_TOKENS, normed_linear
@@ -128,13 +128,21 @@ CASES = [(name, step) for name in CONFIGS for step in (DECODE, CHUNKS)]
 CASES += [(name, MORE_THAN_EIGHT) for name in ("bitnet", "llama")]
 
 
-@pytest.mark.parametrize(("name", "step"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "step", "most_queued"),
+    [(name, step, MAX_QUEUED_TOKENS) for name, step in CASES]
+    + [("bitnet", MORE_THAN_EIGHT, 8)],  # as if more were decoded: four rows a turn
+    ids=str,
+)
 def test_layers_in_few_kernels_are_the_operations_one_by_one(
     name: str,
     step: tuple[list[int], list[int]],
+    most_queued: int,
     backend: TritonBackend,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for module in (few_tokens, row_queue):
+        monkeypatch.setattr(module, "MAX_QUEUED_TOKENS", most_queued)
     context_lens, counts = step
     tables = torch.tensor([[3, 1, 2], [0, 6, 5], [4, 7, 2]], dtype=torch.int32)
     tables = torch.cat([tables, torch.arange(8, 14, dtype=torch.int32)[:, None].expand(6, 3)])
@@ -163,9 +171,6 @@ def test_what_does_not_fit_is_refused(backend: TritonBackend) -> None:
         normed_linear(x, None, 0, weight, x, x.dtype, gpu)
     with pytest.raises(ShapeError, match="a residual can't be added"):
         normed_linear(x, None, 0, weight, x[:, :4], x.dtype, gpu, activation="silu")
-    many = torch.zeros(MAX_QUEUED_TOKENS + 1, 128, device=device)
-    with pytest.raises(ShapeError, match="257 rows are to be queued; the limit is 256"):
-        ternary_linear(RawRows(many, None, 0), weight, None, x.dtype, gpu)
     with pytest.raises(ShapeError, match="activations have 64 features"):
         ternary_linear(RawRows(x, None, 0, "silu"), weight, None, x.dtype, gpu)
     with pytest.raises(ShapeError, match="norm weight has shape"):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bitwatt_kernels.gpu import row_queue
 from bitwatt_kernels.gpu.attention import rotated_attention
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.elementwise import rms_norm_quantize
@@ -39,9 +40,12 @@ def test_a_split_linear_sums_alike_in_every_order(seed: int, gpu: Gpu) -> None:
     assert baton.num_switches == 2 * 2 * 3 * 3  # two atomics a split of each of three tiles
 
 
-def test_rows_from_a_queue_are_done_before_any_program_reads_them(seed: int, gpu: Gpu) -> None:
-    """More programs than rows at the first, and the other way round at the second."""
-    for num_rows, out_features in ((3, 330), (9, 70)):
+def test_rows_from_a_queue_are_done_before_any_program_reads_them(
+    seed: int, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More programs than rows; fewer; and four rows a turn, as above MAX_QUEUED_TOKENS."""
+    for num_rows, out_features, most_alone in ((3, 330, 256), (9, 70, 256), (9, 70, 8)):
+        monkeypatch.setattr(row_queue, "MAX_QUEUED_TOKENS", most_alone)
         torch.manual_seed(seed)
         x = torch.randn(num_rows, 256, device=gpu.device)
         norm = torch.rand(256, device=gpu.device) + 0.5
