@@ -25,7 +25,7 @@ if os.environ.get("BITWATT_TEST_ALL") != "1":
     build.warm_up = lambda *_: None  # interpreted, it takes as long as the rest
 path, backend = sys.argv[1:]
 limits = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 48}
-memory = {"kv_cache_bytes": 6 * 4096, "prefix_caching": False}
+memory = {"kv_cache_bytes": 5 * 4096, "prefix_caching": False}
 core, _ = build.build_engine(
     EngineConfig(model_path=path, backend=backend, device="cpu", **limits, **memory)
 )
