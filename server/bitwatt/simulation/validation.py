@@ -188,7 +188,7 @@ def comparisons_as_markdown(by_model: Mapping[str, Sequence[Comparison]]) -> str
                     f"{min(errors):+.0%} to {max(errors):+.0%})"
                 )
             lines.append(f"| {' | '.join(cells)} |")
-    told = "Predicted / measured (error of all replays together; their median error, range)"
+    told = "Predicted / measured: all replays together (error; median error of the replays, range)"
     return "\n".join([told, "", *lines, ""])
 
 
