@@ -19,7 +19,7 @@ from bitwatt_kernels.backend import QuantizedActivations
 from bitwatt_kernels.errors import ShapeError
 from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.linear import check_layout, unpack_in_place
-from bitwatt_kernels.gpu.tiles import recomputable, tile_indices
+from bitwatt_kernels.gpu.tiles import tile_indices
 from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
 
 __all__ = ["GROUPS", "GroupedTile", "GroupedWeight", "grouped_linear", "grouped_linear_kernel"]
@@ -198,11 +198,6 @@ def grouped_linear_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
-    tile = tl.program_id(0)
-    if INLINE_ASM:
-        tile = recomputable(tile)
-    n, m = tile_indices(tile, num_tokens, out_features, BLOCK_OUT, BLOCK_TOKENS, GROUP_TOKENS)
-    n_read = tl.minimum(n, out_features - 1)
     if HAS_BIAS:
         y += tl.load(bias_ptr + n_read)[:, None]
     offsets = m[None, :].to(tl.int64) * out_features + n[:, None]

@@ -78,7 +78,7 @@ def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
     most = MOST_INSTRUCTIONS_PER_WEIGHT[tile.block_tokens] + (0.2 if capability == 103 else 0)
     assert per_weight <= most * 128 / group
     # There 8 warps end what spills, for twice the instructions; fewer stages don't.
-    assert code.spills <= (4 if (capability, tile.block_tokens, group) == (103, 16, 64) else 0)
+    assert code.spills <= (7 if (capability, tile.block_tokens, group) == (103, 16, 64) else 0)
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     hopper = capability == 90 and tile.block_tokens >= 16
     assert code.count(r"\bIGMMA\b" if hopper else r"\bIMMA\b")
