@@ -26,7 +26,8 @@ ARGUMENTS = {
 }
 # Instructions a weight, with groups of 128: a division and four operations a group's sum.
 MOST_INSTRUCTIONS_PER_WEIGHT = {8: 2.0, 16: 3.1, 32: 5.2}
-# sm_103 takes 0.2 more for 32 tokens.
+# By capability, tokens and group.
+MORE_INSTRUCTIONS = {(103, 32, 128): 5.4}
 # Compiling takes seconds each: the others with BITWATT_TEST_ALL=1.
 TARGETS = list(product(SHARED_MEMORY_BYTES, GROUPS)) if TEST_ALL else [(90, 128)]
 
@@ -75,8 +76,8 @@ def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
     weights_per_thread = tile.block_out * group * 4 / (32 * tile.num_warps)
     per_weight = len(code.main_loop("MMA")) / weights_per_thread
     print(f"sm_{capability}, {name(tile)}, groups of {group}: {per_weight:.2f} a weight")
-    most = MOST_INSTRUCTIONS_PER_WEIGHT[tile.block_tokens] + (0.2 if capability == 103 else 0)
-    assert per_weight <= most * 128 / group
+    most = MOST_INSTRUCTIONS_PER_WEIGHT[tile.block_tokens] * 128 / group
+    assert per_weight <= MORE_INSTRUCTIONS.get((capability, tile.block_tokens, group), most)
     # There 8 warps end what spills, for twice the instructions; fewer stages don't.
     assert code.spills <= (7 if (capability, tile.block_tokens, group) == (103, 16, 64) else 0)
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
