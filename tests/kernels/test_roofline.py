@@ -76,7 +76,7 @@ def test_launches_are_what_bounds_a_small_model() -> None:
         (1, 30 * 5 + 3),
         (8, 30 * 5 + 3),
         (256, 30 * 5 + 3),
-        (257, 30 * 9 + 3),
+        (257, 30 * 7 + 3),
     ):
         decode = step(SIZES["2B4T"], "ternary", num_sequences=num_sequences, context_tokens=0)
         assert decode.num_kernels == num_kernels

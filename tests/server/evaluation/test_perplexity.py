@@ -89,7 +89,7 @@ def test_the_table_has_the_model_its_weights_in_16_bits_its_twin_and_their_agree
     for row in rows.values():
         assert 100 < row["perplexity"] < 1000  # of 280 tokens, untrained
         assert row["answers"]["phrasings"] == {"num_right": 0, "num_asked": 5, "share": 0.0}
-        assert row["tokens_per_s"]["1"]["n"] == 3
+        assert row["tokens_per_s"]["1"]["n"] == 1  # of a quick look
     by_pair = {(row["of"], row["with"]): row["top_1"] for row in tables["agreement"]}
     assert by_pair["ternary", "ternary weights in 16 bits"] > 0.8
     assert by_pair["ternary", "16-bit twin"] < 0.5
