@@ -10,7 +10,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bitwatt.simulation.callers import Callers, Stream, prompt_of
@@ -18,7 +18,15 @@ from bitwatt.simulation.replica import Engine, Replica, Served
 from bitwatt.simulation.step_times import StepTimes
 from bitwatt.simulation.traffic import Arrival
 
-__all__ = ["ClosedLoop", "measure_loop", "saturation", "simulate_loop", "with_loads"]
+__all__ = [
+    "ClosedLoop",
+    "fitting_lengths",
+    "measure_loop",
+    "pace_of",
+    "saturation",
+    "simulate_loop",
+    "with_loads",
+]
 
 _HALVINGS = 6
 _FIRST_STEP_S = 8e-3
@@ -26,6 +34,7 @@ _FIRST_STEP_S = 8e-3
 # standard error of their number a second.
 _TTFT_WEIGHT = 0.1
 _SATURATING_REQUESTS = 10  # a caller
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +62,15 @@ async def measure_loop(
     lengths: Sequence[tuple[int, int]],
     *,
     seconds: float,
-    first_number: int,
 ) -> ClosedLoop:
     """Return what the callers see who take the lengths in turn for so long.
 
-    Each has one request at least, and ends it.
+    Each has one request at least, and ends it. No prompt was ever sent before.
 
-    first_number  of prompts that nobody sent before
-    Raises        ClientError, OSError
+    Raises  ClientError, OSError
     """
     started = time.perf_counter()
+    first_number = next(_numbers) << 32
     taken: list[tuple[int, int]] = []
 
     async def call() -> list[Stream]:
@@ -134,6 +142,17 @@ def with_loads(engine: Engine, step_times: StepTimes, loops: Sequence[ClosedLoop
         )
 
     return step_times.at_load(*_least(distance, (0.0, 0.0), _FIRST_STEP_S))
+
+
+def fitting_lengths(engine: Engine, arrivals: Iterable[Arrival]) -> list[tuple[int, int]]:
+    """Return tokens of prompt and answer of the requests that fit into the context."""
+    lengths = [(one.num_prompt_tokens, one.num_tokens) for one in arrivals]
+    return [one for one in lengths if sum(one) <= engine.max_model_len]
+
+
+def pace_of(engine: Engine, step_times: StepTimes, loop: ClosedLoop) -> float:
+    """Return how many times as long the loop took as a simulated one."""
+    return loop.seconds / simulate_loop(engine, step_times, loop.num_callers, loop.lengths).seconds
 
 
 def saturation(engine: Engine, step_times: StepTimes, lengths: Sequence[tuple[int, int]]) -> float:

@@ -136,13 +136,7 @@ async def _loops(
     for num_callers in numbers:
 
         async def measure(num_callers: int = num_callers) -> ClosedLoop:
-            return await measure_loop(
-                callers,
-                num_callers,
-                lengths,
-                seconds=seconds / len(numbers),
-                first_number=next(_numbers) << 32,
-            )
+            return await measure_loop(callers, num_callers, lengths, seconds=seconds / len(numbers))
 
         loop = (await undisturbed(measure, report))[0] if is_child else await measure()
         loops.append(loop)

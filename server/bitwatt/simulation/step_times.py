@@ -136,6 +136,16 @@ class StepTimes:
             busy_work_s=busy_work_s,
         )
 
+    def at_pace(self, pace: float) -> Self:
+        """Return the same where all takes so many times as long, wait and work as well."""
+        return type(self)(
+            self._knots,
+            [pace * weight for weight in self._weights],
+            self.points,
+            busy_wait_s=pace * self.busy_wait_s,
+            busy_work_s=pace * self.busy_work_s,
+        )
+
     def seconds(self, work: StepWork) -> float:
         """Return the seconds that a step of this work takes."""
         seconds = self._of_decodes.get(work.num_decodes)

@@ -3,16 +3,17 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from bitwatt_client.server import Server
 
 from bitwatt.simulation.callers import Callers, Stream, prompt_of
 from bitwatt.simulation.capacity import percentile
+from bitwatt.simulation.closed_loop import fitting_lengths, measure_loop, pace_of
 from bitwatt.simulation.other_programs import undisturbed
 from bitwatt.simulation.replica import Engine, Replica
 from bitwatt.simulation.step_times import StepTimes
@@ -20,8 +21,12 @@ from bitwatt.simulation.traffic import Arrival, Traffic
 
 __all__ = ["Comparison", "Figures", "Replay", "compare_with_server", "comparisons_as_markdown"]
 
+_T = TypeVar("_T")
 _TURNS = 3
 _LEAST_REQUESTS = 20  # of a replay
+_PACE_SHARE = 0.25  # of a replay's time
+_PACE_CALLERS = 8
+_PACE_LENGTHS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +43,16 @@ class Figures:
 class Replay:
     """One replay.
 
-    others  share of the processors that other programs took meanwhile; None where nobody knows
+    planned    by the step times that were measured before
+    predicted  by these at the pace of the machine
+    pace       how many times as long as planned closed loops took, right before and right after
+    others     share of the processors that other programs took meanwhile; None where nobody knows
     """
 
+    planned: Figures
     predicted: Figures
     measured: Figures
+    pace: float
     others: float | None
 
     @property
@@ -56,11 +66,14 @@ class Comparison:
     """The replays of one rate; figures are of all their requests together.
 
     utilization  share of the time in which the simulated machine stepped
+    planned      by the step times that were measured
+    predicted    by these at the pace of each replay
     """
 
     requests_per_s: float
     utilization: float
     num_requests: int
+    planned: Figures
     predicted: Figures
     measured: Figures
     replays: tuple[Replay, ...]
@@ -79,7 +92,11 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Return everything."""
         replays = [asdict(one) | {"errors": one.errors} for one in self.replays]
-        errors = {"errors": self.errors, "median_errors": self.median_errors}
+        errors = {
+            "errors": self.errors,
+            "median_errors": self.median_errors,
+            "planned_errors": _errors(self.planned, self.measured),
+        }
         return asdict(self) | errors | {"replays": replays}
 
 
@@ -110,6 +127,49 @@ class _Seen:
         )
 
 
+class _OfRate:
+    """The replays of one rate as they come."""
+
+    def __init__(self, requests_per_s: float) -> None:
+        self.requests_per_s = requests_per_s
+        self._planned, self._predicted, self._measured = _Seen(), _Seen(), _Seen()
+        self._replays: list[Replay] = []
+
+    def add(
+        self,
+        *,
+        planned: _Seen,
+        predicted: _Seen,
+        measured: _Seen,
+        pace: float,
+        others: float | None,
+    ) -> Replay:
+        self._planned.add(planned)
+        self._predicted.add(predicted)
+        self._measured.add(measured)
+        self._replays.append(
+            Replay(
+                planned=planned.figures,
+                predicted=predicted.figures,
+                measured=measured.figures,
+                pace=pace,
+                others=others,
+            )
+        )
+        return self._replays[-1]
+
+    def comparison(self) -> Comparison:
+        return Comparison(
+            requests_per_s=self.requests_per_s,
+            utilization=min(1.0, self._predicted.busy_s / self._predicted.span_s),
+            num_requests=len(self._predicted.ttft_s),
+            planned=self._planned.figures,
+            predicted=self._predicted.figures,
+            measured=self._measured.figures,
+            replays=tuple(self._replays),
+        )
+
+
 async def compare_with_server(
     http: httpx.AsyncClient,
     server: Server,
@@ -125,40 +185,61 @@ async def compare_with_server(
 ) -> list[Comparison]:
     """Return what was predicted and what the server did at each rate, in requests a second.
 
-    The rates take turns, three replays of each: a machine's speed changes with the minutes.
+    The rates take turns, three replays of each: a machine's speed changes with the minutes. So a
+    closed loop runs before each replay and after the last, and a replay is predicted with step
+    times that are as many times as long as the loops beside it took of what was simulated.
 
     seconds   that requests arrive at each rate, in all
     is_child  whether the server is a process of ours. Then it is known what other programs took
               of the processors, and a replay that they slowed down is made again, twice at most
     Raises    ClientError, httpx.HTTPError
     """
-    predicted = [_Seen() for _ in rates]
-    measured = [_Seen() for _ in rates]
-    replays: list[list[Replay]] = [[] for _ in rates]
-    for turn in range(_TURNS):
-        for i, rate in enumerate(rates):
-            number = max(_LEAST_REQUESTS, round(rate * seconds / _TURNS))
-            arrivals = traffic.arrivals(rate, number, seed + turn)
-            simulated = _predict(engine, step_times, arrivals)
-            replay = partial(_replay, http, server, arrivals)
-            seen, others = await undisturbed(replay, report) if is_child else (await replay(), None)
-            one = Replay(predicted=simulated.figures, measured=seen.figures, others=others)
-            replays[i].append(one)
-            predicted[i].add(simulated)
-            measured[i].add(seen)
-            told = ", ".join(f"{name} {100 * error:+.0f}%" for name, error in one.errors.items())
-            report(f"{rate:.3g} requests/s, {number} requests: {told}")
-    return [
-        Comparison(
-            requests_per_s=rate,
-            utilization=min(1.0, ours.busy_s / ours.span_s),
-            num_requests=len(ours.ttft_s),
-            predicted=ours.figures,
-            measured=theirs.figures,
-            replays=tuple(ones),
+    of_rates = [_OfRate(rate) for rate in rates]
+    lengths = fitting_lengths(engine, traffic.arrivals(1.0, _PACE_LENGTHS, seed + _TURNS))
+
+    async def timed(run: Callable[[], Awaitable[_T]]) -> tuple[_T, float | None]:
+        return await undisturbed(run, report) if is_child else (await run(), None)
+
+    async def pace() -> float:
+        """Return how many times as long as simulated a closed loop takes now."""
+        if not lengths:
+            return 1.0
+        loop, _ = await timed(
+            partial(
+                measure_loop,
+                callers,
+                min(_PACE_CALLERS, engine.max_num_seqs),
+                lengths,
+                seconds=_PACE_SHARE * seconds / _TURNS,
+            )
         )
-        for rate, ours, theirs, ones in zip(rates, predicted, measured, replays, strict=True)
-    ]
+        return pace_of(engine, step_times, loop)
+
+    async with Callers(server, authorization=http.headers.get("Authorization")) as callers:
+        before = await pace()
+        for turn in range(_TURNS):
+            for of_rate in of_rates:
+                number = max(_LEAST_REQUESTS, round(of_rate.requests_per_s * seconds / _TURNS))
+                arrivals = traffic.arrivals(of_rate.requests_per_s, number, seed + turn)
+                seen, others = await timed(partial(_replay, callers, arrivals))
+                after = await pace()
+                at_pace = step_times.at_pace((before + after) / 2)
+                one = of_rate.add(
+                    planned=_predict(engine, step_times, arrivals),
+                    predicted=_predict(engine, at_pace, arrivals),
+                    measured=seen,
+                    pace=(before + after) / 2,
+                    others=others,
+                )
+                before = after
+                told = ", ".join(
+                    f"{name} {100 * error:+.0f}%" for name, error in one.errors.items()
+                )
+                report(
+                    f"{of_rate.requests_per_s:.3g} requests/s, {number} requests, "
+                    f"pace {one.pace:.2f}: {told}"
+                )
+    return [of_rate.comparison() for of_rate in of_rates]
 
 
 def comparisons_as_markdown(by_model: Mapping[str, Sequence[Comparison]]) -> str:
@@ -169,26 +250,39 @@ def comparisons_as_markdown(by_model: Mapping[str, Sequence[Comparison]]) -> str
         ("time per output token p95, ms", "tpot_p95_s", 1e3, ".2f"),
         ("tokens/s", "tokens_per_s", 1.0, ",.0f"),
     ]
-    names = ["model", "requests/s", "requests", "utilization", *(label for label, *_ in figures)]
+    names = [
+        "model",
+        "requests/s",
+        "requests",
+        "utilization",
+        "pace",
+        *(label for label, *_ in figures),
+    ]
     lines = [f"| {' | '.join(names)} |", "|---" + "|--:" * (len(names) - 1) + "|"]
     for model, comparisons in by_model.items():
         for one in comparisons:
-            predicted, measured = asdict(one.predicted), asdict(one.measured)
+            planned, predicted, measured = map(asdict, (one.planned, one.predicted, one.measured))
+            paces = [replay.pace for replay in one.replays]
             cells = [
                 model,
                 f"{one.requests_per_s:.4g}",
                 f"{one.num_requests}",
                 f"{one.utilization:.0%}",
+                f"{min(paces):.2f} to {max(paces):.2f}",
             ]
             for _, name, factor, form in figures:
                 errors = [replay.errors[name] for replay in one.replays]
                 cells.append(
-                    f"{factor * predicted[name]:{form}} / {factor * measured[name]:{form}} "
+                    f"{factor * planned[name]:{form}}, {factor * predicted[name]:{form}} / "
+                    f"{factor * measured[name]:{form}} "
                     f"({one.errors[name]:+.0%}; {one.median_errors[name]:+.0%}, "
                     f"{min(errors):+.0%} to {max(errors):+.0%})"
                 )
             lines.append(f"| {' | '.join(cells)} |")
-    told = "Predicted / measured: all replays together (error; median error of the replays, range)"
+    told = (
+        "Planned, predicted at the machine's pace / measured: all replays together (error of the "
+        "predicted; median error of the replays, range)"
+    )
     return "\n".join([told, "", *lines, ""])
 
 
@@ -214,16 +308,13 @@ def _predict(engine: Engine, step_times: StepTimes, arrivals: Sequence[Arrival])
     )
 
 
-async def _replay(http: httpx.AsyncClient, server: Server, arrivals: Sequence[Arrival]) -> _Seen:
+async def _replay(callers: Callers, arrivals: Sequence[Arrival]) -> _Seen:
     async def call(number: int, arrival: Arrival) -> Stream:
         await asyncio.sleep(max(0.0, started + arrival.time_s - time.perf_counter()))
         prompt = prompt_of(arrival.num_prompt_tokens, number)
         return await callers.stream(prompt, arrival.num_tokens, f"replay {started} {number}")
 
-    async with (
-        Callers(server, authorization=http.headers.get("Authorization")) as callers,
-        asyncio.TaskGroup() as group,
-    ):
+    async with asyncio.TaskGroup() as group:
         started = time.perf_counter()
         tasks = [group.create_task(call(i, arrival)) for i, arrival in enumerate(arrivals)]
     streams = [task.result() for task in tasks]

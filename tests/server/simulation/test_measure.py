@@ -80,5 +80,5 @@ async def test_a_plan_replays_to_a_server_and_says_how_far_off_it_was(tmp_path, 
         for name, error in load["errors"].items():
             assert error == pytest.approx(load["predicted"][name] / load["measured"][name] - 1)
     printed = capsys.readouterr().out
-    assert "Predicted / measured:" in printed
+    assert "Planned, predicted at the machine's pace / measured:" in printed
     assert printed.count(f"| {one['name']} |") >= 3

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 from bitwatt.simulation import other_programs, validation
+from bitwatt.simulation.closed_loop import simulate_loop
 from bitwatt.simulation.traffic import PoissonTraffic, read_lengths
+from bitwatt_client.server import Server
 
 from tests.server.simulation.factories import make_engine, make_step_times
 
@@ -19,25 +21,38 @@ def compare(monkeypatch):
 
     shares  what other programs take of the processors, a replay at a time
     slower  how much slower the server is, by the same
+    paces   and in the closed loops around the replays
     """
 
-    async def run(shares, *, slower=(1.0, 1.0, 1.0), is_child=True):
-        coming, slow = iter(shares), itertools.cycle(slower)
+    async def run(shares, *, slower=(1.0,), paces=(1.0,), is_child=True):
+        coming, slow, pace = iter(shares), itertools.cycle(slower), itertools.cycle(paces)
         replayed = []
 
         class Others:
             def share(self):
-                return next(coming)
+                return 0.0 if is_loop else next(coming)
 
-        async def replay(_http, _server, arrivals):
+        is_loop = False
+
+        async def replay(_callers, arrivals):
+            nonlocal is_loop
+            is_loop = False
             replayed.append([arrival.time_s for arrival in arrivals])
             return validation._predict(make_engine(), make_step_times(next(slow)), arrivals)
 
+        async def measure_loop(_callers, num_callers, lengths, *, seconds):
+            nonlocal is_loop
+            is_loop = True
+            assert (num_callers, seconds) == (8, 1.0)
+            times = make_step_times(next(pace))
+            return simulate_loop(make_engine(), times, num_callers, lengths[:40])
+
         monkeypatch.setattr(other_programs, "OtherPrograms", Others)
         monkeypatch.setattr(validation, "_replay", replay)
+        monkeypatch.setattr(validation, "measure_loop", measure_loop)
         [one] = await validation.compare_with_server(
             SimpleNamespace(headers={}),
-            SimpleNamespace(url="http://127.0.0.1:1", model="tiny"),
+            Server(None, "http://127.0.0.1:1", "tiny"),
             make_engine(),
             make_step_times(),
             TRAFFIC,
@@ -59,6 +74,17 @@ async def test_a_server_that_does_what_is_simulated_is_predicted_to_the_letter(c
     slower, _ = await compare([0.0] * 3, slower=[2.0])
     assert slower.errors["ttft_p95_s"] < -0.4
     assert all(replay.errors["ttft_p95_s"] < -0.4 for replay in slower.replays)
+
+
+async def test_a_replay_is_predicted_at_the_pace_of_the_loops_beside_it(compare):
+    one, _ = await compare([0.0] * 3, slower=[2.0, 1.5, 1.25], paces=[2.25, 1.75, 1.25, 1.25])
+    assert [replay.pace for replay in one.replays] == pytest.approx([2.0, 1.5, 1.25])
+    assert list(one.errors.values()) == pytest.approx([0.0] * 4, abs=1e-9)
+    planned = one.as_json()["planned_errors"]
+    assert planned["ttft_p95_s"] < -0.3, "what was measured before knows of no slower machine"
+    row = validation.comparisons_as_markdown({"tiny": [one]}).splitlines()[-1]
+    assert "| 1.25 to 2.00 |" in row
+    assert f"| {1e3 * one.planned.ttft_p95_s:.1f}, {1e3 * one.predicted.ttft_p95_s:.1f} / " in row
 
 
 async def test_a_replay_that_other_programs_disturb_is_made_again_twice_at_most(compare):
