@@ -17,6 +17,7 @@ from bitwatt_kernels.packing import TernaryWeight, group_of
 
 __all__ = [
     "BLOCK_SIZE",
+    "DRAW_SETTINGS",
     "Activation",
     "Backend",
     "DenseLinear",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 BLOCK_SIZE = 16  # tokens a KV-cache block holds
+
+DRAW_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "uniform", "mask")
+"""What a token is drawn by: float64 numbers, side by side in a row of [R, 6]."""
 
 Activation = Literal["relu2", "silu"]
 

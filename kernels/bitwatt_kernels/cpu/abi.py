@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from bitwatt_kernels.backend import BLOCK_SIZE, Activation
+from bitwatt_kernels.backend import BLOCK_SIZE, DRAW_SETTINGS, Activation
 
 __all__ = [
     "ACTIVATIONS",
@@ -106,9 +106,7 @@ class RopeTable(ctypes.Structure):
 
 
 class DrawSettings(ctypes.Structure):
-    _fields_: ClassVar = [
-        (name, c_double) for name in ("temperature", "top_k", "top_p", "min_p", "uniform", "mask")
-    ]
+    _fields_: ClassVar = [(name, c_double) for name in DRAW_SETTINGS]
 
 
 class MatcherCalls(ctypes.Structure):

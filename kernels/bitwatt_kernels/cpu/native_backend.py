@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitwatt_kernels.backend import (
+    DRAW_SETTINGS,
     Activation,
     HeadNorms,
     LayerWeights,
@@ -21,7 +22,7 @@ from bitwatt_kernels.backend import (
     StepLayout,
     TernaryHead,
 )
-from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, DrawSettings, RopeTable
+from bitwatt_kernels.cpu.abi import ACTIVATIONS, DTYPES, CacheView, RopeTable
 from bitwatt_kernels.cpu.dense import has_tile_kernels
 from bitwatt_kernels.cpu.library import (
     cache_dtype_of,
@@ -426,7 +427,7 @@ class NativeBackend(LayersByOperations):
                 f"logits are {logits.dtype} and settings {settings.dtype}; "
                 "expected float32 and float64"
             )
-        if settings.shape != (num_rows, len(DrawSettings._fields_)):
+        if settings.shape != (num_rows, len(DRAW_SETTINGS)):
             raise ShapeError(f"settings are {list(settings.shape)} for {num_rows} rows")
         if bits is not None:
             _require_masks(logits, bits)

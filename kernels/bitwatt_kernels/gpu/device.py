@@ -124,13 +124,20 @@ class Gpu:
         """Whether kernels are launched with programmatic dependent launch."""
         return self.configs.pdl and self.capability >= PDL_CAPABILITY and not INTERPRETED
 
-    def launch_options(self, num_warps: int, num_stages: int = 1) -> dict[str, object]:
-        """Return Triton's launch options. No fused multiply-adds: results round as written."""
+    def launch_options(
+        self, num_warps: int, num_stages: int = 1, max_registers: int | None = None
+    ) -> dict[str, object]:
+        """Return Triton's launch options. No fused multiply-adds: results round as written.
+
+        max_registers  of a thread, on NVIDIA's GPUs; None leaves it to the assembler
+        """
         options: dict[str, object] = {
             "num_warps": num_warps,
             "num_stages": min(num_stages, _AMD_STAGES) if self.is_amd else num_stages,
             "enable_fp_fusion": False,
         }
+        if max_registers is not None and not self.is_amd:
+            options["maxnreg"] = max_registers
         if self.pdl:
             options["launch_pdl"] = True
         return options

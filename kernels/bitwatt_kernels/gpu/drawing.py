@@ -22,8 +22,8 @@ __all__ = ["MAX_CANDIDATES", "NUM_BINS", "NUM_WARPS", "draw", "draw_kernel", "ma
 _NUM_SETTINGS = tl.constexpr(6)
 MAX_CANDIDATES = 4096
 NUM_WARPS = 16
-NUM_BINS = 1024  # of the distance to the largest logit, each BIN_WIDTH wide
-_BIN_WIDTH = tl.constexpr(0.0625)
+NUM_BINS = 512  # of the distance to the largest logit, each BIN_WIDTH wide
+_BIN_WIDTH = tl.constexpr(0.125)
 _ONE = tl.constexpr(2.0**40)  # the largest weight
 _UNIFORM_STEPS = tl.constexpr(2.0**53)
 _NO_TOKEN = tl.constexpr(-1)
@@ -66,13 +66,16 @@ def _bisect(x_ptr, n, temperature, top, need, COUNT: tl.constexpr, BLOCK: tl.con
     """Return the largest key from which on there is at least need, and what is above it."""
     low = tl.full([], -2147483648, tl.int64)
     high = tl.max(_keys(tl.full([1], 0.0, tl.float32) + top))
+    above = tl.full([], 0, tl.int64)  # the sum from high + 1 on
     while low < high:
         middle = low + (high - low + 1) // 2
-        if _sum_from(x_ptr, n, temperature, top, middle, COUNT, BLOCK) >= need:
+        total = _sum_from(x_ptr, n, temperature, top, middle, COUNT, BLOCK)
+        if total >= need:
             low = middle
         else:
             high = middle - 1
-    return low, _sum_from(x_ptr, n, temperature, top, low + 1, COUNT, BLOCK)
+            above = total
+    return low, above
 
 
 @triton.jit
@@ -141,16 +144,19 @@ def draw_kernel(
         return
 
     # All weight, what min-p leaves of it, and how many logits are how near to the largest.
-    whole = tl.full([], 0, tl.int64)
-    left = tl.full([], 0, tl.int64)
+    # By half blocks, and summed up at the end: a whole one's takes more registers than there are.
+    whole = tl.zeros([BLOCK // 2], tl.int64)
+    left = tl.zeros([BLOCK // 2], tl.int64)
     near = tl.zeros([NUM_BINS], tl.int32)
-    for first in range(0, vocab_size, BLOCK):
-        i, x = _scaled(x_ptr, first, vocab_size, temperature, BLOCK)
+    for first in range(0, vocab_size, BLOCK // 2):
+        i, x = _scaled(x_ptr, first, vocab_size, temperature, BLOCK // 2)
         weights = tl.where(i < vocab_size, _weights(x, top), 0)
-        whole += tl.sum(weights)
-        left += tl.sum(tl.where(tl.exp(x - top) >= min_p, weights, 0))
+        whole += weights
+        left += tl.where(tl.exp(x - top) >= min_p, weights, 0)
         bins = tl.minimum((top - x) / _BIN_WIDTH, NUM_BINS - 1.0).to(tl.int32)
         near += tl.histogram(bins, NUM_BINS)
+    whole = tl.sum(whole)
+    left = tl.sum(left)
     uniform = (tl.load(settings_ptr + 4) * _UNIFORM_STEPS).to(tl.uint64)  # exact
 
     if (top_k == 0) & (top_p >= 1.0):
@@ -175,9 +181,9 @@ def draw_kernel(
     candidates_ptr += r.to(tl.int64) * MAX_CANDIDATES
     ids_ptr += r.to(tl.int64) * MAX_CANDIDATES
     num_candidates = 0
-    come = tl.full([], 0, tl.int64)
-    for first in range(0, vocab_size, BLOCK):
-        i = first + tl.arange(0, BLOCK)
+    come = tl.zeros([BLOCK // 2], tl.int64)
+    for first in range(0, vocab_size, BLOCK // 2):
+        i = first + tl.arange(0, BLOCK // 2)
         logits = tl.load(x_ptr + i, mask=i < vocab_size, other=float("-inf"))
         x = tl.div_rn(logits, temperature)
         bins = tl.minimum((top - x) / _BIN_WIDTH, NUM_BINS - 1.0).to(tl.int32)
@@ -186,7 +192,8 @@ def draw_kernel(
         tl.store(candidates_ptr + place, logits, mask=is_near)
         tl.store(ids_ptr + place, i, mask=is_near)
         num_candidates += tl.sum(is_near.to(tl.int32))
-        come += tl.sum(tl.where(is_near, _weights(x, top), 0))
+        come += tl.where(is_near, _weights(x, top), 0)
+    come = tl.sum(come)
     tl.debug_barrier()  # every thread's candidates, before others read them
 
     share = tl.minimum(tl.maximum(top_p, 0.0), 1.0).to(tl.float64)

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from bitwatt_kernels.backend import DRAW_SETTINGS
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -94,7 +95,9 @@ def drawing_settings(
     masked  TokenMasks.rows
     out     memory for R rows at least, on the host
     """
-    out = torch.empty(len(rows), 6, dtype=torch.float64) if out is None else out[: len(rows)]
+    if out is None:
+        out = torch.empty(len(rows), len(DRAW_SETTINGS), dtype=torch.float64)
+    out = out[: len(rows)]
     settings = out.numpy()
     sampling = [r.sampling for r in rows]
     known = [(s.temperature, s.top_k, s.top_p, s.min_p) for s in sampling]

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from bitwatt_kernels.backend import DRAW_SETTINGS
 from torch import Tensor
 
 from bitwatt.model.streams import Event, Stream
@@ -12,7 +13,6 @@ from bitwatt.scheduling.plan import max_draws
 __all__ = ["DeviceStep", "HostStep", "StepFields"]
 
 _ALIGNMENT = 64  # bytes; Triton compiles a kernel of its own for pointers of less than 16
-_NUM_SETTINGS = 6  # by which a token is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class StepFields:
             *[((max_num_tokens,), torch.int64)] * 2,
             *[((num_draws,), torch.int64)] * 2,
             *[((max_num_seqs,), torch.int64)] * 2,
-            ((num_draws, _NUM_SETTINGS), torch.float64),
+            ((num_draws, len(DRAW_SETTINGS)), torch.float64),
             ((max_num_seqs + 1,), torch.int32),
             ((max_num_seqs,), torch.int32),
             ((max_num_seqs * max_blocks,), torch.int32),

@@ -87,17 +87,24 @@ def compile_for(
     *,
     num_warps: int,
     num_stages: int = 1,
+    max_registers: int | None = None,
     unaligned: frozenset[str] = frozenset(),
 ) -> MachineCode:
     """Return kernel's machine code for a compute capability such as 90.
 
-    arguments  "int8" and so on for pointers, "i32" or "fp32" for scalars, by name
-    unaligned  arguments that are not multiples of 16, or of 16 bytes
+    arguments      "int8" and so on for pointers, "i32" or "fp32" for scalars, by name
+    max_registers  of a thread; None leaves it to the assembler
+    unaligned      arguments that are not multiples of 16, or of 16 bytes
     """
     compiled = triton.compile(
         source_of(kernel, arguments, constants, unaligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False},
+        options={
+            "num_warps": num_warps,
+            "num_stages": num_stages,
+            "maxnreg": max_registers,
+            "enable_fp_fusion": False,
+        },
     )
     return MachineCode(_disassemble(compiled.asm["cubin"]), compiled.metadata.shared)
 

@@ -59,6 +59,7 @@ def compile_grouped(
         constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        max_registers=tile.max_registers,
         unaligned=frozenset({"num_tokens", "num_groups"}),
     )
 
@@ -78,8 +79,7 @@ def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
     print(f"sm_{capability}, {name(tile)}, groups of {group}: {per_weight:.2f} a weight")
     most = MOST_INSTRUCTIONS_PER_WEIGHT[tile.block_tokens] * 128 / group
     assert per_weight <= MORE_INSTRUCTIONS.get((capability, tile.block_tokens, group), most)
-    # There 8 warps end what spills, for twice the instructions; fewer stages don't.
-    assert code.spills <= (7 if (capability, tile.block_tokens, group) == (103, 16, 64) else 0)
+    assert code.spills == 0
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     hopper = capability == 90 and tile.block_tokens >= 16
     assert code.count(r"\bIGMMA\b" if hopper else r"\bIMMA\b")
