@@ -59,6 +59,21 @@ def wait_for_all(arrivals_ptr, target):
 
 
 @triton.jit
+def leave(arrivals_ptr, target):
+    """Set the count back once all have left: no program reads it any more."""
+    left = tl.atomic_add(arrivals_ptr, 1, sem="relaxed")
+    if left == target + tl.num_programs(0) - 1:
+        tl.store(arrivals_ptr, 0)
+
+
+@triton.jit
+def _meet_kernel(arrivals_ptr):
+    """Return when all programs of the grid (programs,) run."""
+    wait_for_all(arrivals_ptr, tl.num_programs(0))
+    leave(arrivals_ptr, tl.num_programs(0))
+
+
+@triton.jit
 def _pointer(address_ptr, dtype: tl.constexpr):
     address = tl.multiple_of(tl.load(address_ptr), 16)
     return address.to(tl.pointer_type(dtype))
@@ -354,10 +369,7 @@ def persistent_layers_kernel(
         if INT8:
             key_scales_ptr += layer_stride // 4
             value_scales_ptr += layer_stride // 4
-    # Whoever leaves last sets the count back: no program reads it any more.
-    left = tl.atomic_add(arrivals_ptr, 1, sem="relaxed")
-    if left == target - 1:
-        tl.store(arrivals_ptr, 0)
+    leave(arrivals_ptr, target - tl.num_programs(0))
 
 
 def _why_not(layers: Sequence[LayerWeights[Any]], gpu: Gpu) -> str | None:
@@ -434,6 +446,16 @@ class PersistentLayers:
         ]
         self._addresses = torch.tensor(addresses, dtype=torch.int64, device=gpu.device)
         self._arrivals = torch.zeros(1, dtype=torch.int32, device=gpu.device)
+        try:
+            _meet_kernel[(self._num_programs,)](
+                self._arrivals, launch_cooperative_grid=True, **gpu.launch_options(4)
+            )
+        except Exception as error:  # Triton raises whatever its compilers and the driver raise
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise BackendError(
+                f"{gpu.name} can't run {self._num_programs} programs at once, which a persistent "
+                f"step takes: {reason} (--persistent-step)"
+            ) from error
 
     def can_run(self, h: Tensor, layout: StepLayout) -> bool:
         """Return whether the kernel takes the step: at most 8 tokens, each of its own sequence."""

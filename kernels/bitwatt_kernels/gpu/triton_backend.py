@@ -159,7 +159,7 @@ class TritonBackend(LayersByOperations):
         self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
     ) -> Tensor:
         if isinstance(layers, PersistentLayers):
-            if layers.can_run(h, layout):
+            if self.persistent_step and layers.can_run(h, layout):
                 return layers.run(h, rope, kv_caches, layout)
             layers = layers.layers
         assert isinstance(layers, tuple)
