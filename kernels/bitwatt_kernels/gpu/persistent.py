@@ -11,7 +11,8 @@ where they don't fit.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,15 +37,24 @@ from bitwatt_kernels.gpu.normed_linear import (
 from bitwatt_kernels.gpu.tiles import recomputable
 from bitwatt_kernels.packing import TernaryWeight
 
-__all__ = ["PersistentLayers", "config_for", "persistent_layers_kernel"]
+__all__ = [
+    "PROGRAMS_PER_MULTIPROCESSOR",
+    "PersistentLayers",
+    "config_for",
+    "persistent_layers_kernel",
+    "wait_for_all",
+]
 
-# By the machine code, for no spills; not measured. Warps and stages are attention's.
+PROGRAMS_PER_MULTIPROCESSOR = 2
+"""By the machine code: so many fit by registers and shared memory on every card; not measured."""
+
+# By the machine code, for few spills; not measured. Warps and stages are attention's.
 _ONE = NormedLinearConfig(1, 16, 64, 512, 4, 4, 3)
 _FEW = NormedLinearConfig(8, 32, 64, 512, 2, 4, 3)
 
 
 def config_for(num_tokens: int) -> NormedLinearConfig:
-    """Return the tiles of the linears; gate_up, which takes two sums, reads half the bytes."""
+    """Return the tiles of the linears."""
     return _ONE if num_tokens == 1 else _FEW
 
 
@@ -386,11 +396,12 @@ def _why_not(layers: Sequence[LayerWeights[Any]], gpu: Gpu) -> str | None:
         return "its layers differ"
     if (layers[0].attention_sub_norm is None) != (layers[0].mlp_sub_norm is None):
         return "it has one of the two sub-norms"
-    num_heads, attended = layers[0].num_heads, layers[0].o.in_features
+    qkv, o, *_ = _linears(layers[0])
+    num_heads, attended = layers[0].num_heads, o.in_features
     head_dim = attended // num_heads
     if head_dim * num_heads != attended or head_dim != triton.next_power_of_2(head_dim):
         return f"{num_heads} heads of {attended} features aren't of a power of two"
-    num_kv_heads = (layers[0].qkv.out_features - attended) // (2 * head_dim)
+    num_kv_heads = (qkv.out_features - attended) // (2 * head_dim)
     if num_heads > num_kv_heads * gpu.configs.attention.decode.block_rows:
         return f"{num_heads} heads share the keys of {num_kv_heads}"
     return None
@@ -435,7 +446,8 @@ class PersistentLayers:
         self._gpu = gpu
         self._first = self.layers[0]
         if num_programs is None:
-            num_programs = 1 if INTERPRETED else gpu.num_multiprocessors
+            wanted = PROGRAMS_PER_MULTIPROCESSOR * gpu.num_multiprocessors
+            num_programs = 1 if INTERPRETED else wanted
         self._num_programs = num_programs
         addresses = [
             [
@@ -446,15 +458,21 @@ class PersistentLayers:
         ]
         self._addresses = torch.tensor(addresses, dtype=torch.int64, device=gpu.device)
         self._arrivals = torch.zeros(1, dtype=torch.int32, device=gpu.device)
-        try:
-            _meet_kernel[(self._num_programs,)](
+        with self._at_once():
+            _meet_kernel[(num_programs,)](
                 self._arrivals, launch_cooperative_grid=True, **gpu.launch_options(4)
             )
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Raise BackendError where the launch inside is refused."""
+        try:
+            yield
         except Exception as error:  # Triton raises whatever its compilers and the driver raise
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise BackendError(
-                f"{gpu.name} can't run {self._num_programs} programs at once, which a persistent "
-                f"step takes: {reason} (--persistent-step)"
+                f"{self._gpu.name} can't run {self._num_programs} programs at once, which a "
+                f"persistent step takes: {reason} (--persistent-step)"
             ) from error
 
     def can_run(self, h: Tensor, layout: StepLayout) -> bool:
@@ -464,7 +482,8 @@ class PersistentLayers:
     def run(self, h: Tensor, rope: Tensor, kv_caches: Tensor, layout: StepLayout) -> Tensor:
         """Return the residual stream after the layers, [T, hidden_size], as few_tokens.run_layers.
 
-        Raises  ShapeError if the heads don't fit the cache or the kernel
+        Raises  ShapeError unless the cache's blocks are contiguous, BackendError where the grid is
+                more than runs at once
         """
         gpu, layer = self._gpu, self._first
         assert isinstance(layer.qkv, TernaryWeight)
@@ -484,61 +503,62 @@ class PersistentLayers:
         hidden, attended = layer.qkv.in_features, layer.o.in_features
         intermediate = layer.down.in_features
         out = empty(len(h), hidden)
-        persistent_layers_kernel[(self._num_programs,)](
-            self._addresses,
-            h,
-            empty(len(h), layer.qkv.out_features),
-            empty(len(h), attended),
-            empty(len(h), intermediate, dtype=torch.float32),
-            out,
-            cache.keys,
-            cache.values,
-            cache.key_scales,
-            cache.value_scales,
-            layout.query_starts,
-            layout.context_lens,
-            layout.block_tables,
-            empty(num_partials, group, cache.dim_block, dtype=torch.float32),
-            empty(num_partials, group, dtype=torch.float32),
-            empty(num_partials, group, dtype=torch.float32),
-            gpu.counters,
-            rope,
-            layout.positions,
-            layout.slots,
-            self._arrivals,
-            len(self.layers),
-            len(h),
-            num_sequences,
-            max(1, min(num_splits, self._num_programs // pairs)),
-            kv_caches.stride(0),
-            cache.block_stride,
-            layout.block_tables.stride(0),
-            layer.eps,
-            layer.attention_scale * math.log2(math.e),
-            num_splits,
-            HIDDEN=hidden,
-            QKV=layer.qkv.out_features,
-            ATTENDED=attended,
-            INTERMEDIATE=intermediate,
-            SUB_NORMS=layer.mlp_sub_norm is not None,
-            SILU=layer.activation == "silu",
-            TOKENS=linear.tokens,
-            BLOCK_OUT=linear.block_out,
-            BLOCK_BYTES=linear.block_bytes,
-            BLOCK_IN=linear.block_in,
-            UNROLL=linear.unroll,
-            GROUP=group,
-            HEAD_DIM=cache.head_dim,
-            BLOCK_SIZE=BLOCK_SIZE,
-            BLOCK_ROWS=attention.decode.block_rows,
-            BLOCK_CONTEXT=attention.block_context,
-            SPLIT_TOKENS=attention.split_tokens,
-            DIM_BLOCK=cache.dim_block,
-            IS_SPLIT=num_splits > 1,
-            PRECISION=gpu.dot_precision(h.dtype),
-            INT8=cache.is_int8,
-            INLINE_ASM=gpu.inline_asm,
-            launch_cooperative_grid=True,
-            **gpu.launch_options(attention.decode.num_warps, attention.decode.num_stages),
-        )
+        with self._at_once():
+            persistent_layers_kernel[(self._num_programs,)](
+                self._addresses,
+                h,
+                empty(len(h), layer.qkv.out_features),
+                empty(len(h), attended),
+                empty(len(h), intermediate, dtype=torch.float32),
+                out,
+                cache.keys,
+                cache.values,
+                cache.key_scales,
+                cache.value_scales,
+                layout.query_starts,
+                layout.context_lens,
+                layout.block_tables,
+                empty(num_partials, group, cache.dim_block, dtype=torch.float32),
+                empty(num_partials, group, dtype=torch.float32),
+                empty(num_partials, group, dtype=torch.float32),
+                gpu.counters,
+                rope,
+                layout.positions,
+                layout.slots,
+                self._arrivals,
+                len(self.layers),
+                len(h),
+                num_sequences,
+                max(1, min(num_splits, self._num_programs // pairs)),
+                kv_caches.stride(0),
+                cache.block_stride,
+                layout.block_tables.stride(0),
+                layer.eps,
+                layer.attention_scale * math.log2(math.e),
+                num_splits,
+                HIDDEN=hidden,
+                QKV=layer.qkv.out_features,
+                ATTENDED=attended,
+                INTERMEDIATE=intermediate,
+                SUB_NORMS=layer.mlp_sub_norm is not None,
+                SILU=layer.activation == "silu",
+                TOKENS=linear.tokens,
+                BLOCK_OUT=linear.block_out,
+                BLOCK_BYTES=linear.block_bytes,
+                BLOCK_IN=linear.block_in,
+                UNROLL=linear.unroll,
+                GROUP=group,
+                HEAD_DIM=cache.head_dim,
+                BLOCK_SIZE=BLOCK_SIZE,
+                BLOCK_ROWS=attention.decode.block_rows,
+                BLOCK_CONTEXT=attention.block_context,
+                SPLIT_TOKENS=attention.split_tokens,
+                DIM_BLOCK=cache.dim_block,
+                IS_SPLIT=num_splits > 1,
+                PRECISION=gpu.dot_precision(h.dtype),
+                INT8=cache.is_int8,
+                INLINE_ASM=gpu.inline_asm,
+                launch_cooperative_grid=True,
+                **gpu.launch_options(attention.decode.num_warps, attention.decode.num_stages),
+            )
         return out

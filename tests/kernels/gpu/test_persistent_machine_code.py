@@ -1,15 +1,20 @@
 """What the compiler makes of a persistent step, read from the machine code."""
 
-from typing import Any
+import re
 
 import pytest
 import triton
 import triton.language as tl
-from bitwatt_kernels.gpu.persistent import config_for, persistent_layers_kernel, wait_for_all
+from bitwatt_kernels.gpu.persistent import (
+    PROGRAMS_PER_MULTIPROCESSOR,
+    config_for,
+    persistent_layers_kernel,
+    wait_for_all,
+)
 
 from tests.extent import TEST_ALL
 from tests.kernels.gpu import test_attention_machine_code as attention
-from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 from tests.kernels.gpu.test_linear_machine_code import order_of
 
 ARGUMENTS = attention.ARGUMENTS | {
@@ -26,10 +31,12 @@ ARGUMENTS = attention.ARGUMENTS | {
     "layer_stride": "i32",
 }
 UNALIGNED = ("num_layers", "num_tokens", "num_sequences", "num_programs", "max_splits")
+# Values that live from phase to phase: moved once a phase or a step, outside the loops.
+MOST_SPILLS = {1: 24, 8: 48}
 SIZES_2B4T = {"HIDDEN": 2560, "QKV": 3840, "ATTENDED": 2560, "INTERMEDIATE": 6912}
 
 
-def compile_step(capability: int, num_tokens: int) -> Any:
+def compile_step(capability: int, num_tokens: int) -> MachineCode:
     """Return the machine code of BitNet 2B4T's step."""
     linear, config = config_for(num_tokens), attention.CONFIGS[capability]
     return compile_for(
@@ -91,3 +98,24 @@ def test_what_was_stored_before_the_wait_is_released_and_acquired_behind_it(
         r"\bLDG\.E\.128\b",
         r"\bSTG\.E\.128\b",
     )
+
+
+@pytest.mark.slow(100)
+@pytest.mark.skipif(not TEST_ALL, reason="compiles for half a minute: BITWATT_TEST_ALL=1 runs it")
+@pytest.mark.parametrize("num_tokens", [1, 8])
+@pytest.mark.parametrize("capability", SHARED_MEMORY_BYTES, ids="sm_{}".format)
+def test_a_step_keeps_its_tiles_in_registers_and_as_many_programs_fit_as_are_launched(
+    capability: int, num_tokens: int
+) -> None:
+    code = compile_step(capability, num_tokens)
+    loop = code.main_loop(r"\bIMMA\b")
+    assert any("IMMA" in text for text in loop)
+    assert code.count(r"\b(HMMA|HGMMA|UTCHMMA)\b"), "attention's"
+    assert code.count(r"\b(LDGSTS|LDG)\.E.*\.128\b")
+    assert not any(re.search(r"\b(STL|LDL|MUFU)\b", text) for text in loop)
+    assert code.spills <= MOST_SPILLS[num_tokens]
+    shared = PROGRAMS_PER_MULTIPROCESSOR * (code.shared_bytes + 1024)
+    assert shared <= SHARED_MEMORY_BYTES[capability] + 1024
+    # Each linear's weights are on their way before the wait that comes first in it.
+    assert code.count(r"\bCCTL\.E\.PF2\b") >= 4
+    order_of(code, r"\bCCTL\.E\.PF2\b", r"\bREDG?\.E\.ADD\.STRONG\.GPU\b", r"\bCCTL\.IVALL\b")
