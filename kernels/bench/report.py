@@ -35,7 +35,8 @@ def goals(results: dict[str, Any]) -> list[dict[str, Any]]:
             what = f"2B4T prefill of {row['new_tokens']}, as launched: × bf16"
             found.append((what, PREFILL_GOAL, row["speedup_launched"]))
     for row in results.get("end_to_end", []):
-        is_single = row["phase"] == "decode" and row["num_sequences"] == 1 and not row["pdl"]
+        is_single = row["phase"] == "decode" and row["num_sequences"] == 1
+        is_single &= not (row["pdl"] or row["persistent_step"])
         goal = ROOFLINE_GOALS.get(row["model"])
         if is_single and row["weights"] == "ternary" and goal and "roofline_share" in row:
             what = f"{row['model']} decode, batch 1: share of the byte roofline"
@@ -64,7 +65,7 @@ def headline(results: dict[str, Any]) -> str:
         for row in rows
         if row["model"] == first["model"]
         and row["num_sequences"] == first["num_sequences"]
-        and not row["pdl"]
+        and not (row["pdl"] or row["persistent_step"])
     ]
     ratio = [
         f"{row['speedup']:.2f}×"
@@ -198,6 +199,7 @@ def _machine(results: dict[str, Any]) -> str:
 
 def _end_to_end_row(row: dict[str, Any]) -> list[object]:
     name = f"{row['weights']}{' + pdl' if row['pdl'] else ''}"
+    name += " in one kernel" if row["persistent_step"] else ""
     start: list[object] = [row["model"], name, row["phase"], row["num_sequences"]]
     start.append(row["new_tokens"])
     if "skipped" in row:

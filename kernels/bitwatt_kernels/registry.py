@@ -24,6 +24,9 @@ BACKENDS = {
 # Compiled here, with threads of their own: these classes take num_threads and instruction_set too.
 _COMPILED = {"native"}
 
+# This one takes persistent_step too.
+_PERSISTENT = "triton"
+
 # By device type, the fastest first. The reference is chosen by name only.
 _PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "torch"),
@@ -46,6 +49,7 @@ def choose_backend(
     batch_invariant: bool = True,
     num_threads: int | None = None,
     instruction_set: str | None = None,
+    persistent_step: bool = False,
 ) -> BackendChoice:
     """Return the named backend, or the fastest one that runs on device.
 
@@ -54,6 +58,8 @@ def choose_backend(
     num_threads      CPU threads of the backend and, in this process, of torch; None for all
     instruction_set  of the native backend, which then is the only candidate; None for the fastest
                      that runs
+    persistent_step  run all ternary layers of a step that decodes a few tokens in one kernel, which
+                     the triton backend does; then it is the only candidate
     Raises  BackendError if no candidate can run, with the reason of each
     """
     if name is not None and name not in BACKENDS:
@@ -67,6 +73,13 @@ def choose_backend(
                 f"instruction set {instruction_set!r} is for the native backend on a CPU, "
                 f"not for {name or device} (--cpu-isa)"
             )
+    if persistent_step:
+        candidates = tuple(c for c in candidates if c == _PERSISTENT)
+        if not candidates:
+            raise BackendError(
+                f"a persistent step is for the triton backend on a GPU, not for {name or device} "
+                "(--persistent-step)"
+            )
     if num_threads is None:  # torch takes every core, whatever a control group grants
         torch.set_num_threads(min(torch.get_num_threads(), available_threads()))
     else:
@@ -76,6 +89,8 @@ def choose_backend(
         own: dict[str, object] = {}
         if candidate in _COMPILED:
             own = {"num_threads": num_threads, "instruction_set": instruction_set}
+        elif candidate == _PERSISTENT:
+            own = {"persistent_step": persistent_step}
         try:
             factory = getattr(import_module(module), class_name)
             backend = cast(Backend, factory(device, batch_invariant=batch_invariant, **own))

@@ -1,6 +1,6 @@
 """The least time a step can take: what it must read, multiply and launch, and nothing else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = ["Gpu", "ModelSizes", "Op", "StepCost", "Weights", "linear", "step"]
@@ -154,12 +154,14 @@ def step(
     context_tokens: int,
     new_tokens: int = 1,
     head_bits: Literal[8, 16] = 16,
+    is_persistent: bool = False,
 ) -> StepCost:
     """Return the cost of a step that gives each sequence new_tokens more, up to context_tokens.
 
     context_tokens  tokens of a sequence after the step, all read once from a 16-bit cache
     new_tokens      1 decodes; more prefill, with causal attention
     head_bits       of a head's weight; it is multiplied for the last token of a sequence alone
+    is_persistent   all layers are one kernel; what its programs wait for one another isn't counted
     """
     num_tokens = num_sequences * new_tokens
     ops = [
@@ -179,9 +181,14 @@ def step(
             num_kernels=sizes.num_layers,
         ),
         Op(
-            "norms, RoPE, activation, embedding",
-            num_kernels=sizes.num_layers * _num_small_kernels(weights, num_tokens, new_tokens) + 2,
+            "norms, RoPE, activation",
+            num_kernels=sizes.num_layers * _num_small_kernels(weights, num_tokens, new_tokens),
         ),
+    ]
+    if is_persistent:
+        ops = [replace(op, num_kernels=0) for op in ops]
+    ops += [
+        Op("embedding, last norm", num_kernels=2 + is_persistent),
         Op(
             "head",
             weight_bytes=head_parameters * head_bits / 8,

@@ -483,6 +483,11 @@ class ServeSettings(Settings):
         description="Make dense answers independent of what else runs also on a GPU or by AMX, "
         "more slowly; ternary ones always are",
     )
+    persistent_step: bool = Field(
+        False,
+        description="Run all ternary layers of a step that decodes up to 8 tokens in one kernel, "
+        "on an NVIDIA GPU: an experiment that no card has run yet. Other steps are as without",
+    )
 
     energy_source: EnergyChoice = Field(
         "auto",
@@ -587,6 +592,7 @@ class ServeSettings(Settings):
             backend=self.backend,
             dtype=self.dtype,
             batch_invariant=self.batch_invariant,
+            persistent_step=self.persistent_step,
             num_threads=self.num_threads,
             cpu_isa=self.cpu_isa,
             max_model_len=self.max_model_len,

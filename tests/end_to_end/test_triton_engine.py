@@ -12,6 +12,7 @@ from bitwatt.training.export import export
 from bitwatt.training.model import LanguageModel
 from bitwatt.training.tokenizer import train_tokenizer
 
+from tests.extent import TEST_ALL
 from tests.server.training.factories import make_training_config
 
 SCRIPT = """
@@ -23,12 +24,24 @@ from bitwatt.scheduling.request import ResolvedSampling
 
 if os.environ.get("BITWATT_TEST_ALL") != "1":
     build.warm_up = lambda *_: None  # interpreted, it takes as long as the rest
-path, backend = sys.argv[1:]
+path, backend, settings = sys.argv[1:]
+settings = json.loads(settings)
 limits = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 48}
 memory = {"kv_cache_bytes": 5 * 4096, "prefix_caching": False}
 core, _ = build.build_engine(
-    EngineConfig(model_path=path, backend=backend, device="cpu", **limits, **memory)
+    EngineConfig(model_path=path, backend=backend, device="cpu", **limits, **memory, **settings)
 )
+persistent_steps = []
+if settings.get("persistent_step"):
+    from bitwatt_kernels.gpu.persistent import PersistentLayers
+
+    run_persistent = PersistentLayers.run
+
+    def counted(*arguments):
+        persistent_steps.append(1)
+        return run_persistent(*arguments)
+
+    PersistentLayers.run = counted
 
 
 def run(requests, dropped=None):
@@ -75,6 +88,7 @@ print(
             "decoded": decoded,
             "scored": scored,
             "num_preemptions": num_preemptions,
+            "num_persistent_steps": len(persistent_steps),
         }
     )
 )
@@ -89,9 +103,12 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def generate(folder: Path, backend: str, **environment: str) -> dict[str, Any]:
+def generate(
+    folder: Path, backend: str, settings: dict[str, Any], **environment: str
+) -> dict[str, Any]:
+    arguments = [str(folder), backend, json.dumps(settings)]
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, str(folder), backend],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -102,10 +119,18 @@ def generate(folder: Path, backend: str, **environment: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_engine_on_triton_kernels_gives_the_references_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"persistent_step": True}] if TEST_ALL else [{}],
+    ids=lambda settings: "".join(settings) or "plain",
+)
+def test_engine_on_triton_kernels_gives_the_references_tokens(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     folder = make_folder(tmp_path / "model")
-    expected = generate(folder, "reference")
-    answer = generate(folder, "triton", TRITON_INTERPRET="1")
+    expected = generate(folder, "reference", {})
+    answer = generate(folder, "triton", settings, TRITON_INTERPRET="1")
+    assert (answer["num_persistent_steps"] > 0) == bool(settings)
     sizes = {name: len(tokens) for name, tokens in expected["tokens"].items()}
     assert sizes == {"short": 3, "long": 3, "drawn": 3, "dropped": 2}
     assert answer["tokens"] == expected["tokens"]

@@ -413,6 +413,7 @@ def test_every_engine_setting_reaches_the_engine(tmp_path):
         "backend": "torch",
         "dtype": "float32",
         "batch_invariant": True,
+        "persistent_step": True,
         "num_threads": 2,
         "cpu_isa": "portable",
         "max_model_len": 77,

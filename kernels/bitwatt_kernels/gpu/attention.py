@@ -25,12 +25,211 @@ from bitwatt_kernels.gpu.rope import cache_token, rotated
 __all__ = [
     "attention",
     "decode_attention_kernel",
+    "decode_splits",
     "prefill_attention_kernel",
     "rotated_attention",
 ]
 
 # Programs that decode aims at for each multiprocessor.
 PROGRAMS_PER_MULTIPROCESSOR = 4
+
+
+@triton.jit
+def _merge_splits(
+    partial_ptr,  # [num_splits, GROUP, DIM_BLOCK], and so on: of one sequence and head
+    partial_max_ptr,
+    partial_sum_ptr,
+    num_splits,
+    tile,  # of a split's, [BLOCK_ROWS, DIM_BLOCK]
+    row,  # [BLOCK_ROWS]
+    GROUP: tl.constexpr,
+):
+    """Return the sum and weighted values of the softmax over all splits, merged first to last."""
+    maximum = tl.full([tile.shape[0]], float("-inf"), tl.float32)
+    total = tl.zeros([tile.shape[0]], tl.float32)
+    weighted = tl.zeros([tile.shape[0], tile.shape[1]], tl.float32)
+    in_group = row < GROUP
+    for i in tl.range(0, num_splits, loop_unroll_factor=4):
+        other = i * GROUP
+        maximum2 = tl.load(
+            partial_max_ptr + other + row,
+            mask=in_group,
+            other=float("-inf"),
+            cache_modifier=".cg",
+        )
+        total2 = tl.load(
+            partial_sum_ptr + other + row, mask=in_group, other=0.0, cache_modifier=".cg"
+        )
+        weighted2 = tl.load(
+            partial_ptr + other * tile.shape[1] + tile,
+            mask=in_group[:, None],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        maximum, total, weighted = merge(maximum, total, weighted, maximum2, total2, weighted2)
+    return total, weighted
+
+
+@triton.jit
+def decode_splits(
+    program,
+    num_programs,
+    kv_head,
+    num_kv_heads,
+    sequence,
+    queries_ptr,  # this and the rest as decode_attention_kernel's
+    keys_ptr,
+    values_ptr,
+    key_scales_ptr,
+    value_scales_ptr,
+    query_starts_ptr,
+    context_lens_ptr,
+    tables_ptr,
+    out_ptr,
+    partial_ptr,
+    partial_max_ptr,
+    partial_sum_ptr,
+    counters_ptr,
+    rope_ptr,
+    positions_ptr,
+    slots_ptr,
+    block_stride,
+    table_stride,
+    scale,
+    max_splits,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CONTEXT: tl.constexpr,
+    SPLIT_TOKENS: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    ROPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INT8: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Reduce a program's splits of one sequence and head; the last program to arrive merges all."""
+    context = tl.load(context_lens_ptr + sequence)
+    token = tl.load(query_starts_ptr + sequence).to(tl.int64)
+    has_token = tl.load(query_starts_ptr + sequence + 1) > token
+    num_splits = tl.maximum(tl.cdiv(context, SPLIT_TOKENS), 1)
+    if (program < num_splits) & has_token:
+        row = tl.arange(0, BLOCK_ROWS)
+        d = tl.arange(0, DIM_BLOCK)
+        inside = (row < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+        base = (token * num_kv_heads + kv_head) * (GROUP * HEAD_DIM)
+        in_tile = row[:, None] * HEAD_DIM + d[None, :]
+        positions = tl.zeros([BLOCK_ROWS], tl.int32) + (context - 1)
+        HEAD_STRIDE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 4 if INT8 else HEAD_DIM)
+        keys = keys_ptr + kv_head * HEAD_STRIDE
+        values = values_ptr + kv_head * HEAD_STRIDE
+        key_scales = key_scales_ptr + kv_head * (HEAD_STRIDE // 4)
+        value_scales = value_scales_ptr + kv_head * (HEAD_STRIDE // 4)
+        if ROPE:
+            start = queries_ptr + token * (num_kv_heads * (GROUP + 2) * HEAD_DIM)
+            heads = start + kv_head * (GROUP * HEAD_DIM) + row[:, None] * HEAD_DIM
+            position = tl.load(positions_ptr + token)
+            queries = rotated(heads, d[None, :], inside, rope_ptr, position, HEAD_DIM)
+            queries = queries.to(queries_ptr.dtype.element_ty)
+            # Only the program that takes the context's end reads the token's own key.
+            if program == (num_splits - 1) % num_programs:
+                own = start + num_kv_heads * (GROUP * HEAD_DIM) + kv_head * HEAD_DIM
+                cache_token(
+                    own,
+                    own + num_kv_heads * HEAD_DIM,
+                    keys,
+                    values,
+                    key_scales,
+                    value_scales,
+                    rope_ptr,
+                    position,
+                    tl.load(slots_ptr + token),
+                    block_stride,
+                    HEAD_DIM,
+                    BLOCK_SIZE,
+                    DIM_BLOCK,
+                    INT8,
+                )
+            tl.debug_barrier()  # every thread's part of the key, before others read it
+        else:
+            queries = tl.load(queries_ptr + base + in_tile, mask=inside, other=0)
+        query_scales = positions
+        if INT8:
+            queries, query_scales = quantize_heads(queries.to(tl.float32))
+        table = tables_ptr + sequence.to(tl.int64) * table_stride
+        if IS_SPLIT:
+            pair = sequence * num_kv_heads + kv_head
+            first = pair.to(tl.int64) * max_splits * GROUP
+            partial_ptr += first * DIM_BLOCK
+            partial_max_ptr += first
+            partial_sum_ptr += first
+            tile = row[:, None] * DIM_BLOCK + d[None, :]
+            for split in range(program, num_splits, num_programs):
+                maximum2, total2, weighted2 = attend(
+                    queries,
+                    query_scales,
+                    positions,
+                    keys,
+                    values,
+                    key_scales,
+                    value_scales,
+                    table,
+                    block_stride,
+                    scale,
+                    split * SPLIT_TOKENS,
+                    tl.minimum((split + 1) * SPLIT_TOKENS, context),
+                    HEAD_DIM,
+                    BLOCK_SIZE,
+                    BLOCK_ROWS,
+                    BLOCK_CONTEXT,
+                    DIM_BLOCK,
+                    PRECISION,
+                    INT8,
+                    queries_ptr.dtype.element_ty,
+                )
+                mine = split * GROUP
+                in_group = row < GROUP
+                tl.store(partial_max_ptr + mine + row, maximum2, mask=in_group)
+                tl.store(partial_sum_ptr + mine + row, total2, mask=in_group)
+                tl.store(partial_ptr + mine * DIM_BLOCK + tile, weighted2, mask=in_group[:, None])
+            if PDL:
+                tl.extra.cuda.gdc_launch_dependents()
+            tl.debug_barrier()  # every thread's part, before one thread releases them
+            arrived = tl.atomic_add(counters_ptr + pair, 1, sem="acq_rel")
+            if arrived == tl.minimum(num_splits, num_programs) - 1:
+                tl.store(counters_ptr + pair, 0)
+                total, weighted = _merge_splits(
+                    partial_ptr, partial_max_ptr, partial_sum_ptr, num_splits, tile, row, GROUP
+                )
+                store(out_ptr + base + in_tile, total, weighted, inside)
+        else:
+            _, total, weighted = attend(
+                queries,
+                query_scales,
+                positions,
+                keys,
+                values,
+                key_scales,
+                value_scales,
+                table,
+                block_stride,
+                scale,
+                0,
+                context,
+                HEAD_DIM,
+                BLOCK_SIZE,
+                BLOCK_ROWS,
+                BLOCK_CONTEXT,
+                DIM_BLOCK,
+                PRECISION,
+                INT8,
+                queries_ptr.dtype.element_ty,
+            )
+            if PDL:
+                tl.extra.cuda.gdc_launch_dependents()
+            store(out_ptr + base + in_tile, total, weighted, inside)
 
 
 @triton.jit(do_not_specialize=["max_splits", "table_stride"])
@@ -73,152 +272,47 @@ def decode_attention_kernel(
     Grid (programs, kv heads, sequences). The programs of a sequence and head take its splits in
     turn; the last to arrive merges them.
     """
-    program = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    sequence = tl.program_id(2)
-    num_kv_heads = tl.num_programs(1)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    context = tl.load(context_lens_ptr + sequence)
-    token = tl.load(query_starts_ptr + sequence).to(tl.int64)
-    has_token = tl.load(query_starts_ptr + sequence + 1) > token
-    num_splits = tl.maximum(tl.cdiv(context, SPLIT_TOKENS), 1)
-    if (program >= num_splits) | (not has_token):
-        return
-
-    row = tl.arange(0, BLOCK_ROWS)
-    d = tl.arange(0, DIM_BLOCK)
-    inside = (row < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-    base = (token * num_kv_heads + kv_head) * (GROUP * HEAD_DIM)
-    in_tile = row[:, None] * HEAD_DIM + d[None, :]
-    positions = tl.zeros([BLOCK_ROWS], tl.int32) + (context - 1)
-    HEAD_STRIDE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 4 if INT8 else HEAD_DIM)
-    keys = keys_ptr + kv_head * HEAD_STRIDE
-    values = values_ptr + kv_head * HEAD_STRIDE
-    key_scales = key_scales_ptr + kv_head * (HEAD_STRIDE // 4)
-    value_scales = value_scales_ptr + kv_head * (HEAD_STRIDE // 4)
-    if ROPE:
-        start = queries_ptr + token * (num_kv_heads * (GROUP + 2) * HEAD_DIM)
-        heads = start + kv_head * (GROUP * HEAD_DIM) + row[:, None] * HEAD_DIM
-        position = tl.load(positions_ptr + token)
-        queries = rotated(heads, d[None, :], inside, rope_ptr, position, HEAD_DIM)
-        queries = queries.to(queries_ptr.dtype.element_ty)
-        # The token's own key is read by the program that takes the context's end, and by no other.
-        if program == (num_splits - 1) % tl.num_programs(0):
-            own = start + num_kv_heads * (GROUP * HEAD_DIM) + kv_head * HEAD_DIM
-            cache_token(
-                own,
-                own + num_kv_heads * HEAD_DIM,
-                keys,
-                values,
-                key_scales,
-                value_scales,
-                rope_ptr,
-                position,
-                tl.load(slots_ptr + token),
-                block_stride,
-                HEAD_DIM,
-                BLOCK_SIZE,
-                DIM_BLOCK,
-                INT8,
-            )
-        tl.debug_barrier()  # every thread's part of the key, before others read it
-    else:
-        queries = tl.load(queries_ptr + base + in_tile, mask=inside, other=0)
-    query_scales = positions
-    if INT8:
-        queries, query_scales = quantize_heads(queries.to(tl.float32))
-    table = tables_ptr + sequence.to(tl.int64) * table_stride
-    if IS_SPLIT:
-        pair = sequence * num_kv_heads + kv_head
-        first = pair.to(tl.int64) * max_splits * GROUP
-        partial_ptr += first * DIM_BLOCK
-        partial_max_ptr += first
-        partial_sum_ptr += first
-        tile = row[:, None] * DIM_BLOCK + d[None, :]
-        for split in range(program, num_splits, tl.num_programs(0)):
-            maximum2, total2, weighted2 = attend(
-                queries,
-                query_scales,
-                positions,
-                keys,
-                values,
-                key_scales,
-                value_scales,
-                table,
-                block_stride,
-                scale,
-                split * SPLIT_TOKENS,
-                tl.minimum((split + 1) * SPLIT_TOKENS, context),
-                HEAD_DIM,
-                BLOCK_SIZE,
-                BLOCK_ROWS,
-                BLOCK_CONTEXT,
-                DIM_BLOCK,
-                PRECISION,
-                INT8,
-                queries_ptr.dtype.element_ty,
-            )
-            mine = split * GROUP
-            in_group = row < GROUP
-            tl.store(partial_max_ptr + mine + row, maximum2, mask=in_group)
-            tl.store(partial_sum_ptr + mine + row, total2, mask=in_group)
-            tl.store(partial_ptr + mine * DIM_BLOCK + tile, weighted2, mask=in_group[:, None])
-        if PDL:
-            tl.extra.cuda.gdc_launch_dependents()
-        tl.debug_barrier()  # every thread's part, before one thread releases them
-        arrived = tl.atomic_add(counters_ptr + pair, 1, sem="acq_rel")
-        if arrived != tl.minimum(num_splits, tl.num_programs(0)) - 1:
-            return
-        tl.store(counters_ptr + pair, 0)
-        maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_ROWS], tl.float32)
-        weighted = tl.zeros([BLOCK_ROWS, DIM_BLOCK], tl.float32)
-        for i in tl.range(0, num_splits, loop_unroll_factor=4):
-            other = i * GROUP
-            in_group = row < GROUP
-            maximum2 = tl.load(
-                partial_max_ptr + other + row,
-                mask=in_group,
-                other=float("-inf"),
-                cache_modifier=".cg",
-            )
-            total2 = tl.load(
-                partial_sum_ptr + other + row, mask=in_group, other=0.0, cache_modifier=".cg"
-            )
-            weighted2 = tl.load(
-                partial_ptr + other * DIM_BLOCK + tile,
-                mask=in_group[:, None],
-                other=0.0,
-                cache_modifier=".cg",
-            )
-            maximum, total, weighted = merge(maximum, total, weighted, maximum2, total2, weighted2)
-    else:
-        maximum, total, weighted = attend(
-            queries,
-            query_scales,
-            positions,
-            keys,
-            values,
-            key_scales,
-            value_scales,
-            table,
-            block_stride,
-            scale,
-            0,
-            context,
-            HEAD_DIM,
-            BLOCK_SIZE,
-            BLOCK_ROWS,
-            BLOCK_CONTEXT,
-            DIM_BLOCK,
-            PRECISION,
-            INT8,
-            queries_ptr.dtype.element_ty,
-        )
-        if PDL:
-            tl.extra.cuda.gdc_launch_dependents()
-    store(out_ptr + base + in_tile, total, weighted, inside)
+    decode_splits(
+        tl.program_id(0),
+        tl.num_programs(0),
+        tl.program_id(1),
+        tl.num_programs(1),
+        tl.program_id(2),
+        queries_ptr,
+        keys_ptr,
+        values_ptr,
+        key_scales_ptr,
+        value_scales_ptr,
+        query_starts_ptr,
+        context_lens_ptr,
+        tables_ptr,
+        out_ptr,
+        partial_ptr,
+        partial_max_ptr,
+        partial_sum_ptr,
+        counters_ptr,
+        rope_ptr,
+        positions_ptr,
+        slots_ptr,
+        block_stride,
+        table_stride,
+        scale,
+        max_splits,
+        GROUP,
+        HEAD_DIM,
+        BLOCK_SIZE,
+        BLOCK_ROWS,
+        BLOCK_CONTEXT,
+        SPLIT_TOKENS,
+        DIM_BLOCK,
+        IS_SPLIT,
+        ROPE,
+        PRECISION,
+        INT8,
+        PDL,
+    )
 
 
 @triton.jit(do_not_specialize=["num_sequences", "table_stride"])

@@ -24,8 +24,11 @@ __all__ = [
     "MAX_TOKENS",
     "NormedLinearConfig",
     "config_for",
+    "norm_and_scale",
     "normed_linear",
     "normed_linear_kernel",
+    "normed_tile",
+    "prefetch_weights",
 ]
 
 MAX_TOKENS = 8
@@ -86,55 +89,40 @@ def _finish(acc, scale, w_scales_ptr, bias_ptr, n, HAS_BIAS: tl.constexpr):
     return y
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
-def normed_linear_kernel(
-    x_ptr,  # [num_tokens, 4 * row_bytes]
-    norm_ptr,  # [4 * row_bytes] float32
+@triton.jit
+def prefetch_weights(
+    tile,
     w_ptr,  # [out_features, row_bytes] uint8; gate ‖ up if GATED, out_features each
-    w_scales_ptr,  # a row's, float32
-    bias_ptr,  # a row's, float32
-    residual_ptr,  # [num_tokens, out_features]
-    y_ptr,  # [num_tokens, out_features]
-    num_tokens,
     out_features,
     row_bytes,
+    BLOCK_OUT: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Start bringing the first bytes of a tile's rows into L2."""
+    n = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    n = tl.minimum(n, out_features - 1)
+    lines = tl.arange(0, 4) * 128
+    for start in range(0, tl.minimum(row_bytes, _PREFETCH_BYTES), 512):
+        line = tl.minimum(start + lines, row_bytes - 1)[None, :]
+        prefetch(w_ptr + n[:, None].to(tl.int64) * row_bytes + line)
+        if GATED:
+            prefetch(w_ptr + (n + out_features)[:, None].to(tl.int64) * row_bytes + line)
+
+
+@triton.jit
+def norm_and_scale(
+    x_ptr,  # [num_tokens, in_features]
+    norm_ptr,  # [in_features] float32
+    num_tokens,
+    in_features,
     eps,
     TOKENS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
-    BLOCK_BYTES: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     UNROLL: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
     HAS_NORM: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr,
-    SILU: tl.constexpr,
-    INLINE_ASM: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    """y = quantized(norm(x)) · codesᵀ, scaled (+ bias) (+ residual); f(gate) · up of it if GATED.
-
-    Grid (tiles of out_features,).
-    """
-    n = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    n_read = tl.minimum(n, out_features - 1)
-    in_features = row_bytes * 4
-    # Tokens past the last are the last one again; their results are not stored.
+    """Return what each row is multiplied by to be normed, and then to be quantized, [TOKENS]."""
     rows = tl.minimum(tl.arange(0, TOKENS), num_tokens - 1) * in_features
-    j = tl.arange(0, BLOCK_BYTES)
-    w_ptrs = w_ptr + n_read[:, None].to(tl.int64) * row_bytes + j[None, :]
-    up_ptrs = w_ptr + (n_read + out_features)[:, None].to(tl.int64) * row_bytes + j[None, :]
-    if INLINE_ASM:  # weights depend on no activations: they travel while those are normed
-        lines = tl.arange(0, 4) * 128
-        for start in range(0, tl.minimum(row_bytes, _PREFETCH_BYTES), 512):
-            line = tl.minimum(start + lines, row_bytes - 1)[None, :]
-            prefetch(w_ptr + n_read[:, None].to(tl.int64) * row_bytes + line)
-            if GATED:
-                prefetch(w_ptr + (n_read + out_features)[:, None].to(tl.int64) * row_bytes + line)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-
     reciprocal = tl.full([TOKENS], 1.0, tl.float32)
     i = tl.arange(0, BLOCK_IN)
     if HAS_NORM:
@@ -154,7 +142,44 @@ def normed_linear_kernel(
         )
         largest = tl.maximum(largest, tl.abs(y))
     scale = tl.div_rn(1.0, tl.maximum(tl.max(largest, axis=1), 1e-5)) * 127.0
+    return reciprocal, scale
 
+
+@triton.jit
+def normed_tile(
+    tile,
+    reciprocal,  # what norm_and_scale returns
+    scale,
+    x_ptr,  # the rest as normed_linear_kernel's
+    norm_ptr,
+    w_ptr,
+    w_scales_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    num_tokens,
+    out_features,
+    row_bytes,
+    TOKENS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr,
+    SILU: tl.constexpr,
+    INLINE_ASM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Store BLOCK_OUT output features of every token; see normed_linear_kernel."""
+    n = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    n_read = tl.minimum(n, out_features - 1)
+    # Tokens past the last are the last one again; their results are not stored.
+    rows = tl.minimum(tl.arange(0, TOKENS), num_tokens - 1) * (row_bytes * 4)
+    j = tl.arange(0, BLOCK_BYTES)
+    w_ptrs = w_ptr + n_read[:, None].to(tl.int64) * row_bytes + j[None, :]
+    up_ptrs = w_ptr + (n_read + out_features)[:, None].to(tl.int64) * row_bytes + j[None, :]
     acc = tl.zeros([BLOCK_OUT, _WIDTH], tl.int32)
     quadrupled = tl.zeros([BLOCK_OUT, _WIDTH], tl.int32)
     up = tl.zeros([BLOCK_OUT, _WIDTH], tl.int32)
@@ -200,6 +225,73 @@ def normed_linear_kernel(
     if HAS_RESIDUAL:
         y += tl.load(residual_ptr + offsets, mask=inside, other=0).to(tl.float32)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def normed_linear_kernel(
+    x_ptr,  # [num_tokens, 4 * row_bytes]
+    norm_ptr,  # [4 * row_bytes] float32
+    w_ptr,  # [out_features, row_bytes] uint8; gate ‖ up if GATED, out_features each
+    w_scales_ptr,  # a row's, float32
+    bias_ptr,  # a row's, float32
+    residual_ptr,  # [num_tokens, out_features]
+    y_ptr,  # [num_tokens, out_features]
+    num_tokens,
+    out_features,
+    row_bytes,
+    eps,
+    TOKENS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    UNROLL: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr,
+    SILU: tl.constexpr,
+    INLINE_ASM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """y = quantized(norm(x)) · codesᵀ, scaled (+ bias) (+ residual); f(gate) · up of it if GATED.
+
+    Grid (tiles of out_features,).
+    """
+    tile = tl.program_id(0)
+    if INLINE_ASM:  # weights depend on no activations: they travel while those are normed
+        prefetch_weights(tile, w_ptr, out_features, row_bytes, BLOCK_OUT, GATED)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    reciprocal, scale = norm_and_scale(
+        x_ptr, norm_ptr, num_tokens, row_bytes * 4, eps, TOKENS, BLOCK_IN, UNROLL, HAS_NORM
+    )
+    normed_tile(
+        tile,
+        reciprocal,
+        scale,
+        x_ptr,
+        norm_ptr,
+        w_ptr,
+        w_scales_ptr,
+        bias_ptr,
+        residual_ptr,
+        y_ptr,
+        num_tokens,
+        out_features,
+        row_bytes,
+        TOKENS,
+        BLOCK_OUT,
+        BLOCK_BYTES,
+        HAS_TAIL,
+        HAS_NORM,
+        HAS_BIAS,
+        HAS_RESIDUAL,
+        GATED,
+        SILU,
+        INLINE_ASM,
+        PDL,
+    )
 
 
 def normed_linear(

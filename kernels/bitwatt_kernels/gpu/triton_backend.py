@@ -10,6 +10,7 @@ from torch import Tensor
 from bitwatt_kernels.backend import (
     Activation,
     HeadNorms,
+    LayerWeights,
     QuantizedActivations,
     StepLayout,
     TernaryHead,
@@ -26,6 +27,7 @@ from bitwatt_kernels.gpu.device import Gpu
 from bitwatt_kernels.gpu.few_tokens import are_fusable, run_layers
 from bitwatt_kernels.gpu.grouped_linear import GroupedWeight, grouped_linear
 from bitwatt_kernels.gpu.interpreter import INTERPRETED
+from bitwatt_kernels.gpu.persistent import PersistentLayers
 from bitwatt_kernels.layer import LayersByOperations, ternary_head
 from bitwatt_kernels.packing import TernaryWeight, unpack_rows
 
@@ -46,14 +48,17 @@ class TritonBackend(LayersByOperations):
         device: torch.device,
         *,
         batch_invariant: bool = True,
+        persistent_step: bool = False,
     ) -> None:
         """Raises BackendError if device is not a GPU of compute capability 8.0 or later.
 
         batch_invariant  sum dense matmuls in a fixed order; else cuBLAS chooses one by the batch
+        persistent_step  run all layers of a step that decodes a few tokens in one kernel
         """
         self.gpu = Gpu(device)
         self.device = device
         self.batch_invariant = batch_invariant
+        self.persistent_step = persistent_step
 
     def compile_together(self, call: Callable[[], object]) -> None:
         """Compile, in parallel, the kernels that call launches; it launches none this time."""
@@ -66,6 +71,11 @@ class TritonBackend(LayersByOperations):
         bias = None if weight.bias is None else weight.bias.to(self.device)
         codes = weight.codes.to(self.device).contiguous()
         return TernaryWeight(codes, weight.scales.to(self.device), bias)
+
+    def prepare_layers(self, layers: Sequence[LayerWeights[object]]) -> object:
+        if self.persistent_step:
+            return PersistentLayers(layers, self.gpu)
+        return super().prepare_layers(layers)
 
     def prepare_head(self, weight: Tensor, *, bits: Literal[8, 16] = 16) -> Tensor | _head.Int8Head:
         weight = weight.to(self.device, copy=bits == 16).contiguous()
@@ -148,6 +158,10 @@ class TritonBackend(LayersByOperations):
     def ternary_layers(
         self, h: Tensor, layers: object, rope: Tensor, kv_caches: Tensor, layout: StepLayout
     ) -> Tensor:
+        if isinstance(layers, PersistentLayers):
+            if self.persistent_step and layers.can_run(h, layout):
+                return layers.run(h, rope, kv_caches, layout)
+            layers = layers.layers
         assert isinstance(layers, tuple)
         if len(h) and are_fusable(layers):
             return run_layers(h, layers, rope, kv_caches, layout, self.gpu)

@@ -62,6 +62,7 @@ STAGES = (
     Stage("2B4T layer ops", "layer_ops", ("2B4T",), 25, 60),
     Stage("2B4T pdl", "pdl", ("2B4T",), 45, 90),
     Stage("matmuls", "matmuls", ("2B4T", "8192²"), 75, 120),
+    Stage("2B4T persistent step", "persistent", ("2B4T",), 60, 120),
 )
 """What fits the budget, those that answer most first."""
 
@@ -84,6 +85,7 @@ REHEARSAL_STAGES = (
     Stage("layer ops", "layer_ops", ("rehearsal",), 5, 120),
     Stage("pdl", "pdl", ("rehearsal",), 5, 120),
     Stage("matmuls", "matmuls", ("rehearsal",), 5, 120),
+    Stage("persistent step", "persistent", ("rehearsal",), 5, 120),
 )
 
 

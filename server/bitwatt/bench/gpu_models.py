@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from bench.cublas import CublasBackend
@@ -71,15 +71,23 @@ def bench_model(
     board: Board,
     energy_s: float = 1.5,
     pdl: bool = False,
+    persistent_step: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row a batch decoded and a row a prompt prefilled; what doesn't fit says so.
 
     The ternary model sums in a fixed order throughout; each matmul of the dense one takes the
     fastest of cuBLAS's ways.
 
-    energy_s  seconds of steps whose joules are counted; the counter moves every few hundredths
+    energy_s         seconds of steps whose joules are counted; the counter moves every few
+                     hundredths
+    persistent_step  of a ternary model's batches; a row then has five kernels a layer beside it,
+                     and whether the logits are theirs to the bit
     """
-    backend = TritonBackend(device) if weights == "ternary" else CublasBackend(device, timer)
+    backend = (
+        TritonBackend(device, persistent_step=persistent_step)
+        if weights == "ternary"
+        else CublasBackend(device, timer)
+    )
     if pdl:
         backend.gpu.configs = replace(backend.gpu.configs, pdl=True)
     model = random_model(config, weights=weights, backend=backend, dtype=dtype, seed=0)
@@ -97,6 +105,7 @@ def bench_model(
             "new_tokens": new_tokens,
             "context_tokens": context if phase == "decode" else new_tokens,
             "pdl": pdl,
+            "persistent_step": persistent_step,
             "weight_bytes": weight_bytes,
         }
         cost = step(
@@ -105,12 +114,19 @@ def bench_model(
             num_sequences=num_sequences,
             context_tokens=row["context_tokens"],
             new_tokens=new_tokens,
+            is_persistent=persistent_step,
         )
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         try:
             call = _step(model, num_sequences, row["context_tokens"], new_tokens, dtype)
+            if persistent_step:
+                backend.persistent_step = False
+                expected = cast(torch.Tensor, call())
+                row["five_kernels"] = timer.measure([call], budget_s=0.5).to_dict()
+                backend.persistent_step = True
+                row["equals_five_kernels"] = torch.equal(cast(torch.Tensor, call()), expected)
             timing = timer.measure([call], budget_s=0.5)
             row["step"] = timing.to_dict()
             row["tokens_per_s"] = num_sequences * new_tokens / timing.median_s

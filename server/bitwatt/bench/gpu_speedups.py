@@ -11,7 +11,7 @@ def speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     done = {
         (*(row[key] for key in keys), row["weights"]): row
         for row in rows
-        if "skipped" not in row and not row["pdl"]
+        if "skipped" not in row and not (row["pdl"] or row["persistent_step"])
     }
     pairs = []
     for (*key, weights), dense in done.items():

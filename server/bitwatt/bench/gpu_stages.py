@@ -94,6 +94,7 @@ def _models(
     *,
     energy_s: float = 1.5,
     pdl: bool = False,
+    persistent_step: bool = False,
 ) -> None:
     if bench.is_rehearsal:
         prompts = [20 for _ in prompts[:1]]
@@ -111,9 +112,12 @@ def _models(
         board=bench.board,
         energy_s=energy_s,
         pdl=pdl,
+        persistent_step=persistent_step,
     )
     for row in rows:
         bench.results.add("end_to_end", row)
+        if not row.get("equals_five_kernels", True):
+            raise RuntimeError("a persistent step's logits are not those of five kernels a layer")
 
 
 def _headline(bench: _Bench, model: str) -> None:
@@ -135,6 +139,12 @@ def _pdl(bench: _Bench, model: str) -> None:
     if bench.gpu.capability < (9, 0) and not bench.is_rehearsal:
         return
     _models(bench, model, "ternary", [1] if bench.is_rehearsal else [1, 8], [], pdl=True)
+
+
+def _persistent(bench: _Bench, model: str) -> None:
+    """All layers in one kernel, whose programs wait for one another: an experiment."""
+    batches = [1, 2] if bench.is_rehearsal else [1, 8]
+    _models(bench, model, "ternary", batches, [], persistent_step=True)
 
 
 def _serving(bench: _Bench, model: str) -> None:
@@ -264,6 +274,7 @@ _STAGES: dict[str, Callable[..., None]] = {
     "layer_ops": _layer_ops,
     "matmuls": _matmuls,
     "pdl": _pdl,
+    "persistent": _persistent,
 }
 
 

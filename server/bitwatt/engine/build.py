@@ -103,13 +103,15 @@ def _choose_backend(config: EngineConfig) -> BackendChoice:
         batch_invariant=config.batch_invariant or config.weights == "ternary",
         num_threads=config.num_threads,
         instruction_set=config.cpu_isa,
+        persistent_step=config.persistent_step and config.weights == "ternary",
     )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
         return choose(device)
     except BackendError as error:
-        if device.type != "cuda" or config.device != "auto" or config.backend is not None:
+        is_open = config.device == "auto" and config.backend is None and not config.persistent_step
+        if device.type != "cuda" or not is_open:
             raise
         choice = choose(torch.device("cpu"))
         return BackendChoice(choice.backend, {"cuda": str(error)} | choice.passed_over)

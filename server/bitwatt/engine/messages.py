@@ -54,6 +54,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     dtype       of activations and of dense weights
     batch_invariant  whether dense answers too are independent of what else runs; ternary ones
                 always are
+    persistent_step  whether a step that decodes up to 8 tokens runs all ternary layers in one
+                kernel, on an NVIDIA GPU
     num_threads     CPU threads of the backend and of torch; None takes all the process may use
     cpu_isa     instruction set of the native backend, which then is the only candidate; None takes
                 the fastest that runs
@@ -81,6 +83,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     backend: str | None = None
     dtype: Dtype = "bfloat16"
     batch_invariant: bool = False
+    persistent_step: bool = False
     num_threads: int | None = None
     cpu_isa: str | None = None
     max_model_len: int | None = None
@@ -145,6 +148,7 @@ _ACCEPTED: dict[str, _Accepted] = {
     "backend": ("text or None", lambda value: value is None or isinstance(value, str)),
     "dtype": (f"one of {', '.join(get_args(Dtype))}", lambda value: value in get_args(Dtype)),
     "batch_invariant": ("True or False", lambda value: isinstance(value, bool)),
+    "persistent_step": ("True or False", lambda value: isinstance(value, bool)),
     "num_threads": _count(1, MAX_NUM_THREADS, is_optional=True),
     "cpu_isa": (
         "text or None",

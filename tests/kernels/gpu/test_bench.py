@@ -94,14 +94,21 @@ def test_every_stage_rehearses_with_the_packages_of_a_gpu_image(
         assert row["ternary"]["median_s"] > 0
         assert row["ternary_roofline_s"] > 0
         assert row["bf16"]["way"] in ("x·Wᵀ", "W·x", "W·xᵀ")
-    cases = {(row["weights"], row["phase"], row["pdl"]) for row in results["end_to_end"]}
-    assert cases == {
-        ("ternary", "decode", False),
-        ("ternary", "prefill", False),
-        ("dense", "decode", False),
-        ("dense", "prefill", False),
-        ("ternary", "decode", True),
+    cases = {
+        (row["weights"], row["phase"], row["pdl"], row["persistent_step"])
+        for row in results["end_to_end"]
     }
+    assert cases == {
+        ("ternary", "decode", False, False),
+        ("ternary", "prefill", False, False),
+        ("dense", "decode", False, False),
+        ("dense", "prefill", False, False),
+        ("ternary", "decode", True, False),
+        ("ternary", "decode", False, True),
+    }
+    persistent = [row for row in results["end_to_end"] if row["persistent_step"]]
+    assert [row["num_sequences"] for row in persistent] == [1, 2]
+    assert all(row["equals_five_kernels"] for row in persistent)
     assert {"attention", "head 8 bits"} <= {row["op"] for row in results["layer_ops"]}
     assert {row["phase"] for row in results["speedups"]} == {"decode", "prefill"}
     told = printed.splitlines()

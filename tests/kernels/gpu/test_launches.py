@@ -52,7 +52,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def make_backend() -> TritonBackend:
+def make_backend(*, persistent_step: bool = False) -> TritonBackend:
     """Return the backend of a card that isn't here."""
     gpu = Gpu.__new__(Gpu)
     gpu.device, gpu.name, gpu.num_multiprocessors, gpu.capability = CPU, "fake", 132, (9, 0)
@@ -60,17 +60,19 @@ def make_backend() -> TritonBackend:
     gpu.add_scratch()
     backend = TritonBackend.__new__(TritonBackend)
     backend.gpu, backend.device, backend.batch_invariant = gpu, CPU, True
+    backend.persistent_step = persistent_step
     return backend
 
 
 @pytest.fixture(scope="module")
-def run_step() -> Callable[[Weights, int, int], None]:
-    def run(weights: Weights, num_sequences: int, new_tokens: int) -> None:
+def run_step() -> Callable[..., None]:
+    def run(
+        weights: Weights, num_sequences: int, new_tokens: int, *, persistent_step: bool = False
+    ) -> None:
         # The dense roofline is of a layer without sub-norms, which its kernels would not take in.
         config = replace(SHAPE_2B4T, has_sub_norms=weights == "ternary")
-        model = random_model(
-            config, weights=weights, backend=make_backend(), dtype=torch.bfloat16, seed=0
-        )
+        backend = make_backend(persistent_step=persistent_step)
+        model = random_model(config, weights=weights, backend=backend, dtype=torch.bfloat16, seed=0)
         kv_cache = KVCache(SHAPE_2B4T, num_sequences, torch.bfloat16, CPU)
         tables = torch.arange(num_sequences, dtype=torch.int32)[:, None]
         counts = [new_tokens] * num_sequences
@@ -127,6 +129,37 @@ def test_above_256_sequences_a_layer_takes_seven(
         "gated_activation_kernel": num_layers,
         "dense_linear_kernel": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "new_tokens", "is_persistent"),
+    [(1, 1, True), (8, 1, True), (9, 1, False), (2, 2, False)],
+)
+def test_a_persistent_step_is_one_kernel_for_all_layers_up_to_eight_tokens(
+    num_sequences: int,
+    new_tokens: int,
+    is_persistent: bool,
+    launches: Counter[str],
+    run_step: Callable[..., None],
+) -> None:
+    run_step("ternary", num_sequences, new_tokens, persistent_step=True)
+    if is_persistent:
+        assert launches == {
+            "_meet_kernel": 1,  # once, to see that it can
+            "persistent_layers_kernel": 1,
+            "rms_norm_kernel": 1,
+            "dense_linear_kernel": 1,
+        }
+        modelled = step(
+            sizes_of_2b4t(),
+            "ternary",
+            num_sequences=num_sequences,
+            context_tokens=512,
+            is_persistent=True,
+        )
+        assert launches.total() - 1 + 1 == modelled.num_kernels  # with the embedding
+    else:
+        assert "persistent_layers_kernel" not in launches
 
 
 class TorchKernels(TorchDispatchMode):

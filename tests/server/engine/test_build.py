@@ -67,6 +67,7 @@ def test_fp16_is_another_name_of_dense_weights() -> None:
         ("speculate", "medusa", "'medusa'; it must be ngram or off (--speculate)"),
         ("prefix_caching", "no", "'no'; it must be True or False (--prefix-caching)"),
         ("batch_invariant", 1, "1; it must be True or False"),
+        ("persistent_step", 1, "1; it must be True or False"),
         ("device", None, "None; it must be auto, cpu, cuda or cuda:N (--device)"),
         ("backend", 3, "3; it must be text or None (--backend)"),
         ("weights", ["ternary"], "['ternary']; it is one of ternary, dense, fp16 (--weights)"),

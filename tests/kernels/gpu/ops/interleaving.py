@@ -53,6 +53,8 @@ class _Baton:
             self._holder = self._random.choice(self._alive)
             self._has_passed.notify_all()
             self._has_passed.wait_for(lambda: self._holder == me)
+        if self._errors:  # whoever waits for the program that has failed would wait for ever
+            raise self._errors[0]
 
     def _live(self, i: int, program: Program) -> None:
         with self._has_passed:
