@@ -2,13 +2,13 @@
 
 import json
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 
@@ -221,11 +221,11 @@ def _cut(random: Random, data: bytes) -> bytes:
 
 def _set_number(random: Random, data: bytes) -> bytes:
     """Return the data with the digits at a random place made another number."""
-    limit = min(len(data), 1 << 14)
-    digits = [found.start() for found in re.finditer(rb"[0-9]", data[:limit])]
-    if not digits:
+    head = np.frombuffer(data, np.uint8, min(len(data), 1 << 14))
+    digits = np.flatnonzero((head >= ord("0")) & (head <= ord("9")))
+    if not len(digits):
         return data
-    begin = end = random.choice(digits)
+    begin = end = int(random.choice(digits))
     while data[end : end + 1].isdigit():
         end += 1
     return data[:begin] + str(random.choice(_NUMBERS)).encode() + data[end:]
