@@ -23,15 +23,11 @@ from bitwatt.scheduling.request import ResolvedSampling
 
 if os.environ.get("BITWATT_TEST_ALL") != "1":
     build.warm_up = lambda *_: None  # interpreted, it takes as long as the rest
-path, backend = sys.argv[1:]
 limits = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 48}
 memory = {"kv_cache_bytes": 5 * 4096, "prefix_caching": False}
-core, _ = build.build_engine(
-    EngineConfig(model_path=path, backend=backend, device="cpu", **limits, **memory)
-)
 
 
-def run(requests, dropped=None):
+def run(core, requests, dropped=None):
     tokens = {name: [] for name in requests}
     logprobs = {name: [] for name in requests}
     for name, (prompt, sampling) in requests.items():
@@ -59,25 +55,32 @@ prompts = {
     name: [(7 * i + j) % 270 + 5 for j in range(length)]
     for i, (name, length) in enumerate(lengths.items())
 }
-tokens, decoded = run(
-    {name: (prompt, drawn if name == "drawn" else greedy) for name, prompt in prompts.items()},
-    dropped="dropped",
-)
-num_preemptions = core.stats().num_preemptions
 scoring = {"max_tokens": 0, "prompt_logprobs": 0}
-whole = {name: prompts[name] + tokens[name] for name in ("short", "long", "drawn")}
-_, scored = run({name: (prompt, scoring) for name, prompt in whole.items()})
-scored = {name: values[-len(tokens[name]) :] for name, values in scored.items()}
-print(
-    json.dumps(
-        {
-            "tokens": tokens,
-            "decoded": decoded,
-            "scored": scored,
-            "num_preemptions": num_preemptions,
-        }
+
+
+def answer(backend):
+    core, _ = build.build_engine(
+        EngineConfig(model_path=sys.argv[1], backend=backend, device="cpu", **limits, **memory)
     )
-)
+    tokens, decoded = run(
+        core,
+        {name: (prompt, drawn if name == "drawn" else greedy) for name, prompt in prompts.items()},
+        dropped="dropped",
+    )
+    num_preemptions = core.stats().num_preemptions
+    whole = {name: prompts[name] + tokens[name] for name in ("short", "long", "drawn")}
+    _, scored = run(core, {name: (prompt, scoring) for name, prompt in whole.items()})
+    scored = {name: values[-len(tokens[name]) :] for name, values in scored.items()}
+    core.close()
+    return {
+        "tokens": tokens,
+        "decoded": decoded,
+        "scored": scored,
+        "num_preemptions": num_preemptions,
+    }
+
+
+print(json.dumps([answer("reference"), answer("triton")]))
 """
 
 
@@ -89,23 +92,22 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def generate(folder: Path, backend: str, **environment: str) -> dict[str, Any]:
+def generate(folder: Path) -> list[dict[str, Any]]:
+    """Return what the engine answers on the reference and on the interpreted kernels."""
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, str(folder), backend],
-        env=os.environ | environment,
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, str(folder)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    answer: dict[str, Any] = json.loads(ran.stdout)
-    return answer
+    answers: list[dict[str, Any]] = json.loads(ran.stdout)
+    return answers
 
 
 @pytest.mark.slow
 def test_engine_on_triton_kernels_gives_the_references_tokens(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "model")
-    expected = generate(folder, "reference")
-    answer = generate(folder, "triton", TRITON_INTERPRET="1")
+    expected, answer = generate(make_folder(tmp_path / "model"))
     sizes = {name: len(tokens) for name, tokens in expected["tokens"].items()}
     assert sizes == {"short": 3, "long": 3, "drawn": 3, "dropped": 2}
     assert answer["tokens"] == expected["tokens"]
