@@ -21,6 +21,7 @@ from bitwatt_client.workload import Asked, PromptWriter, draw_asked, read_asked
 from tests.clients.test_compare import make_answer
 from tests.clients.test_load import CountingEngine
 from tests.clients.test_progress import Terminal
+from tests.command_line import run_command
 from tests.fakes import FakeEngine, make_app, make_client, run_server
 
 pytestmark = pytest.mark.anyio
@@ -306,37 +307,32 @@ async def test_a_terminal_gets_a_bar_of_requests_and_the_time_left():
     assert out.getvalue().endswith("\r\x1b[K")
 
 
-async def run_command(*args):
-    command = [sys.executable, "-m", "bitwatt", "bench", *args]
-    process = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
-    out, error = await process.communicate()
-    return process.returncode, out.decode(), error.decode()
-
-
 async def test_the_command_measures_prints_and_writes(tmp_path):
     engine = FakeEngine()
     flags = ["--requests", "5", "--rate", "500", "--prompt-tokens", "60", "--answer-tokens", "7"]
     async with run_server(make_app(engine)) as url:
-        status, out, error = await run_command(
-            url, *flags, "--slo-ttft", "60", "--json", str(tmp_path / "b.json"), "--details"
-        )
-    assert (status, error) == (0, "")
+        flags += ["--slo-ttft", "60", "--json", str(tmp_path / "b.json"), "--details"]
+        command = [sys.executable, "-m", "bitwatt", "bench", url, *flags]
+        process = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
+        out, error = await process.communicate()
+    assert (process.returncode, error) == (0, b"")
     result = json.loads((tmp_path / "b.json").read_text())
     assert (result["completed"], result["total_output_tokens"]) == (5, 35)
     assert result["request_rate"] == 500.0
     assert result["goodput_share"] == 1.0
     assert len(result["ttfts"]) == 5
     assert len(engine.submitted) >= 2 + 1 + 5  # to learn the tokens of words, and to warm up
-    assert out.startswith("tiny: 5 requests, 500 a second\n")
+    assert out.startswith(b"tiny: 5 requests, 500 a second\n")
 
 
-async def test_the_command_asks_ones_own_prompts_and_writes_to_a_pipe(tmp_path):
+async def test_the_command_asks_ones_own_prompts_and_writes_to_a_pipe(capsys, tmp_path):
     engine = FakeEngine()
     path = tmp_path / "own.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n{"prompt": "b"}\n')
     async with run_server(make_app(engine)) as url:
-        status, out, _ = await run_command(url, "--prompts", str(path), "--json", "-")
-        refused = await run_command(url, "--prompts", str(path), "--api", "completions")
+        asked = "bench", url, "--prompts", str(path)
+        status, out, _ = await run_command(capsys, *asked, "--json", "-")
+        refused = await run_command(capsys, *asked, "--api", "completions")
     assert status == 0
     result = json.loads(out)
     assert (result["num_prompts"], result["completed"], result["max_concurrency"]) == (2, 2, 8)
@@ -345,14 +341,14 @@ async def test_the_command_asks_ones_own_prompts_and_writes_to_a_pipe(tmp_path):
     assert f"{path} has messages, which --api completions hasn't" in refused[2]
 
 
-async def test_the_command_fails_where_nothing_is_answered():
-    status, _, error = await run_command("http://127.0.0.1:1")
+async def test_the_command_fails_where_nothing_is_answered(capsys):
+    status, _, error = await run_command(capsys, "bench", "http://127.0.0.1:1")
     assert status == 1
     assert error.startswith("bitwatt bench: http://127.0.0.1:1 can't be reached")
     assert INTERRUPTED == 130
-    status, _, error = await run_command("--prompt-tokens", "many")
+    status, _, error = await run_command(capsys, "bench", "--prompt-tokens", "many")
     assert (status, "write 128, 16-256 or lognormal" in error) == (2, True)
-    status, _, error = await run_command("--details")
+    status, _, error = await run_command(capsys, "bench", "--details")
     assert (status, "--details are of --json" in error) == (2, True)
 
 

@@ -18,6 +18,7 @@ from bitwatt_client.events import Chunk
 from bitwatt_client.server import Server
 from bitwatt_client.terminal import printable
 
+from tests.command_line import run_command
 from tests.fakes import FakeEngine, make_app, make_client, make_served_app, run_server
 
 
@@ -227,43 +228,34 @@ async def test_the_command_says_who_answers_and_what_may_be_typed():
 
 
 @pytest.mark.anyio
-async def test_the_command_has_both_twins_answer_one_pipe():
+async def test_the_command_has_both_twins_answer_one_pipe(capsys):
     app = make_served_app({"a": FakeEngine(reply="one"), "b": FakeEngine(reply="two")})
     async with run_server(app) as url:
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, url, "--both", "--system", "be brief", stdin=-1, stdout=-1, stderr=-1
-        )
-        out, error = await process.communicate(b"hi\n")
-        alone = await asyncio.create_subprocess_exec(
-            *COMMAND, url, "--both", "--twin", "a", stdin=-1, stdout=-1, stderr=-1
-        )
-        _, refused = await alone.communicate(b"hi\n")
-    assert (process.returncode, alone.returncode) == (0, 1)
-    assert out == b"a: one\n\nb: two"
-    assert error.count(b"joules unavailable") == 2
-    assert b"has no second model beside a for --both (--twin)" in refused
+        both = url, "--both", "--system", "be brief"
+        status, out, error = await run_command(capsys, "chat", *both, typed=b"hi\n")
+        alone = url, "--both", "--twin", "a"
+        refused, _, told = await run_command(capsys, "chat", *alone, typed=b"hi\n")
+    assert (status, refused) == (0, 1)
+    assert out == "a: one\n\nb: two"
+    assert error.count("joules unavailable") == 2
+    assert "has no second model beside a for --both (--twin)" in told
 
 
 @pytest.mark.anyio
-async def test_the_command_refuses_a_wrong_model_before_the_first_question():
+async def test_the_command_refuses_a_wrong_model_before_the_first_question(capsys):
     async with run_server(make_app()) as url:
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, url, "--model", "tinny", stdin=-1, stdout=-1, stderr=-1
-        )
-        out, error = await process.communicate(b"hi\n")
-    assert process.returncode == 1
-    assert out == b""
-    assert error.decode() == f"bitwatt chat: {url} serves no tinny; its models are tiny\n"
+        wrong = url, "--model", "tinny"
+        status, out, error = await run_command(capsys, "chat", *wrong, typed=b"hi\n")
+    assert status == 1
+    assert out == ""
+    assert error == f"bitwatt chat: {url} serves no tinny; its models are tiny\n"
 
 
 @pytest.mark.anyio
-async def test_the_command_fails_where_a_piped_question_fails():
+async def test_the_command_fails_where_a_piped_question_fails(capsys):
     async with run_server(make_app(FakeEngine(dies_after=1))) as url:
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, url, stdin=-1, stdout=-1, stderr=-1
-        )
-        await process.communicate(b"hi\n")
-    assert process.returncode == 1
+        status, _, _ = await run_command(capsys, "chat", url, typed=b"hi\n")
+    assert status == 1
 
 
 @pytest.mark.anyio

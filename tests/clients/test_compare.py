@@ -35,6 +35,7 @@ from bitwatt_client.report import _shown, verdict
 from bitwatt_client.server import Answer, Server
 from bitwatt_client.statistics import Spread
 
+from tests.command_line import run_command
 from tests.fakes import (
     FakeEngine,
     make_app,
@@ -413,14 +414,9 @@ def test_a_servers_words_can_not_command_the_terminal():
 async def test_the_command_refuses_a_wrong_model_before_any_window_runs(capsys, side):
     app, engines = make_pair_app()
     async with run_server(app) as url:
-
-        def run():
-            with pytest.raises(SystemExit) as exit_:
-                main(["compare", url, url, f"--model-{side}", "tinny"])
-            return exit_.value.code
-
-        assert await asyncio.to_thread(run) == 1
-    said = capsys.readouterr().err
+        wrong = f"--model-{side}", "tinny"
+        status, _, said = await run_command(capsys, "compare", url, url, *wrong)
+    assert status == 1
     assert said == f"bitwatt compare: {url} serves no tinny; its models are tiny, tiny-fp16\n"
     assert not any(engine.submitted for engine in engines.values())
 

@@ -242,26 +242,29 @@ async def query(client, expr, **variables):
     return answer["data"]["result"]
 
 
-async def query_all(client):
-    exprs = {query.expr for query in QUERIES} | {rule["expr"] for rule in RULES}
-    return {
-        expr: [
-            value
-            for sample in await query(client, expr)
-            if not math.isnan(value := float(sample["value"][1]))
-        ]
-        for expr in exprs
-    }
+async def values_of(client, expr):
+    """Return what the expression has values of, without NaN."""
+    found = [float(sample["value"][1]) for sample in await query(client, expr)]
+    return [value for value in found if not math.isnan(value)]
 
 
-async def query_until_found(client, exprs):
-    """Return every query's values once all of exprs have some, or as they are after 30 s."""
+async def query_until_found(client, *groups):
+    """Return every query's values, each once it has some, or as they are after 30 s.
+
+    groups  of expressions that must have values; one is asked when the one before has them
+    """
     deadline = time.monotonic() + 30
-    while True:
-        values = await query_all(client)
-        if all(values[expr] for expr in exprs) or time.monotonic() > deadline:
-            return values
-        await asyncio.sleep(SCRAPE_S)
+    values = {}
+    for group in groups:
+        missing = sorted(group)
+        while True:
+            values |= {expr: await values_of(client, expr) for expr in missing}
+            missing = [expr for expr in missing if not values[expr]]
+            if not missing or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(SCRAPE_S)
+    others = {query.expr for query in QUERIES} | {rule["expr"] for rule in RULES}
+    return values | {expr: await values_of(client, expr) for expr in others - values.keys()}
 
 
 async def rules_when_evaluated(client):
@@ -319,7 +322,7 @@ async def load(url):
             models = ("builtin", "builtin-twin")
             calls = [ask for m in models for ask in (call(client, m, index), repeat(client, m))]
             await asyncio.gather(*calls, *(call(client, "builtin", index) for _ in range(8)))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(SCRAPE_S)
 
 
 async def run_window(url):
@@ -395,7 +398,7 @@ async def observe(folder):
             for other in others.values():
                 move(other.metrics, 1001)
             calls = asyncio.create_task(load(url))
-            loaded = await query_until_found(client, LOADED)
+            loaded = await query_until_found(client, LOADED - IDLE, IDLE)
             calls.cancel()
             vllm = {expr: len(await query(client, expr)) for expr in VLLM}
             without_counter = {"ternary": "unmeasured", "baseline": "unmeasured-twin"}

@@ -6,9 +6,9 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -22,21 +22,21 @@ NUM_KILLS = 20 if TEST_ALL else 3
 AGAIN_S = 60.0
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Server]]:
-    """Starts a server of one model, which ends well."""
-    with ExitStack() as stack:
-
-        def start(*flags: str, **options: object) -> Server:
-            server = start_server("--no-compare", *flags, **options)  # type: ignore[arg-type]
-            stack.callback(lambda: check_end(server))
-            return server
-
-        yield start
-
-
-def check_end(server: Server) -> None:
+@contextmanager
+def started(*flags: str, **options: Any) -> Iterator[Server]:
+    """A server of one model, which ends well."""
+    server = start_server("--no-compare", *flags, **options)
+    yield server
     assert stop_server(server) == 0, "".join(server.log)
+
+
+@pytest.fixture(scope="module")
+def hampered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with few file descriptors, whose temporary folder is gone, and which logs JSON."""
+    folder = tmp_path_factory.mktemp("gone")
+    with started("--log-format", "json", max_open_files=200, TMPDIR=str(folder)) as server:
+        shutil.rmtree(folder)
+        yield server
 
 
 def kill_engine(server: Server, by: signal.Signals = signal.SIGKILL) -> bool:
@@ -46,6 +46,16 @@ def kill_engine(server: Server, by: signal.Signals = signal.SIGKILL) -> bool:
             os.kill(process_id, by)
             return True
     return False
+
+
+def kill_to_the_end(server: Server, by: signal.Signals = signal.SIGKILL) -> None:
+    """Send the engine process the signal, and wait for the server to tell of its end."""
+    num_ends = server.logged("is down after")
+    assert kill_engine(server, by)
+    deadline = time.monotonic() + AGAIN_S
+    while server.logged("is down after") == num_ends:
+        assert time.monotonic() < deadline, "".join(server.log)
+        time.sleep(0.05)
 
 
 def check_served(server: Server) -> None:
@@ -60,62 +70,47 @@ def check_served(server: Server) -> None:
     assert server.logged("serves again, loaded in ") > 0
 
 
-def test_an_engine_that_is_killed_over_and_over_serves_again(start: Callable[..., Server]) -> None:
+def test_an_engine_that_is_killed_over_and_over_serves_again() -> None:
     """As soon as there is one, while it loads too; for a minute at most, for it waits longer."""
-    server = start()
-    num_kills = 0
-    ends = time.monotonic() + 60
-    while num_kills < NUM_KILLS and time.monotonic() < ends:
-        num_kills += kill_engine(server)
-        assert httpx.get(f"{server.url}/health", timeout=5).status_code in (200, 503)
-        time.sleep(0.2)
-    check_served(server)
-    assert server.logged("status -9 (SIGKILL)") >= 2
-    assert server.logged("ends in a row") >= 1
+    with started() as server:
+        num_kills = 0
+        ends = time.monotonic() + 60
+        while num_kills < NUM_KILLS and time.monotonic() < ends:
+            num_kills += kill_engine(server)
+            assert httpx.get(f"{server.url}/health", timeout=5).status_code in (200, 503)
+            time.sleep(0.2)
+        check_served(server)
+        assert server.logged("status -9 (SIGKILL)") >= 2
+        assert server.logged("ends in a row") >= 1
 
 
-def test_the_log_of_an_engine_that_crashes_is_json_where_the_server_s_is(
-    start: Callable[..., Server],
-) -> None:
+def test_the_log_of_an_engine_that_crashes_is_json_where_the_server_s_is(hampered: Server) -> None:
     """Its traceback stood between the lines as plain text."""
-    server = start("--log-format", "json")
-    assert kill_engine(server, signal.SIGSEGV)
-    while not server.logged("is down after"):
-        time.sleep(0.05)
-    check_served(server)
-    lines = [json.loads(line) for line in list(server.log)]
+    kill_to_the_end(hampered, signal.SIGSEGV)
+    check_served(hampered)
+    lines = [json.loads(line) for line in list(hampered.log)]
     said = "\n".join(line["message"] for line in lines)
     assert "the engine of builtin: Fatal Python error: Segmentation fault" in said
     assert "in run\n" in said
     assert "status -11 (SIGSEGV)" in said
 
 
-def test_an_engine_that_dies_beside_idle_connections_serves_again(
-    start: Callable[..., Server],
-) -> None:
+def test_an_engine_that_dies_beside_idle_connections_serves_again(hampered: Server) -> None:
     """1,100 of them took the last file descriptor, and one death was an outage for good."""
-    server = start(max_open_files=200)
-    address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+    address = ("127.0.0.1", int(hampered.url.rsplit(":", 1)[1]))
     with ExitStack() as idle:
         for _ in range(300):
             with suppress(OSError):
                 idle.enter_context(socket.create_connection(address, timeout=5))
-        assert kill_engine(server)
+        num_served = hampered.logged("serves again")
+        kill_to_the_end(hampered)
         deadline = time.monotonic() + AGAIN_S
-        while not server.logged("serves again"):
-            assert time.monotonic() < deadline, "".join(server.log)
+        while hampered.logged("serves again") == num_served:
+            assert time.monotonic() < deadline, "".join(hampered.log)
             time.sleep(0.1)
-    check_served(server)
+    check_served(hampered)
 
 
-def test_an_engine_that_dies_after_its_tmpdir_is_gone_serves_again(
-    start: Callable[..., Server], tmp_path: Path
-) -> None:
-    folder = tmp_path / "t"
-    folder.mkdir()
-    server = start(TMPDIR=str(folder))
-    shutil.rmtree(folder)
-    assert kill_engine(server)
-    while not server.logged("is down after"):
-        time.sleep(0.05)
-    check_served(server)
+def test_an_engine_that_dies_after_its_tmpdir_is_gone_serves_again(hampered: Server) -> None:
+    kill_to_the_end(hampered)
+    check_served(hampered)

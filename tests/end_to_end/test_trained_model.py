@@ -30,8 +30,8 @@ def test_half_a_million_parameters_learn_to_count_and_count_through_the_server(t
         seed=0,
         learning_rate=1e-2,
         batch_tokens=512,
-        text_tokens=20_000,
-        token_budget=40_000,
+        text_tokens=12_000,
+        token_budget=24_000,
         minute_budget=None,
         dtype="float32",
     )

@@ -21,30 +21,25 @@ import numpy as np
 from bitwatt.engine import build
 from bitwatt.engine.messages import EngineConfig, Submit
 from bitwatt.scheduling.request import ResolvedSampling
+from bitwatt_kernels.gpu.persistent import PersistentLayers
 
 if os.environ.get("BITWATT_TEST_ALL") != "1":
     build.warm_up = lambda *_: None  # interpreted, it takes as long as the rest
-path, backend, settings = sys.argv[1:]
-settings = json.loads(settings)
 limits = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 48}
 memory = {"kv_cache_bytes": 5 * 4096, "prefix_caching": False}
-core, _ = build.build_engine(
-    EngineConfig(model_path=path, backend=backend, device="cpu", **limits, **memory, **settings)
-)
 persistent_steps = []
-if settings.get("persistent_step"):
-    from bitwatt_kernels.gpu.persistent import PersistentLayers
-
-    run_persistent = PersistentLayers.run
-
-    def counted(*arguments):
-        persistent_steps.append(1)
-        return run_persistent(*arguments)
-
-    PersistentLayers.run = counted
+run_persistent = PersistentLayers.run
 
 
-def run(requests, dropped=None):
+def counted(*arguments):
+    persistent_steps.append(1)
+    return run_persistent(*arguments)
+
+
+PersistentLayers.run = counted
+
+
+def run(core, requests, dropped=None):
     tokens = {name: [] for name in requests}
     logprobs = {name: [] for name in requests}
     for name, (prompt, sampling) in requests.items():
@@ -72,26 +67,34 @@ prompts = {
     name: [(7 * i + j) % 270 + 5 for j in range(length)]
     for i, (name, length) in enumerate(lengths.items())
 }
-tokens, decoded = run(
-    {name: (prompt, drawn if name == "drawn" else greedy) for name, prompt in prompts.items()},
-    dropped="dropped",
-)
-num_preemptions = core.stats().num_preemptions
 scoring = {"max_tokens": 0, "prompt_logprobs": 0}
-whole = {name: prompts[name] + tokens[name] for name in ("short", "long", "drawn")}
-_, scored = run({name: (prompt, scoring) for name, prompt in whole.items()})
-scored = {name: values[-len(tokens[name]) :] for name, values in scored.items()}
-print(
-    json.dumps(
-        {
-            "tokens": tokens,
-            "decoded": decoded,
-            "scored": scored,
-            "num_preemptions": num_preemptions,
-            "num_persistent_steps": len(persistent_steps),
-        }
+
+
+def answer(**settings):
+    persistent_steps.clear()
+    core, _ = build.build_engine(
+        EngineConfig(model_path=sys.argv[1], device="cpu", **settings, **limits, **memory)
     )
-)
+    tokens, decoded = run(
+        core,
+        {name: (prompt, drawn if name == "drawn" else greedy) for name, prompt in prompts.items()},
+        dropped="dropped",
+    )
+    num_preemptions = core.stats().num_preemptions
+    whole = {name: prompts[name] + tokens[name] for name in ("short", "long", "drawn")}
+    _, scored = run(core, {name: (prompt, scoring) for name, prompt in whole.items()})
+    scored = {name: values[-len(tokens[name]) :] for name, values in scored.items()}
+    core.close()
+    return {
+        "tokens": tokens,
+        "decoded": decoded,
+        "scored": scored,
+        "num_preemptions": num_preemptions,
+        "num_persistent_steps": len(persistent_steps),
+    }
+
+
+print(json.dumps([answer(**settings) for settings in json.loads(sys.argv[2])]))
 """
 
 
@@ -103,39 +106,36 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def generate(
-    folder: Path, backend: str, settings: dict[str, Any], **environment: str
-) -> dict[str, Any]:
-    arguments = [str(folder), backend, json.dumps(settings)]
+def generate(folder: Path, *settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what engines of these settings answer, their kernels interpreted."""
+    arguments = [str(folder), json.dumps(settings)]
     ran = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, *arguments],
-        env=os.environ | environment,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    answer: dict[str, Any] = json.loads(ran.stdout)
-    return answer
+    answers: list[dict[str, Any]] = json.loads(ran.stdout)
+    return answers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"persistent_step": True}] if TEST_ALL else [{}],
-    ids=lambda settings: "".join(settings) or "plain",
-)
-def test_engine_on_triton_kernels_gives_the_references_tokens(
-    settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_engine_on_triton_kernels_gives_the_references_tokens(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
-    expected = generate(folder, "reference", {})
-    answer = generate(folder, "triton", settings, TRITON_INTERPRET="1")
-    assert (answer["num_persistent_steps"] > 0) == bool(settings)
+    persistent = [{"backend": "triton", "persistent_step": True}] if TEST_ALL else []
+    expected, *answers = generate(
+        folder, {"backend": "reference"}, {"backend": "triton"}, *persistent
+    )
     sizes = {name: len(tokens) for name, tokens in expected["tokens"].items()}
     assert sizes == {"short": 3, "long": 3, "drawn": 3, "dropped": 2}
-    assert answer["tokens"] == expected["tokens"]
-    for ran in (expected, answer):
+    for ran in (expected, *answers):
         assert ran["scored"] == {name: ran["decoded"][name] for name in ran["scored"]}
         assert ran["num_preemptions"] > 0
-    for name, logprobs in expected["decoded"].items():
-        assert answer["decoded"][name] == pytest.approx(logprobs, abs=0.05)
+    for answer in answers:
+        assert answer["tokens"] == expected["tokens"]
+        for name, logprobs in expected["decoded"].items():
+            assert answer["decoded"][name] == pytest.approx(logprobs, abs=0.05)
+    assert [answer["num_persistent_steps"] > 0 for answer in answers] == [False, True][
+        : len(answers)
+    ]

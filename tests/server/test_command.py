@@ -443,10 +443,14 @@ def test_the_engines_of_a_pair_know_that_they_share_a_gpu(tmp_path, is_pair, num
     assert settings.engine_config(tmp_path, "ternary").num_engines_per_gpu == num_engines
 
 
-def test_the_api_process_loads_no_torch():
+def test_the_api_process_loads_no_torch_and_the_hubs_library_only_for_a_name():
+    """Nor do they who read a model's config or ask for a folder."""
     code = (
         "import sys, bitwatt.cli, bitwatt.api.app, bitwatt.api.server, bitwatt.engine.client\n"
-        "print([m for m in ('torch', 'triton', 'numpy', 'bitwatt_kernels') if m in sys.modules])"
+        "import bitwatt.hub, bitwatt.model.families\n"
+        "bitwatt.hub.fetch('/x')\n"
+        "late = ('torch', 'triton', 'numpy', 'bitwatt_kernels', 'huggingface_hub')\n"
+        "print([m for m in late if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert result.stdout.decode().strip() == "[]"

@@ -287,11 +287,3 @@ def test_the_hubs_variables_are_honoured(hub, tmp_path):
     assert run(HF_HUB_OFFLINE="1").stdout == first.stdout
     assert not hub.requests
     assert "HF_HUB_OFFLINE is set, and the cache" in run(HF_HUB_OFFLINE="1", HF_HOME="/n").stderr
-
-
-def test_the_hubs_library_is_imported_only_for_a_name(tmp_path):
-    script = (
-        "import sys; import bitwatt.cli; from bitwatt.hub import fetch; fetch('/x')\n"
-        "assert 'huggingface_hub' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)

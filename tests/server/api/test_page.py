@@ -396,9 +396,9 @@ async def test_a_browser_that_reads_late_makes_no_model_look_slow():
 async def test_each_models_decoding_is_held_against_its_own_roofline():
     clock = PageClock()
     floors = (Roofline(step_bytes=3_000_000), Roofline(step_bytes=12_000_000))
-    app = make_pair_app(sleep=clock.sleep, reply=4 * REPLY, rooflines=floors, reads=(1e9, 2e9))
+    app = make_pair_app(sleep=clock.sleep, rooflines=floors, reads=(1e9, 2e9))
     async with run_server(app) as url, open_page(url, clock=clock) as (page, watched):
-        await run_load(page, tokens=48)
+        await run_load(page)
         table = page.get_by_role("region", name="Results of the load")
         row = table.get_by_role("row", name="Decode speed, share of own roofline")
         await expect(row.get_by_role("cell").last).to_contain_text("none: each has its own")
@@ -417,9 +417,9 @@ async def test_each_models_decoding_is_held_against_its_own_roofline():
 async def test_rooflines_come_into_the_table_as_soon_as_memory_is_timed():
     clock = PageClock()
     floors = (Roofline(step_bytes=3_000_000), Roofline(step_bytes=12_000_000))
-    app = make_pair_app(sleep=clock.sleep, reply=4 * REPLY, rooflines=floors)
+    app = make_pair_app(sleep=clock.sleep, rooflines=floors)
     async with run_server(app) as url, open_page(url, clock=clock) as (page, _):
-        await run_load(page, tokens=48)
+        await run_load(page)
         row = page.get_by_role("row", name="Decode speed, share of own roofline")
         await expect(row.get_by_role("cell")).to_contain_text(
             ["Unavailable: tiny: memory is timed"]
