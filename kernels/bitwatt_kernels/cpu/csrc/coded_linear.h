@@ -203,13 +203,15 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
                 for (int m = 0; m < M; ++m) {
                     const __m256i a = _mm256_set1_epi32(
                         four(x + static_cast<size_t>(m) * x_stride + i * columns_of(bits) + j * 4));
-                    for (int h = 0; h < H; ++h)
+                    for (int h = 0; h < H; ++h) {
                         // |a| times the weight with a's sign, where the codes take eight bits.
                         pairs[m][h] = _mm256_add_epi16(
                             pairs[m][h],
                             bits == 2 ? _mm256_maddubs_epi16(code[h], a)
                                       : _mm256_maddubs_epi16(_mm256_abs_epi8(a),
                                                              _mm256_sign_epi8(code[h], a)));
+                        asm("" : "+x"(pairs[m][h]));
+                    }
                 }
             };
             multiply_plane(0);

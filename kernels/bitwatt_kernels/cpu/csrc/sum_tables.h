@@ -186,7 +186,10 @@ private:
                 for (int q = 0; q < kTablesPerLine; ++q) {
                     const Halves* entry = tables_[4 * l + q][indices[l * next_line + q]];
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; ++v) s[v] += entry[v];
+                    for (int v = 0; v < V; ++v) {
+                        s[v] += entry[v];
+                        asm("" : "+x"(s[v]));
+                    }
                 }
             for (int v = 0; v < V; ++v) sums[v] = s[v];
         }
