@@ -201,8 +201,7 @@ BW_INLINE void add_lines_of_2(const uint8_t* lines, const uint8_t* ahead, const 
                     for (int h = 0; h < H; ++h) {
                         pairs[m][h] =
                             _mm256_add_epi16(pairs[m][h], _mm256_maddubs_epi16(code[h], a));
-                        // The compiler would sum the planes' products first, and run out of registers.
-                        asm("" : "+x"(pairs[m][h]));
+                        keep_in_register(pairs[m][h]);
                     }
                 }
             };
