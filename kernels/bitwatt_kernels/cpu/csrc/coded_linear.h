@@ -164,61 +164,94 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 
 #elif defined(__AVX2__)
 
-template <int bits, int M, int R, bool is_kv = false>
-static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
-                          const int32_t* starts, int start_stride, int32_t* sums,
-                          [[maybe_unused]] const uint8_t* ahead = nullptr) {
-    constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
-    // Of 2-bit codes a pair of products is at most 2 * 2 * 128 in size, so int16 holds the 32
-    // pairs of 8 lines; of 8-bit ones at most 2 * 127 * 128, so it holds one.
-    constexpr int kLinesInInt16 = bits == 2 ? 8 : 1;
-    const int num_lines = K / columns_of(bits);
+// H halves of a line, of 8 rows each; where the line begins, what lies ahead is fetched.
+template <int H>
+BW_INLINE void load_halves(const uint8_t* line, const uint8_t* ahead, __m256i (&halves)[H]) {
+    for (int h = 0; h < H; ++h) {
+        if (h % 2 == 0) __builtin_prefetch(ahead + 32 * h);
+        halves[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line + 32 * h));
+    }
+}
+
+// sums[m][h] += the products of num_lines lines of 2-bit codes. A pair's is at most 2 * 2 * 127 in
+// size, so int16 holds those of 16 lines.
+template <int M, int H, int kStride>
+BW_INLINE void add_lines_of_2(const uint8_t* lines, const uint8_t* ahead, const int8_t* x,
+                              int x_stride, int num_lines, __m256i (&sums)[M][H]) {
+    constexpr int kLinesInInt16 = 16;
     const __m256i mask = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
-    const __m256i zero_code = _mm256_set1_epi8(static_cast<char>(0x80));
-    constexpr int H = 2 * R;  // half lines
-    __m256i s[M][H];
-    for (int m = 0; m < M; ++m)
-        for (int h = 0; h < H; ++h) s[m][h] = _mm256_set1_epi32(starts[m * start_stride]);
     for (int first = 0; first < num_lines; first += kLinesInInt16) {
         const int last = min_int(first + kLinesInInt16, num_lines);
         __m256i pairs[M][H];
         for (int m = 0; m < M; ++m)
             for (int h = 0; h < H; ++h) pairs[m][h] = _mm256_setzero_si256();
         for (int i = first; i < last; ++i) {
-            const uint8_t* p = lines + i * kStride;
             __m256i line[H];
-            for (int h = 0; h < H; ++h) {
-                if (h % 2 == 0)
-                    __builtin_prefetch(is_kv ? ahead + i * kStride : p + 32 * h + kPrefetchBytes);
-                line[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * h));
-            }
+            load_halves(lines + i * kStride, ahead + i * kStride, line);
             const auto multiply_plane = [&](int j) __attribute__((always_inline)) {
                 __m256i code[H];
                 for (int h = 0; h < H; ++h) {
-                    code[h] = bits == 2 ? _mm256_and_si256(line[h], mask)
-                                        : _mm256_xor_si256(line[h], zero_code);
-                    if (bits == 2) line[h] = _mm256_srli_epi16(line[h], 2);
+                    code[h] = _mm256_and_si256(line[h], mask);
+                    line[h] = _mm256_srli_epi16(line[h], 2);
                 }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int m = 0; m < M; ++m) {
                     const __m256i a = _mm256_set1_epi32(
-                        four(x + static_cast<size_t>(m) * x_stride + i * columns_of(bits) + j * 4));
-                    for (int h = 0; h < H; ++h)
-                        // |a| times the weight with a's sign, where the codes take eight bits.
-                        pairs[m][h] = _mm256_add_epi16(
-                            pairs[m][h],
-                            bits == 2 ? _mm256_maddubs_epi16(code[h], a)
-                                      : _mm256_maddubs_epi16(_mm256_abs_epi8(a),
-                                                             _mm256_sign_epi8(code[h], a)));
+                        four(x + static_cast<size_t>(m) * x_stride + i * 16 + j * 4));
+                    for (int h = 0; h < H; ++h) {
+                        pairs[m][h] =
+                            _mm256_add_epi16(pairs[m][h], _mm256_maddubs_epi16(code[h], a));
+                        keep_in_register(pairs[m][h]);
+                    }
                 }
             };
-            multiply_plane(0);
-            if (bits == 2) multiply_plane(1), multiply_plane(2), multiply_plane(3);
+            multiply_plane(0), multiply_plane(1), multiply_plane(2), multiply_plane(3);
         }
         for (int m = 0; m < M; ++m)
             for (int h = 0; h < H; ++h)
-                s[m][h] = _mm256_add_epi32(s[m][h], _mm256_madd_epi16(pairs[m][h], ones));
+                sums[m][h] = _mm256_add_epi32(sums[m][h], _mm256_madd_epi16(pairs[m][h], ones));
     }
+}
+
+// The same of 8-bit codes: |a| times the weight with a's sign. A pair's product is at most
+// 2 * 127 * 128 in size, and int16 holds no more.
+template <int M, int H, int kStride>
+BW_INLINE void add_lines_of_8(const uint8_t* lines, const uint8_t* ahead, const int8_t* x,
+                              int x_stride, int num_lines, __m256i (&sums)[M][H]) {
+    const __m256i zero_code = _mm256_set1_epi8(static_cast<char>(0x80));
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int i = 0; i < num_lines; ++i) {
+        __m256i code[H];
+        load_halves(lines + i * kStride, ahead + i * kStride, code);
+        for (int h = 0; h < H; ++h) code[h] = _mm256_xor_si256(code[h], zero_code);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const __m256i a =
+                _mm256_set1_epi32(four(x + static_cast<size_t>(m) * x_stride + i * 4));
+            const __m256i size = _mm256_abs_epi8(a);
+            for (int h = 0; h < H; ++h)
+                sums[m][h] = _mm256_add_epi32(
+                    sums[m][h],
+                    _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(code[h], a)),
+                                      ones));
+        }
+    }
+}
+
+template <int bits, int M, int R, bool is_kv = false>
+static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                          const int32_t* starts, int start_stride, int32_t* sums,
+                          const uint8_t* ahead = nullptr) {
+    constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
+    constexpr int H = 2 * R;
+    if (!is_kv) ahead = lines + kPrefetchBytes;
+    __m256i s[M][H];
+    for (int m = 0; m < M; ++m)
+        for (int h = 0; h < H; ++h) s[m][h] = _mm256_set1_epi32(starts[m * start_stride]);
+    if constexpr (bits == 2)
+        add_lines_of_2<M, H, kStride>(lines, ahead, x, x_stride, K / 16, s);
+    else
+        add_lines_of_8<M, H, kStride>(lines, ahead, x, x_stride, K / 4, s);
     for (int m = 0; m < M; ++m)
         for (int h = 0; h < H; ++h)
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + m * kRowBlockRows + h * 8),

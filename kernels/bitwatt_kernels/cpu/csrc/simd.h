@@ -33,6 +33,15 @@ BW_INLINE To bits(From from) {
     return to;
 }
 
+// Have x in a register here. Of several sums that are added to, a compiler takes the addends together
+// first, which is the same of integers, and spills them.
+template <class V>
+BW_INLINE void keep_in_register([[maybe_unused]] V& x) {
+#if defined(__SSE2__)
+    asm("" : "+x"(x));
+#endif
+}
+
 #if defined(__AVX512F__)
 
 struct F32 {

@@ -18,10 +18,10 @@ namespace BITWATT_ISA {
 
 #if defined(__AVX2__)
 constexpr int kHalves = 16;
-constexpr int kFewTableTokens = 16, kMostTableTokens = 32;
-// From so many tokens on each takes less time than what serves fewer; and in so many row blocks the
+constexpr int kFewTableTokens = 32, kMostTableTokens = 32;
+// From so many tokens on each takes less time than in register tiles; and in so many row blocks the
 // tables are used often enough.
-constexpr int kFewTablesFrom = 12, kMostTablesFrom = 26, kTablesFromBlocks = 8;
+constexpr int kFewTablesFrom = 30, kMostTablesFrom = 30, kTablesFromBlocks = 8;
 #else
 constexpr int kHalves = 8;
 constexpr int kFewTableTokens = 8, kMostTableTokens = 16;
@@ -186,7 +186,10 @@ private:
                 for (int q = 0; q < kTablesPerLine; ++q) {
                     const Halves* entry = tables_[4 * l + q][indices[l * next_line + q]];
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; ++v) s[v] += entry[v];
+                    for (int v = 0; v < V; ++v) {
+                        s[v] += entry[v];
+                        keep_in_register(s[v]);
+                    }
                 }
             for (int v = 0; v < V; ++v) sums[v] = s[v];
         }
