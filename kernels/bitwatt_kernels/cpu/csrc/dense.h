@@ -20,7 +20,11 @@ constexpr int kSegmentColumns = 256;
 constexpr int kDenseTokens = 12;
 constexpr int dense_groups(int) { return 2; }
 #else
+#if defined(__AVX2__)
+constexpr int kDenseTokens = 5;
+#else
 constexpr int kDenseTokens = 4;
+#endif
 constexpr int dense_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
 #endif
 
