@@ -141,7 +141,8 @@ def test_programs_at_once_wait_for_one_another_and_end(
     num_programs: int, three: Step, three_in_five_kernels: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     """Whichever goes on after an atomic; and each launch finds the arrivals at zero."""
-    layers = PersistentLayers(three.layers, three.gpu, num_programs)
+    with interleaved(0):  # they meet once before the first step
+        layers = PersistentLayers(three.layers, three.gpu, num_programs)
     for seed in range(6 if TEST_ALL else 2):
         with interleaved(seed) as baton:
             result = three.run(layers.run)
