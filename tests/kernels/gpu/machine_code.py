@@ -49,15 +49,29 @@ class MachineCode:
 
     def main_loop(self, pattern: str) -> list[str]:
         """Return the innermost loop with the most instructions that match pattern."""
+        loops = [self._texts(loop) for loop in self._loops()]
+        return max(loops, key=lambda loop: (_matches(pattern, loop), -len(loop)))
+
+    def innermost_loops(self, pattern: str) -> list[list[str]]:
+        """Return the loops with instructions that match pattern, but for loops around others."""
+        loops = [loop for loop in self._loops() if _matches(pattern, self._texts(loop))]
+        return [
+            self._texts((first, last))
+            for first, last in loops
+            if not any((first, last) != (a, b) and first <= a and b <= last for a, b in loops)
+        ]
+
+    def _loops(self) -> list[tuple[int, int]]:
+        """Return the first and the last address of each loop."""
         loops = []
         for address, text in self.instructions:
             target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
             if target and int(target[1], 16) < address:
-                start = int(target[1], 16)
-                loops.append([t for a, t in self.instructions if start <= a <= address])
-        return max(
-            loops, key=lambda loop: (sum(bool(re.search(pattern, t)) for t in loop), -len(loop))
-        )
+                loops.append((int(target[1], 16), address))
+        return loops
+
+    def _texts(self, loop: tuple[int, int]) -> list[str]:
+        return [text for address, text in self.instructions if loop[0] <= address <= loop[1]]
 
     @property
     def spills(self) -> int:
@@ -96,6 +110,10 @@ def _disassemble(cubin: bytes) -> list[tuple[int, str]]:
         (address, re.sub(r"`\((\.L_\w+)\)", lambda found: addresses[found[1]], text))
         for address, text in instructions
     ]
+
+
+def _matches(pattern: str, texts: list[str]) -> int:
+    return sum(bool(re.search(pattern, text)) for text in texts)
 
 
 def compile_for(

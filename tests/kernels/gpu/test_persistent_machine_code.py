@@ -31,8 +31,9 @@ ARGUMENTS = attention.ARGUMENTS | {
     "layer_stride": "i32",
 }
 UNALIGNED = ("num_layers", "num_tokens", "num_sequences", "num_programs", "max_splits")
-# Values that live from phase to phase: moved once a phase or a step, outside the loops.
-MOST_SPILLS = {1: 24, 8: 48}
+# Of one token and of eight: values that live from phase to phase, moved outside the linears' loops.
+MOST_SPILLS = {80: (0, 32), 90: (24, 48), 100: (256, 320), 120: (0, 144)}
+ALIKE = {80: (80, 86, 89), 90: (90,), 100: (100, 103), 120: (120,)}  # cards of one machine code
 SIZES_2B4T = {"HIDDEN": 2560, "QKV": 3840, "ATTENDED": 2560, "INTERMEDIATE": 6912}
 
 
@@ -100,22 +101,22 @@ def test_what_was_stored_before_the_wait_is_released_and_acquired_behind_it(
     )
 
 
-@pytest.mark.slow(100)
+@pytest.mark.slow(60)
 @pytest.mark.skipif(not TEST_ALL, reason="compiles for half a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.parametrize("num_tokens", [1, 8])
-@pytest.mark.parametrize("capability", SHARED_MEMORY_BYTES, ids="sm_{}".format)
-def test_a_step_keeps_its_tiles_in_registers_and_as_many_programs_fit_as_are_launched(
+@pytest.mark.parametrize("capability", ALIKE, ids="sm_{}".format)
+def test_linears_loops_stay_in_registers_and_as_many_programs_fit_as_are_launched(
     capability: int, num_tokens: int
 ) -> None:
     code = compile_step(capability, num_tokens)
-    loop = code.main_loop(r"\bIMMA\b")
-    assert any("IMMA" in text for text in loop)
+    loops = code.innermost_loops(r"\bIMMA\b")
+    assert len(loops) == 4, "one a linear"
+    assert not any(re.search(r"\b(STL|LDL|MUFU)\b", text) for loop in loops for text in loop)
     assert code.count(r"\b(HMMA|HGMMA|UTCHMMA)\b"), "attention's"
     assert code.count(r"\b(LDGSTS|LDG)\.E.*\.128\b")
-    assert not any(re.search(r"\b(STL|LDL|MUFU)\b", text) for text in loop)
-    assert code.spills <= MOST_SPILLS[num_tokens]
+    assert code.spills <= MOST_SPILLS[capability][num_tokens == 8]
     shared = PROGRAMS_PER_MULTIPROCESSOR * (code.shared_bytes + 1024)
-    assert shared <= SHARED_MEMORY_BYTES[capability] + 1024
+    assert shared <= min(SHARED_MEMORY_BYTES[card] for card in ALIKE[capability]) + 1024
     # Each linear's weights are on their way before the wait that comes first in it.
     assert code.count(r"\bCCTL\.E\.PF2\b") >= 4
     order_of(code, r"\bCCTL\.E\.PF2\b", r"\bREDG?\.E\.ADD\.STRONG\.GPU\b", r"\bCCTL\.IVALL\b")
