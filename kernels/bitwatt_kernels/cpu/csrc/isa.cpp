@@ -1,11 +1,15 @@
 // One instruction set's kernels: compiled once for each, with its flags and its name.
 
+#if defined(BITWATT_LEFT_OUT)
+#include "calls.h"
+#else
 #include "attention.h"
 #include "coded_linear.h"
 #include "dense.h"
 #include "drawing.h"
 #include "elementwise.h"
 #include "ternary_rows.h"
+#endif
 
 namespace bitwatt {
 
@@ -15,6 +19,11 @@ namespace bitwatt {
 #define BW_TABLE(isa) BW_JOIN(kernels_, isa)
 
 extern const Kernels BW_TABLE(BITWATT_ISA);
+
+#if defined(BITWATT_LEFT_OUT)
+// A build of a few sets has the others by name alone: none can be asked for.
+const Kernels BW_TABLE(BITWATT_ISA) = {BW_NAME(BITWATT_ISA), [] { return false; }};
+#else
 
 #if defined(BW_AMX)
 static bool prepare() { return BITWATT_ISA::request_tiles(); }
@@ -39,5 +48,6 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BITWATT_ISA::scale,
     BITWATT_ISA::weigh,
 };
+#endif
 
 }  // namespace bitwatt
