@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from typing import Any, Self
 
 from bitwatt.bench.cpu_child import ChildConfig, Measurement, Model
-from bitwatt.bench.dense_child import LIBRARIES, DenseConfig
+from bitwatt.bench.dense_child import DenseConfig, libraries
 from bitwatt.bench.measure import Spread, spread_of
 from bitwatt.engine.environment import engine_environment
 from bitwatt.model.presets import PRESETS
@@ -107,19 +107,20 @@ def bench_dense(
     twin = ChildConfig(preset, num_layers, "dense", 16, num_threads, cpu_isa, read_bytes)
     twin = replace(twin, max_batch=32, context_tokens=_SHORT_CONTEXT_TOKENS)
     configs: dict[str, ChildConfig | DenseConfig] = {"16-bit": twin}
-    for library in LIBRARIES:
+    for library in libraries():
         configs[library] = DenseConfig(preset, num_layers, library, num_threads, read_bytes)
     models, rounds, figures = _take_turns(configs, _DENSE_WORK, repeats, report)
     ratios = {
-        library: {
-            work: asdict(_pairwise(rounds[library][work], rounds["16-bit"][work]))
+        name: {
+            work: asdict(_pairwise(rounds[name][work], rounds["16-bit"][work]))
             for work in _DENSE_WORK
         }
-        for library in LIBRARIES
+        for name in rounds
+        if name != "16-bit"
     }
-    for library, of_library in ratios.items():
+    for name, of_library in ratios.items():
         parts = [f"{work} {of_library[work]['median']:.2f}x" for work in _DENSE_WORK]
-        report(f"16-bit to the linears of {library}: {', '.join(parts)}")
+        report(f"16-bit to the linears of {name}: {', '.join(parts)}")
     return {
         "preset": preset,
         "num_layers": num_layers,
@@ -163,7 +164,11 @@ class ModelProcess:
             text=True,
             env=engine_environment(),
         )
-        self.model = Model(**self._answer())
+        try:
+            self.model = Model(**self._answer())
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 import torch
+from bitwatt_kernels.cpu.dense import has_blocked_kernels
 from bitwatt_kernels.cpu.native_backend import NativeBackend
 from torch import Tensor
 from torch.nn import functional
@@ -20,15 +21,21 @@ from torch.nn import functional
 from bitwatt.bench.cpu_child import Measurement, Model
 from bitwatt.model.presets import PRESETS
 
-__all__ = ["LIBRARIES", "DenseConfig", "DenseLibrary"]
+__all__ = ["DenseConfig", "DenseLibrary", "libraries"]
 
 DenseLibrary = Literal["torch bfloat16", "torch float32", "oneDNN bfloat16, packed"]
-LIBRARIES: tuple[DenseLibrary, ...] = get_args(DenseLibrary)
+_PACKED: DenseLibrary = "oneDNN bfloat16, packed"
 
 _HELD_LAYERS = 4
 _DECODE_STEPS, _WARMUP_STEPS = 4, 1
 
 _Linear = Callable[[Tensor], Tensor]
+
+
+def libraries() -> list[DenseLibrary]:
+    """Return those that run here: oneDNN packs no bfloat16 where a processor has AVX2 alone."""
+    every: tuple[DenseLibrary, ...] = get_args(DenseLibrary)
+    return [one for one in every if one != _PACKED or has_blocked_kernels(torch.bfloat16)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ class _Child:
 
     def _linear(self, rows: int, columns: int) -> tuple[int, _Linear]:
         weight = torch.empty(rows, columns, dtype=self.dtype).uniform_(-0.02, 0.02)
-        if self.options.library != "oneDNN bfloat16, packed":
+        if self.options.library != _PACKED:
             return columns, lambda x: functional.linear(x, weight)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         multiply = torch.ops.mkldnn._linear_pointwise

@@ -94,7 +94,11 @@ class _Theirs:
             text=True,
         )
         self.pid = self._process.pid
-        self.version: str = self._answer()["version"]
+        try:
+            self.version: str = self._answer()["version"]
+        except BaseException:
+            self.close()
+            raise
 
     def seconds(self, kind: str, count: int) -> float:
         assert self._process.stdin is not None
@@ -107,6 +111,9 @@ class _Theirs:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         with self._process:  # closes the pipes, at which it ends, and waits
             pass
 
