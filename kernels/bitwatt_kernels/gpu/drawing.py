@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bitwatt_kernels.backend import DRAW_SETTINGS
 from bitwatt_kernels.errors import DtypeError, ShapeError
 from bitwatt_kernels.gpu.best import best_in_tile, float_of, index_of, key_of
 from bitwatt_kernels.gpu.device import Gpu
 
 __all__ = ["MAX_CANDIDATES", "NUM_BINS", "NUM_WARPS", "draw", "draw_kernel", "mask"]
 
-_NUM_SETTINGS = tl.constexpr(6)
+_NUM_SETTINGS = tl.constexpr(len(DRAW_SETTINGS))
 MAX_CANDIDATES = 4096
 NUM_WARPS = 16
 NUM_BINS = 512  # of the distance to the largest logit, each BIN_WIDTH wide
