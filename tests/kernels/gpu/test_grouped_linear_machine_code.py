@@ -68,6 +68,7 @@ def name(value: object) -> str:
     return f"tokens-{value.block_tokens}" if isinstance(value, GroupedTile) else str(value)
 
 
+@pytest.mark.compiles(by=compile_grouped)
 @pytest.mark.parametrize(("capability", "group"), TARGETS)
 @pytest.mark.parametrize("tile", TILES, ids=name)
 def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
