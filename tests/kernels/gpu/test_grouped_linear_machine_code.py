@@ -8,7 +8,7 @@ from bitwatt_kernels.gpu.grouped_linear import GROUPS, TILES, GroupedTile, group
 from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(50)
 
 ARGUMENTS = {
     "x_ptr": "int8",
