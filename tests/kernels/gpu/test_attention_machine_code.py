@@ -10,7 +10,7 @@ from bitwatt_kernels.gpu.configs import AttentionConfig, load
 from bitwatt_kernels.gpu.rope import rope_and_cache_kernel
 
 from tests.extent import TEST_ALL
-from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
 CONFIGS = {
     capability: load("", divmod(capability, 10)).attention for capability in SHARED_MEMORY_BYTES
@@ -18,6 +18,9 @@ CONFIGS = {
 CASES = [(128, 80), (128, 90), (128, 100), (100, 90)]
 if TEST_ALL:  # cards of 99 KiB, and B300
     CASES += [(128, 86), (128, 89), (128, 120), (128, 103)]
+# gpu.few_tokens rotates apart where head_dim is padded.
+ROTATED = [case for case in CASES if case[0] == 128] if TEST_ALL else [(128, 90)]
+KINDS = {"decode": CASES, "prefill": CASES, "rotated decode": ROTATED}
 ARGUMENTS = {
     "qkv_ptr": "bfloat16",
     "rope_ptr": "float32",
@@ -72,21 +75,12 @@ def constants_of(config: AttentionConfig, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-@pytest.mark.slow(40)
-@pytest.mark.parametrize(("head_dim", "capability"), CASES, ids=str)
-@pytest.mark.parametrize("kind", ["decode", "rotated decode", "prefill"])
-def test_attention_uses_tensor_cores_and_no_local_memory(
-    kind: str, head_dim: int, capability: int
-) -> None:
+def compile_attention(kind: str, head_dim: int, capability: int) -> MachineCode:
     is_decode = kind != "prefill"
-    if kind == "rotated decode" and head_dim != 128:
-        pytest.skip("gpu.few_tokens rotates apart where head_dim is padded")
-    if kind == "rotated decode" and (head_dim, capability) != (128, 90) and not TEST_ALL:
-        pytest.skip("one compilation of many: BITWATT_TEST_ALL=1 runs it")
     config = CONFIGS[capability]
     tile = config.decode if is_decode else config.prefill
     constants = constants_of(config, HEAD_DIM=head_dim, BLOCK_ROWS=tile.block_rows, PDL=False)
-    code = compile_for(
+    return compile_for(
         capability,
         decode_attention_kernel if is_decode else prefill_attention_kernel,
         ARGUMENTS,
@@ -97,8 +91,21 @@ def test_attention_uses_tensor_cores_and_no_local_memory(
         num_stages=tile.num_stages,
         unaligned=frozenset({"table_stride", "num_sequences", "max_splits"}),
     )
+
+
+@pytest.mark.slow(100)
+@pytest.mark.compiles(by=compile_attention)
+@pytest.mark.parametrize(
+    ("kind", "head_dim", "capability"),
+    [(kind, *case) for kind, cases in KINDS.items() for case in cases],
+    ids=str,
+)
+def test_attention_uses_tensor_cores_and_no_local_memory(
+    kind: str, head_dim: int, capability: int
+) -> None:
+    code = compile_attention(kind, head_dim, capability)
     # Masks of a padded head_dim cost prefill a few registers, spilled once a split of the context.
-    if head_dim == 128 or is_decode:
+    if head_dim == 128 or kind != "prefill":
         assert code.spills == 0
     assert not any(re.search(r"\b(STL|LDL)\b", text) for text in code.main_loop("MMA"))
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
@@ -120,15 +127,11 @@ if TEST_ALL:
     INT8_CASES = list(product(SHARED_MEMORY_BYTES, (True, False)))
 
 
-@pytest.mark.slow(40)
-@pytest.mark.parametrize(("capability", "is_decode"), INT8_CASES, ids=str)
-def test_attention_over_codes_multiplies_them_on_tensor_cores(
-    capability: int, is_decode: bool
-) -> None:
+def compile_over_codes(capability: int, is_decode: bool) -> MachineCode:
     config = CONFIGS[capability]
     tile = config.decode if is_decode else config.prefill_of_codes
     constants = constants_of(config, BLOCK_ROWS=tile.block_rows, INT8=True, PDL=False)
-    code = compile_for(
+    return compile_for(
         capability,
         decode_attention_kernel if is_decode else prefill_attention_kernel,
         ARGUMENTS | {"keys_ptr": "int8", "values_ptr": "int8"},
@@ -137,6 +140,15 @@ def test_attention_over_codes_multiplies_them_on_tensor_cores(
         num_stages=tile.num_stages,
         unaligned=frozenset({"table_stride", "num_sequences", "max_splits"}),
     )
+
+
+@pytest.mark.slow(100)
+@pytest.mark.compiles(by=compile_over_codes)
+@pytest.mark.parametrize(("capability", "is_decode"), INT8_CASES, ids=str)
+def test_attention_over_codes_multiplies_them_on_tensor_cores(
+    capability: int, is_decode: bool
+) -> None:
+    code = compile_over_codes(capability, is_decode)
     assert code.spills == 0
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     assert code.count(r"\bIG?MMA\b"), "scores"
@@ -144,6 +156,18 @@ def test_attention_over_codes_multiplies_them_on_tensor_cores(
     assert code.count(r"\bLDG(STS)?\.E.*\.128\b")
 
 
+def compile_rope(capability: int, changes: dict[str, bool]) -> MachineCode:
+    cache = {"keys_ptr": "int8", "values_ptr": "int8"} if changes.get("INT8") else {}
+    return compile_for(
+        capability,
+        rope_and_cache_kernel,
+        ARGUMENTS | cache,
+        ROPE | changes | {"PDL": False},
+        num_warps=4,
+    )
+
+
+@pytest.mark.compiles(by=compile_rope)
 @pytest.mark.parametrize(
     "changes",
     [{}, {"NORM": True}, {"INT8": True}] if TEST_ALL else [{}],
@@ -155,14 +179,7 @@ def test_attention_over_codes_multiplies_them_on_tensor_cores(
 def test_rope_and_cache_moves_sixteen_bytes_at_a_time(
     capability: int, changes: dict[str, bool]
 ) -> None:
-    cache = {"keys_ptr": "int8", "values_ptr": "int8"} if changes.get("INT8") else {}
-    code = compile_for(
-        capability,
-        rope_and_cache_kernel,
-        ARGUMENTS | cache,
-        ROPE | changes | {"PDL": False},
-        num_warps=4,
-    )
+    code = compile_rope(capability, changes)
     assert code.spills == 0
     assert code.count(r"\bLDG\.E\.128\b")
     assert code.count(r"\bSTG\.E\.128\b")

@@ -80,7 +80,7 @@ def test_serving_rehearses_with_the_packages_of_a_gpu_image(run_bench: Run, tmp_
     rehearse(run_bench, tmp_path, "--only", "serving")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 @pytest.mark.skipif(not TEST_ALL, reason="takes a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.timeout(600)
 def test_every_stage_rehearses_with_the_packages_of_a_gpu_image(

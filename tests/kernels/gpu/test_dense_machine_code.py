@@ -7,7 +7,7 @@ from bitwatt_kernels.gpu.configs import DenseConfig, load
 from bitwatt_kernels.gpu.dense import dense_linear_kernel
 
 from tests.extent import TEST_ALL
-from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
 ARGUMENTS = {
     "x_scales_ptr": "float32",
@@ -39,7 +39,29 @@ def constants_of(config: DenseConfig, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-@pytest.mark.slow(30)
+def compile_dense(config: DenseConfig, is_int8: bool, capability: int) -> MachineCode:
+    operand = "int8" if is_int8 else "bfloat16"
+    constants = constants_of(
+        config,
+        BLOCK_IN=config.block_in * (2 if is_int8 else 1),
+        HAS_RESIDUAL=not is_int8,
+        HAS_BEST=is_int8 or config is not CONFIGS[0],
+        IS_INT8=is_int8,
+        PDL=False,
+    )
+    return compile_for(
+        capability,
+        dense_linear_kernel,
+        ARGUMENTS | {"x_ptr": operand, "w_ptr": operand},
+        constants,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        unaligned=frozenset({"num_tokens"}),
+    )
+
+
+@pytest.mark.slow(50)
+@pytest.mark.compiles(by=compile_dense)
 @pytest.mark.parametrize(
     ("config", "is_int8", "capability"),
     [
@@ -61,24 +83,7 @@ def constants_of(config: DenseConfig, **changes: Any) -> dict[str, Any]:
 def test_matmuls_use_tensor_cores_wide_loads_and_no_local_memory(
     config: DenseConfig, is_int8: bool, capability: int
 ) -> None:
-    operand = "int8" if is_int8 else "bfloat16"
-    constants = constants_of(
-        config,
-        BLOCK_IN=config.block_in * (2 if is_int8 else 1),
-        HAS_RESIDUAL=not is_int8,
-        HAS_BEST=is_int8 or config is not CONFIGS[0],
-        IS_INT8=is_int8,
-        PDL=False,
-    )
-    code = compile_for(
-        capability,
-        dense_linear_kernel,
-        ARGUMENTS | {"x_ptr": operand, "w_ptr": operand},
-        constants,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        unaligned=frozenset({"num_tokens"}),
-    )
+    code = compile_dense(config, is_int8, capability)
     assert code.spills == 0
     assert code.shared_bytes <= SHARED_MEMORY_BYTES[capability]
     hopper = "IGMMA" if is_int8 else "HGMMA"

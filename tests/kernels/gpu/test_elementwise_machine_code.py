@@ -9,7 +9,7 @@ from bitwatt_kernels.gpu.elementwise import (
 )
 
 from tests.extent import TEST_ALL
-from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
 QUANTIZED = {"codes_ptr": "int8", "scales_ptr": "float32", "sums_ptr": "int32"}
 ARGUMENTS = QUANTIZED | {
@@ -22,6 +22,20 @@ ARGUMENTS = QUANTIZED | {
 }
 
 
+def compile_row(
+    kernel: object, constants: dict[str, bool], num_features: int, capability: int
+) -> MachineCode:
+    block, num_warps = row_block(num_features)
+    return compile_for(
+        capability,
+        kernel,
+        ARGUMENTS,
+        {**constants, "BLOCK": block, "GROUP": block, "PDL": False},
+        num_warps=num_warps,
+    )
+
+
+@pytest.mark.compiles(by=compile_row)
 @pytest.mark.parametrize(
     "capability", SHARED_MEMORY_BYTES if TEST_ALL else [80, 90, 100], ids="sm_{}".format
 )
@@ -38,13 +52,6 @@ ARGUMENTS = QUANTIZED | {
 def test_a_row_is_read_sixteen_bytes_at_a_time_and_stays_in_registers(
     kernel: object, constants: dict[str, bool], num_features: int, capability: int
 ) -> None:
-    block, num_warps = row_block(num_features)
-    code = compile_for(
-        capability,
-        kernel,
-        ARGUMENTS,
-        {**constants, "BLOCK": block, "GROUP": block, "PDL": False},
-        num_warps=num_warps,
-    )
+    code = compile_row(kernel, constants, num_features, capability)
     assert code.spills == 0
     assert code.count(r"\bLDG\.E\.128\b")

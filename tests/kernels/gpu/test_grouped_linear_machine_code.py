@@ -8,7 +8,7 @@ from bitwatt_kernels.gpu.grouped_linear import GROUPS, TILES, GroupedTile, group
 from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(50)
 
 ARGUMENTS = {
     "x_ptr": "int8",
@@ -68,6 +68,7 @@ def name(value: object) -> str:
     return f"tokens-{value.block_tokens}" if isinstance(value, GroupedTile) else str(value)
 
 
+@pytest.mark.compiles(by=compile_grouped)
 @pytest.mark.parametrize(("capability", "group"), TARGETS)
 @pytest.mark.parametrize("tile", TILES, ids=name)
 def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(

@@ -11,7 +11,7 @@ from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS, rows_at_once
 from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(120)
 
 ARGUMENTS = {
     "x_ptr": "int8",
@@ -110,6 +110,7 @@ def assert_sound(code: MachineCode, config: LinearConfig, capability: int) -> No
     assert code.count(r"\bLDGSTS\.E.*\.128\b")
 
 
+@pytest.mark.compiles(by=compile_linear)
 @pytest.mark.parametrize(
     ("capability", "config"),
     [(capability, config) for capability, configs in CONFIGS_OF.items() for config in configs],
@@ -126,9 +127,14 @@ def test_main_loop_uses_tensor_cores_wide_loads_and_no_local_memory(
         assert per_weight <= MOST_INSTRUCTIONS_PER_WEIGHT[config.block_tokens]
 
 
+def compile_with_tail(config: LinearConfig) -> MachineCode:
+    return compile_linear(config, 90, has_tail=True)
+
+
+@pytest.mark.compiles(by=compile_with_tail)
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
 def test_a_tail_of_the_row_costs_no_spills_and_no_narrow_loads(config: LinearConfig) -> None:
-    code = compile_linear(config, 90, has_tail=True)
+    code = compile_with_tail(config)
     per_weight = instructions_per_weight(code, config)
     print(f"sm_90, {name(config)}, tail: {per_weight:.2f} instructions a weight")
     assert_sound(code, config, 90)
@@ -186,6 +192,13 @@ RAW_CASES = [
 RAW_SAMPLE = [(100, CONFIGS_OF[100][3], 0), (90, CONFIGS[-1], MANY_ROWS)]
 
 
+def compile_queued(capability: int, config: LinearConfig, num_rows: int) -> MachineCode:
+    """Return what reads a queue: down's rows, up to MAX_QUEUED_TOKENS gated on the way."""
+    is_gated = num_rows == 0
+    return compile_linear(config, capability, is_raw=True, is_gated=is_gated, num_rows=num_rows)
+
+
+@pytest.mark.compiles(by=compile_queued)
 @pytest.mark.parametrize(
     ("capability", "config", "num_rows"),
     RAW_CASES if TEST_ALL else RAW_SAMPLE,
@@ -195,8 +208,7 @@ def test_rows_of_a_queue_cost_the_loop_over_weights_nothing(
     capability: int, config: LinearConfig, num_rows: int
 ) -> None:
     """Codes are released turn by turn, waited for, and then read; weights travel from the start."""
-    is_gated = num_rows == 0  # down's rows, which are queued up to MAX_QUEUED_TOKENS
-    code = compile_linear(config, capability, is_raw=True, is_gated=is_gated, num_rows=num_rows)
+    code = compile_queued(capability, config, num_rows)
     assert_sound(code, config, capability)
     # Waits for sm_100's tensor cores lie behind the epilogue and jump back: no loop is to be told.
     if not config.bfloat16:

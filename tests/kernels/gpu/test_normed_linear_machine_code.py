@@ -7,7 +7,7 @@ import pytest
 from bitwatt_kernels.gpu.normed_linear import config_for, normed_linear_kernel
 
 from tests.extent import TEST_ALL
-from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, compile_for
+from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
 ARGUMENTS = {
     "x_ptr": "bfloat16",
@@ -50,18 +50,14 @@ def constants(num_tokens: int, *, is_gated: bool) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow(100)
-@pytest.mark.parametrize(("capability", "num_tokens", "role"), CASES if TEST_ALL else SAMPLE)
-def test_what_is_normed_stays_in_registers_and_meets_the_weights_on_tensor_cores(
-    capability: int, num_tokens: int, role: str
-) -> None:
-    """down reads what gate_up leaves in float32."""
+def compile_normed(capability: int, num_tokens: int, role: str) -> MachineCode:
+    """Return the kernel's machine code; down reads what gate_up leaves in float32."""
     config = config_for(num_tokens)
     arguments = ARGUMENTS | ({"x_ptr": "float32"} if role == "down" else {})
     arguments |= {"y_ptr": "float32"} if role == "gate_up" else {}
     options = constants(num_tokens, is_gated=role == "gate_up")
     options["HAS_RESIDUAL"] = role in ("o", "down")
-    code = compile_for(
+    return compile_for(
         capability,
         normed_linear_kernel,
         arguments,
@@ -70,6 +66,15 @@ def test_what_is_normed_stays_in_registers_and_meets_the_weights_on_tensor_cores
         num_stages=config.num_stages,
         unaligned=frozenset({"num_tokens"}),
     )
+
+
+@pytest.mark.slow(100)
+@pytest.mark.compiles(by=compile_normed)
+@pytest.mark.parametrize(("capability", "num_tokens", "role"), CASES if TEST_ALL else SAMPLE)
+def test_what_is_normed_stays_in_registers_and_meets_the_weights_on_tensor_cores(
+    capability: int, num_tokens: int, role: str
+) -> None:
+    code = compile_normed(capability, num_tokens, role)
     assert code.spills == 0
     assert code.shared_bytes <= min(SHARED_MEMORY_BYTES[capability], 64 * 1024)
     assert any("IMMA" in text for text in code.main_loop(r"\bIMMA\b"))

@@ -19,13 +19,32 @@ from tests.kernels.gpu import test_attention_machine_code as attention
 from tests.kernels.gpu import test_dense_machine_code as dense
 from tests.kernels.gpu import test_elementwise_machine_code as elementwise
 from tests.kernels.gpu import test_normed_linear_machine_code as normed
-from tests.kernels.gpu.machine_code import compile_for
+from tests.kernels.gpu.machine_code import MachineCode, compile_for
 
 CONFIGS = load("", (9, 0))
 TILE = attention.constants_of(CONFIGS.attention)
 DENSE = CONFIGS.dense[0]
 
 
+def compile_dependent(
+    kernel: Any,
+    arguments: dict[str, str],
+    constants: dict[str, Any],
+    num_warps: int,
+    num_stages: int,
+) -> MachineCode:
+    return compile_for(
+        90,
+        kernel,
+        arguments,
+        constants | {"PDL": True},
+        num_warps=num_warps,
+        num_stages=num_stages,
+        unaligned=frozenset({"num_tokens", "num_sequences", "table_stride", "max_splits"}),
+    )
+
+
+@pytest.mark.compiles(by=compile_dependent)
 @pytest.mark.parametrize(
     ("kernel", "arguments", "constants", "num_warps", "num_stages"),
     [
@@ -91,15 +110,7 @@ def test_a_kernel_waits_before_its_first_load_and_lets_the_next_one_start(
     num_warps: int,
     num_stages: int,
 ) -> None:
-    code = compile_for(
-        90,
-        kernel,
-        arguments,
-        constants | {"PDL": True},
-        num_warps=num_warps,
-        num_stages=num_stages,
-        unaligned=frozenset({"num_tokens", "num_sequences", "table_stride", "max_splits"}),
-    )
+    code = compile_dependent(kernel, arguments, constants, num_warps, num_stages)
     assert code.spills == 0
     texts = [text for _, text in code.instructions]
     waits = next(i for i, text in enumerate(texts) if "ACQBULK" in text)
