@@ -69,8 +69,8 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_configure() -> None:
     """Give a worker its share of the cores, before torch is loaded and in its child processes.
 
-    Two workers whose OpenMP regions both want two cores spin for each other, and those of a test that
-    asks for two threads sleep instead. No test asks the real hub for a model.
+    Two workers whose OpenMP regions both want two cores spin for each other; where a test asks for
+    two threads, they sleep. No test asks the real hub for a model.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
