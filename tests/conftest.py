@@ -69,14 +69,15 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_configure() -> None:
     """Give a worker its share of the cores, before torch is loaded and in its child processes.
 
-    Two workers whose OpenMP regions both want two cores spin for each other. No test asks the real
-    hub for a model.
+    Two workers whose OpenMP regions both want two cores spin for each other; where a test asks for
+    two threads, they sleep. No test asks the real hub for a model.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
     if workers is not None:
         share = max(1, (os.cpu_count() or 1) // int(workers))
         os.environ.setdefault("OMP_NUM_THREADS", str(share))
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Every HTTP client, of thousands, would read all of the authorities again, for 25 ms. None of
     # the tests' uses one.
     ssl.create_default_context = cache(ssl.create_default_context)
@@ -126,6 +127,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             path = item.nodeid.partition("::")[0]
             modules[path] = max(modules.get(path, 0.0), seconds)
     items.sort(key=lambda item: -sum(slow.get(unit_of(item.nodeid), {}).values()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Give torch back the threads it had: choose_backend sets them for the whole process.
+
+    After a test of two threads all that came later on its worker had two, and the trainer's tests
+    took 57 s of CPU time instead of 7.
+    """
+    torch = sys.modules.get("torch")
+    num_threads = torch.get_num_threads() if torch else None
+    try:
+        return (yield)
+    finally:
+        if torch and torch.get_num_threads() != num_threads:
+            torch.set_num_threads(num_threads)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -13,6 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -87,8 +88,13 @@ def make_tokenizer() -> Tokenizer:
 
 def make_text(*, template: str | None = CHAT_TEMPLATE) -> TextProcessor:
     """Return a text processor around the small tokenizer."""
+    return TextProcessor(copy(_codec(template)))
+
+
+@cache
+def _codec(template: str | None) -> TextCodec:
     chat_template = None if template is None else ChatTemplate(template, {"eos_token": EOS_TOKEN})
-    return TextProcessor(TextCodec(make_tokenizer(), chat_template))
+    return TextCodec(make_tokenizer(), chat_template)
 
 
 def make_info(**changes: Any) -> EngineInfo:

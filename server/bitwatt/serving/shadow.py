@@ -19,6 +19,7 @@ import time
 from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from bitwatt.errors import BitwattError, InvalidRequestError
@@ -93,12 +94,15 @@ class Shadow:
         self._metrics = metrics
         self._parts = round(percent * _PARTS_OF_A_PERCENT)
         self._timeout_s = timeout_s
-        # Never exposed: what mirrors do stays out of the series of callers' requests.
-        self._aside: ModelMetrics = Metrics().model("mirror")
         self._waiting: deque[_Mirror] = deque()
         self._some_wait = asyncio.Event()
         self._not_before_s = 0.0
         self._worker: asyncio.Task[None] | None = None
+
+    @cached_property
+    def _aside(self) -> ModelMetrics:
+        """Never exposed: what mirrors do stays out of the series of callers' requests."""
+        return Metrics().model("mirror")
 
     def start(self) -> None:
         """Begin to run mirrors."""

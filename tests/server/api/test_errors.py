@@ -9,11 +9,20 @@ import httpx
 import pytest
 from bitwatt.api import http_protocol
 from bitwatt.api.http_protocol import MAX_HEAD_BYTES
+from bitwatt.text.codec import TextCodec
+from bitwatt.text.processor import TextProcessor
 from fastapi.exceptions import RequestValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import FakeEngine, make_app, make_client, make_text, run_server
+from tests.fakes import (
+    FakeEngine,
+    make_app,
+    make_client,
+    make_text,
+    make_tokenizer,
+    run_server,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -437,11 +446,10 @@ async def test_no_more_requests_are_read_than_may_be_open():
 
 async def test_a_stream_that_fails_midway_tells_nothing_and_is_logged(caplog):
     engine = FakeEngine(delay_s=0.01)
-    app = make_app(engine)
-    text = app.state.catalog.by_name["tiny"].text
+    text = TextProcessor(TextCodec(make_tokenizer()))  # nobody else's
 
     async with (
-        run_server(app) as url,
+        run_server(make_app(engine, text=text)) as url,
         httpx.AsyncClient(base_url=url) as client,
         client.stream("POST", "/v1/completions", json=TEXT | {"stream": True}) as response,
     ):

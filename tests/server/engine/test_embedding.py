@@ -271,6 +271,10 @@ def test_a_ternary_model_s_embedding_is_transformers_last_hidden_state(
 
 @torch.no_grad()
 def last_state(theirs: Any, prompt: list[int] = PROMPT) -> torch.Tensor:
-    """Return what transformers has for the last token behind its final norm, of length 1."""
-    hidden: torch.Tensor = theirs.model(torch.tensor([prompt])).last_hidden_state[0, -1]
+    """Return what transformers has for the last token behind its final norm, of length 1.
+
+    Its BitNet's functions run as they stand: to compile them takes 15 s.
+    """
+    with torch.compiler.set_stance("force_eager"):
+        hidden: torch.Tensor = theirs.model(torch.tensor([prompt])).last_hidden_state[0, -1]
     return torch.nn.functional.normalize(hidden, dim=0)

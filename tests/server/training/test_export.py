@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 from tests.server.model.steps import CPU_BACKENDS, Context, forward, make_kv_cache
 from tests.server.training.factories import make_training_config
 
-transformers = pytest.importorskip("transformers")
-
 # torch warns of itself when transformers has it import its compiler.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 
@@ -54,6 +52,7 @@ def test_transformers_reads_the_export_and_computes_the_same_logits(
     architecture: Architecture, tmp_path: Path
 ):
     model = exported(architecture, tmp_path)
+    transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     for parameter in theirs.parameters():  # it keeps a packed checkpoint's norms in bfloat16
         parameter.data = parameter.data.float()
@@ -89,6 +88,7 @@ def test_the_ternary_kernels_serve_the_export(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_transformers_decodes_text_from_the_export(architecture: Architecture, tmp_path: Path):
     exported(architecture, tmp_path)
+    transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert model.dtype == torch.bfloat16
