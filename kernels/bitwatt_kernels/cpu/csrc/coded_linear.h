@@ -36,7 +36,7 @@ constexpr int register_tile_tokens(int bits) { return bits == 2 ? 4 : 6; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
 constexpr int kUnpackFromTokens = 64;
 #elif defined(__AVX2__)
-constexpr int register_tile_tokens(int) { return 5; }
+constexpr int register_tile_tokens(int bits) { return bits == 2 ? 8 : 5; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
 constexpr int kUnpackFromTokens = 0;
 #else
@@ -44,7 +44,7 @@ constexpr int register_tile_tokens(int) { return 4; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
 constexpr int kUnpackFromTokens = 0;
 #endif
-constexpr int kMostTileTokens = register_tile_tokens(8);
+constexpr int kMostTileTokens = max_int(register_tile_tokens(2), register_tile_tokens(8));
 
 constexpr int kLineStride = 2 * kGroupLineBytes;  // from a group's line to its next
 constexpr int kRowBlockRows = 2 * kGroupRows;
@@ -164,7 +164,7 @@ static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, i
 
 #elif defined(__AVX2__)
 
-// H halves of a line, of 8 rows each; where the line begins, what lies ahead is fetched.
+// H halves of a line, of 8 rows each; what lies ahead is fetched.
 template <int H>
 BW_INLINE void load_halves(const uint8_t* line, const uint8_t* ahead, __m256i (&halves)[H]) {
     for (int h = 0; h < H; ++h) {
@@ -173,40 +173,56 @@ BW_INLINE void load_halves(const uint8_t* line, const uint8_t* ahead, __m256i (&
     }
 }
 
-// sums[m][h] += the products of num_lines lines of 2-bit codes. A pair's is at most 2 * 2 * 127 in
-// size, so int16 holds those of 16 lines.
+// pairs[m][h] += the products of num_lines lines of 2-bit codes, two by two. A pair's is at most
+// 2 * 2 * 127 in size, so int16 holds those of 16 lines.
+constexpr int kLinesInInt16 = 16;
+using Four = int32_t __attribute__((aligned(1), may_alias));
+template <int M, int H, int kStride>
+BW_INLINE void add_pairs_of_2(const uint8_t* lines, const uint8_t* ahead, const int8_t* x,
+                              int x_stride, int num_lines, __m256i (&pairs)[M][H]) {
+    const __m256i mask = _mm256_set1_epi8(3);
+    for (int i = 0; i < num_lines; ++i) {
+        __m256i line[H];
+        load_halves(lines + i * kStride, ahead + i * kStride, line);
+        const auto multiply_plane = [&](int j) __attribute__((always_inline)) {
+            __m256i code[H];
+            for (int h = 0; h < H; ++h) {
+                code[h] = _mm256_and_si256(line[h], mask);
+                line[h] = _mm256_srli_epi16(line[h], 2);
+            }
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+                const int8_t* four = x + static_cast<size_t>(m) * x_stride + i * 16 + j * 4;
+                if constexpr (H == 1) {
+                    __m256i a;
+                    asm("vpbroadcastd %2, %0\n\tvpmaddubsw %0, %3, %0\n\tvpaddw %0, %1, %1"
+                        : "=&x"(a), "+x"(pairs[m][0])
+                        : "m"(*reinterpret_cast<const Four*>(four)), "x"(code[0]));
+                    continue;
+                }
+                const __m256i a = _mm256_set1_epi32(bitwatt::BITWATT_ISA::four(four));
+                for (int h = 0; h < H; ++h) {
+                    pairs[m][h] = _mm256_add_epi16(pairs[m][h], _mm256_maddubs_epi16(code[h], a));
+                    keep_in_register(pairs[m][h]);
+                }
+            }
+        };
+        multiply_plane(0), multiply_plane(1), multiply_plane(2), multiply_plane(3);
+    }
+}
+
+// sums[m][h] += the products of num_lines lines of 2-bit codes.
 template <int M, int H, int kStride>
 BW_INLINE void add_lines_of_2(const uint8_t* lines, const uint8_t* ahead, const int8_t* x,
                               int x_stride, int num_lines, __m256i (&sums)[M][H]) {
-    constexpr int kLinesInInt16 = 16;
-    const __m256i mask = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
+    const __m256i ones = _mm256_set1_epi16(1);
     for (int first = 0; first < num_lines; first += kLinesInInt16) {
-        const int last = min_int(first + kLinesInInt16, num_lines);
         __m256i pairs[M][H];
         for (int m = 0; m < M; ++m)
             for (int h = 0; h < H; ++h) pairs[m][h] = _mm256_setzero_si256();
-        for (int i = first; i < last; ++i) {
-            __m256i line[H];
-            load_halves(lines + i * kStride, ahead + i * kStride, line);
-            const auto multiply_plane = [&](int j) __attribute__((always_inline)) {
-                __m256i code[H];
-                for (int h = 0; h < H; ++h) {
-                    code[h] = _mm256_and_si256(line[h], mask);
-                    line[h] = _mm256_srli_epi16(line[h], 2);
-                }
-#pragma GCC unroll 8
-                for (int m = 0; m < M; ++m) {
-                    const __m256i a = _mm256_set1_epi32(
-                        four(x + static_cast<size_t>(m) * x_stride + i * 16 + j * 4));
-                    for (int h = 0; h < H; ++h) {
-                        pairs[m][h] =
-                            _mm256_add_epi16(pairs[m][h], _mm256_maddubs_epi16(code[h], a));
-                        keep_in_register(pairs[m][h]);
-                    }
-                }
-            };
-            multiply_plane(0), multiply_plane(1), multiply_plane(2), multiply_plane(3);
-        }
+        add_pairs_of_2<M, H, kStride>(lines + first * kStride, ahead + first * kStride,
+                                      x + first * 16, x_stride,
+                                      min_int(kLinesInInt16, num_lines - first), pairs);
         for (int m = 0; m < M; ++m)
             for (int h = 0; h < H; ++h)
                 sums[m][h] = _mm256_add_epi32(sums[m][h], _mm256_madd_epi16(pairs[m][h], ones));
@@ -238,24 +254,58 @@ BW_INLINE void add_lines_of_8(const uint8_t* lines, const uint8_t* ahead, const 
     }
 }
 
+// Row halves a tile takes at once: one alone where its tokens' sums fill the registers.
+constexpr int halves_of_tile(int M, int R) { return M > 5 ? 1 : 2 * R; }
+
 template <int bits, int M, int R, bool is_kv = false>
 static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
                           const int32_t* starts, int start_stride, int32_t* sums,
                           const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
-    constexpr int H = 2 * R;
+    constexpr int H = halves_of_tile(M, R);
     if (!is_kv) ahead = lines + kPrefetchBytes;
-    __m256i s[M][H];
-    for (int m = 0; m < M; ++m)
-        for (int h = 0; h < H; ++h) s[m][h] = _mm256_set1_epi32(starts[m * start_stride]);
-    if constexpr (bits == 2)
-        add_lines_of_2<M, H, kStride>(lines, ahead, x, x_stride, K / 16, s);
-    else
-        add_lines_of_8<M, H, kStride>(lines, ahead, x, x_stride, K / 4, s);
-    for (int m = 0; m < M; ++m)
-        for (int h = 0; h < H; ++h)
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + m * kRowBlockRows + h * 8),
-                                s[m][h]);
+    for (int first = 0; first < 2 * R; first += H) {
+        const int at = 32 * first;
+        __m256i s[M][H];
+        for (int m = 0; m < M; ++m)
+            for (int h = 0; h < H; ++h) s[m][h] = _mm256_set1_epi32(starts[m * start_stride]);
+        if constexpr (bits == 2)
+            add_lines_of_2<M, H, kStride>(lines + at, ahead + at, x, x_stride, K / 16, s);
+        else
+            add_lines_of_8<M, H, kStride>(lines + at, ahead + at, x, x_stride, K / 4, s);
+        for (int m = 0; m < M; ++m)
+            for (int h = 0; h < H; ++h)
+                _mm256_storeu_si256(
+                    reinterpret_cast<__m256i*>(sums + m * kRowBlockRows + (first + h) * 8), s[m][h]);
+    }
+}
+
+// A scale group's sums of a block's rows, scaled and added to the outputs y while in registers: what
+// register_tile and add_group do, of a group whose sums int16 holds. steps lie as starts do.
+#define BW_SCALED_TILE 1
+constexpr int kColumnsOfScaledTile = 8 * 16;
+template <int M>
+static void scaled_register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
+                                 const int32_t* starts, const float* steps, int stride,
+                                 const float* scales, float* y) {
+    constexpr int H = halves_of_tile(M, register_tile_groups(M));
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int first = 0; first < 4; first += H, lines += 32 * H, scales += 8 * H, y += 8 * H) {
+        __m256i pairs[M][H];
+        for (int m = 0; m < M; ++m)
+            for (int h = 0; h < H; ++h)
+                pairs[m][h] = _mm256_set1_epi32(starts[m * stride]);
+        add_pairs_of_2<M, H, kLineStride>(lines, lines + kPrefetchBytes, x, x_stride, K / 16, pairs);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+            for (int h = 0; h < H; ++h) {
+                const __m256 sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[m][h], ones));
+                float* its_y = y + m * kRowBlockRows + h * 8;
+                const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(sum, _mm256_set1_ps(steps[m * stride])),
+                                                    _mm256_loadu_ps(scales + h * 8));
+                _mm256_storeu_ps(its_y, _mm256_add_ps(_mm256_loadu_ps(its_y), scaled));
+            }
+    }
 }
 
 #elif defined(__ARM_FEATURE_DOTPROD)
@@ -341,6 +391,15 @@ constexpr int zero_of(int bits) {
 #endif
 }
 
+// Whether a scale group's sums are scaled by scaled_register_tile.
+BW_INLINE bool is_scaled_in_registers([[maybe_unused]] const CodedLinearCall& c) {
+#if defined(BW_SCALED_TILE)
+    return c.bits == 2 && c.scale_group != c.K && c.scale_group <= kColumnsOfScaledTile;
+#else
+    return false;
+#endif
+}
+
 // A block's lines of 2-bit codes as lines of 8-bit ones, which need no unpacking: four from each.
 BW_INLINE void unpack_lines(const uint8_t* lines, int num_lines, uint8_t* out) {
     using Line = uint32_t __attribute__((vector_size(kGroupLineBytes)));
@@ -389,7 +448,8 @@ static GroupTerms group_terms(const CodedLinearCall& c, int zero) {
     const int num_groups = c.K / c.scale_group, n = c.T * num_groups;
     float* steps = scratch(kGroupScratch, size_t{2} * padded_width(n));
     int32_t* starts = reinterpret_cast<int32_t*>(steps + padded_width(n));
-    for (int i = 0; i < n; ++i) starts[i] = -zero * c.x.sums[i];
+    const int32_t mask = is_scaled_in_registers(c) ? 0xFFFF : -1;
+    for (int i = 0; i < n; ++i) starts[i] = -zero * c.x.sums[i] & mask;
     if (num_groups == 1) return {starts, nullptr};
     for (int i = 0; i < n; i += kLanes)
         store(steps + i, splat(1.0f) / load_some(c.x.scales, kFloat32, i, n - i));
@@ -431,6 +491,18 @@ static void row_block_tile(const CodedLinearCall& c, const GroupTerms& terms, co
     const int32_t* starts = terms.starts + static_cast<size_t>(token) * num_groups;
     if (terms.steps) __builtin_memset(outputs, 0, M * kRowBlockRows * sizeof(float));
     for (int g = 0; g < num_groups; ++g, codes += group_bytes, x += c.scale_group, ++starts) {
+#if defined(BW_SCALED_TILE)
+        if (is_scaled_in_registers(c)) {
+            float scales[kRowBlockRows];
+            widen_row(offset(c.scales, c.scales_dtype,
+                             (static_cast<size_t>(block) * num_groups + g) * kRowBlockRows),
+                      c.scales_dtype, kRowBlockRows, scales);
+            scaled_register_tile<M>(codes, x, c.K, c.scale_group, starts,
+                                    terms.steps + static_cast<size_t>(token) * num_groups + g,
+                                    num_groups, scales, outputs);
+            continue;
+        }
+#endif
         for (int r = 0; r < 2; r += R)
             register_tile<bits, M, R>(codes + r * kGroupLineBytes, x, c.K, c.scale_group, starts,
                                       num_groups, sums + r * kGroupRows);
