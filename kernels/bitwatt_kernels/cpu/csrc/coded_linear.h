@@ -36,7 +36,7 @@ constexpr int register_tile_tokens(int bits) { return bits == 2 ? 4 : 6; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
 constexpr int kUnpackFromTokens = 64;
 #elif defined(__AVX2__)
-constexpr int register_tile_tokens(int bits) { return bits == 2 ? 8 : 5; }
+constexpr int register_tile_tokens(int) { return 5; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens == 1 ? 2 : 1; }
 constexpr int kUnpackFromTokens = 0;
 #else
@@ -44,7 +44,8 @@ constexpr int register_tile_tokens(int) { return 4; }
 constexpr int register_tile_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
 constexpr int kUnpackFromTokens = 0;
 #endif
-constexpr int kMostTileTokens = max_int(register_tile_tokens(2), register_tile_tokens(8));
+constexpr int kMostTileTokens = register_tile_tokens(8);
+constexpr int kScaledTileTokens = 4;
 
 constexpr int kLineStride = 2 * kGroupLineBytes;  // from a group's line to its next
 constexpr int kRowBlockRows = 2 * kGroupRows;
@@ -176,7 +177,6 @@ BW_INLINE void load_halves(const uint8_t* line, const uint8_t* ahead, __m256i (&
 // pairs[m][h] += the products of num_lines lines of 2-bit codes, two by two. A pair's is at most
 // 2 * 2 * 127 in size, so int16 holds those of 16 lines.
 constexpr int kLinesInInt16 = 16;
-using Four = int32_t __attribute__((aligned(1), may_alias));
 template <int M, int H, int kStride>
 BW_INLINE void add_pairs_of_2(const uint8_t* lines, const uint8_t* ahead, const int8_t* x,
                               int x_stride, int num_lines, __m256i (&pairs)[M][H]) {
@@ -192,15 +192,8 @@ BW_INLINE void add_pairs_of_2(const uint8_t* lines, const uint8_t* ahead, const 
             }
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
-                const int8_t* four = x + static_cast<size_t>(m) * x_stride + i * 16 + j * 4;
-                if constexpr (H == 1) {
-                    __m256i a;
-                    asm("vpbroadcastd %2, %0\n\tvpmaddubsw %0, %3, %0\n\tvpaddw %0, %1, %1"
-                        : "=&x"(a), "+x"(pairs[m][0])
-                        : "m"(*reinterpret_cast<const Four*>(four)), "x"(code[0]));
-                    continue;
-                }
-                const __m256i a = _mm256_set1_epi32(bitwatt::BITWATT_ISA::four(four));
+                const __m256i a = _mm256_set1_epi32(
+                    four(x + static_cast<size_t>(m) * x_stride + i * 16 + j * 4));
                 for (int h = 0; h < H; ++h) {
                     pairs[m][h] = _mm256_add_epi16(pairs[m][h], _mm256_maddubs_epi16(code[h], a));
                     keep_in_register(pairs[m][h]);
@@ -254,30 +247,24 @@ BW_INLINE void add_lines_of_8(const uint8_t* lines, const uint8_t* ahead, const 
     }
 }
 
-// Row halves a tile takes at once: one alone where its tokens' sums fill the registers.
-constexpr int halves_of_tile(int M, int R) { return M > 5 ? 1 : 2 * R; }
-
 template <int bits, int M, int R, bool is_kv = false>
 static void register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
                           const int32_t* starts, int start_stride, int32_t* sums,
                           const uint8_t* ahead = nullptr) {
     constexpr int kStride = is_kv ? kGroupLineBytes : kLineStride;
-    constexpr int H = halves_of_tile(M, R);
+    constexpr int H = 2 * R;
     if (!is_kv) ahead = lines + kPrefetchBytes;
-    for (int first = 0; first < 2 * R; first += H) {
-        const int at = 32 * first;
-        __m256i s[M][H];
-        for (int m = 0; m < M; ++m)
-            for (int h = 0; h < H; ++h) s[m][h] = _mm256_set1_epi32(starts[m * start_stride]);
-        if constexpr (bits == 2)
-            add_lines_of_2<M, H, kStride>(lines + at, ahead + at, x, x_stride, K / 16, s);
-        else
-            add_lines_of_8<M, H, kStride>(lines + at, ahead + at, x, x_stride, K / 4, s);
-        for (int m = 0; m < M; ++m)
-            for (int h = 0; h < H; ++h)
-                _mm256_storeu_si256(
-                    reinterpret_cast<__m256i*>(sums + m * kRowBlockRows + (first + h) * 8), s[m][h]);
-    }
+    __m256i s[M][H];
+    for (int m = 0; m < M; ++m)
+        for (int h = 0; h < H; ++h) s[m][h] = _mm256_set1_epi32(starts[m * start_stride]);
+    if constexpr (bits == 2)
+        add_lines_of_2<M, H, kStride>(lines, ahead, x, x_stride, K / 16, s);
+    else
+        add_lines_of_8<M, H, kStride>(lines, ahead, x, x_stride, K / 4, s);
+    for (int m = 0; m < M; ++m)
+        for (int h = 0; h < H; ++h)
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + m * kRowBlockRows + h * 8),
+                                s[m][h]);
 }
 
 // A scale group's sums of a block's rows, scaled and added to the outputs y while in registers: what
@@ -288,7 +275,7 @@ template <int M>
 static void scaled_register_tile(const uint8_t* lines, const int8_t* x, int x_stride, int K,
                                  const int32_t* starts, const float* steps, int stride,
                                  const float* scales, float* y) {
-    constexpr int H = halves_of_tile(M, register_tile_groups(M));
+    constexpr int H = 2 * register_tile_groups(M);
     const __m256i ones = _mm256_set1_epi16(1);
     for (int first = 0; first < 4; first += H, lines += 32 * H, scales += 8 * H, y += 8 * H) {
         __m256i pairs[M][H];
@@ -637,7 +624,8 @@ static void coded_linear(const CodedLinearCall& c, int first_block, int last_blo
     alignas(64) int32_t sums[kMostTileTokens * kRowBlockRows];
     alignas(64) float outputs[kMostTileTokens * kRowBlockRows];
     const bool is_unpacked = bits == 2 && kUnpackFromTokens && num_tokens >= kUnpackFromTokens;
-    const int tile_tokens = register_tile_tokens(is_unpacked ? 8 : bits);
+    const int tile_tokens = is_scaled_in_registers(c) ? kScaledTileTokens
+                                                      : register_tile_tokens(is_unpacked ? 8 : bits);
     const int num_tiles = (num_tokens + tile_tokens - 1) / tile_tokens;
     uint8_t* panel = nullptr;
     if (is_unpacked)
@@ -667,12 +655,16 @@ static void coded_linear(const CodedLinearCall& c, int first_block, int last_blo
     }
 }
 
-// Row blocks that a part of a call should have, to share what is worked out once a part.
-static int linear_part_blocks([[maybe_unused]] const CodedLinearCall& c) {
+static LinearCut linear_cut([[maybe_unused]] const CodedLinearCall& c) {
 #if defined(BW_SUM_TABLES)
-    if (c.bits == 2 && c.T >= kFewTablesFrom) return kTableRowBlocks / 4;
+    // Where arithmetic takes the time, one core may be much slower than another for what else runs
+    // on it: of many parts it takes fewer. What is worked out once a part wants large ones.
+    if (c.bits == 2 && c.T >= kFewTablesFrom)
+        return {kManyParts, kTableRowBlocks, kTableRowBlocks / 4};
+    return {kManyParts, 1, 1};
+#else
+    return {kPartsPerThread, 1, 1};
 #endif
-    return 1;
 }
 
 static void linear(const CodedLinearCall& c, int first_block, int last_block) {
