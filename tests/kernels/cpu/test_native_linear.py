@@ -152,6 +152,25 @@ def test_the_largest_codes_do_not_overflow(native, reference, num_tokens, group)
     assert torch.equal(ours, reference.ternary_linear(x, weight, None, torch.float32))
 
 
+@pytest.mark.parametrize("group", [64, 128, 256])
+@pytest.mark.parametrize("num_tokens", [1, 4, 5, 40])
+def test_the_largest_sums_of_groups_do_not_overflow(native, reference, num_tokens, group):
+    """Half of a group's activations are the largest, half the smallest, in turns of each length."""
+    rows, columns = 320, 512
+    codes = torch.tensor([0b10101010, 0b00000000, 0b10001000, 0b00100010], dtype=torch.uint8)
+    weight = TernaryWeight(
+        codes.repeat(rows // 4).unsqueeze(1).repeat(1, columns // 4),
+        torch.ones(rows, columns // group),
+    )
+    place = torch.arange(columns)
+    turns = torch.tensor([1, 2, 4, 32, 64, columns]).repeat(7)[:num_tokens, None]
+    x_codes = torch.where(place // turns % 2 == 0, -128, 127).to(torch.int8)
+    sums = x_codes.int().view(num_tokens, -1, group).sum(-1, dtype=torch.int32)
+    x = QuantizedActivations(x_codes, torch.ones(sums.shape), sums)
+    ours = native.ternary_linear(x, native.prepare_ternary(weight), None, torch.float32)
+    assert torch.equal(ours, reference.ternary_linear(x, weight, None, torch.float32))
+
+
 def test_a_prepared_weight_takes_two_bits_a_weight(native: NativeBackend) -> None:
     prepared = native.prepare_ternary(make_ternary(256, 2560))
     assert native.nbytes(prepared) == 256 * 2560 // 4 + 256 * 4

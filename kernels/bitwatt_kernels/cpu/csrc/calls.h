@@ -184,11 +184,20 @@ struct DrawCall {
     int M, N, num_words;
 };
 
+// Parts a thread that a call is cut into, if they are worth it.
+constexpr int kPartsPerThread = 4, kManyParts = 16;
+
+// How a linear is cut best: into so many parts a thread, of so many row blocks, or a few less where
+// there would be too few parts.
+struct LinearCut {
+    int thread_parts, blocks, fewest_blocks;
+};
+
 struct Kernels {
     const char* name;
     bool (*prepare)();  // once a process before the first kernel; false: not permitted here
     void (*linear)(const CodedLinearCall&, int first_block, int last_block);
-    int (*linear_part_blocks)(const CodedLinearCall&);  // a range should have as many, or more
+    LinearCut (*linear_cut)(const CodedLinearCall&);
     void (*ternary_rows)(const TernaryRowsCall&, int first_token, int last_token);
     void (*elementwise)(const ElementwiseCall&, int first_token, int last_token);
     void (*rope_and_cache)(const RopeCall&, int first_token, int last_token);

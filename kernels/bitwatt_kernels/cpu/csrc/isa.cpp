@@ -35,7 +35,7 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BW_NAME(BITWATT_ISA),
     prepare,
     BITWATT_ISA::linear,
-    BITWATT_ISA::linear_part_blocks,
+    BITWATT_ISA::linear_cut,
     BITWATT_ISA::ternary_rows,
     BITWATT_ISA::elementwise,
     BITWATT_ISA::rope_and_cache,

@@ -23,7 +23,6 @@ enum Status : int { kOk = 0, kBlockOutOfRange = 1, kSlotOutOfRange = 2, kPositio
 
 // Handing a part to another thread costs about a microsecond; a part should take several.
 constexpr double kPartNanoseconds = 3000;
-constexpr int kPartsPerThread = 4;
 // One core, roughly: what a part is worth, never how it is computed.
 constexpr double kBytesPerNanosecond = 16, kMultipliesPerNanosecond = 150;
 constexpr double kElementsPerNanosecond = 2;
@@ -49,13 +48,13 @@ struct Ranges {
 };
 
 // unit_ns is what one unit takes a core; part_units how many a part should have, if there are enough
-// for every thread.
+// for every thread, and thread_parts how many parts.
 template <class Body>
 Ranges<Body> ranges(const Context& context, int64_t num_units, double unit_ns, const Body& body,
-                    int part_units = 1) {
+                    int part_units = 1, int thread_parts = kPartsPerThread) {
     const double worth = num_units * unit_ns / kPartNanoseconds;
     const int64_t num_threads = context.pool.num_threads();
-    int64_t parts = num_threads * kPartsPerThread;
+    int64_t parts = num_threads * thread_parts;
     if (parts > num_units / part_units) parts = num_units / part_units;
     if (parts < num_threads) parts = num_threads;
     if (worth < parts) parts = static_cast<int64_t>(worth);
@@ -75,30 +74,37 @@ inline CodedLinearCall tokens_of(CodedLinearCall c, int first, int last) {
     return c;
 }
 
-// Threads share out the rows; and the tokens too, where a thread's rows would be fewer than its
-// kernel asks for.
+// Threads share out the rows; and the tokens too, where a part's rows would be fewer than its kernel
+// asks for.
 inline auto linear(const Context& context, const CodedLinearCall& c) {
-    const int num_blocks = row_blocks_of(c.N), part_blocks = context.kernels->linear_part_blocks(c);
-    const int64_t wanted = int64_t{context.pool.num_threads()} * part_blocks;
-    int token_parts = 1;
-    while (part_blocks > 1 && int64_t{num_blocks} * token_parts < wanted &&
+    const LinearCut cut = context.kernels->linear_cut(c);
+    const int num_blocks = row_blocks_of(c.N);
+    const int64_t num_parts = int64_t{context.pool.num_threads()} * cut.thread_parts;
+    int token_parts = 1, part_blocks = cut.blocks;
+    while (part_blocks > 1 && int64_t{num_blocks} * token_parts < num_parts * part_blocks &&
            c.T >= 2 * token_parts * kLinearPartTokens)
         token_parts *= 2;
+    while (part_blocks > cut.fewest_blocks &&
+           int64_t{num_blocks} * token_parts < num_parts * part_blocks)
+        part_blocks /= 2;
     const double block_bytes = kRowBlockRows * double(c.K) * c.bits / 8;
     const double multiplies = kRowBlockRows * double(c.K) * (c.T / token_parts);
     const auto multiply = [&context, c, num_blocks, token_parts](int first, int last) {
         for (int i = first / num_blocks; i * num_blocks < last; ++i) {
             const int from = i * num_blocks < first ? first - i * num_blocks : 0;
             const int to = (i + 1) * num_blocks > last ? last - i * num_blocks : num_blocks;
+            // Of whole kLinearPartTokens, but for the last.
             const auto token = [&](int64_t part) {
-                return static_cast<int>(c.T * part / token_parts);
+                const int64_t near = c.T * part / token_parts + kLinearPartTokens / 2;
+                return part == token_parts ? c.T
+                                           : static_cast<int>(near - near % kLinearPartTokens);
             };
             context.kernels->linear(tokens_of(c, token(i), token(i + 1)), from, to);
         }
     };
     return ranges(context, int64_t{num_blocks} * token_parts,
                   block_bytes / kBytesPerNanosecond + multiplies / kMultipliesPerNanosecond,
-                  multiply, part_blocks);
+                  multiply, part_blocks, cut.thread_parts);
 }
 
 inline auto ternary_rows(const Context& context, const TernaryRowsCall& c) {

@@ -83,6 +83,7 @@ public:
     TableLinear(const CodedLinearCall& c, int token, int num_tokens, int first_block, int last_block)
         : c_(c), token_(token), num_tokens_(num_tokens), first_block_(first_block),
           num_blocks_(last_block - first_block) {
+        // What isn't used isn't touched: all of it together has to stay in the second cache.
         const size_t sums = static_cast<size_t>(num_blocks_) * kRowBlockRows * W;
         const size_t halves = sums / 2, indices = num_blocks_ * kMostLines * kTableLineBytes / 4;
         float* p = scratch(kTileScratch, 2 * sums + halves + indices);
@@ -90,7 +91,8 @@ public:
         sums_ = reinterpret_cast<int32_t*>(p + halves);
         outputs_ = p + halves + sums;
         indices_ = reinterpret_cast<uint8_t*>(outputs_ + sums);
-        __builtin_memset(p, 0, (halves + 2 * sums) * sizeof(float));
+        if (!is_scaled_by_segment()) __builtin_memset(sums_, 0, sums * sizeof(int32_t));
+        if (has_groups()) __builtin_memset(outputs_, 0, sums * sizeof(float));
     }
 
     void run() {
@@ -100,11 +102,17 @@ public:
             const int n = min_int(kMostLines, group_end - line);
             take_activations(line, n);
             take_indices(line, n);
+            if (line % group_lines == 0 && has_groups()) take_inverses(group);
             for (int i = 0; i < n; i += kPanelLines) {
                 make_tables(i);
-                look_up(i);
+                const bool is_last = is_scaled_by_segment() && i + kPanelLines == n;
+                if (i == 0)
+                    is_last ? look_up<true, true>(i, group) : look_up<true, false>(i, group);
+                else
+                    is_last ? look_up<false, true>(i, group) : look_up<false, false>(i, group);
             }
             line += n;
+            if (is_scaled_by_segment()) continue;
             if (line == group_end && has_groups())
                 add_segment_and_group(group);
             else
@@ -120,6 +128,10 @@ private:
     static_assert(64 / kColumnsPerLine % kPanelLines == 0, "groups have whole panels");
 
     bool has_groups() const { return c_.scale_group != c_.K; }
+    // Whether a segment's sums are those of a scale group.
+    bool is_scaled_by_segment() const {
+        return has_groups() && c_.scale_group <= kMostLines * kColumnsPerLine;
+    }
     int num_rows() const { return num_blocks_ * kRowBlockRows; }
 
     void take_activations(int first_line, int n) {
@@ -173,55 +185,79 @@ private:
             }
     }
 
-    void look_up(int first_line) {
+    // Adds a panel's sums to the segment's, of which it may be the first; or else, having them in
+    // registers, the segment's as those of its group to the outputs.
+    template <bool is_first, bool is_last_of_group>
+    void look_up(int first_line, int group) {
         const uint8_t* indices = indices_of(first_line);
         const size_t next_line = static_cast<size_t>(num_blocks_) * kTableLineBytes;
         Halves* sums = reinterpret_cast<Halves*>(segment_sums_);
-        for (int row = 0; row < num_rows(); ++row, sums += V, indices += kTablesPerLine) {
-            Halves s[V];
-            for (int v = 0; v < V; ++v) s[v] = sums[v];
+        float* y = outputs_;
+        for (int b = 0; b < num_blocks_; ++b) {
+            float scales[kRowBlockRows];
+            if (is_last_of_group) take_scales(b, group, scales);
+            for (int r = 0; r < kRowBlockRows; ++r, sums += V, y += W, indices += kTablesPerLine) {
+                Halves s[V] = {};
+                if (!is_first)
+                    for (int v = 0; v < V; ++v) s[v] = sums[v];
 #pragma GCC unroll 4
-            for (int l = 0; l < kPanelLines; ++l)
+                for (int l = 0; l < kPanelLines; ++l) {
+                    const int32_t its_indices =
+                        four(reinterpret_cast<const int8_t*>(indices + l * next_line));
 #pragma GCC unroll 4
-                for (int q = 0; q < kTablesPerLine; ++q) {
-                    const Halves* entry = tables_[4 * l + q][indices[l * next_line + q]];
+                    for (int q = 0; q < kTablesPerLine; ++q) {
+                        const Halves* entry =
+                            tables_[4 * l + q][static_cast<uint32_t>(its_indices) >> 8 * q & 0xFF];
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; ++v) {
-                        s[v] += entry[v];
-                        keep_in_register(s[v]);
+                        for (int v = 0; v < V; ++v) {
+                            s[v] += entry[v];
+                            keep_in_register(s[v]);
+                        }
                     }
                 }
-            for (int v = 0; v < V; ++v) sums[v] = s[v];
+                if (is_last_of_group) {
+                    int16_t sum[W];
+                    __builtin_memcpy(sum, s, sizeof sum);
+                    for (int m = 0; m < W; ++m)
+                        y[m] = y[m] + static_cast<float>(int32_t{sum[m]}) * inverses_[m] * scales[r];
+                } else {
+                    for (int v = 0; v < V; ++v) sums[v] = s[v];
+                }
+            }
         }
     }
 
     void add_segment() {
         const size_t n = static_cast<size_t>(num_rows()) * W;
         for (size_t i = 0; i < n; ++i) sums_[i] += segment_sums_[i];
-        __builtin_memset(segment_sums_, 0, n * sizeof(int16_t));
+    }
+
+    // Of a scale group, 1 / the activations' scales, and a block's.
+    void take_inverses(int group) {
+        const int num_groups = c_.K / c_.scale_group;
+        for (int m = 0; m < num_tokens_; ++m)
+            inverses_[m] = 1.0f / c_.x.scales[static_cast<size_t>(token_ + m) * num_groups + group];
+    }
+    void take_scales(int block, int group, float* scales) const {
+        const size_t first =
+            (static_cast<size_t>(first_block_ + block) * (c_.K / c_.scale_group) + group) *
+            kRowBlockRows;
+        widen_row(offset(c_.scales, c_.scales_dtype, first), c_.scales_dtype, kRowBlockRows, scales);
     }
 
     // As add_group, with tokens side by side.
     void add_segment_and_group(int group) {
-        const int num_groups = c_.K / c_.scale_group;
-        float inverses[W] = {};
-        for (int m = 0; m < num_tokens_; ++m)
-            inverses[m] = 1.0f / c_.x.scales[static_cast<size_t>(token_ + m) * num_groups + group];
         int16_t* segment = segment_sums_;
         int32_t* sums = sums_;
         float* y = outputs_;
         for (int b = 0; b < num_blocks_; ++b) {
             float scales[kRowBlockRows];
-            const size_t first =
-                (static_cast<size_t>(first_block_ + b) * num_groups + group) * kRowBlockRows;
-            widen_row(offset(c_.scales, c_.scales_dtype, first), c_.scales_dtype, kRowBlockRows,
-                      scales);
+            take_scales(b, group, scales);
             for (int r = 0; r < kRowBlockRows; ++r, segment += W, sums += W, y += W)
                 for (int m = 0; m < W; ++m) {
                     const float sum = static_cast<float>(sums[m] + segment[m]);
-                    y[m] = y[m] + sum * inverses[m] * scales[r];
+                    y[m] = y[m] + sum * inverses_[m] * scales[r];
                     sums[m] = 0;
-                    segment[m] = 0;
                 }
         }
     }
@@ -251,10 +287,11 @@ private:
 
     alignas(64) Halves tables_[kPanelLines * kTablesPerLine][kTableSums][V];
     alignas(64) int8_t columns_[kMostLines * kColumnsPerLine][W];
+    float inverses_[W] = {};
     const CodedLinearCall& c_;
     const int token_, num_tokens_, first_block_, num_blocks_;
-    int16_t* segment_sums_;  // [rows, W] of the lines since they were last added to
-    int32_t* sums_;          // [rows, W] of a scale group so far
+    int16_t* segment_sums_;  // [rows, W] of the segment so far
+    int32_t* sums_;          // [rows, W] of a scale group's segments so far
     float* outputs_;         // [rows, W] of the scale groups so far
     uint8_t* indices_;       // [lines of a segment, rows, 4] into the tables
 };
