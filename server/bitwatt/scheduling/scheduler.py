@@ -161,9 +161,10 @@ class Scheduler:
             return Plan([], 0)
         chunks: list[Chunk] = []
         budget = self.max_num_batched_tokens
-        num_drafts_left = MAX_VERIFYING_DRAWS - len(self._running)
         is_full = False
         running = self._running
+        num_admissible = min(self._num_waiting, self.max_num_seqs - len(running))
+        num_drafts_left = MAX_VERIFYING_DRAWS - len(running) - num_admissible
         size = self._block_size
         i = 0
         while i < len(running) and budget:

@@ -5,7 +5,7 @@ import random
 import pytest
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.drafting import MAX_DRAFT_TOKENS, Drafter, StepCost
-from bitwatt.scheduling.plan import Plan
+from bitwatt.scheduling.plan import Plan, max_draws
 from bitwatt.scheduling.request import Request, ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
 from hypothesis import given
@@ -294,6 +294,31 @@ def test_drafts_take_no_block_that_is_not_there_and_preempt_nobody() -> None:
     first, second = scheduler.plan().chunks
     assert (len(first.drafts), len(second.drafts)) == (4, 1)
     assert scheduler.counters.num_preemptions == 0
+
+
+@pytest.mark.parametrize("num_waiting", [0, 3, 30])
+def test_drafts_leave_those_that_are_admitted_beside_them_their_draws(num_waiting: int) -> None:
+    """A step draws no more than a runner has room for, arrivals' first tokens among it."""
+    scheduler = make_scheduler(num_blocks=400, max_num_seqs=40)
+    drafting = [make_request(str(i)) for i in range(8)]
+    for request in drafting:
+        add_trusted(scheduler, request)
+    while any(len(request.tokens) == 18 for request in drafting):
+        plan = scheduler.plan()
+        scheduler.commit(plan, [1] * sum(chunk.num_drawn for chunk in plan.chunks))
+    for i in range(num_waiting):
+        scheduler.add(
+            Request(
+                request_id=f"short {i}",
+                prompt_token_ids=[100 + i],
+                sampling=ResolvedSampling(max_tokens=5),
+            )
+        )
+    plan = scheduler.plan()
+    num_drafts = sum(len(chunk.drafts) for chunk in plan.chunks)
+    assert (num_drafts > 0) == (num_waiting < 24)
+    assert len(plan.chunks) == 8 + num_waiting
+    assert sum(chunk.num_drawn for chunk in plan.chunks) <= max_draws(40)
 
 
 def test_a_draft_ends_where_the_answer_must() -> None:
