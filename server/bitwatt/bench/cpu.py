@@ -43,8 +43,6 @@ def bench_cpu(
     num_threads: int | None = None,
     cpu_isa: str | None = None,
     read_bytes: int = 1 << 28,
-    group: int | None = None,
-    has_ternary_head: bool = False,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
     """Return each model's decode, prefill and memory, and the ternary ones' ratios to the twin.
@@ -54,33 +52,23 @@ def bench_cpu(
     num_threads  CPU threads of each model; None takes all the process may use
     cpu_isa      instruction set of the kernels; None takes the fastest that runs
     read_bytes   what the rate of memory is measured on; far more than the caches hold
-    group        ternary weights that share a scale; None for all of a row
-    has_ternary_head  the ternary model's head and embedding are ternary too; beside it stands one
-                 with a head of 16 bits, and else one with a head of 8
     report       takes a line as each figure is known
     """
     num_layers = num_layers or PRESETS[preset].num_layers
-    ternary = ChildConfig(
-        preset, num_layers, "ternary", 16, num_threads, cpu_isa, read_bytes, group=group
-    )
-    other = ("ternary, int8 head", replace(ternary, head_bits=8))
-    if has_ternary_head:
-        other = ("ternary, 16-bit head", ternary)
-        ternary = replace(ternary, has_ternary_head=True)
-    twin = replace(ternary, weights="dense", has_ternary_head=False)
-    configs = {"ternary": ternary, other[0]: other[1], "16-bit": twin}
+    ternary = ChildConfig(preset, num_layers, "ternary", 16, num_threads, cpu_isa, read_bytes)
+    int8_head = replace(ternary, head_bits=8)
+    twin = replace(ternary, weights="dense")
+    configs = {"ternary": ternary, "ternary, int8 head": int8_head, "16-bit": twin}
     models, rounds, figures = _take_turns(configs, _WORK, repeats, report)
     to_twin = {
         name: _ratios(models[name], models["16-bit"], rounds[name], rounds["16-bit"])
-        for name in ("ternary", other[0])
+        for name in ("ternary", "ternary, int8 head")
     }
     for name, ratios in to_twin.items():
         parts = [f"{work} {ratios[work]['median']:.2f}x" for work in _WORK]
         report(f"{name} to 16-bit: {', '.join(parts)}, resident {ratios.get('rss_anon_bytes')}")
     return {
         "preset": preset,
-        "group": group,
-        "has_ternary_head": has_ternary_head,
         "num_layers": num_layers,
         "instruction_set": models["16-bit"].instruction_set,
         "num_threads": models["16-bit"].num_threads,
@@ -132,24 +120,43 @@ def bench_dense(
 
 
 def bench_groups(
-    *, num_threads: int | None = None, cpu_isa: str | None = None, repeats: int = 5
+    *,
+    num_layers: int | None = None,
+    num_threads: int | None = None,
+    cpu_isa: str | None = None,
+    repeats: int = 5,
+    read_bytes: int = 1 << 28,
+    report: Callable[[str], None] = _print_to_stderr,
 ) -> list[dict[str, Any]]:
-    """Return bench_cpu of Bonsai's shapes, with a scale to each group of 128 weights and to a row.
+    """Return figures of Bonsai's shapes with a scale to each group of 128 weights and to each row.
 
-    What the groups' scales cost is the difference of the two. Embedding and head are ternary.
+    The two take turns, and the ratios of their speeds are what groups' scales cost. Embedding and
+    head are ternary. Parameters as bench_cpu's.
     """
-    return [
-        bench_cpu(
-            preset=preset,
-            group=group,
-            has_ternary_head=True,
-            num_threads=num_threads,
-            cpu_isa=cpu_isa,
-            repeats=repeats,
+    results = []
+    for preset in ("Bonsai 1.7B", "Bonsai 4B"):
+        layers = num_layers or PRESETS[preset].num_layers
+        rows = ChildConfig(preset, layers, "ternary", 16, num_threads, cpu_isa, read_bytes)
+        rows = replace(rows, has_ternary_head=True)
+        configs = {"groups of 128": replace(rows, group=128), "rows": rows}
+        report(f"{preset}, a scale to")
+        models, rounds, figures = _take_turns(configs, _WORK, repeats, report)
+        ratios = _ratios(
+            models["groups of 128"], models["rows"], rounds["groups of 128"], rounds["rows"]
         )
-        for preset in ("Bonsai 1.7B", "Bonsai 4B")
-        for group in (128, None)
-    ]
+        parts = [f"{work} {ratios[work]['median']:.2f}x" for work in _WORK]
+        report(f"groups of 128 to rows: {', '.join(parts)}")
+        results.append(
+            {
+                "preset": preset,
+                "num_layers": layers,
+                "instruction_set": models["rows"].instruction_set,
+                "num_threads": models["rows"].num_threads,
+                "models": figures,
+                "to_rows": ratios,
+            }
+        )
+    return results
 
 
 class ModelProcess:
@@ -261,12 +268,12 @@ def _figures(model: Model, works: _Works, rounds: _Rounds) -> dict[str, Any]:
     return figures
 
 
-def _ratios(model: Model, twin: Model, ours: _Rounds, theirs: _Rounds) -> dict[str, Any]:
-    """Return speeds as multiples of the twin's, round by round, and memory as shares of its."""
+def _ratios(model: Model, other: Model, ours: _Rounds, theirs: _Rounds) -> dict[str, Any]:
+    """Return speeds as multiples of the other's, round by round, and memory as shares of its."""
     ratios: dict[str, Any] = {work: asdict(_pairwise(theirs[work], ours[work])) for work in _WORK}
-    ratios["weights_bytes"] = model.weights_bytes / twin.weights_bytes
-    if model.rss_anon_bytes is not None and twin.rss_anon_bytes is not None:
-        ratios["rss_anon_bytes"] = model.rss_anon_bytes / twin.rss_anon_bytes
+    ratios["weights_bytes"] = model.weights_bytes / other.weights_bytes
+    if model.rss_anon_bytes is not None and other.rss_anon_bytes is not None:
+        ratios["rss_anon_bytes"] = model.rss_anon_bytes / other.rss_anon_bytes
     return ratios
 
 

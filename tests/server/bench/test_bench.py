@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from bitwatt.bench.attention import bench_attention
-from bitwatt.bench.cpu import ModelProcess, bench_cpu, bench_dense
+from bitwatt.bench.cpu import ModelProcess, bench_cpu, bench_dense, bench_groups
 from bitwatt.bench.dense_child import DenseConfig, libraries
 
 from tests.extent import TEST_ALL
@@ -102,6 +102,22 @@ def test_the_twin_is_measured_beside_each_library() -> None:
     assert result["models"]["torch float32"]["step_bytes"] == 4 * num_weights
     assert result["models"]["torch bfloat16"]["step_bytes"] == 2 * num_weights
     assert any("16-bit to the linears of torch float32" in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TEST_ALL, reason="starts four models: BITWATT_TEST_ALL=1 runs it")
+def test_scales_of_groups_are_measured_beside_those_of_rows() -> None:
+    lines: list[str] = []
+    results = bench_groups(
+        num_layers=1, num_threads=1, repeats=2, read_bytes=1 << 22, report=lines.append
+    )
+    assert [result["preset"] for result in results] == ["Bonsai 1.7B", "Bonsai 4B"]
+    for result in results:
+        assert result["models"].keys() == {"groups of 128", "rows"}
+        assert result["to_rows"]["prefill"]["n"] == 2
+        # 1/64 of a byte a weight more, of 2 bits: a scale of 16 bits to each 128.
+        assert 1.05 < result["to_rows"]["weights_bytes"] < 1.07
+    assert any("groups of 128 to rows" in line for line in lines)
 
 
 @pytest.mark.slow
