@@ -57,6 +57,7 @@ NOT_RUN = {
     "bitwatt serve PATH": "tests/server/checkpoints reads folders of every kind",
     "python -m bitwatt.bench cpu": "takes 5 GB: test_bench.py runs it on a small model",
     "python -m bitwatt.bench dense": "takes 10 GB: test_bench.py runs it on a small model",
+    "python -m bitwatt.bench groups": "takes 10 minutes: test_bench.py runs it with one layer",
     "python -m bitwatt.bench.peers": "the peers are not among the dev packages",
     "python -m bitwatt.bench speculation": "half an hour and 3 GB: test_speculation.py checks it",
     "python -m bitwatt.training sizes": "takes hours: test_sizes.py trains a little",
