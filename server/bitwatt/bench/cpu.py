@@ -65,8 +65,8 @@ def bench_cpu(
         for name in ("ternary", "ternary, int8 head")
     }
     for name, ratios in to_twin.items():
-        parts = [f"{work} {ratios[work]['median']:.2f}x" for work in _WORK]
-        report(f"{name} to 16-bit: {', '.join(parts)}, resident {ratios.get('rss_anon_bytes')}")
+        resident = ratios.get("rss_anon_bytes")
+        report(f"{name} to 16-bit: {_multiples(ratios, _WORK)}, resident {resident}")
     return {
         "preset": preset,
         "num_layers": num_layers,
@@ -107,8 +107,7 @@ def bench_dense(
         if name != "16-bit"
     }
     for name, of_library in ratios.items():
-        parts = [f"{work} {of_library[work]['median']:.2f}x" for work in _DENSE_WORK]
-        report(f"16-bit to the linears of {name}: {', '.join(parts)}")
+        report(f"16-bit to the linears of {name}: {_multiples(of_library, _DENSE_WORK)}")
     return {
         "preset": preset,
         "num_layers": num_layers,
@@ -144,8 +143,7 @@ def bench_groups(
         ratios = _ratios(
             models["groups of 128"], models["rows"], rounds["groups of 128"], rounds["rows"]
         )
-        parts = [f"{work} {ratios[work]['median']:.2f}x" for work in _WORK]
-        report(f"groups of 128 to rows: {', '.join(parts)}")
+        report(f"groups of 128 to rows: {_multiples(ratios, _WORK)}")
         results.append(
             {
                 "preset": preset,
@@ -275,6 +273,10 @@ def _ratios(model: Model, other: Model, ours: _Rounds, theirs: _Rounds) -> dict[
     if model.rss_anon_bytes is not None and other.rss_anon_bytes is not None:
         ratios["rss_anon_bytes"] = model.rss_anon_bytes / other.rss_anon_bytes
     return ratios
+
+
+def _multiples(ratios: Mapping[str, Any], works: _Works) -> str:
+    return ", ".join(f"{work} {ratios[work]['median']:.2f}x" for work in works)
 
 
 def _pairwise(slow: list[Measurement], fast: list[Measurement]) -> Spread:
