@@ -7,7 +7,7 @@ share its cores, a step takes longer than the engine alone would. Nothing else m
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 import httpx
@@ -29,8 +29,8 @@ _LONG_PROMPT_SHARE = 0.4  # of the context
 _STEPS = 32  # of a measured decode
 _CALLERS = (2, 4, 8, 16, 32, 64)
 _LOOPS_SHARE = 0.5  # of the time
-_RUNS = (2, 12)  # of a measurement, at least and at most
-_SETTLED = 0.02  # relative standard error of the median
+_TURNS = (2, 12)  # at least and at most
+_LEAST_S = 0.2  # of a step in a turn
 
 
 async def measure_server(
@@ -48,11 +48,11 @@ async def measure_server(
 
     max_num_seqs, max_num_batched_tokens  as the server was started with
     lengths  tokens of prompts and answers, of requests that load it
-    seconds  that it may take, about: a measurement is repeated until its median is known to 2%, its
-             share of the time is over, or twelve runs were made; two are made whatever they take
+    seconds  that it may take, about: all is measured in turns until they are over, or twelve were
+             made; two are made whatever they take
     is_child  whether the server is a process of ours: then a closed loop from which other programs
              took the processors is measured again, twice at most
-    report   takes a line as each figure is known
+    report   takes a line a figure
     Raises   ClientError, httpx.HTTPError
     """
     before = await engine_state(http, server)
@@ -64,9 +64,17 @@ async def measure_server(
     )
     async with Callers(server, authorization=http.headers.get("Authorization")) as callers:
         await _together(callers, min(8, max_num_seqs), _DECODE_PROMPT, _STEPS)  # warm-up
-        points = await _steps(callers, engine, seconds * (1 - _LOOPS_SHARE), report)
+        steps = _steps(callers, engine)
         fitting = [one for one in lengths if sum(one) <= engine.max_model_len]
-        loops = await _loops(callers, engine, fitting, seconds * _LOOPS_SHARE, is_child, report)
+        numbers = sorted({min(n, max_num_seqs) for n in _CALLERS}) if fitting else []
+
+        async def loop(number: int, seconds: float) -> ClosedLoop:
+            run = partial(measure_loop, callers, number, fitting, seconds=seconds)
+            return (await undisturbed(run, report))[0] if is_child else await run()
+
+        loops = await _in_turns(steps, loop, numbers, seconds)
+    points = [point for step in steps if (point := step.point(report)) is not None]
+    _tell_loops(loops, report)
     step_times = with_loads(engine, StepTimes.fit(points), loops)
     report(
         f"while a step runs, a request takes {1e3 * step_times.busy_work_s:.1f} ms from it, and "
@@ -84,104 +92,105 @@ async def measure_server(
     )
 
 
-async def _steps(
-    callers: Callers, engine: Engine, seconds: float, report: Callable[[str], None]
-) -> list[StepPoint]:
+class _Step:
+    """A step that is measured again and again."""
+
+    def __init__(
+        self, label: str, work: StepWork, run: Callable[[], Awaitable[float | None]], kind: str = ""
+    ) -> None:
+        self._label = label
+        self._work = work
+        self._run = run
+        self._kind = kind
+        self._turns_s: list[float] = []
+
+    async def measure(self) -> None:
+        """Take a turn: the mean of the runs of a fifth of a second, one at least."""
+        runs_s = []
+        ends_s = time.perf_counter() + _LEAST_S
+        while True:
+            if (run_s := await self._run()) is not None:
+                runs_s.append(run_s)
+            if time.perf_counter() >= ends_s:
+                break
+        if runs_s:
+            self._turns_s.append(statistics.mean(runs_s))
+
+    def point(self, report: Callable[[str], None]) -> StepPoint | None:
+        """Return the median of its turns; None where no run brought a time."""
+        if not self._turns_s:
+            report(f"{self._label}: every answer came at once")
+            return None
+        median = statistics.median(self._turns_s)
+        spread = statistics.mean(abs(turn_s - median) for turn_s in self._turns_s) / median
+        report(f"{self._label}: {1e3 * median:.2f} ms ±{spread:.0%}{self._kind}")
+        return StepPoint(self._work, median, is_whole_request=bool(self._kind), spread=spread)
+
+
+def _steps(callers: Callers, engine: Engine) -> list[_Step]:
     long = int(engine.max_model_len * _LONG_PROMPT_SHARE)
-    decodes = [
-        (batch, num_prompt_tokens, num_tokens)
-        for batches, num_prompt_tokens in ((_BATCHES, _DECODE_PROMPT), (_FEW_BATCHES, long))
-        for batch in batches
-        if batch <= engine.max_num_seqs
-        # While the prompts of all are computed, those that were first decode already.
-        and (num_tokens := 2 * _STEPS + batch * num_prompt_tokens // engine.max_num_batched_tokens)
-        and num_prompt_tokens + num_tokens <= engine.max_model_len
-        and batch * -(-(num_prompt_tokens + num_tokens) // BLOCK_SIZE) <= engine.num_blocks
-    ]
+    steps = []
+    for batches, num_prompt_tokens in ((_BATCHES, _DECODE_PROMPT), (_FEW_BATCHES, long)):
+        for batch in batches:
+            # While the prompts of all are computed, those that were first decode already.
+            num_tokens = 2 * _STEPS + batch * num_prompt_tokens // engine.max_num_batched_tokens
+            context = num_prompt_tokens + num_tokens
+            has_blocks = batch * -(-context // BLOCK_SIZE) <= engine.num_blocks
+            if batch <= engine.max_num_seqs and context <= engine.max_model_len and has_blocks:
+                work = StepWork.decode(batch, num_prompt_tokens + num_tokens // 2)
+                run = partial(_decode_s, callers, batch, num_prompt_tokens, num_tokens)
+                steps.append(_Step(f"decode {batch} at {num_prompt_tokens} tokens", work, run))
     longest = min(engine.max_num_batched_tokens, engine.max_model_len - 1)
-    prefills = [num_tokens for num_tokens in _PROMPTS if num_tokens <= longest]
-    clock = _Clock(seconds, len(decodes) + len(prefills))
-    points = []
-    for batch, num_prompt_tokens, num_tokens in decodes:
-        settled = await clock.settle(
-            partial(_decode_s, callers, batch, num_prompt_tokens, num_tokens)
+    return steps + [
+        _Step(
+            f"prefill {num_tokens}",
+            StepWork.prefill(num_tokens),
+            partial(_ttft_s, callers, num_tokens),
+            " to the first token",
         )
-        if settled is None:
-            report(f"decode {batch} at {num_prompt_tokens} tokens: every answer came at once")
-            continue
-        run, spread = settled
-        work = StepWork.decode(batch, num_prompt_tokens + num_tokens // 2)
-        points.append(StepPoint(work, run, spread=spread))
-        report(f"decode {batch} at {num_prompt_tokens} tokens: {_told(run, spread)}")
-    for num_tokens in prefills:
-        settled = await clock.settle(partial(_ttft_s, callers, num_tokens))
-        assert settled is not None, "each run has a time"
-        run, spread = settled
-        work = StepWork.prefill(num_tokens)
-        points.append(StepPoint(work, run, is_whole_request=True, spread=spread))
-        report(f"prefill {num_tokens}: {_told(run, spread)} to the first token")
-    return points
+        for num_tokens in _PROMPTS
+        if num_tokens <= longest
+    ]
 
 
-async def _loops(
-    callers: Callers,
-    engine: Engine,
-    lengths: Sequence[tuple[int, int]],
+async def _in_turns(
+    steps: Sequence[_Step],
+    loop: Callable[[int, float], Awaitable[ClosedLoop]],
+    numbers: Sequence[int],
     seconds: float,
-    is_child: bool,
-    report: Callable[[str], None],
 ) -> list[ClosedLoop]:
+    """Measure each step and each closed loop once a turn, for so long; return the loops.
+
+    A machine's speed changes with the seconds. What is measured in one piece is compared with
+    what was measured at another speed, and step times fitted to both fit neither.
+    """
     loops: list[ClosedLoop] = []
-    numbers = sorted({min(number, engine.max_num_seqs) for number in _CALLERS}) if lengths else []
-    for num_callers in numbers:
-
-        async def measure(num_callers: int = num_callers) -> ClosedLoop:
-            return await measure_loop(callers, num_callers, lengths, seconds=seconds / len(numbers))
-
-        loop = (await undisturbed(measure, report))[0] if is_child else await measure()
-        loops.append(loop)
-        report(
-            f"{num_callers} callers: {loop.requests_per_s:.3g} requests/s, "
-            f"{1e3 * loop.ttft_p50_s:.1f} ms to the first token"
-        )
+    least, most = _TURNS
+    began_s = time.perf_counter()
+    for turn in range(1, most + 1):
+        turn_began_s = time.perf_counter()
+        for step in steps:
+            await step.measure()
+        steps_s = time.perf_counter() - turn_began_s
+        share = _LOOPS_SHARE / (1 - _LOOPS_SHARE) / max(1, len(numbers))
+        loops += [await loop(number, share * steps_s) for number in numbers]
+        now_s = time.perf_counter()
+        if turn >= least and now_s + (now_s - turn_began_s) > began_s + seconds:
+            break
     return loops
 
 
-class _Clock:
-    """Shares the time between measurements: what one leaves, those behind it have."""
-
-    def __init__(self, seconds: float, num_left: int) -> None:
-        self._ends_s = time.perf_counter() + seconds
-        self._num_left = num_left
-
-    async def settle(
-        self, run: Callable[[], Awaitable[float | None]]
-    ) -> tuple[float, float] | None:
-        """Return the median of as many runs as it takes, and their spread, a share of it.
-
-        None where no run brought a time.
-        """
-        now = time.perf_counter()
-        until_s = now + (self._ends_s - now) / max(1, self._num_left)
-        self._num_left -= 1
-        least, most = _RUNS
-        values: list[float] = []
-        for num_runs in range(1, most + 1):
-            if (value := await run()) is not None:
-                values.append(value)
-            if values:
-                median = statistics.median(values)
-                spread = statistics.mean(abs(value - median) for value in values) / median
-                # Of a normal distribution a median's standard error is 1.57 of these over √n.
-                if len(values) > least and 1.57 * spread < _SETTLED * len(values) ** 0.5:
-                    break
-            if num_runs >= least and time.perf_counter() >= until_s:
-                break
-        return (median, spread) if values else None
-
-
-def _told(seconds: float, spread: float) -> str:
-    return f"{1e3 * seconds:.2f} ms ±{spread:.0%}"
+def _tell_loops(loops: Iterable[ClosedLoop], report: Callable[[str], None]) -> None:
+    by_number: dict[int, list[ClosedLoop]] = {}
+    for loop in loops:
+        by_number.setdefault(loop.num_callers, []).append(loop)
+    for number, of_number in by_number.items():
+        requests = sum(len(loop.lengths) for loop in of_number)
+        ttft_s = statistics.median(loop.ttft_p50_s for loop in of_number)
+        report(
+            f"{number} callers: {requests / sum(loop.seconds for loop in of_number):.3g} "
+            f"requests/s, {1e3 * ttft_s:.1f} ms to the first token"
+        )
 
 
 _numbers = iter(range(1 << 62))

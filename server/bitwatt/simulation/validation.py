@@ -22,7 +22,7 @@ from bitwatt.simulation.traffic import Arrival, Traffic
 __all__ = ["Comparison", "Figures", "Replay", "compare_with_server", "comparisons_as_markdown"]
 
 _T = TypeVar("_T")
-_TURNS = 3
+_TURNS = 6
 _LEAST_REQUESTS = 20  # of a replay
 _PACE_SHARE = 0.25  # of a replay's time
 _PACE_CALLERS = 8
@@ -43,12 +43,14 @@ class Figures:
 class Replay:
     """One replay.
 
-    planned    by the step times that were measured before
-    predicted  by these at the pace of the machine
-    pace       how many times as long as planned closed loops took, right before and right after
-    others     share of the processors that other programs took meanwhile; None where nobody knows
+    requests_per_s  at which they came
+    planned         by the step times that were measured before
+    predicted       by these at the pace of the machine
+    pace            how many times as long as planned closed loops took, right before and after
+    others          share of the processors that other programs took meanwhile; None if unknown
     """
 
+    requests_per_s: float
     planned: Figures
     predicted: Figures
     measured: Figures
@@ -65,9 +67,10 @@ class Replay:
 class Comparison:
     """The replays of one rate; figures are of all their requests together.
 
-    utilization  share of the time in which the simulated machine stepped
-    planned      by the step times that were measured
-    predicted    by these at the pace of each replay
+    requests_per_s  as planned: at the pace of the step times that were measured
+    utilization     share of the time in which the simulated machine stepped
+    planned         by the step times that were measured
+    predicted       by these at the pace of each replay
     """
 
     requests_per_s: float
@@ -138,6 +141,7 @@ class _OfRate:
     def add(
         self,
         *,
+        requests_per_s: float,
         planned: _Seen,
         predicted: _Seen,
         measured: _Seen,
@@ -149,6 +153,7 @@ class _OfRate:
         self._measured.add(measured)
         self._replays.append(
             Replay(
+                requests_per_s=requests_per_s,
                 planned=planned.figures,
                 predicted=predicted.figures,
                 measured=measured.figures,
@@ -185,10 +190,12 @@ async def compare_with_server(
 ) -> list[Comparison]:
     """Return what was predicted and what the server did at each rate, in requests a second.
 
-    The rates take turns, three replays of each: a machine's speed changes with the minutes. So a
-    closed loop runs before each replay and after the last, and a replay is predicted with step
+    The rates take turns, six replays of each: a machine's speed changes with the minutes. So a
+    closed loop runs before each replay and after the last. A machine that takes twice as long for
+    it as was simulated gets half as many requests a second, and a replay is predicted with step
     times that are as many times as long as the loops beside it took of what was simulated.
 
+    rates     of a machine at the pace of the step times
     seconds   that requests arrive at each rate, in all
     is_child  whether the server is a process of ours. Then it is known what other programs took
               of the processors, and a replay that they slowed down is made again, twice at most
@@ -219,12 +226,14 @@ async def compare_with_server(
         before = await pace()
         for turn in range(_TURNS):
             for of_rate in of_rates:
-                number = max(_LEAST_REQUESTS, round(of_rate.requests_per_s * seconds / _TURNS))
-                arrivals = traffic.arrivals(of_rate.requests_per_s, number, seed + turn)
+                rate = of_rate.requests_per_s / before
+                number = max(_LEAST_REQUESTS, round(rate * seconds / _TURNS))
+                arrivals = traffic.arrivals(rate, number, seed + turn)
                 seen, others = await timed(partial(_replay, callers, arrivals))
                 after = await pace()
                 at_pace = step_times.at_pace((before + after) / 2)
                 one = of_rate.add(
+                    requests_per_s=rate,
                     planned=_predict(engine, step_times, arrivals),
                     predicted=_predict(engine, at_pace, arrivals),
                     measured=seen,
@@ -236,7 +245,7 @@ async def compare_with_server(
                     f"{name} {100 * error:+.0f}%" for name, error in one.errors.items()
                 )
                 report(
-                    f"{of_rate.requests_per_s:.3g} requests/s, {number} requests, "
+                    f"{rate:.3g} requests/s, {number} requests, "
                     f"pace {one.pace:.2f}: {told}"
                 )
     return [of_rate.comparison() for of_rate in of_rates]
@@ -262,10 +271,11 @@ def comparisons_as_markdown(by_model: Mapping[str, Sequence[Comparison]]) -> str
     for model, comparisons in by_model.items():
         for one in comparisons:
             planned, predicted, measured = map(asdict, (one.planned, one.predicted, one.measured))
+            rates = [replay.requests_per_s for replay in one.replays]
             paces = [replay.pace for replay in one.replays]
             cells = [
                 model,
-                f"{one.requests_per_s:.4g}",
+                f"{min(rates):.3g} to {max(rates):.3g}",
                 f"{one.num_requests}",
                 f"{one.utilization:.0%}",
                 f"{min(paces):.2f} to {max(paces):.2f}",

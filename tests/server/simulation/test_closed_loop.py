@@ -1,11 +1,9 @@
 """What requests cost each other is found from closed loops, and measured until it is known."""
 
-import asyncio
 import random
 
 import pytest
 from bitwatt.simulation.closed_loop import ClosedLoop, saturation, simulate_loop, with_loads
-from bitwatt.simulation.measure import _Clock
 from bitwatt.simulation.replica import Replica
 from bitwatt.simulation.traffic import Arrival
 
@@ -82,21 +80,3 @@ def test_a_request_waits_and_holds_a_step_up_while_one_runs_and_a_lone_one_does_
     assert waiting[1] - free[1] == pytest.approx(0.02, abs=2 * longest_step_s)
     assert waiting[2:] == pytest.approx(free[2:], rel=0.01)  # nobody else waits
     assert [w - f for w, f in zip(working[1:], free[1:], strict=True)] == pytest.approx([0.02] * 3)
-
-
-def test_a_measurement_is_repeated_until_its_median_is_known_or_its_time_is_over():
-    def settle(values, seconds):
-        runs = iter(values)
-        taken = []
-
-        async def run():
-            taken.append(next(runs))
-            return taken[-1]
-
-        median, spread = asyncio.run(_Clock(seconds, 1).settle(run))
-        return len(taken), median, spread
-
-    assert settle([2.0] * 20, 60.0) == (3, 2.0, 0.0)
-    number, median, spread = settle([1.0, 3.0] * 10, 60.0)
-    assert (number, median, spread) == (12, 2.0, 0.5)
-    assert settle([1.0, 3.0] * 10, 0.0)[0] == 2

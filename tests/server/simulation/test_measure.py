@@ -1,10 +1,12 @@
 """A served model's steps, measured from outside."""
 
 import json
+from functools import partial
 
 import pytest
 from bitwatt import sizing
-from bitwatt.simulation.measure import measure_server
+from bitwatt.simulation.measure import _in_turns, _Step, measure_server
+from bitwatt.simulation.step_times import StepWork
 from bitwatt.sizing import PlanSettings, _plan
 from bitwatt_client.errors import ClientError
 from bitwatt_client.server import Server, new_http_client
@@ -35,6 +37,50 @@ async def test_a_decode_whose_answers_came_in_one_piece_is_left_out_and_said(chu
     at_once = [line for line in decodes if line.endswith("every answer came at once")]
     assert len(at_once) == (0 if chunk_size == 1 else len(decodes))
     assert measured.name == "tiny"
+
+
+@pytest.mark.parametrize(("seconds", "num_turns"), [(0.0, 2), (60.0, 12)])
+async def test_steps_and_loops_take_turns_until_the_time_is_over(seconds, num_turns, monkeypatch):
+    """Measured one after the other, each was of another moment, and of another speed."""
+    monkeypatch.setattr("bitwatt.simulation.measure._LEAST_S", 0.0)
+    order = []
+
+    async def run(name, seconds):
+        order.append(name)
+        return seconds
+
+    steps = [
+        _Step(name, StepWork.decode(1, 8), partial(run, name, runs))
+        for name, runs in (("decode", 0.25), ("none", None))
+    ]
+    loops = await _in_turns(steps, run, [2, 4], seconds)
+    assert order == ["decode", "none", 2, 4] * num_turns
+    assert len(loops) == 2 * num_turns
+    told = []
+    decode, none = (step.point(told.append) for step in steps)
+    assert (decode.seconds, decode.spread, none) == (0.25, 0.0, None)
+    assert told == ["decode: 250.00 ms ±0%", "none: every answer came at once"]
+
+
+async def test_a_turn_is_the_mean_of_its_runs_and_a_point_the_median_of_its_turns(monkeypatch):
+    """A short run is of one moment; a hiccup spoils one turn alone."""
+    now_s = 0.0
+    runs_s = iter([0.0625, 0.0625, 0.25, 0.125, 0.125, 8.0])
+
+    async def run():
+        nonlocal now_s
+        now_s += (run_s := next(runs_s))
+        return run_s
+
+    monkeypatch.setattr("time.perf_counter", lambda: now_s)
+    step = _Step("prefill 16", StepWork.prefill(16), run, " to the first token")
+    for _ in range(3):
+        await step.measure()
+    point = step.point(lambda _line: None)
+    assert next(runs_s, None) is None
+    assert point.is_whole_request
+    assert point.seconds == 0.125
+    assert point.spread == (8 - 0.125) / 3 / 0.125
 
 
 def plan_settings(url, folder):
