@@ -244,10 +244,7 @@ async def compare_with_server(
                 told = ", ".join(
                     f"{name} {100 * error:+.0f}%" for name, error in one.errors.items()
                 )
-                report(
-                    f"{rate:.3g} requests/s, {number} requests, "
-                    f"pace {one.pace:.2f}: {told}"
-                )
+                report(f"{rate:.3g} requests/s, {number} requests, pace {one.pace:.2f}: {told}")
     return [of_rate.comparison() for of_rate in of_rates]
 
 

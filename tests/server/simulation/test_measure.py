@@ -123,6 +123,9 @@ async def test_a_plan_replays_to_a_server_and_says_how_far_off_it_was(tmp_path, 
     assert rates == pytest.approx([rates[0] * share for share in (1, 2, 0.85 / 0.3)])
     assert all(load["num_requests"] >= 20 for load in replayed)
     for load in replayed:
+        before = [load["requests_per_s"] / one["requests_per_s"] for one in load["replays"]]
+        assert len(before) == 6
+        assert min(before) > 0
         for name, error in load["errors"].items():
             assert error == pytest.approx(load["predicted"][name] / load["measured"][name] - 1)
     printed = capsys.readouterr().out
