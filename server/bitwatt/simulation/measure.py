@@ -28,9 +28,8 @@ _DECODE_PROMPT = 32
 _LONG_PROMPT_SHARE = 0.4  # of the context
 _STEPS = 32  # of a measured decode
 _CALLERS = (2, 4, 8, 16, 32, 64)
-_LOOPS_SHARE = 0.5  # of the time
 _TURNS = (2, 12)  # at least and at most
-_LEAST_S = 0.2  # of a step in a turn
+_LEAST_S = 0.2  # of a step in a turn, where there are 30 seconds
 
 
 async def measure_server(
@@ -68,11 +67,11 @@ async def measure_server(
         fitting = [one for one in lengths if sum(one) <= engine.max_model_len]
         numbers = sorted({min(n, max_num_seqs) for n in _CALLERS}) if fitting else []
 
-        async def loop(number: int, seconds: float) -> ClosedLoop:
+        async def take_loop(number: int, seconds: float) -> ClosedLoop:
             run = partial(measure_loop, callers, number, fitting, seconds=seconds)
             return (await undisturbed(run, report))[0] if is_child else await run()
 
-        loops = await _in_turns(steps, loop, numbers, seconds)
+        loops = await _in_turns(steps, take_loop, numbers, seconds)
     points = [point for step in steps if (point := step.point(report)) is not None]
     _tell_loops(loops, report)
     step_times = with_loads(engine, StepTimes.fit(points), loops)
@@ -104,10 +103,10 @@ class _Step:
         self._kind = kind
         self._turns_s: list[float] = []
 
-    async def measure(self) -> None:
-        """Take a turn: the mean of the runs of a fifth of a second, one at least."""
+    async def measure(self, seconds: float) -> None:
+        """Take a turn: the mean of the runs of so many seconds, one at least."""
         runs_s = []
-        ends_s = time.perf_counter() + _LEAST_S
+        ends_s = time.perf_counter() + seconds
         while True:
             if (run_s := await self._run()) is not None:
                 runs_s.append(run_s)
@@ -155,7 +154,7 @@ def _steps(callers: Callers, engine: Engine) -> list[_Step]:
 
 async def _in_turns(
     steps: Sequence[_Step],
-    loop: Callable[[int, float], Awaitable[ClosedLoop]],
+    take_loop: Callable[[int, float], Awaitable[ClosedLoop]],
     numbers: Sequence[int],
     seconds: float,
 ) -> list[ClosedLoop]:
@@ -166,17 +165,18 @@ async def _in_turns(
     """
     loops: list[ClosedLoop] = []
     least, most = _TURNS
-    began_s = time.perf_counter()
+    began_s = turn_began_s = time.perf_counter()
     for turn in range(1, most + 1):
-        turn_began_s = time.perf_counter()
         for step in steps:
-            await step.measure()
+            await step.measure(_LEAST_S * min(1.0, seconds / 30))
+        # As long as the steps took, while as much of the time is left.
         steps_s = time.perf_counter() - turn_began_s
-        share = _LOOPS_SHARE / (1 - _LOOPS_SHARE) / max(1, len(numbers))
-        loops += [await loop(number, share * steps_s) for number in numbers]
-        now_s = time.perf_counter()
-        if turn >= least and now_s + (now_s - turn_began_s) > began_s + seconds:
+        loops_s = max(0.0, min(steps_s, seconds / 2 - sum(loop.seconds for loop in loops)))
+        loops += [await take_loop(number, loops_s / len(numbers)) for number in numbers]
+        ended_s = time.perf_counter()
+        if turn >= least and ended_s + (ended_s - turn_began_s) > began_s + seconds:
             break
+        turn_began_s = ended_s
     return loops
 
 

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from bitwatt import sizing
@@ -45,15 +46,19 @@ async def test_steps_and_loops_take_turns_until_the_time_is_over(seconds, num_tu
     monkeypatch.setattr("bitwatt.simulation.measure._LEAST_S", 0.0)
     order = []
 
-    async def run(name, seconds):
+    async def run(name, run_s):
         order.append(name)
-        return seconds
+        return run_s
+
+    async def take_loop(number, loop_s):
+        assert 0 <= loop_s <= seconds / 2
+        return SimpleNamespace(seconds=await run(number, loop_s))
 
     steps = [
-        _Step(name, StepWork.decode(1, 8), partial(run, name, runs))
-        for name, runs in (("decode", 0.25), ("none", None))
+        _Step(name, StepWork.decode(1, 8), partial(run, name, run_s))
+        for name, run_s in (("decode", 0.25), ("none", None))
     ]
-    loops = await _in_turns(steps, run, [2, 4], seconds)
+    loops = await _in_turns(steps, take_loop, [2, 4], seconds)
     assert order == ["decode", "none", 2, 4] * num_turns
     assert len(loops) == 2 * num_turns
     told = []
@@ -75,7 +80,7 @@ async def test_a_turn_is_the_mean_of_its_runs_and_a_point_the_median_of_its_turn
     monkeypatch.setattr("time.perf_counter", lambda: now_s)
     step = _Step("prefill 16", StepWork.prefill(16), run, " to the first token")
     for _ in range(3):
-        await step.measure()
+        await step.measure(0.2)
     point = step.point(lambda _line: None)
     assert next(runs_s, None) is None
     assert point.is_whole_request
