@@ -435,23 +435,23 @@ BW_INLINE void store_low_halves(uint16_t* p, I32 a) {
     for (int i = 0; i < 16; ++i) halves[i] = static_cast<uint16_t>(lanes[i]);
     __builtin_memcpy(p, halves, sizeof halves);  // p may point into an array of another type
 }
-BW_INLINE F32 load_bf16(const uint16_t* p) {
-    uint16_t halves[16];
-    int32_t lanes[16];
-    __builtin_memcpy(halves, p, sizeof halves);
-    for (int i = 0; i < 16; ++i)
-        lanes[i] = static_cast<int32_t>(static_cast<uint32_t>(halves[i]) << 16);
-    return as_float(load(lanes));
+// Sixteen numbers of 16 bits, none of them negative.
+BW_INLINE I32 load_halves(const uint16_t* p) {
+    using Halves = uint16_t __attribute__((vector_size(8)));
+    I32 r;
+    for (int i = 0; i < 4; ++i) {
+        Halves halves;
+        __builtin_memcpy(&halves, p + 4 * i, sizeof halves);
+        r.v[i] = __builtin_convertvector(halves, Ints);
+    }
+    return r;
 }
+BW_INLINE F32 load_bf16(const uint16_t* p) { return as_float(shift_left<16>(load_halves(p))); }
 BW_INLINE F32 load_f16(const uint16_t* p) {
-    uint16_t halves[16];
-    int32_t lanes[16];
-    __builtin_memcpy(halves, p, sizeof halves);
-    for (int i = 0; i < 16; ++i) lanes[i] = halves[i];
-    const I32 all = load(lanes);
+    const I32 halves = load_halves(p);
     F32 r;
     for (int i = 0; i < 4; ++i) {
-        const Unsigned h = (Unsigned)all.v[i], sign = (h & 0x8000) << 16, rest = h & 0x7FFF;
+        const Unsigned h = (Unsigned)halves.v[i], sign = (h & 0x8000) << 16, rest = h & 0x7FFF;
         // Exponent moved from bias 15 to 127 by a multiplication, which takes subnormals along.
         const Unsigned finite = (Unsigned)((Floats)(rest << 13) * 0x1p112f);
         const Unsigned other = (rest & 0x3FF) << 13 | 0x7F800000;
@@ -513,11 +513,8 @@ BW_INLINE double total(F64 sum) {
 BW_INLINE F32 totals(const F32* a) {
     float out[16];
     for (int k = 0; k < 16; ++k) {
-        float lanes[16];
-        store(lanes, a[k]);
-        for (int half = 8; half > 0; half /= 2)
-            for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-        out[k] = lanes[0];
+        const Floats s = (a[k].v[0] + a[k].v[2]) + (a[k].v[1] + a[k].v[3]);
+        out[k] = (s[0] + s[2]) + (s[1] + s[3]);
     }
     return load(out);
 }
