@@ -73,7 +73,7 @@ def test_every_corrupt_folder_is_refused_in_one_typed_line(
     assert served == []
 
 
-@pytest.mark.slow(140)
+@pytest.mark.slow(80)
 @pytest.mark.timeout(900)
 def test_mutated_files_are_refused_in_one_typed_line_or_served(
     tmp_path: Path, plain: Files, sharded: Files

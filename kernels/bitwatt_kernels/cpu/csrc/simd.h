@@ -340,8 +340,8 @@ BW_INLINE F32 to_float(I32 a) { BW_QUAD(F32, vcvtq_f32_s32(a.v[i])); }
 BW_INLINE I32 round_to_int(F32 a) { BW_QUAD(I32, vcvtnq_s32_f32(a.v[i])); }
 #undef BW_QUAD
 #else
-// Of GCC's own vectors, which every target has: a compiler turns loops over 16 floats into the same,
-// but takes four times as long.
+// Of the compiler's own vectors, which every target has. Loops over 16 floats become as much, in twice
+// the time to compile.
 using Floats = float __attribute__((vector_size(16)));
 using Ints = int32_t __attribute__((vector_size(16)));
 using Unsigned = uint32_t __attribute__((vector_size(16)));
