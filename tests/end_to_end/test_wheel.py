@@ -17,7 +17,7 @@ from tests.extent import TEST_ALL
 REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(60),
     pytest.mark.skipif(not TEST_ALL, reason="takes a minute: BITWATT_TEST_ALL=1 runs it"),
     pytest.mark.needs_program("g++"),
 ]

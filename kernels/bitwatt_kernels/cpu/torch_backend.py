@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitwatt_kernels.backend import HeadNorms, QuantizedActivations, StepLayout, TernaryHead
-from bitwatt_kernels.cpu.dense import has_blocked_kernels, linear, tiled_linear
+from bitwatt_kernels.cpu.dense import has_blocked_kernels, int8_matmul, linear, tiled_linear
 from bitwatt_kernels.cpu.torch_attention import AttentionPlan
 from bitwatt_kernels.errors import BackendError
 from bitwatt_kernels.layer import ternary_head
@@ -100,7 +100,7 @@ class TorchBackend(TorchOperations):
         # times as fast on one token (Xeon with AMX). Where not, it runs reference loops: on a
         # Zen 4 a 2560² matrix takes 213 ms instead of 0.09. So it isn't used.
         if weight.group is None:
-            y = torch._int_mm(x.codes, weight.values).float()
+            y = int8_matmul(x.codes, weight.values, largest=1)
             y.div_(x.scales[:, None]).mul_(weight.scales)
         else:
             groups = zip(
@@ -109,7 +109,9 @@ class TorchBackend(TorchOperations):
                 strict=True,
             )
             y = sum_groups(
-                (torch._int_mm(codes, values) for codes, values in groups), x, weight.scales
+                (int8_matmul(codes, values, largest=1) for codes, values in groups),
+                x,
+                weight.scales,
             )
         if weight.bias is not None:
             y.add_(weight.bias)
@@ -154,7 +156,7 @@ class TorchBackend(TorchOperations):
             return ternary_head(self, x, weight)
         if isinstance(weight, Int8Head):
             q = self.quantize(x)
-            logits = torch._int_mm(q.codes, weight.codes.T).float()
+            logits = int8_matmul(q.codes, weight.codes.T, largest=127)
             return logits.div_(q.scales[:, None]).mul_(weight.scales)
         assert isinstance(weight, Tensor)
         return self.dense_linear(x, weight, None, None).float()

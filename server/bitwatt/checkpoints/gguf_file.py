@@ -36,6 +36,7 @@ _MAX_DIMENSIONS = 4
 _MAX_SPLITS = 1000
 
 _NUMBERS: Final = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d")))
+_PACKED: Final = {code: struct.Struct(f"<{code}") for code in _NUMBERS.values() if code}
 _STRING, _ARRAY = 8, 9
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -78,14 +79,15 @@ class GgufArray:
             for (value,) in struct.iter_unpack(f"<{_NUMBERS[self._type_id]}", numbers):
                 yield value
             return
-        at, data = self._start, self._file.data
+        at, data, length = self._start, self._file.data, _PACKED["Q"].unpack_from
         for _ in range(self._count):
-            [length] = _LENGTH.unpack_from(data, at)
-            at += 8 + length
-            yield self._file.decode(data[at - length : at], self._where)
-
-
-_LENGTH = struct.Struct("<Q")
+            start = at + 8
+            at = start + length(data, at)[0]
+            try:
+                text = data[start:at].decode()
+            except UnicodeDecodeError as error:
+                raise self._file.not_utf8(self._where, error) from error
+            yield text
 
 
 class Gguf:
@@ -231,12 +233,9 @@ class _File:
             )
         return value
 
-    def decode(self, text: bytes, where: str) -> str:
-        """Return a text of the file."""
-        try:
-            return text.decode()
-        except UnicodeDecodeError as error:
-            raise self._error(f"{where} is not in UTF-8: {error.reason}") from error
+    def not_utf8(self, where: str, error: UnicodeDecodeError) -> CheckpointError:
+        """Return an error that names the file and a text of it that is none."""
+        return self._error(f"{where} is not in UTF-8: {error.reason}")
 
     def _error(self, reason: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {reason}")
@@ -260,10 +259,8 @@ class _File:
         return num_tensors, num_keys
 
     def _number(self, code: str, where: str) -> Any:
-        size = struct.calcsize(f"<{code}")
-        start = self._take(size, where)
-        [value] = struct.unpack_from(f"<{code}", self.data, start)
-        return value
+        packed = _PACKED[code]
+        return packed.unpack_from(self.data, self._take(packed.size, where))[0]
 
     def _take(self, size: int, where: str) -> int:
         """Return where the next bytes begin, and step over them."""
@@ -278,7 +275,10 @@ class _File:
         if limit is not None and length > limit:
             raise self._error(f"{where} has {length} bytes; at most {limit} are read")
         start = self._take(length, where)
-        return self.decode(self.data[start : start + length], where)
+        try:
+            return self.data[start : start + length].decode()
+        except UnicodeDecodeError as error:
+            raise self.not_utf8(where, error) from error
 
     def _read_pair(self) -> None:
         key = self._text(f"key {len(self.metadata)}", _MAX_NAME_BYTES)
@@ -309,7 +309,7 @@ class _File:
             raise self._error(f"{where} is an array of arrays, which is not read")
         start = self._at
         if type_id != _STRING:
-            self._take(count * struct.calcsize(f"<{self._code(type_id, where)}"), where)
+            self._take(count * _PACKED[self._code(type_id, where)].size, where)
         else:
             self._num_strings += count
             if self._num_strings > _MAX_STRINGS:
@@ -321,7 +321,7 @@ class _File:
         return GgufArray(self, where, type_id=type_id, count=count, start=start, end=self._at)
 
     def _step_over_texts(self, count: int, where: str) -> None:
-        at, last, data, unpack = self._at, self._size - 8, self.data, _LENGTH.unpack_from
+        at, last, data, unpack = self._at, self._size - 8, self.data, _PACKED["Q"].unpack_from
         for _ in range(count):
             if at > last:
                 break

@@ -10,7 +10,7 @@ from tests.kernels.cpu.builds import build_library, run
 COMPILER = "aarch64-linux-gnu-g++"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(100)
 @pytest.mark.skipif(not TEST_ALL, reason="takes a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.needs_program("cmake")
 @pytest.mark.needs_program(COMPILER)

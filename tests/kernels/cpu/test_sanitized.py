@@ -20,7 +20,7 @@ KINDS = ("linear", "elementwise", "attention", "int8_attention", "layers", "mask
 KINDS_EMULATED = ("linear", "layers")
 
 
-@pytest.mark.slow(200)
+@pytest.mark.slow(150)
 @pytest.mark.skipif(not TEST_ALL, reason="takes a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.needs_program("cmake")
 @pytest.mark.needs_program("g++")

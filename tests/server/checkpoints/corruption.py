@@ -71,21 +71,30 @@ def good_files(folder: Path, *, is_sharded: bool = False) -> Files:
     return files | {INDEX: json.dumps({"metadata": {}, "weight_map": places}).encode()}
 
 
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_held: dict[Path, Files] = {}  # by the folders that write() has made
+
+
 def write(folder: Path, files: Files) -> None:
-    """Make the folder hold these files and no others."""
+    """Make the folder hold these files and no others, of which it keeps what it holds already.
+
+    A file that changes is a new one: a mapping of the old one's bytes may still be there.
+    """
     folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            path.rmdir()
-        else:
-            path.unlink()
+    held = _held.get(folder, {})
+    for name, data in held.items():
+        if files.get(name) != data:
+            (folder / name).unlink()
     for name, data in files.items():
+        if held.get(name) == data:
+            continue
         if data == PIPE:
             os.mkfifo(folder / name)
         elif data == ZEROS:
             (folder / name).symlink_to("/dev/zero")
         else:
             (folder / name).write_bytes(data)
+    _held[folder] = files
 
 
 def corrupt_folders(plain: Files, sharded: Files) -> Iterator[tuple[str, Files]]:
@@ -259,9 +268,9 @@ _CHANGES = [*BYTE_CHANGES, _set_value]
 
 def peak_bytes() -> int:
     """Return the most memory that this process has had since reset_peak."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) << 10
+    status = _STATUS.read_bytes()
+    return int(status.split(b"VmHWM:", 1)[1].split(None, 1)[0]) << 10
 
 
 def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+    _CLEAR_REFS.write_text("5")

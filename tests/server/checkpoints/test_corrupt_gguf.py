@@ -197,7 +197,7 @@ def _with_tensor(random: Random, parts: Parts) -> Parts:
     return replace(parts, tensors=tensors)
 
 
-@pytest.mark.slow(200)
+@pytest.mark.slow(150)
 @pytest.mark.timeout(900)
 def test_mutated_files_are_refused_in_one_typed_line_or_served(
     tmp_path: Path, models: list[Parts]

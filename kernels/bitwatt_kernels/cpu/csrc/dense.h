@@ -25,7 +25,11 @@ constexpr int kDenseTokens = 5;
 #else
 constexpr int kDenseTokens = 4;
 #endif
+#if defined(__AVX2__) || defined(__ARM_NEON)
 constexpr int dense_groups(int num_tokens) { return num_tokens <= 2 ? 2 : 1; }
+#else
+constexpr int dense_groups(int) { return 1; }  // SSE2 has registers for no more
+#endif
 #endif
 
 // sums[m][r] = the 16 rows of group r times columns [first, last) of token m.

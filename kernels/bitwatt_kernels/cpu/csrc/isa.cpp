@@ -2,6 +2,8 @@
 
 #if defined(BITWATT_LEFT_OUT)
 #include "calls.h"
+#elif defined(BITWATT_EMULATE_AMX)
+#include "coded_linear.h"
 #else
 #include "attention.h"
 #include "coded_linear.h"
@@ -31,6 +33,20 @@ static bool prepare() { return BITWATT_ISA::request_tiles(); }
 static bool prepare() { return true; }
 #endif
 
+#if defined(BITWATT_EMULATE_AMX)
+// Linears alone go by tiles. All else is the portable set's, which the build has to have.
+extern const Kernels kernels_portable;
+static Kernels portable_but_linears() {
+    Kernels kernels = kernels_portable;
+    kernels.name = BW_NAME(BITWATT_ISA);
+    kernels.prepare = prepare;
+    kernels.linear = BITWATT_ISA::linear;
+    kernels.linear_cut = BITWATT_ISA::linear_cut;
+    return kernels;
+}
+const Kernels BW_TABLE(BITWATT_ISA) = portable_but_linears();
+#else
+
 const Kernels BW_TABLE(BITWATT_ISA) = {
     BW_NAME(BITWATT_ISA),
     prepare,
@@ -48,6 +64,7 @@ const Kernels BW_TABLE(BITWATT_ISA) = {
     BITWATT_ISA::scale,
     BITWATT_ISA::weigh,
 };
+#endif
 #endif
 
 }  // namespace bitwatt

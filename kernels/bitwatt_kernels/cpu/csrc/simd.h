@@ -290,11 +290,14 @@ BW_INLINE I32 totals(const I32* a) {
 #else
 
 #if defined(__ARM_NEON)
+using Floats = float32x4_t;
+using Ints = int32x4_t;
+using Unsigned = uint32x4_t;
 struct F32 {
-    float32x4_t v[4];
+    Floats v[4];
 };
 struct I32 {
-    int32x4_t v[4];
+    Ints v[4];
 };
 struct F64 {
     float64x2_t v[8];
@@ -337,53 +340,64 @@ BW_INLINE F32 to_float(I32 a) { BW_QUAD(F32, vcvtq_f32_s32(a.v[i])); }
 BW_INLINE I32 round_to_int(F32 a) { BW_QUAD(I32, vcvtnq_s32_f32(a.v[i])); }
 #undef BW_QUAD
 #else
+// Of the compiler's own vectors, which every target has. Loops over 16 floats become as much, in twice
+// the time to compile.
+using Floats = float __attribute__((vector_size(16)));
+using Ints = int32_t __attribute__((vector_size(16)));
+using Unsigned = uint32_t __attribute__((vector_size(16)));
 struct F32 {
-    float v[16];
+    Floats v[4];
 };
 struct I32 {
-    int32_t v[16];
+    Ints v[4];
 };
 
-#define BW_EACH(type, expression) \
+#define BW_QUAD(type, expression) \
     type r;                       \
-    for (int i = 0; i < 16; ++i) r.v[i] = expression; \
+    for (int i = 0; i < 4; ++i) r.v[i] = expression; \
     return r
 
-BW_INLINE F32 splat(float x) { BW_EACH(F32, x); }
-BW_INLINE F32 load(const float* p) { BW_EACH(F32, p[i]); }
-BW_INLINE void store(float* p, F32 x) { for (int i = 0; i < 16; ++i) p[i] = x.v[i]; }
-BW_INLINE F32 operator+(F32 a, F32 b) { BW_EACH(F32, a.v[i] + b.v[i]); }
-BW_INLINE F32 operator-(F32 a, F32 b) { BW_EACH(F32, a.v[i] - b.v[i]); }
-BW_INLINE F32 operator*(F32 a, F32 b) { BW_EACH(F32, a.v[i] * b.v[i]); }
-BW_INLINE F32 operator/(F32 a, F32 b) { BW_EACH(F32, a.v[i] / b.v[i]); }
-BW_INLINE F32 fma(F32 a, F32 b, F32 c) { BW_EACH(F32, a.v[i] * b.v[i] + c.v[i]); }
-BW_INLINE F32 min(F32 a, F32 b) { BW_EACH(F32, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-BW_INLINE F32 max(F32 a, F32 b) { BW_EACH(F32, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-BW_INLINE I32 load(const int32_t* p) { BW_EACH(I32, p[i]); }
-BW_INLINE void store(int32_t* p, I32 x) { for (int i = 0; i < 16; ++i) p[i] = x.v[i]; }
-BW_INLINE I32 splat(int32_t x) { BW_EACH(I32, x); }
-BW_INLINE int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
-BW_INLINE I32 operator+(I32 a, I32 b) { BW_EACH(I32, wrap(uint32_t(a.v[i]) + uint32_t(b.v[i]))); }
-BW_INLINE I32 operator-(I32 a, I32 b) { BW_EACH(I32, wrap(uint32_t(a.v[i]) - uint32_t(b.v[i]))); }
-BW_INLINE I32 operator&(I32 a, I32 b) { BW_EACH(I32, a.v[i] & b.v[i]); }
-BW_INLINE I32 max(I32 a, I32 b) { BW_EACH(I32, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-BW_INLINE I32 min(I32 a, I32 b) { BW_EACH(I32, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-template <int n>
-BW_INLINE I32 shift_left(I32 a) {
-    BW_EACH(I32, static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << n));
+BW_INLINE F32 splat(float x) { BW_QUAD(F32, (Floats{x, x, x, x})); }
+BW_INLINE F32 load(const float* p) {
+    F32 r;
+    __builtin_memcpy(&r, p, sizeof r);
+    return r;
 }
+BW_INLINE void store(float* p, F32 x) { __builtin_memcpy(p, &x, sizeof x); }
+BW_INLINE F32 operator+(F32 a, F32 b) { BW_QUAD(F32, a.v[i] + b.v[i]); }
+BW_INLINE F32 operator-(F32 a, F32 b) { BW_QUAD(F32, a.v[i] - b.v[i]); }
+BW_INLINE F32 operator*(F32 a, F32 b) { BW_QUAD(F32, a.v[i] * b.v[i]); }
+BW_INLINE F32 operator/(F32 a, F32 b) { BW_QUAD(F32, a.v[i] / b.v[i]); }
+BW_INLINE F32 fma(F32 a, F32 b, F32 c) { BW_QUAD(F32, a.v[i] * b.v[i] + c.v[i]); }
+BW_INLINE F32 min(F32 a, F32 b) { BW_QUAD(F32, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+BW_INLINE F32 max(F32 a, F32 b) { BW_QUAD(F32, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+BW_INLINE I32 load(const int32_t* p) {
+    I32 r;
+    __builtin_memcpy(&r, p, sizeof r);
+    return r;
+}
+BW_INLINE void store(int32_t* p, I32 x) { __builtin_memcpy(p, &x, sizeof x); }
+BW_INLINE I32 splat(int32_t x) { BW_QUAD(I32, (Ints{x, x, x, x})); }
+BW_INLINE I32 operator+(I32 a, I32 b) { BW_QUAD(I32, (Ints)((Unsigned)a.v[i] + (Unsigned)b.v[i])); }
+BW_INLINE I32 operator-(I32 a, I32 b) { BW_QUAD(I32, (Ints)((Unsigned)a.v[i] - (Unsigned)b.v[i])); }
+BW_INLINE I32 operator&(I32 a, I32 b) { BW_QUAD(I32, a.v[i] & b.v[i]); }
+BW_INLINE I32 max(I32 a, I32 b) { BW_QUAD(I32, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+BW_INLINE I32 min(I32 a, I32 b) { BW_QUAD(I32, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 template <int n>
-BW_INLINE I32 shift_right(I32 a) { BW_EACH(I32, a.v[i] >> n); }
+BW_INLINE I32 shift_left(I32 a) { BW_QUAD(I32, (Ints)((Unsigned)a.v[i] << n)); }
+template <int n>
+BW_INLINE I32 shift_right(I32 a) { BW_QUAD(I32, a.v[i] >> n); }
 BW_INLINE I32 as_int(F32 a) { return bits<I32>(a); }
 BW_INLINE F32 as_float(I32 a) { return bits<F32>(a); }
-BW_INLINE F32 to_float(I32 a) { BW_EACH(F32, static_cast<float>(a.v[i])); }
+BW_INLINE F32 to_float(I32 a) { BW_QUAD(F32, __builtin_convertvector(a.v[i], Floats)); }
 // Half to even for |a| < 2^22 by the float's own rounding; others and NaN to the lowest integer.
 BW_INLINE I32 round_to_int(F32 a) {
-    BW_EACH(I32, a.v[i] > -4194304.0f && a.v[i] < 4194304.0f
-                     ? bits<int32_t>(a.v[i] + 12582912.0f) - 0x4B400000
-                     : INT32_MIN);
+    const Ints lowest = splat(INT32_MIN).v[0];
+    BW_QUAD(I32, (a.v[i] > -4194304.0f) & (a.v[i] < 4194304.0f)
+                     ? (Ints)((Unsigned)(a.v[i] + 12582912.0f) - 0x4B400000)
+                     : lowest);
 }
-#undef BW_EACH
+#undef BW_QUAD
 #endif
 
 BW_INLINE F32 zero() { return splat(0.0f); }
@@ -421,41 +435,43 @@ BW_INLINE void store_low_halves(uint16_t* p, I32 a) {
     for (int i = 0; i < 16; ++i) halves[i] = static_cast<uint16_t>(lanes[i]);
     __builtin_memcpy(p, halves, sizeof halves);  // p may point into an array of another type
 }
-BW_INLINE F32 load_bf16(const uint16_t* p) {
-    uint16_t halves[16];
-    int32_t lanes[16];
-    __builtin_memcpy(halves, p, sizeof halves);
-    for (int i = 0; i < 16; ++i)
-        lanes[i] = static_cast<int32_t>(static_cast<uint32_t>(halves[i]) << 16);
-    return as_float(load(lanes));
+// Sixteen numbers of 16 bits, none of them negative.
+BW_INLINE I32 load_halves(const uint16_t* p) {
+    using Halves = uint16_t __attribute__((vector_size(8)));
+    I32 r;
+    for (int i = 0; i < 4; ++i) {
+        Halves halves;
+        __builtin_memcpy(&halves, p + 4 * i, sizeof halves);
+        r.v[i] = __builtin_convertvector(halves, Ints);
+    }
+    return r;
 }
-BW_INLINE float widen_f16(uint16_t h) {
-    uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7FFF;
-    if (rest >= 0x7C00) return bits<float>(sign | 0x7F800000 | (rest & 0x3FF) << 13);
-    // Exponent moved from bias 15 to 127 by a multiplication, which takes subnormals along.
-    return bits<float>(bits<uint32_t>(bits<float>(rest << 13) * 0x1p112f) | sign);
-}
-BW_INLINE uint16_t narrow_f16(float x) {
-    uint32_t b = bits<uint32_t>(x), sign = b >> 16 & 0x8000, rest = b & 0x7FFFFFFF;
-    if (rest > 0x7F800000) return static_cast<uint16_t>(sign | 0x7E00);
-    if (rest >= 0x477FF000) return static_cast<uint16_t>(sign | 0x7C00);
-    if (rest < 0x38800000)  // subnormal: the sum's last bit is 2^-24
-        return static_cast<uint16_t>(sign | (bits<uint32_t>(bits<float>(rest) + 0.5f) - 0x3F000000));
-    return static_cast<uint16_t>(sign | (rest - 0x38000000 + 0xFFF + (rest >> 13 & 1)) >> 13);
-}
+BW_INLINE F32 load_bf16(const uint16_t* p) { return as_float(shift_left<16>(load_halves(p))); }
 BW_INLINE F32 load_f16(const uint16_t* p) {
-    uint16_t halves[16];
-    float lanes[16];
-    __builtin_memcpy(halves, p, sizeof halves);
-    for (int i = 0; i < 16; ++i) lanes[i] = widen_f16(halves[i]);
-    return load(lanes);
+    const I32 halves = load_halves(p);
+    F32 r;
+    for (int i = 0; i < 4; ++i) {
+        const Unsigned h = (Unsigned)halves.v[i], sign = (h & 0x8000) << 16, rest = h & 0x7FFF;
+        // Exponent moved from bias 15 to 127 by a multiplication, which takes subnormals along.
+        const Unsigned finite = (Unsigned)((Floats)(rest << 13) * 0x1p112f);
+        const Unsigned other = (rest & 0x3FF) << 13 | 0x7F800000;
+        r.v[i] = (Floats)(sign | ((Ints)rest >= 0x7C00 ? other : finite));
+    }
+    return r;
 }
 BW_INLINE void store_f16(uint16_t* p, F32 a) {
-    uint16_t halves[16];
-    float lanes[16];
-    store(lanes, a);
-    for (int i = 0; i < 16; ++i) halves[i] = narrow_f16(lanes[i]);
-    __builtin_memcpy(p, halves, sizeof halves);
+    I32 r;
+    for (int i = 0; i < 4; ++i) {
+        const Unsigned b = (Unsigned)a.v[i], sign = b >> 16 & 0x8000, rest = b & 0x7FFFFFFF;
+        Unsigned half = (rest - 0x38000000 + 0xFFF + (rest >> 13 & 1)) >> 13;
+        // Subnormal: the sum's last bit is 2^-24.
+        const Unsigned subnormal = (Unsigned)((Floats)rest + 0.5f) - 0x3F000000;
+        half = (Ints)rest < 0x38800000 ? subnormal : half;
+        half = (Ints)rest >= 0x477FF000 ? Unsigned{} + 0x7C00 : half;
+        half = (Ints)rest > 0x7F800000 ? Unsigned{} + 0x7E00 : half;
+        r.v[i] = (Ints)(sign | half);
+    }
+    store_low_halves(p, r);
 }
 #if defined(__ARM_NEON)
 BW_INLINE F64 zero_f64() {
@@ -480,7 +496,9 @@ struct F64 {
 };
 BW_INLINE F64 zero_f64() { return {}; }
 BW_INLINE F64 add_squares(F64 sum, F32 x) {
-    for (int i = 0; i < 16; ++i) sum.v[i] += static_cast<double>(x.v[i]) * x.v[i];
+    float lanes[16];
+    store(lanes, x);
+    for (int i = 0; i < 16; ++i) sum.v[i] += static_cast<double>(lanes[i]) * lanes[i];
     return sum;
 }
 BW_INLINE void store(double* p, F64 x) { for (int i = 0; i < 16; ++i) p[i] = x.v[i]; }
@@ -495,11 +513,8 @@ BW_INLINE double total(F64 sum) {
 BW_INLINE F32 totals(const F32* a) {
     float out[16];
     for (int k = 0; k < 16; ++k) {
-        float lanes[16];
-        store(lanes, a[k]);
-        for (int half = 8; half > 0; half /= 2)
-            for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-        out[k] = lanes[0];
+        const Floats s = (a[k].v[0] + a[k].v[2]) + (a[k].v[1] + a[k].v[3]);
+        out[k] = (s[0] + s[2]) + (s[1] + s[3]);
     }
     return load(out);
 }
