@@ -22,7 +22,7 @@ from tests.extent import TEST_ALL
 
 pytestmark = pytest.mark.slow
 
-NUM_REQUESTS = int(os.environ.get("BITWATT_NUM_REQUESTS", 3_000 if TEST_ALL else 200))
+NUM_REQUESTS = int(os.environ.get("BITWATT_NUM_REQUESTS", 3_000 if TEST_ALL else 120))
 AT_ONCE = 4
 # Between a stream's end and its next beginning: in a quick run, other tests want the cores.
 PAUSE_S = 0.0 if TEST_ALL else 0.5
