@@ -11,7 +11,7 @@ from tests.extent import TEST_ALL
 _EVERY = 1 if TEST_ALL else 5
 
 
-@pytest.mark.slow(6)
+@pytest.mark.slow(70 if TEST_ALL else 6)
 @pytest.mark.parametrize("model", ["builtin", "builtin-twin"])
 def test_each_twin_answers_held_out_questions_and_goes_on_with_python(
     server: Server, model: str

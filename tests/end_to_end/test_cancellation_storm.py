@@ -64,7 +64,7 @@ def rss_anon_bytes(pid: int) -> int:
     raise AssertionError("no RssAnon")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(80)
 @pytest.mark.skipif(not TEST_ALL, reason="takes half a minute: BITWATT_TEST_ALL=1 runs it")
 def test_500_dropped_requests_leave_gauges_at_zero_and_memory_flat_over_ten_rounds() -> None:
     server = start_server("--no-compare", "--max-queue", "1000")

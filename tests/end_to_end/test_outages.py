@@ -16,7 +16,7 @@ import pytest
 from tests.end_to_end.conftest import Server, start_server, stop_server
 from tests.extent import TEST_ALL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(90 if TEST_ALL else 20)
 
 NUM_KILLS = 20 if TEST_ALL else 3
 AGAIN_S = 60.0

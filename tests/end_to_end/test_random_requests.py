@@ -20,9 +20,9 @@ from tests.end_to_end.conftest import Server, start_server, stop_server
 from tests.end_to_end.random_requests import RandomRequest, random_requests
 from tests.extent import TEST_ALL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(200 if TEST_ALL else 20)
 
-NUM_REQUESTS = int(os.environ.get("BITWATT_NUM_REQUESTS", 3_000 if TEST_ALL else 200))
+NUM_REQUESTS = int(os.environ.get("BITWATT_NUM_REQUESTS", 3_000 if TEST_ALL else 120))
 AT_ONCE = 4
 # Between a stream's end and its next beginning: in a quick run, other tests want the cores.
 PAUSE_S = 0.0 if TEST_ALL else 0.5

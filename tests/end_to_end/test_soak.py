@@ -11,7 +11,7 @@ from tests.soak.table import PAGE, slope_mib_per_hour, written
 MACHINE = {"cpu": "a processor", "num_cpus": 2, "commit": "0000000"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90 if TEST_ALL else 20)
 def test_mixed_traffic_drops_kills_and_restarts_leave_everything_accounted_for() -> None:
     found = soak(
         60 if TEST_ALL else 6, epoch_s=6, epochs_per_server=6 if TEST_ALL else 1, num_callers=4

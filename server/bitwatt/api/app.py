@@ -133,8 +133,9 @@ def create_app(
     app.state.kept_items = KeptItems(settings.kept_items_bytes)
     app.state.twin = remote
     install_error_handlers(app)
+    # The routers' own routes: include_router would build each again, for this application.
     for resource in (models, *answering, tokenize, probes, state, twin, page):
-        app.include_router(resource.router)
+        app.router.routes.extend(resource.router.routes)
     app.openapi = cache(  # type: ignore[method-assign]
         partial(
             describe_api,

@@ -42,7 +42,7 @@ def test_an_unknown_benchmark_is_refused(
     assert "speed" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow(100)
 @pytest.mark.skipif(not TEST_ALL, reason="takes half a minute: BITWATT_TEST_ALL=1 runs it")
 def test_models_are_measured_in_processes_of_their_own_and_compared() -> None:
     """One layer of the 700M shape: every figure is there, none is judged."""

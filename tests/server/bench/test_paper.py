@@ -68,7 +68,7 @@ def test_models_that_do_not_fit_are_called_so_and_what_is_arithmetic_stands(monk
     assert "16 → 176" in text
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 @pytest.mark.skipif(not TEST_ALL, reason="takes a minute: BITWATT_TEST_ALL=1 runs it")
 def test_a_size_is_measured_at_two_depths_beside_the_papers_figures():
     """Two layers of the 700M shape: every figure is there, none is judged."""

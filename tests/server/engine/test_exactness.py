@@ -148,15 +148,18 @@ class Case:
     truth: dict[str, list[int]]
 
 
-# Plain torch takes some 10 ms a step here, so it gets fewer requests.
+MANY = 200 if TEST_ALL else 80
+FEW = 40 if TEST_ALL else 20  # plain torch takes some 10 ms a step here
+
+
 @pytest.fixture(
     scope="module",
     params=[
-        "native-ternary-bfloat16-200",
-        "torch-ternary-bfloat16-40",
-        "native-dense-bfloat16-200",
-        "native-ternary-int8-200",
-        *(["torch-ternary-int8-40", "native-dense-int8-200"] if TEST_ALL else []),
+        f"native-ternary-bfloat16-{MANY}",
+        f"torch-ternary-bfloat16-{FEW}",
+        f"native-dense-bfloat16-{MANY}",
+        f"native-ternary-int8-{MANY}",
+        *([f"torch-ternary-int8-{FEW}", f"native-dense-int8-{MANY}"] if TEST_ALL else []),
     ],
 )
 def case(request: pytest.FixtureRequest) -> Case:

@@ -110,8 +110,8 @@ class Case:
 @pytest.fixture(
     scope="module",
     params=[
-        "native-ternary-bfloat16-200",
-        "torch-ternary-bfloat16-24",
+        f"native-ternary-bfloat16-{200 if TEST_ALL else 96}",
+        f"torch-ternary-bfloat16-{24 if TEST_ALL else 16}",
         "native-dense-bfloat16-48",
         f"native-ternary-int8-{200 if TEST_ALL else 48}",
     ],

@@ -227,7 +227,7 @@ OPERATIONS = st.lists(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30 if TEST_ALL else 10)
 @settings(
     max_examples=3000 if TEST_ALL else 500,
     deadline=None,
