@@ -24,7 +24,7 @@ KINDS: dict[str, Callable[[int], MachineCode]] = {
 }
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("kind", KINDS if TEST_ALL else ["dense"])
 def test_cards_of_8_x_have_one_ptx(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is compiled from its source: nothing of the others is there."""
