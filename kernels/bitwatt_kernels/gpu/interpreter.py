@@ -96,6 +96,53 @@ def _prepare_once() -> None:
     interpreter._get_np_dtype = numpy_dtype
 
 
+def _share_shapes() -> None:
+    """Have types and tensors of one shape share its description.
+
+    Triton 3.6 and 3.7 describe each operation's result anew, twice, with a constant and that
+    constant's type for every size: almost half of what an operation takes.
+    """
+    plain_block_type = tl.block_type.__init__
+    plain_tensor = tl.tensor.__init__
+    plain_unwrap = tl.core._unwrap_if_constexpr
+    sequences = (list, tuple, tl.tuple)
+
+    def unwrap(value: Any) -> Any:
+        if type(value) is tl.constexpr:
+            return value.value
+        return plain_unwrap(value) if isinstance(value, sequences) else value
+
+    @cache
+    def of_type(*sizes: int) -> tuple[Any, int, str]:
+        made = object.__new__(tl.block_type)
+        plain_block_type(made, tl.int1, list(sizes))
+        return made.shape, made.numel, str(made.shape)
+
+    @cache
+    def of_tensor(*sizes: int) -> tuple[Any, Any]:
+        made = object.__new__(tl.tensor)
+        plain_tensor(made, None, tl.block_type(tl.int1, list(sizes)) if sizes else tl.int1)
+        return made.shape, made.numel
+
+    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
+        self.element_ty = element_ty
+        self.shape, self.numel, name = of_type(
+            *[size.value if type(size) is tl.constexpr else size for size in shape]
+        )
+        self.name = f"<{name}, {element_ty}>"
+
+    def tensor(self: Any, handle: Any, type: Any) -> None:  # noqa: A002
+        self.handle = handle
+        self.type = type
+        self.dtype = type.scalar
+        self.shape, self.numel = of_tensor(*(type.shape.values if type.is_block() else ()))
+
+    tl.core._unwrap_if_constexpr = unwrap
+    tl.block_type.__init__ = block_type
+    tl.tensor.__init__ = tensor
+
+
 if INTERPRETED:
     _teach_arithmetic()
     _prepare_once()
+    _share_shapes()

@@ -11,7 +11,7 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 __all__ = ["SHARED_MEMORY_BYTES", "MachineCode", "compile_for", "source_of"]
 
@@ -94,6 +94,8 @@ _WAITING: dict[str, list[MachineCode]] = defaultdict(list)
 
 
 _COMPILED: dict[str, MachineCode] = {}
+_PTX: dict[str, tuple[str, int]] = {}
+"""The PTX of a kernel for cards of 8.x, and its bytes of shared memory."""
 
 
 def _code_of(cubin: bytes) -> Iterator[bytes]:
@@ -163,10 +165,32 @@ def compile_for(
     }
     key = f"{capability} {options} {source.hash()}"
     if key not in _COMPILED:
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        shared_bytes = compiled.metadata.shared
-        _COMPILED[key] = MachineCode(compiled.asm["cubin"], capability, shared_bytes)
+        cubin, shared_bytes = _cubin_of(capability, source, options)
+        _COMPILED[key] = MachineCode(cubin, capability, shared_bytes)
     return _COMPILED[key]
+
+
+def _cubin_of(capability: int, source: ASTSource, options: dict[str, Any]) -> tuple[bytes, int]:
+    """Return the cubin and its bytes of shared memory.
+
+    Cards of 8.x have one PTX, as test_ptx.py shows: from the second on only the assembler runs.
+    """
+    target = GPUTarget("cuda", capability, 32)
+    key = f"{capability // 10} {options} {source.hash()}"
+    with triton.knobs.compilation.scope():
+        # Lines of the source change no instruction, and every stage carries them along.
+        triton.knobs.compilation.disable_line_info = True
+        if key in _PTX:
+            ptx, shared_bytes = _PTX[key]
+            ptx = re.sub(r"\.target sm_\d+", f".target sm_{capability}", ptx)
+            backend = make_backend(target)
+            cubin = backend.make_cubin(ptx, {}, backend.parse_options(options), capability)
+            return cubin, shared_bytes
+        compiled = triton.compile(source, target=target, options=options)
+    shared_bytes = compiled.metadata.shared
+    if capability // 10 == 8:
+        _PTX[key] = compiled.asm["ptx"], shared_bytes
+    return compiled.asm["cubin"], shared_bytes
 
 
 def source_of(

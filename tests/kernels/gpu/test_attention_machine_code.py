@@ -93,7 +93,7 @@ def compile_attention(kind: str, head_dim: int, capability: int) -> MachineCode:
     )
 
 
-@pytest.mark.slow(100)
+@pytest.mark.slow(90)
 @pytest.mark.compiles(by=compile_attention)
 @pytest.mark.parametrize(
     ("kind", "head_dim", "capability"),
@@ -142,7 +142,7 @@ def compile_over_codes(capability: int, is_decode: bool) -> MachineCode:
     )
 
 
-@pytest.mark.slow(100)
+@pytest.mark.slow(90)
 @pytest.mark.compiles(by=compile_over_codes)
 @pytest.mark.parametrize(("capability", "is_decode"), INT8_CASES, ids=str)
 def test_attention_over_codes_multiplies_them_on_tensor_cores(

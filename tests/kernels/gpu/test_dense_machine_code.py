@@ -60,7 +60,7 @@ def compile_dense(config: DenseConfig, is_int8: bool, capability: int) -> Machin
     )
 
 
-@pytest.mark.slow(50)
+@pytest.mark.slow(35)
 @pytest.mark.compiles(by=compile_dense)
 @pytest.mark.parametrize(
     ("config", "is_int8", "capability"),

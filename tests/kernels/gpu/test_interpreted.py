@@ -14,7 +14,7 @@ MODULES = sorted(set(OPS.glob("test_*.py")) - {OPS / "test_on_device.py"})
 TRITON_3_6 = "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
 
 
-@pytest.mark.slow(200)
+@pytest.mark.slow(120)
 @pytest.mark.skipif(not TEST_ALL, reason="takes half a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.timeout(600)
 def test_kernels_equal_the_reference_in_the_interpreter() -> None:

@@ -11,7 +11,7 @@ from bitwatt_kernels.gpu.row_queue import MAX_QUEUED_TOKENS, rows_at_once
 from tests.extent import TEST_ALL
 from tests.kernels.gpu.machine_code import SHARED_MEMORY_BYTES, MachineCode, compile_for
 
-pytestmark = pytest.mark.slow(120)
+pytestmark = pytest.mark.slow(100)
 
 ARGUMENTS = {
     "x_ptr": "int8",

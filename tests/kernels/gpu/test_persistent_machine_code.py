@@ -102,7 +102,7 @@ def test_what_was_stored_before_the_wait_is_released_and_acquired_behind_it(
     )
 
 
-@pytest.mark.slow(80)
+@pytest.mark.slow(250)
 @pytest.mark.skipif(not TEST_ALL, reason="compiles for half a minute: BITWATT_TEST_ALL=1 runs it")
 @pytest.mark.parametrize("num_tokens", [1, 8])
 @pytest.mark.parametrize("capability", ALIKE, ids="sm_{}".format)
