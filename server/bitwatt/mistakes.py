@@ -24,7 +24,6 @@ _OF_OTHER_SERVERS = {
     "(--max-num-batched-tokens); leave it out",
     "enforce-eager": "there is one way to run a model; leave it out",
     "seed": "a request has a seed of its own, a new one where it gives none",
-    "kv-cache-dtype": "the KV cache has the type of --dtype",
     "kv-cache-memory-bytes": "write --kv-cache-bytes",
     "swap-space": "nothing is moved between the GPU's memory and the machine's; leave it out",
     "cpu-offload-gb": "nothing is moved between the GPU's memory and the machine's; leave it out",

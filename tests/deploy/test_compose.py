@@ -222,7 +222,8 @@ def test_compose_passes_on_every_knob_that_it_does_not_set_itself(name):
     here = {"path", "served_model_name", "weights", "host", "port", "api_key"}
     here |= {"compare", "twin"}  # the other service is the twin
     knobs = {f"BITWATT_{knob.upper()}" for knob in ServeSettings.model_fields.keys() - here}
-    assert passed_on == knobs - {knob for knob, value in environment.items() if value is not None}
+    expected = knobs - {knob for knob, value in environment.items() if value is not None}
+    assert passed_on == expected, "x-environment of deploy/compose.yaml has a line a knob"
 
 
 @pytest.mark.parametrize(

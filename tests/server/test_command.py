@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from bitwatt import __version__, builtin, cli, gpus
+from bitwatt import __version__, builtin, cli, gpus, mistakes
 from bitwatt.application import models_to_serve
 from bitwatt.cli import COMMANDS, main
 from bitwatt.commands import CompareSettings, TuneSettings
@@ -271,6 +271,12 @@ def test_completion_without_its_library_says_what_to_install(capsys, monkeypatch
     status, _, error = run(capsys, "--print-completion", "zsh")
     assert status == 1
     assert error == "bitwatt: completion needs shtab: pip install 'bitwatt[completion]'\n"
+
+
+def test_no_flag_that_is_here_is_told_of_as_another_servers():
+    """--kv-cache-dtype was, by the commands that have none, after `serve` had got it."""
+    ours = {name.replace("_", "-") for name in ServeSettings.model_fields}
+    assert not ours & mistakes._OF_OTHER_SERVERS.keys()
 
 
 def test_flags_that_are_not_there_are_refused(capsys):

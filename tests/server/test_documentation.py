@@ -7,7 +7,9 @@ from bitwatt.api.schemas.chat import ChatBody, Message
 from bitwatt.api.schemas.common import StreamOptions
 from bitwatt.api.schemas.completions import CompletionBody
 from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
+from bitwatt.checkpoints.gguf_config import ARCHITECTURES
 from bitwatt.documentation import DOCS, PAGES, rendered
+from bitwatt.model.families import FAMILIES
 from bitwatt.settings import ServeSettings
 
 from tests.fakes import make_app
@@ -15,6 +17,7 @@ from tests.fakes import make_app
 API = (DOCS / "api.md").read_text()
 PARAMETERS = (DOCS / "parameters.md").read_text()
 SETTINGS = (DOCS / "settings.md").read_text()
+MODELS = (DOCS / "models.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -40,6 +43,14 @@ def test_every_route_is_on_the_page():
         assert re.search(rf"`(GET|POST) {re.escape(path)}`", API), (
             f"add {path} to the routes in docs/api.md"
         )
+
+
+def test_every_family_is_on_the_page_by_each_of_its_names():
+    names = re.findall(r"`([^`]+)`", MODELS.partition("\n## Twins")[0])
+    assert FAMILIES.keys() <= {*names}, "add it to the families of docs/models.md"
+    [row] = re.findall(r"^\| `general.architecture` \|(.*)", MODELS, re.MULTILINE)
+    named = re.findall("`([^`]+)`", row)
+    assert sorted(named) == sorted(ARCHITECTURES), "general.architecture of docs/models.md"
 
 
 @pytest.mark.parametrize(
