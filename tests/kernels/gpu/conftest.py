@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 
 collect_ignore_glob = ["*"] if find_spec("triton") is None else []
-AT_ONCE = 32
+AT_ONCE = 16
 
 
 @pytest.fixture(scope="module")
