@@ -177,16 +177,13 @@ def _cubin_of(capability: int, source: ASTSource, options: dict[str, Any]) -> tu
     """
     target = GPUTarget("cuda", capability, 32)
     key = f"{capability // 10} {options} {source.hash()}"
-    with triton.knobs.compilation.scope():
-        # Lines of the source change no instruction, and every stage carries them along.
-        triton.knobs.compilation.disable_line_info = True
-        if key in _PTX:
-            ptx, shared_bytes = _PTX[key]
-            ptx = re.sub(r"\.target sm_\d+", f".target sm_{capability}", ptx)
-            backend = make_backend(target)
-            cubin = backend.make_cubin(ptx, {}, backend.parse_options(options), capability)
-            return cubin, shared_bytes
-        compiled = triton.compile(source, target=target, options=options)
+    if key in _PTX:
+        ptx, shared_bytes = _PTX[key]
+        ptx = re.sub(r"\.target sm_\d+", f".target sm_{capability}", ptx)
+        backend = make_backend(target)
+        cubin = backend.make_cubin(ptx, {}, backend.parse_options(options), capability)
+        return cubin, shared_bytes
+    compiled = triton.compile(source, target=target, options=options)
     shared_bytes = compiled.metadata.shared
     if capability // 10 == 8:
         _PTX[key] = compiled.asm["ptx"], shared_bytes
