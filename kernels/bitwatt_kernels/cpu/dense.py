@@ -20,7 +20,7 @@ _MAX_WIDENED = 1 << 22  # weights at once: 16 MiB of float32
 
 def has_blocked_kernels(dtype: torch.dtype) -> bool:
     """Return whether oneDNN multiplies this dtype natively here, from weights blocked for it."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not _has_onednn():
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -64,8 +64,7 @@ def tiled_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def has_int8_kernels() -> bool:
     """Return whether oneDNN multiplies int8 by more than plain loops here."""
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(available and torch.cpu._is_vnni_supported())
+    return _has_onednn() and torch.cpu._is_vnni_supported()
 
 
 def int8_matmul(x: Tensor, weight: Tensor, *, largest: int) -> Tensor:
@@ -85,3 +84,7 @@ def int8_matmul(x: Tensor, weight: Tensor, *, largest: int) -> Tensor:
     widened = x.float()
     parts = torch.split(weight, max(1, _MAX_WIDENED // in_features), dim=1)
     return torch.cat([widened @ part.float() for part in parts], dim=1)
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]

@@ -95,12 +95,17 @@ class _Step:
     """A step that is measured again and again."""
 
     def __init__(
-        self, label: str, work: StepWork, run: Callable[[], Awaitable[float | None]], kind: str = ""
+        self,
+        label: str,
+        work: StepWork,
+        run: Callable[[], Awaitable[float | None]],
+        *,
+        is_whole_request: bool = False,
     ) -> None:
         self._label = label
         self._work = work
         self._run = run
-        self._kind = kind
+        self._is_whole_request = is_whole_request
         self._turns_s: list[float] = []
 
     async def measure(self, seconds: float) -> None:
@@ -122,8 +127,9 @@ class _Step:
             return None
         median = statistics.median(self._turns_s)
         spread = statistics.mean(abs(turn_s - median) for turn_s in self._turns_s) / median
-        report(f"{self._label}: {1e3 * median:.2f} ms ±{spread:.0%}{self._kind}")
-        return StepPoint(self._work, median, is_whole_request=bool(self._kind), spread=spread)
+        until = " to the first token" if self._is_whole_request else ""
+        report(f"{self._label}: {1e3 * median:.2f} ms ±{spread:.0%}{until}")
+        return StepPoint(self._work, median, self._is_whole_request, spread)
 
 
 def _steps(callers: Callers, engine: Engine) -> list[_Step]:
@@ -145,7 +151,7 @@ def _steps(callers: Callers, engine: Engine) -> list[_Step]:
             f"prefill {num_tokens}",
             StepWork.prefill(num_tokens),
             partial(_ttft_s, callers, num_tokens),
-            " to the first token",
+            is_whole_request=True,
         )
         for num_tokens in _PROMPTS
         if num_tokens <= longest

@@ -78,7 +78,7 @@ async def test_a_turn_is_the_mean_of_its_runs_and_a_point_the_median_of_its_turn
         return run_s
 
     monkeypatch.setattr("time.perf_counter", lambda: now_s)
-    step = _Step("prefill 16", StepWork.prefill(16), run, " to the first token")
+    step = _Step("prefill 16", StepWork.prefill(16), run, is_whole_request=True)
     for _ in range(3):
         await step.measure(0.2)
     point = step.point(lambda _line: None)
