@@ -222,6 +222,7 @@ def _report(line: str) -> None:
 
 
 async def _plan(settings: PlanSettings) -> int:
+    from bitwatt.simulation.pace import PaceMeter
     from bitwatt.simulation.plan import make_plan, plan_as_markdown
     from bitwatt.simulation.step_times import read_measured
     from bitwatt.simulation.traffic import LogTraffic
@@ -243,13 +244,15 @@ async def _plan(settings: PlanSettings) -> int:
             models = [_planned(settings, one, is_twin=i > 0) for i, one in enumerate(measured)]
         else:
             models = []
+            # Of a server at an address it isn't known which machine it is on.
+            meter = stack.enter_context(PaceMeter()) if settings.url is None else None
             for server in await _servers(settings, http, stack):
-                one = await _measured(settings, http, server, traffic)
+                one = await _measured(settings, http, server, traffic, meter)
                 models.append(_planned(settings, one, is_twin=bool(models)))
                 if settings.validate_seconds is not None:  # at once: a machine's speed drifts
                     try:
                         compared[server.model] = await _compared(
-                            settings, http, server, models[-1], traffic
+                            settings, http, server, models[-1], traffic, meter
                         )
                     except Exception as error:  # the plan and the step times are worth having
                         told = _told(error)
@@ -334,7 +337,7 @@ async def _servers(
 
 
 async def _measured(
-    settings: PlanSettings, http: httpx.AsyncClient, server: Server, traffic: Any
+    settings: PlanSettings, http: httpx.AsyncClient, server: Server, traffic: Any, meter: Any
 ) -> Any:
     from bitwatt.simulation.measure import measure_server
 
@@ -346,7 +349,7 @@ async def _measured(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         lengths=_lengths(traffic, settings.seed),
         seconds=settings.measure_seconds,
-        is_child=settings.url is None,
+        meter=meter,
         report=_report,
     )
     _report(
@@ -391,7 +394,12 @@ def _planned(settings: PlanSettings, measured: Any, *, is_twin: bool) -> Any:
 
 
 async def _compared(
-    settings: PlanSettings, http: httpx.AsyncClient, server: Server, model: Any, traffic: Any
+    settings: PlanSettings,
+    http: httpx.AsyncClient,
+    server: Server,
+    model: Any,
+    traffic: Any,
+    meter: Any,
 ) -> list[Any]:
     from bitwatt.simulation.closed_loop import saturation
     from bitwatt.simulation.validation import compare_with_server
@@ -408,6 +416,7 @@ async def _compared(
         [share * most for share in _UTILIZATIONS],
         seconds=settings.validate_seconds or 0.0,
         seed=settings.seed + 1,
-        is_child=settings.url is None,
+        meter=meter,
+        probe_s=model.measured.probe_s,
         report=_report,
     )

@@ -6,14 +6,17 @@ loops that were measured.
 """
 
 import asyncio
+import heapq
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bitwatt.simulation.callers import Callers, Stream, prompt_of
+from bitwatt.simulation.pace import STEADY, Pace, Paces, steady
 from bitwatt.simulation.replica import Engine, Replica, Served
 from bitwatt.simulation.step_times import StepTimes
 from bitwatt.simulation.traffic import Arrival
@@ -34,6 +37,7 @@ _FIRST_STEP_S = 8e-3
 # standard error of their number a second.
 _TTFT_WEIGHT = 0.1
 _SATURATING_REQUESTS = 10  # a caller
+_GOLDEN = 0.618034
 _numbers = itertools.count()
 
 
@@ -42,12 +46,15 @@ class ClosedLoop:
     """What so many callers saw.
 
     lengths     tokens of prompt and answer of each request, in the order in which they were sent
+    started_s   by time.perf_counter; 0 of a simulated one
     seconds     from the first request to the last token
     ttft_p50_s  median time to the first token
     """
 
     num_callers: int
     lengths: tuple[tuple[int, int], ...]
+    longest_pause_s: float = 0.0
+    started_s: float = 0.0
     seconds: float
     ttft_p50_s: float
 
@@ -62,20 +69,25 @@ async def measure_loop(
     lengths: Sequence[tuple[int, int]],
     *,
     seconds: float,
+    longest_pause_s: float = 0.0,
 ) -> ClosedLoop:
     """Return what the callers see who take the lengths in turn for so long.
 
-    Each has one request at least, and ends it. No prompt was ever sent before.
+    Each pauses before it asks again, so long at most: without it requests come at the ends of steps
+    alone. Each has one request at least, and ends it. No prompt was ever sent before.
 
     Raises  ClientError, OSError
     """
     started = time.perf_counter()
     first_number = next(_numbers) << 32
     taken: list[tuple[int, int]] = []
+    pauses = _shares()
 
     async def call() -> list[Stream]:
         streams: list[Stream] = []
         while not streams or time.perf_counter() < started + seconds:
+            if streams:
+                await asyncio.sleep(longest_pause_s * next(pauses))
             number = len(taken)
             taken.append(lengths[number % len(lengths)])
             prompt, answer = taken[-1]
@@ -90,6 +102,8 @@ async def measure_loop(
     return ClosedLoop(
         num_callers=num_callers,
         lengths=tuple(taken),
+        longest_pause_s=longest_pause_s,
+        started_s=started,
         seconds=max(one.times_s[-1] for one in streams) - started,
         ttft_p50_s=statistics.median(one.ttft_s for one in streams),
     )
@@ -100,41 +114,60 @@ def simulate_loop(
     step_times: StepTimes,
     num_callers: int,
     lengths: Sequence[tuple[int, int]],
+    pace: Pace = steady,
+    longest_pause_s: float = 0.0,
 ) -> ClosedLoop:
     """Return what a simulated server makes of it."""
-    replica = Replica(engine, step_times)
-    waiting = iter(lengths)
-    served = [replica.submit(Arrival(0.0, *one)) for one in itertools.islice(waiting, num_callers)]
-    running = list(served)
-    while replica.advance():
-        still: list[Served] = []
-        for one in running:
-            if one.ended_s is None:
-                still.append(one)
-            elif (lengths_ := next(waiting, None)) is not None:
-                still.append(replica.submit(Arrival(one.ended_s, *lengths_)))
-                served.append(still[-1])
-        running = still
+    replica = Replica(engine, step_times, pace)
+    waiting = deque(lengths)
+    pauses = _shares()
+    asks_s = [0.0] * min(num_callers, len(lengths))  # a heap
+    served: list[Served] = []
+    running: list[Served] = []
+    while running or (asks_s and waiting):
+        ask_s = asks_s[0] if asks_s and waiting else math.inf
+        if replica.now_s < ask_s and replica.advance(ask_s):
+            ended = [one for one in running if one.ended_s is not None]
+            for one in ended:
+                assert one.ended_s is not None
+                running.remove(one)
+                heapq.heappush(asks_s, one.ended_s + longest_pause_s * next(pauses))
+        else:
+            running.append(replica.submit(Arrival(heapq.heappop(asks_s), *waiting.popleft())))
+            served.append(running[-1])
     return ClosedLoop(
         num_callers=num_callers,
         lengths=tuple(lengths),
+        longest_pause_s=longest_pause_s,
         seconds=max(one.ended_s or 0.0 for one in served),
         ttft_p50_s=statistics.median(one.ttft_s for one in served),
     )
 
 
-def with_loads(engine: Engine, step_times: StepTimes, loops: Sequence[ClosedLoop]) -> StepTimes:
+def _shares() -> Iterator[float]:
+    """Return the shares of the longest pause that callers take: evenly spread, always the same."""
+    return (_GOLDEN * number % 1 for number in itertools.count(1))
+
+
+def with_loads(
+    engine: Engine, step_times: StepTimes, loops: Sequence[ClosedLoop], paces: Paces = STEADY
+) -> StepTimes:
     """Return step times with the wait and the work by which simulated loops are nearest to these.
 
     Nearest in the squares of the logarithms of duration and median time to the first token, the
-    latter counting less, as it is known less well; neither is below 0.
+    latter counting less, as it is known less well; neither is below 0. Loops are simulated at the
+    paces of their time.
     """
     if not loops:
         return step_times
+    pace_of_loops = [paces.since(loop.started_s) for loop in loops]
 
     def distance(at: tuple[float, ...]) -> float:
         times = step_times.at_load(*at)
-        found = [simulate_loop(engine, times, loop.num_callers, loop.lengths) for loop in loops]
+        found = [
+            simulate_loop(engine, times, loop.num_callers, loop.lengths, pace, loop.longest_pause_s)
+            for loop, pace in zip(loops, pace_of_loops, strict=True)
+        ]
         return sum(
             math.log(one.seconds / loop.seconds) ** 2
             + _TTFT_WEIGHT * math.log(one.ttft_p50_s / loop.ttft_p50_s) ** 2
@@ -150,9 +183,13 @@ def fitting_lengths(engine: Engine, arrivals: Iterable[Arrival]) -> list[tuple[i
     return [one for one in lengths if sum(one) <= engine.max_model_len]
 
 
-def pace_of(engine: Engine, step_times: StepTimes, loop: ClosedLoop) -> float:
-    """Return how many times as long the loop took as a simulated one."""
-    return loop.seconds / simulate_loop(engine, step_times, loop.num_callers, loop.lengths).seconds
+def pace_of(
+    engine: Engine, step_times: StepTimes, loop: ClosedLoop, paces: Paces = STEADY
+) -> float:
+    """Return how many times as long the loop took as one that is simulated at these paces."""
+    pace = paces.since(loop.started_s)
+    simulated = simulate_loop(engine, step_times, loop.num_callers, loop.lengths, pace)
+    return loop.seconds / simulated.seconds
 
 
 def saturation(engine: Engine, step_times: StepTimes, lengths: Sequence[tuple[int, int]]) -> float:

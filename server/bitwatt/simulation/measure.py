@@ -8,6 +8,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import httpx
@@ -16,6 +17,7 @@ from bitwatt_client.server import Server
 from bitwatt.simulation.callers import Callers, Stream, engine_state, prompt_of
 from bitwatt.simulation.closed_loop import ClosedLoop, measure_loop, with_loads
 from bitwatt.simulation.other_programs import undisturbed
+from bitwatt.simulation.pace import STEADY, PaceMeter, Paces
 from bitwatt.simulation.replica import BLOCK_SIZE, Engine
 from bitwatt.simulation.step_times import MeasuredModel, StepPoint, StepTimes, StepWork
 
@@ -28,6 +30,7 @@ _DECODE_PROMPT = 32
 _LONG_PROMPT_SHARE = 0.4  # of the context
 _STEPS = 32  # of a measured decode
 _CALLERS = (2, 4, 8, 16, 32, 64)
+_LONGEST_PAUSE_S = 0.03  # of a caller in a closed loop
 _TURNS = (2, 12)  # at least and at most
 _LEAST_S = 0.2  # of a step in a turn, where there are 30 seconds
 
@@ -40,7 +43,7 @@ async def measure_server(
     max_num_batched_tokens: int,
     lengths: Sequence[tuple[int, int]],
     seconds: float = 30.0,
-    is_child: bool = False,
+    meter: PaceMeter | None = None,
     report: Callable[[str], None] = lambda _line: None,
 ) -> MeasuredModel:
     """Return the model's steps.
@@ -49,8 +52,9 @@ async def measure_server(
     lengths  tokens of prompts and answers, of requests that load it
     seconds  that it may take, about: all is measured in turns until they are over, or twelve were
              made; two are made whatever they take
-    is_child  whether the server is a process of ours: then a closed loop from which other programs
-             took the processors is measured again, twice at most
+    meter    of the machine that this process and the server share, if it is one of ours: then each
+             turn is taken at the pace of its seconds over the usual one, and a closed loop from
+             which other programs took the processors is measured again, twice at most
     report   takes a line a figure
     Raises   ClientError, httpx.HTTPError
     """
@@ -68,13 +72,26 @@ async def measure_server(
         numbers = sorted({min(n, max_num_seqs) for n in _CALLERS}) if fitting else []
 
         async def take_loop(number: int, seconds: float) -> ClosedLoop:
-            run = partial(measure_loop, callers, number, fitting, seconds=seconds)
-            return (await undisturbed(run, report))[0] if is_child else await run()
+            run = partial(
+                measure_loop,
+                callers,
+                number,
+                fitting,
+                seconds=seconds,
+                longest_pause_s=_LONGEST_PAUSE_S,
+            )
+            return (await undisturbed(run, report))[0] if meter else await run()
 
+        began_s = time.perf_counter()
         loops = await _in_turns(steps, take_loop, numbers, seconds)
-    points = [point for step in steps if (point := step.point(report)) is not None]
+    paces, probe_s = STEADY, None
+    if meter is not None:
+        paces = meter.paces()
+        probe_s = paces.median(began_s, time.perf_counter())
+        paces = paces.over(probe_s)
+    points = [point for step in steps if (point := step.point(report, paces)) is not None]
     _tell_loops(loops, report)
-    step_times = with_loads(engine, StepTimes.fit(points), loops)
+    step_times = with_loads(engine, StepTimes.fit(points), loops, paces)
     report(
         f"while a step runs, a request takes {1e3 * step_times.busy_work_s:.1f} ms from it, and "
         f"waits {1e3 * step_times.busy_wait_s:.1f} ms longer"
@@ -88,7 +105,15 @@ async def measure_server(
         num_blocks=engine.num_blocks,
         watts_busy=watts,
         watts_reason=reason,
+        probe_s=probe_s,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    began_s: float
+    ended_s: float
+    mean_s: float  # of its runs
 
 
 class _Step:
@@ -106,27 +131,28 @@ class _Step:
         self._work = work
         self._run = run
         self._is_whole_request = is_whole_request
-        self._turns_s: list[float] = []
+        self._turns: list[_Turn] = []
 
     async def measure(self, seconds: float) -> None:
         """Take a turn: the mean of the runs of so many seconds, one at least."""
         runs_s = []
-        ends_s = time.perf_counter() + seconds
+        began_s = time.perf_counter()
         while True:
             if (run_s := await self._run()) is not None:
                 runs_s.append(run_s)
-            if time.perf_counter() >= ends_s:
+            if (ended_s := time.perf_counter()) >= began_s + seconds:
                 break
         if runs_s:
-            self._turns_s.append(statistics.mean(runs_s))
+            self._turns.append(_Turn(began_s, ended_s, statistics.mean(runs_s)))
 
-    def point(self, report: Callable[[str], None]) -> StepPoint | None:
-        """Return the median of its turns; None where no run brought a time."""
-        if not self._turns_s:
+    def point(self, report: Callable[[str], None], paces: Paces = STEADY) -> StepPoint | None:
+        """Return the median of its turns at these paces; None where no run brought a time."""
+        if not self._turns:
             report(f"{self._label}: every answer came at once")
             return None
-        median = statistics.median(self._turns_s)
-        spread = statistics.mean(abs(turn_s - median) for turn_s in self._turns_s) / median
+        turns_s = [turn.mean_s / paces.mean(turn.began_s, turn.ended_s) for turn in self._turns]
+        median = statistics.median(turns_s)
+        spread = statistics.mean(abs(turn_s - median) for turn_s in turns_s) / median
         until = " to the first token" if self._is_whole_request else ""
         report(f"{self._label}: {1e3 * median:.2f} ms ±{spread:.0%}{until}")
         return StepPoint(self._work, median, self._is_whole_request, spread)

@@ -15,6 +15,7 @@ from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.plan import Plan
 from bitwatt.scheduling.request import Request, ResolvedSampling
 from bitwatt.scheduling.scheduler import RequestTooLongError, Scheduler
+from bitwatt.simulation.pace import Pace, steady
 from bitwatt.simulation.step_times import StepTimes, StepWork
 from bitwatt.simulation.traffic import Arrival
 
@@ -75,12 +76,14 @@ class _InFlight:
 class Replica:
     """One server. Call submit in order of time, and run_until before what happens at a time.
 
+    pace    how many times as long as in step_times everything takes, at a simulated time
     now_s   how far it has come
     busy_s  seconds in which a step ran
     """
 
     engine: Engine
     step_times: StepTimes
+    pace: Pace = steady
     now_s: float = 0.0
     busy_s: float = 0.0
     _scheduler: Scheduler = field(init=False)
@@ -132,10 +135,11 @@ class Replica:
             return served
         self._open[request.request_id] = served
         # What a request costs outside the engine is spent before it gets there.
-        came_s = arrival.time_s + self.step_times.overhead_s
+        pace = self.pace(arrival.time_s)
+        came_s = arrival.time_s + pace * self.step_times.overhead_s
         if len(self._open) > 1:
-            came_s += self.step_times.busy_wait_s
-            self._work(arrival.time_s, self.step_times.busy_work_s)
+            came_s += pace * self.step_times.busy_wait_s
+            self._work(arrival.time_s, pace * self.step_times.busy_work_s)
         heapq.heappush(self._coming, (came_s, next(self._ids), request))
         return served
 
@@ -196,8 +200,9 @@ class Replica:
         plan = self._scheduler.plan()
         launched = None
         if plan.chunks:
-            seconds = self.step_times.seconds(StepWork.of(plan))
-            self._device_free_s = max(self.now_s, self._device_free_s) + seconds
+            starts_s = max(self.now_s, self._device_free_s)
+            seconds = self.pace(starts_s) * self.step_times.seconds(StepWork.of(plan))
+            self._device_free_s = starts_s + seconds
             self.busy_s += seconds
             launched = _InFlight(plan, self._device_free_s)
         done, self._in_flight = self._in_flight, launched

@@ -136,16 +136,6 @@ class StepTimes:
             busy_work_s=busy_work_s,
         )
 
-    def at_pace(self, pace: float) -> Self:
-        """Return the same where all takes so many times as long, wait and work as well."""
-        return type(self)(
-            self._knots,
-            [pace * weight for weight in self._weights],
-            self.points,
-            busy_wait_s=pace * self.busy_wait_s,
-            busy_work_s=pace * self.busy_work_s,
-        )
-
     def seconds(self, work: StepWork) -> float:
         """Return the seconds that a step of this work takes."""
         seconds = self._of_decodes.get(work.num_decodes)
@@ -177,6 +167,7 @@ class MeasuredModel:
 
     watts_busy    of the device while it steps; None where nothing measures
     watts_reason  why not
+    probe_s       that the arithmetic of a PaceMeter took meanwhile; None where none ran
     """
 
     name: str
@@ -185,6 +176,7 @@ class MeasuredModel:
     num_blocks: int | None = None
     watts_busy: float | None = None
     watts_reason: str | None = None
+    probe_s: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return what read_measured reads."""
@@ -194,6 +186,7 @@ class MeasuredModel:
             "num_blocks": self.num_blocks,
             "watts_busy": self.watts_busy,
             "watts_reason": self.watts_reason,
+            "probe_s": self.probe_s,
             "busy_wait_s": self.step_times.busy_wait_s,
             "busy_work_s": self.step_times.busy_work_s,
             "steps": [
@@ -245,6 +238,7 @@ def _model(given: Mapping[str, Any]) -> MeasuredModel:
         num_blocks=given.get("num_blocks"),
         watts_busy=given.get("watts_busy"),
         watts_reason=given.get("watts_reason"),
+        probe_s=given.get("probe_s"),
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -13,8 +13,9 @@ from bitwatt_client.server import Server
 
 from bitwatt.simulation.callers import Callers, Stream, prompt_of
 from bitwatt.simulation.capacity import percentile
-from bitwatt.simulation.closed_loop import fitting_lengths, measure_loop, pace_of
+from bitwatt.simulation.closed_loop import ClosedLoop, fitting_lengths, measure_loop, pace_of
 from bitwatt.simulation.other_programs import undisturbed
+from bitwatt.simulation.pace import STEADY, Pace, PaceMeter, Paces, steady
 from bitwatt.simulation.replica import Engine, Replica
 from bitwatt.simulation.step_times import StepTimes
 from bitwatt.simulation.traffic import Arrival, Traffic
@@ -46,7 +47,7 @@ class Replay:
     requests_per_s  at which they came
     planned         by the step times that were measured before
     predicted       by these at the pace of the machine
-    pace            how many times as long as planned closed loops took, right before and after
+    pace            the mean of that: how many times as long as planned everything took
     others          share of the processors that other programs took meanwhile; None if unknown
     """
 
@@ -105,8 +106,12 @@ class Comparison:
 
 @dataclass(slots=True, kw_only=True)
 class _Seen:
-    """What the callers of one replay, or of several, saw; and how long it took them."""
+    """What the callers of one replay, or of several, saw; and how long it took them.
 
+    started_s  of one that was measured, by time.perf_counter
+    """
+
+    started_s: float = 0.0
     ttft_s: list[float] = field(default_factory=list)
     tpot_s: list[float] = field(default_factory=list)
     num_tokens: int = 0
@@ -185,7 +190,8 @@ async def compare_with_server(
     *,
     seconds: float,
     seed: int = 0,
-    is_child: bool = False,
+    meter: PaceMeter | None = None,
+    probe_s: float | None = None,
     report: Callable[[str], None] = lambda _line: None,
 ) -> list[Comparison]:
     """Return what was predicted and what the server did at each rate, in requests a second.
@@ -195,22 +201,24 @@ async def compare_with_server(
     it as was simulated gets half as many requests a second, and a replay is predicted with step
     times that are as many times as long as the loops beside it took of what was simulated.
 
-    rates     of a machine at the pace of the step times
-    seconds   that requests arrive at each rate, in all
-    is_child  whether the server is a process of ours. Then it is known what other programs took
-              of the processors, and a replay that they slowed down is made again, twice at most
-    Raises    ClientError, httpx.HTTPError
+    rates    of a machine at the pace of the step times
+    seconds  that requests arrive at each rate, in all
+    meter    of the machine that this process and the server share, if it is one of ours. Then loops
+             and replays are simulated at the paces of their time, and what these leave over is the
+             loops'. And it is known what other programs took of the processors: a replay that they
+             slowed down is made again, twice at most
+    probe_s  the meter's arithmetic while the step times were measured
+    Raises   ClientError, httpx.HTTPError
     """
     of_rates = [_OfRate(rate) for rate in rates]
     lengths = fitting_lengths(engine, traffic.arrivals(1.0, _PACE_LENGTHS, seed + _TURNS))
 
     async def timed(run: Callable[[], Awaitable[_T]]) -> tuple[_T, float | None]:
-        return await undisturbed(run, report) if is_child else (await run(), None)
+        return await undisturbed(run, report) if meter else (await run(), None)
 
-    async def pace() -> float:
-        """Return how many times as long as simulated a closed loop takes now."""
+    async def measured_loop() -> ClosedLoop | None:
         if not lengths:
-            return 1.0
+            return None
         loop, _ = await timed(
             partial(
                 measure_loop,
@@ -220,24 +228,31 @@ async def compare_with_server(
                 seconds=_PACE_SHARE * seconds / _TURNS,
             )
         )
-        return pace_of(engine, step_times, loop)
+        return loop
+
+    def slowness(loops: Iterable[ClosedLoop | None], paces: Paces) -> float:
+        """Return how many times as long the loops took as those that are simulated, the mean."""
+        of_loops = [pace_of(engine, step_times, loop, paces) for loop in loops if loop is not None]
+        return statistics.mean(of_loops) if of_loops else 1.0
 
     async with Callers(server, authorization=http.headers.get("Authorization")) as callers:
-        before = await pace()
+        before = await measured_loop()
         for turn in range(_TURNS):
             for of_rate in of_rates:
-                rate = of_rate.requests_per_s / before
+                rate = of_rate.requests_per_s / slowness([before], STEADY)
                 number = max(_LEAST_REQUESTS, round(rate * seconds / _TURNS))
                 arrivals = traffic.arrivals(rate, number, seed + turn)
                 seen, others = await timed(partial(_replay, callers, arrivals))
-                after = await pace()
-                at_pace = step_times.at_pace((before + after) / 2)
+                after = await measured_loop()
+                paces = meter.paces().over(probe_s) if meter and probe_s else STEADY
+                left_over = slowness([before, after], paces)
+                paces = paces.over(1 / left_over)
                 one = of_rate.add(
                     requests_per_s=rate,
                     planned=_predict(engine, step_times, arrivals),
-                    predicted=_predict(engine, at_pace, arrivals),
+                    predicted=_predict(engine, step_times, arrivals, paces.since(seen.started_s)),
                     measured=seen,
-                    pace=(before + after) / 2,
+                    pace=paces.mean(seen.started_s, seen.started_s + seen.span_s),
                     others=others,
                 )
                 before = after
@@ -298,8 +313,10 @@ def _errors(predicted: Figures, measured: Figures) -> dict[str, float]:
     return {name: value / of[name] - 1 for name, value in asdict(predicted).items()}
 
 
-def _predict(engine: Engine, step_times: StepTimes, arrivals: Sequence[Arrival]) -> _Seen:
-    replica = Replica(engine, step_times)
+def _predict(
+    engine: Engine, step_times: StepTimes, arrivals: Sequence[Arrival], pace: Pace = steady
+) -> _Seen:
+    replica = Replica(engine, step_times, pace)
     served = []
     for arrival in arrivals:
         replica.run_until(arrival.time_s)
@@ -326,6 +343,7 @@ async def _replay(callers: Callers, arrivals: Sequence[Arrival]) -> _Seen:
         tasks = [group.create_task(call(i, arrival)) for i, arrival in enumerate(arrivals)]
     streams = [task.result() for task in tasks]
     return _Seen(
+        started_s=started,
         ttft_s=[s.ttft_s for s in streams],
         tpot_s=[t for s in streams if (t := s.tpot_s) is not None],
         num_tokens=sum(s.num_tokens for s in streams),

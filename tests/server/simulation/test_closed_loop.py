@@ -1,9 +1,17 @@
 """What requests cost each other is found from closed loops, and measured until it is known."""
 
 import random
+from dataclasses import replace
 
 import pytest
-from bitwatt.simulation.closed_loop import ClosedLoop, saturation, simulate_loop, with_loads
+from bitwatt.simulation.closed_loop import (
+    ClosedLoop,
+    pace_of,
+    saturation,
+    simulate_loop,
+    with_loads,
+)
+from bitwatt.simulation.pace import Paces
 from bitwatt.simulation.replica import Replica
 from bitwatt.simulation.traffic import Arrival
 
@@ -39,6 +47,20 @@ def test_the_wait_and_the_work_under_load_are_found_from_what_callers_saw(wait_s
     found = with_loads(ENGINE, times, loops)
     assert found.busy_wait_s == pytest.approx(wait_s, rel=0.05, abs=3e-4)
     assert found.busy_work_s == pytest.approx(work_s, rel=0.05, abs=1e-4)
+
+
+def test_the_wait_and_the_work_are_found_on_a_machine_whose_speed_changes():
+    times = make_step_times(overhead_s=0.002)
+    paces = Paces(50.0, tuple(random.Random(5).choices([0.7, 1.0, 1.8], k=200)))
+    loops = []
+    for started_s, callers in ((50.0, 2), (58.0, 8), (61.0, 16), (70.0, 4)):
+        pace = paces.since(started_s)
+        loop = simulate_loop(ENGINE, times.at_load(4e-3, 2e-3), callers, make_lengths(), pace)
+        loops.append(replace(loop, started_s=started_s))
+    found = with_loads(ENGINE, times, loops, paces)
+    assert found.busy_wait_s == pytest.approx(4e-3, rel=0.05)
+    assert found.busy_work_s == pytest.approx(2e-3, rel=0.05)
+    assert pace_of(ENGINE, found, loops[1], paces) == pytest.approx(1.0, rel=0.01)
 
 
 def test_loops_that_were_faster_than_their_steps_cost_nothing_more():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from bitwatt import sizing
 from bitwatt.simulation.measure import _in_turns, _Step, measure_server
+from bitwatt.simulation.pace import Paces
 from bitwatt.simulation.step_times import StepWork
 from bitwatt.sizing import PlanSettings, _plan
 from bitwatt_client.errors import ClientError
@@ -86,6 +87,26 @@ async def test_a_turn_is_the_mean_of_its_runs_and_a_point_the_median_of_its_turn
     assert point.is_whole_request
     assert point.seconds == 0.125
     assert point.spread == (8 - 0.125) / 3 / 0.125
+
+
+async def test_a_turn_is_taken_at_the_pace_of_its_seconds(monkeypatch):
+    """A turn of a slow moment was a slow step; now it is a step like the others."""
+    now_s = 0.0
+    runs_s = iter([0.25, 0.5, 0.125])
+
+    async def run():
+        nonlocal now_s
+        now_s += (run_s := next(runs_s))
+        return run_s
+
+    monkeypatch.setattr("time.perf_counter", lambda: now_s)
+    step = _Step("decode 1", StepWork.decode(1, 8), run)
+    for began_s in (0.0, 1.0, 2.0):
+        now_s = began_s
+        await step.measure(0.0)
+    paces = Paces(0.0, tuple([1.0] * 5 + [2.0] * 5 + [0.5] * 5))
+    point = step.point(lambda _line: None, paces)
+    assert (point.seconds, point.spread) == (0.25, 0.0)
 
 
 def plan_settings(url, folder):

@@ -10,6 +10,7 @@ from bitwatt.model.runner_protocol import StepResult
 from bitwatt.scheduling.blocks import BlockAllocator
 from bitwatt.scheduling.request import ResolvedSampling
 from bitwatt.scheduling.scheduler import Scheduler
+from bitwatt.simulation.pace import steady
 from bitwatt.simulation.replica import Replica
 from bitwatt.simulation.step_times import StepWork
 from bitwatt.simulation.traffic import Arrival
@@ -142,3 +143,27 @@ def test_a_crash_loses_what_is_open_and_the_replica_serves_again_later():
     later = replica.submit(Arrival(1.0, 64, 4))
     replica.run_to_end()
     assert later.first_token_s > 5.0
+
+
+def test_a_step_takes_as_many_times_as_long_as_the_pace_when_it_starts():
+    """And so do a request's overhead, wait and work when it comes."""
+
+    def run(times, pace=steady):
+        replica = Replica(make_engine(), times, pace)
+        first = replica.submit(Arrival(0.0, 64, 200))
+        replica.run_until(0.05)
+        second = replica.submit(Arrival(0.05, 64, 20))
+        replica.run_to_end()
+        return [first.first_token_s, second.first_token_s, second.ended_s, first.ended_s]
+
+    def times(factor):
+        found = make_step_times(factor, overhead_s=0.002 * factor)
+        return found.at_load(0.004 * factor, 0.001 * factor)
+
+    usual, slow = run(times(1.0)), run(times(2.0))
+    assert run(times(1.0), lambda _time_s: 2.0) == pytest.approx(slow, rel=1e-9)
+    later = run(times(1.0), lambda time_s: 1.0 if time_s < 0.045 else 2.0)
+    assert later[0] == usual[0]
+    waited = [ttft_s - 0.05 for ttft_s in (usual[1], later[1])]
+    assert waited[1] == pytest.approx(2 * waited[0], rel=0.15)  # a step ran at 0.05 s
+    assert later[3] - usual[3] == pytest.approx(usual[3] - 0.05, rel=0.03)

@@ -1,17 +1,20 @@
 """Replays are compared by what all of their callers saw, those that others disturbed made again."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from bitwatt.simulation import other_programs, validation
 from bitwatt.simulation.closed_loop import simulate_loop
+from bitwatt.simulation.pace import STEADY, Paces
 from bitwatt.simulation.traffic import PoissonTraffic, read_lengths
 from bitwatt_client.server import Server
 
 from tests.server.simulation.factories import make_engine, make_step_times
 
 pytestmark = pytest.mark.anyio
+_STEADY_METER = SimpleNamespace(paces=lambda: STEADY)
 TRAFFIC = PoissonTraffic(read_lengths("16-128"), read_lengths("8-24"))
 
 
@@ -22,9 +25,10 @@ def compare(monkeypatch):
     shares  what other programs take of the processors, a replay at a time
     slower  how much slower the server is, by the same
     paces   and in the closed loops around the replays
+    meter   tells how slow the server is besides, at the times when it is asked
     """
 
-    async def run(shares, *, slower=(1.0,), paces=(1.0,), is_child=True):
+    async def run(shares, *, slower=(1.0,), paces=(1.0,), meter=_STEADY_METER):
         coming, slow, pace = iter(shares), itertools.cycle(slower), itertools.cycle(paces)
         replayed = []
 
@@ -33,19 +37,26 @@ def compare(monkeypatch):
                 return 0.0 if is_loop else next(coming)
 
         is_loop = False
+        clock = itertools.count(1000.0, 10.0)
+        now = meter.paces() if meter else STEADY
 
         async def replay(_callers, arrivals):
             nonlocal is_loop
             is_loop = False
             replayed.append([arrival.time_s for arrival in arrivals])
-            return validation._predict(make_engine(), make_step_times(next(slow)), arrivals)
+            times, now_s = make_step_times(next(slow)), next(clock)
+            pace = now.since(now_s)
+            seen = validation._predict(make_engine(), times, arrivals, pace)
+            seen.started_s = now_s
+            return seen
 
         async def measure_loop(_callers, num_callers, lengths, *, seconds):
             nonlocal is_loop
             is_loop = True
             assert (num_callers, seconds) == (8, 0.5)
-            times = make_step_times(next(pace))
-            return simulate_loop(make_engine(), times, num_callers, lengths[:40])
+            times, now_s = make_step_times(next(pace)), next(clock)
+            loop = simulate_loop(make_engine(), times, num_callers, lengths[:40], now.since(now_s))
+            return replace(loop, started_s=now_s)
 
         monkeypatch.setattr(other_programs, "OtherPrograms", Others)
         monkeypatch.setattr(validation, "_replay", replay)
@@ -58,7 +69,8 @@ def compare(monkeypatch):
             TRAFFIC,
             [20.0],
             seconds=12.0,
-            is_child=is_child,
+            meter=meter,
+            probe_s=1.0,
         )
         return one, replayed
 
@@ -91,6 +103,21 @@ async def test_a_replay_is_predicted_at_the_pace_of_the_loops_beside_it(compare)
     assert f"| {1e3 * one.planned.ttft_p95_s:.1f}, {1e3 * one.predicted.ttft_p95_s:.1f} / " in row
 
 
+async def test_what_the_machine_does_within_a_replay_is_predicted(compare):
+    """Between the loops a slow second made requests queue that nothing had predicted."""
+    values = [1.0, 1.0, 3.0, 1.5] * 250
+    meter = SimpleNamespace(paces=lambda: Paces(1000.0, tuple(values)))
+    one, _ = await compare([0.0] * 6, meter=meter)
+    assert list(one.errors.values()) == pytest.approx([0.0] * 4, abs=1e-9)
+    assert all(1.3 < replay.pace < 2.0 for replay in one.replays)
+    assert validation._errors(one.planned, one.measured)["ttft_p95_s"] < -0.2
+    # What the meter doesn't tell the loops do.
+    meter = SimpleNamespace(paces=lambda: Paces(1000.0, (1.5,)))
+    one, _ = await compare([0.0] * 6, slower=[2.0], paces=[2.0], meter=meter)
+    assert [replay.pace for replay in one.replays] == pytest.approx([3.0] * 6)
+    assert list(one.errors.values()) == pytest.approx([0.0] * 4, abs=1e-9)
+
+
 async def test_a_replay_that_other_programs_disturb_is_made_again_twice_at_most(compare):
     one, replayed = await compare([0.2, 0.0, 0.3, 0.1, 0.2, 0.04, 0.0, 0.0, 0.0])
     assert [replay.others for replay in one.replays] == [0.0, 0.1, 0.04, 0.0, 0.0, 0.0]
@@ -100,7 +127,7 @@ async def test_a_replay_that_other_programs_disturb_is_made_again_twice_at_most(
 
 
 async def test_what_others_take_is_unknown_of_a_server_that_is_no_child(compare):
-    one, replayed = await compare([], is_child=False)
+    one, replayed = await compare([], meter=None)
     assert [replay.others for replay in one.replays] == [None] * 6
     assert len(replayed) == 6
 
