@@ -108,8 +108,9 @@ class PaceMeter:
         with ExitStack() as stack:
             for cpu in cpus:
                 file = stack.enter_context(tempfile.TemporaryFile())
+                arguments = [str(cpu), str(os.getpid())]
                 probe = subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-m", "bitwatt.simulation.processor_probe", str(cpu)],
+                    [sys.executable, "-m", "bitwatt.simulation.processor_probe", *arguments],
                     stdout=file,
                     env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 )

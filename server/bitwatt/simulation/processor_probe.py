@@ -18,12 +18,11 @@ _SIZE = 96
 _RECORD = struct.Struct("=dd")  # time.perf_counter, seconds that the arithmetic took
 
 
-def main(cpu: int) -> None:
-    """Write a record a sample to the standard output until the process that started it is gone."""
+def main(cpu: int, parent: int) -> None:
+    """Write a record a sample to the standard output until this parent is gone."""
     os.sched_setaffinity(0, {cpu})
     left = np.random.default_rng(0).random((_SIZE, _SIZE), dtype=np.float32)
     right, product = left.copy(), np.empty_like(left)
-    parent = os.getppid()
     while os.getppid() == parent:
         now_s = time.perf_counter()
         began_ns = time.thread_time_ns()
@@ -37,4 +36,4 @@ def main(cpu: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))
