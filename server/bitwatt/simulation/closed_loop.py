@@ -45,10 +45,11 @@ _numbers = itertools.count()
 class ClosedLoop:
     """What so many callers saw.
 
-    lengths     tokens of prompt and answer of each request, in the order in which they were sent
-    started_s   by time.perf_counter; 0 of a simulated one
-    seconds     from the first request to the last token
-    ttft_p50_s  median time to the first token
+    lengths          tokens of each request's prompt and answer, in the order in which they came
+    longest_pause_s  of a caller before it asks again
+    started_s        by time.perf_counter; 0 of a simulated one
+    seconds          from the first request to the last token
+    ttft_p50_s       median time to the first token
     """
 
     num_callers: int

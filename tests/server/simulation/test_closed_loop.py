@@ -4,8 +4,11 @@ import random
 from dataclasses import replace
 
 import pytest
+from bitwatt.simulation import closed_loop
+from bitwatt.simulation.callers import Stream
 from bitwatt.simulation.closed_loop import (
     ClosedLoop,
+    measure_loop,
     pace_of,
     saturation,
     simulate_loop,
@@ -33,6 +36,36 @@ def test_callers_take_turns_and_every_request_is_answered():
     assert together.requests_per_s > 2 * alone.requests_per_s
     one = simulate_loop(ENGINE, make_step_times(overhead_s=0.01), 1, lengths)
     assert one.seconds - alone.seconds == pytest.approx(80 * 0.01, rel=0.05)
+
+
+@pytest.mark.anyio
+async def test_measured_and_simulated_callers_make_the_same_pauses(monkeypatch):
+    """Without any each request would come at the end of a step, and wait for a whole one."""
+    lengths = make_lengths()
+    alone, pausing = (
+        simulate_loop(ENGINE, make_step_times(), 1, lengths, longest_pause_s=pause_s)
+        for pause_s in (0.0, 0.03)
+    )
+    paused_s = pausing.seconds - alone.seconds
+    assert paused_s == pytest.approx(79 * 0.015, rel=0.02), "evenly from nothing to the longest"
+
+    pauses, now_s = [], 0.0
+
+    class Answers:
+        async def stream(self, _ids, _max_tokens, _salt):
+            nonlocal now_s
+            now_s += 1.0
+            return Stream(now_s - 1.0, (now_s,), 1)
+
+    async def sleep(seconds):
+        pauses.append(seconds)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now_s)
+    monkeypatch.setattr(closed_loop.asyncio, "sleep", sleep)
+    loop = await measure_loop(Answers(), 1, lengths, seconds=80.0, longest_pause_s=0.03)
+    assert len(loop.lengths) == 80
+    assert sum(pauses) == pytest.approx(paused_s)
+    assert loop.longest_pause_s == pausing.longest_pause_s == 0.03
 
 
 @pytest.mark.parametrize(
