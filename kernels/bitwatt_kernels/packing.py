@@ -6,7 +6,9 @@ so that one shift and one mask turn consecutive bytes into consecutive weights o
 Code 3 never occurs. A scale goes with a whole row, or with each group of neighbours along it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from math import gcd
 
@@ -19,6 +21,7 @@ __all__ = [
     "IN_FEATURES_MULTIPLE",
     "VALID_BYTES",
     "TernaryWeight",
+    "concatenate_rows",
     "group_of",
     "pack",
     "times_scales",
@@ -99,7 +102,7 @@ class TernaryWeight:
         if all(b is None for b in biases):
             bias = None
         else:
-            bias = torch.cat(
+            bias = concatenate_rows(
                 [
                     torch.zeros(w.out_features, device=w.codes.device) if w.bias is None else w.bias
                     for w in weights
@@ -107,12 +110,23 @@ class TernaryWeight:
             )
         group = gcd(*(w.group or 0 for w in weights))
         scales = [w._scales_by(group) if group else w.scales for w in weights]
-        return cls(torch.cat([w.codes for w in weights]), torch.cat(scales), bias)
+        return cls(concatenate_rows([w.codes for w in weights]), concatenate_rows(scales), bias)
 
     def _scales_by(self, group: int) -> Tensor:
         """Return the scales by smaller groups, [out_features, in_features // group]."""
         scales = self.scales.view(self.out_features, -1)
         return scales.repeat_interleave(self.in_features // group // scales.shape[1], dim=1)
+
+
+def concatenate_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """Return torch.cat of the tensors, without its import of a compiler for those on "meta".
+
+    That takes two seconds, and these have no values, only sizes.
+    """
+    if not tensors[0].is_meta:
+        return torch.cat(list(tensors))
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return tensors[0].new_empty(sum(map(len, tensors)), *tensors[0].shape[1:], dtype=dtype)
 
 
 def group_of(scales: Tensor, in_features: int) -> int | None:

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from bitwatt_kernels.errors import DtypeError, ShapeError
-from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, VALID_BYTES, TernaryWeight, pack, unpack
+from bitwatt_kernels.packing import (
+    IN_FEATURES_MULTIPLE,
+    VALID_BYTES,
+    TernaryWeight,
+    concatenate_rows,
+    pack,
+    unpack,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -83,6 +90,17 @@ def make_weight(rows: int, *, scale: float = 1.0, bias: float | None = None) -> 
         torch.full((rows,), scale),
         None if bias is None else torch.full((rows,), bias),
     )
+
+
+def test_rows_without_values_are_concatenated_to_the_size_of_those_with_values() -> None:
+    for columns in ((), (3,), (3, 2)):
+        rows = [torch.randn(2, *columns), torch.randn(5, *columns).half()]
+        whole = concatenate_rows(rows)
+        assert torch.equal(whole, torch.cat(rows))
+        sizes = concatenate_rows([row.to("meta") for row in rows])
+        assert sizes.is_meta
+        assert (sizes.shape, sizes.dtype) == (whole.shape, whole.dtype)
+        assert concatenate_rows([rows[1].to("meta")]).dtype == torch.float16
 
 
 def test_concatenated_weights_keep_each_rows_scale_and_bias() -> None:

@@ -16,7 +16,7 @@ from bitwatt_kernels.backend import (
     NormedParts,
     TernaryHead,
 )
-from bitwatt_kernels.packing import TernaryWeight, times_scales, unpack
+from bitwatt_kernels.packing import TernaryWeight, concatenate_rows, times_scales, unpack
 from torch import Tensor
 
 from bitwatt.errors import CheckpointError, ConfigurationError
@@ -271,7 +271,7 @@ class _Builder:
         """Return the biases of the parts, one after the other, as the source has them."""
         biases = [self.source.dense(f"{name}.bias", rows, fits=fits) for name, rows, _ in parts]
         self.num_parameters += sum(map(len, biases))
-        return torch.cat(biases)
+        return concatenate_rows(biases)
 
     def packed(self, parts: _Parts) -> TernaryWeight:
         weight = TernaryWeight.concatenate(
@@ -290,14 +290,21 @@ class _Builder:
         self.linear_bytes += num_bytes
         return prepared
 
+    def dequantized(self, packed: TernaryWeight, in_features: int) -> Tensor:
+        """Return the first in_features columns as floats; of sizes alone, their size."""
+        if packed.codes.is_meta:  # arithmetic on it would import torch's compiler
+            return packed.codes.new_empty(packed.out_features, in_features, dtype=self.dtype)
+        device = self.backend.device
+        values = unpack(packed.codes.to(device))[:, :in_features]
+        return times_scales(values.to(self.dtype), packed.scales.to(device, self.dtype))
+
     def dense(self, parts: _Parts, has_bias: bool) -> DenseLinear:
         if self.source.is_ternary:
-            packed, device = self.packed(parts), self.backend.device
-            scales = packed.scales.to(device, self.dtype)
-            values = unpack(packed.codes.to(device))[:, : parts[0][2]]
-            weight = times_scales(values.to(self.dtype), scales)
+            weight = self.dequantized(self.packed(parts), parts[0][2])
         else:
-            weight = torch.cat([self.matrix(f"{name}.weight", *shape) for name, *shape in parts])
+            weight = concatenate_rows(
+                [self.matrix(f"{name}.weight", *shape) for name, *shape in parts]
+            )
             self.num_parameters += weight.numel()
         prepared = self.backend.prepare_dense(weight)
         num_bytes = self.backend.nbytes(prepared)

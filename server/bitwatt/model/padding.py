@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight, pack
+from bitwatt_kernels.packing import IN_FEATURES_MULTIPLE, TernaryWeight, concatenate_rows, pack
 from torch import Tensor
 
 from bitwatt.model.tensor_source import TensorSource
@@ -69,6 +69,6 @@ class PaddedSource:
         if is_up and self._growth != 1:
             scales = scales.float() * self._growth
         return TernaryWeight(
-            torch.cat([weight.codes, zeros.to(weight.codes.device)]),
-            torch.cat([scales, scales.new_zeros(num_rows, *scales.shape[1:])]),
+            concatenate_rows([weight.codes, zeros.to(weight.codes.device)]),
+            concatenate_rows([scales, scales.new_zeros(num_rows, *scales.shape[1:])]),
         )
