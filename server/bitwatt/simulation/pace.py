@@ -22,6 +22,7 @@ from typing import IO, Self
 __all__ = ["STEADY", "Pace", "PaceMeter", "Paces", "steady"]
 
 _WINDOW_S = 0.2
+_MOST_PROBES = 8  # of 30 MB each
 _RECORD = struct.Struct("=dd")  # as processor_probe writes it
 
 Pace = Callable[[float], float]
@@ -93,7 +94,8 @@ class _Probe:
 class PaceMeter:
     """A probe on each processor that this process may use, as a process of its own; a context.
 
-    A probe takes a quarter of a millisecond of its processor 33 times a second: under a hundredth.
+    Of more than eight processors it is every second one, or third, and so on: eight at most. A
+    probe takes a quarter of a millisecond of its processor 33 times a second, under a hundredth.
     None runs where a process can't be tied to a processor, as on macOS; its paces are steady then.
     """
 
@@ -106,12 +108,13 @@ class PaceMeter:
         self._began_s = time.perf_counter()
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         with ExitStack() as stack:
-            for cpu in cpus:
+            for cpu in cpus[:: max(1, -(-len(cpus) // _MOST_PROBES))]:
                 file = stack.enter_context(tempfile.TemporaryFile())
                 arguments = [str(cpu), str(os.getpid())]
                 probe = subprocess.Popen(  # noqa: S603
                     [sys.executable, "-m", "bitwatt.simulation.processor_probe", *arguments],
                     stdout=file,
+                    process_group=0,  # Ctrl-C ends this process alone, which ends the probes
                     env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 )
                 stack.callback(probe.wait)

@@ -84,11 +84,32 @@ def test_a_probe_runs_on_each_processor_and_ends_with_the_meter():
         while meter.paces() == STEADY or not all(probe.samples for probe in meter._probes):
             time.sleep(0.05)
         probes = children()
+        assert all(os.getpgid(pid) == pid for pid in probes), "Ctrl-C would reach it"
         tied = sorted(min(os.sched_getaffinity(pid)) for pid in probes)
         paces = meter.paces()
     assert tied == sorted(cpus)
     assert all(0 < seconds < 1 for seconds in paces.values)
     assert not children()
+
+
+@pytest.mark.parametrize(("number", "cpus"), [(1, 1), (8, 8), (9, 5), (16, 8), (128, 8)])
+def test_a_large_machine_has_eight_probes_spread_over_its_processors(number, cpus, monkeypatch):
+    started = []
+
+    class Process:
+        def __init__(self, command, **_):
+            started.append(int(command[-2]))
+
+        def terminate(self):
+            pass
+
+        wait = terminate
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(number)), raising=False)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    with PaceMeter():
+        assert len(started) == cpus
+        assert started[-1] >= number * (1 - 1 / cpus)
 
 
 @needs_affinity
