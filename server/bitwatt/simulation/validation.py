@@ -28,6 +28,7 @@ _LEAST_REQUESTS = 20  # of a replay
 _PACE_SHARE = 0.25  # of a replay's time
 _PACE_CALLERS = 8
 _PACE_LENGTHS = 1000
+_RATE_LOOPS = 4  # a turn's, of three rates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +198,10 @@ async def compare_with_server(
     """Return what was predicted and what the server did at each rate, in requests a second.
 
     The rates take turns, six replays of each: a machine's speed changes with the minutes. So a
-    closed loop runs before each replay and after the last. A machine that takes twice as long for
-    it as was simulated gets half as many requests a second, and a replay is predicted with step
-    times that are as many times as long as the loops beside it took of what was simulated.
+    closed loop runs before each replay and after the last. A machine that took twice as long for
+    the last four as was simulated gets half as many requests a second: one alone is of a moment.
+    And a replay is predicted with step times that are as many times as long as the loops beside it
+    took of what was simulated.
 
     rates    of a machine at the pace of the step times
     seconds  that requests arrive at each rate, in all
@@ -237,9 +239,10 @@ async def compare_with_server(
 
     async with Callers(server, authorization=http.headers.get("Authorization")) as callers:
         before = await measured_loop()
+        slow = [slowness([before], STEADY)]
         for turn in range(_TURNS):
             for of_rate in of_rates:
-                rate = of_rate.requests_per_s / slowness([before], STEADY)
+                rate = of_rate.requests_per_s / statistics.mean(slow[-_RATE_LOOPS:])
                 number = max(_LEAST_REQUESTS, round(rate * seconds / _TURNS))
                 arrivals = traffic.arrivals(rate, number, seed + turn)
                 seen, others = await timed(partial(_replay, callers, arrivals))
@@ -256,6 +259,7 @@ async def compare_with_server(
                     others=others,
                 )
                 before = after
+                slow.append(slowness([after], STEADY))
                 told = ", ".join(
                     f"{name} {100 * error:+.0f}%" for name, error in one.errors.items()
                 )

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
@@ -93,7 +94,7 @@ async def test_a_replay_is_predicted_at_the_pace_of_the_loops_beside_it(compare)
     one, replayed = await compare([0.0] * 6, slower=[2.0, *[1.5] * 4, 1.25], paces=paces)
     assert [replay.pace for replay in one.replays] == pytest.approx([2.0, *[1.5] * 4, 1.25])
     assert list(one.errors.values()) == pytest.approx([0.0] * 4, abs=1e-9)
-    rates = [20 / pace for pace in paces[:-1]]
+    rates = [20 / fmean(paces[max(0, turn - 3) : turn + 1]) for turn in range(6)]
     assert [replay.requests_per_s for replay in one.replays] == pytest.approx(rates)
     assert [len(times) for times in replayed] == [max(20, round(2 * rate)) for rate in rates]
     planned = one.as_json()["planned_errors"]
