@@ -23,7 +23,7 @@ __all__ = ["STEADY", "Pace", "PaceMeter", "Paces", "steady"]
 
 _WINDOW_S = 0.2
 _MOST_PROBES = 8  # of 30 MB each
-_RECORD = struct.Struct("=dd")  # as processor_probe writes it
+RECORD = struct.Struct("=dd")  # a probe's: time.perf_counter, seconds that the arithmetic took
 
 Pace = Callable[[float], float]
 """How many times as long as usual everything takes, at seconds since some beginning."""
@@ -48,8 +48,6 @@ class Paces:
     def since(self, started_s: float) -> Pace:
         """Return the pace at seconds since then."""
         values, last = self.values, len(self.values) - 1
-        if not last:
-            return lambda _time_s: values[0]
         offset_s = started_s - self.began_s
         return lambda time_s: values[min(last, max(0, int((offset_s + time_s) / _WINDOW_S)))]
 
@@ -84,10 +82,10 @@ class _Probe:
 
     def read(self, began_s: float) -> None:
         descriptor = self.file.fileno()  # whose position is where the probe writes
-        size = os.fstat(descriptor).st_size // _RECORD.size * _RECORD.size
+        size = os.fstat(descriptor).st_size // RECORD.size * RECORD.size
         data = os.pread(descriptor, size - self.num_read, self.num_read)
         self.num_read += len(data)
-        for time_s, seconds in _RECORD.iter_unpack(data):
+        for time_s, seconds in RECORD.iter_unpack(data):
             self.samples[int((time_s - began_s) / _WINDOW_S)].append(seconds)
 
 

@@ -6,16 +6,16 @@ on the same core are.
 """
 
 import os
-import struct
 import sys
 import time
 
 import numpy as np
 
+from bitwatt.simulation.pace import RECORD
+
 _PERIOD_S = 0.03
 _ADDITIONS = 1200  # about as long as the product takes
 _SIZE = 96
-_RECORD = struct.Struct("=dd")  # time.perf_counter, seconds that the arithmetic took
 
 
 def main(cpu: int, parent: int) -> None:
@@ -31,7 +31,7 @@ def main(cpu: int, parent: int) -> None:
             total += i
         np.matmul(left, right, out=product)
         seconds = 1e-9 * (time.thread_time_ns() - began_ns)
-        os.write(sys.stdout.fileno(), _RECORD.pack(now_s, seconds))
+        os.write(sys.stdout.fileno(), RECORD.pack(now_s, seconds))
         time.sleep(max(0.0, now_s + _PERIOD_S - time.perf_counter()))
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from bitwatt.simulation.pace import _RECORD, STEADY, PaceMeter, Paces, _Probe
+from bitwatt.simulation.pace import RECORD, STEADY, PaceMeter, Paces, _Probe
 
 needs_affinity = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity"), reason="no process can be tied to a processor here"
@@ -39,7 +39,7 @@ def with_probes():
             meter._began_s = 100.0
             for records in of_probes:
                 file = stack.enter_context(tempfile.TemporaryFile())
-                file.write(b"".join(_RECORD.pack(*record) for record in records))
+                file.write(b"".join(RECORD.pack(*record) for record in records))
                 file.flush()
                 meter._probes.append(_Probe(file))
             return meter
@@ -54,12 +54,12 @@ def test_a_window_is_the_median_of_its_samples_and_the_mean_of_the_processors(wi
     )
     assert meter.paces() == Paces(100.0, (3.0, 3.5, 4.5, 5.0))
     _, second = meter._probes
-    second.file.write(_RECORD.pack(100.9, 8.0) + b"half")
+    second.file.write(RECORD.pack(100.9, 8.0) + b"half")
     second.file.flush()
     assert meter.paces() == Paces(100.0, (3.0, 3.5, 4.5, 5.0, 6.0)), "half a record is left"
-    second.file.truncate(4 * _RECORD.size)
+    second.file.truncate(4 * RECORD.size)
     second.file.seek(0, os.SEEK_END)
-    second.file.write(_RECORD.pack(100.95, 10.0))
+    second.file.write(RECORD.pack(100.95, 10.0))
     second.file.flush()
     assert meter.paces() == Paces(100.0, (3.0, 3.5, 4.5, 5.0, 6.5))
 
