@@ -93,8 +93,8 @@ async def measure_server(
     _tell_loops(loops, report)
     step_times = with_loads(engine, StepTimes.fit(points), loops, paces)
     report(
-        f"while a step runs, a request takes {1e3 * step_times.busy_work_s:.1f} ms from it, and "
-        f"waits {1e3 * step_times.busy_wait_s:.1f} ms longer"
+        f"while a step runs, a request takes {1e3 * step_times.busy_work_s:.1f} ms from it; among "
+        f"many others it waits {1e3 * step_times.busy_wait_s:.1f} ms longer"
     )
     after = await engine_state(http, server)
     watts, reason = _watts(before, after)

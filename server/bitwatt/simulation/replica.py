@@ -22,6 +22,7 @@ from bitwatt.simulation.traffic import Arrival
 __all__ = ["BLOCK_SIZE", "Engine", "Replica", "Served"]
 
 BLOCK_SIZE = 16
+_HALF_WAIT_OTHERS = 3  # open requests at which one waits half of what it does among many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +138,9 @@ class Replica:
         # What a request costs outside the engine is spent before it gets there.
         pace = self.pace(arrival.time_s)
         came_s = arrival.time_s + pace * self.step_times.overhead_s
-        if len(self._open) > 1:
-            came_s += pace * self.step_times.busy_wait_s
+        if others := len(self._open) - 1:
+            share = others / (others + _HALF_WAIT_OTHERS)
+            came_s += pace * share * self.step_times.busy_wait_s
             self._work(arrival.time_s, pace * self.step_times.busy_work_s)
         heapq.heappush(self._coming, (came_s, next(self._ids), request))
         return served

@@ -83,8 +83,9 @@ class StepTimes:
     """Seconds of a step, and of a request outside the engine.
 
     overhead_s   a lone request waits outside the engine
-    busy_wait_s  one that comes while others are open waits so much longer
-    busy_work_s  and makes the running step so much longer: server and callers share its processors
+    busy_wait_s  one that comes among many others waits so much longer, half of it among three
+    busy_work_s  among any it makes the running step so much longer: server and callers share its
+                 processors
     """
 
     def __init__(

@@ -123,6 +123,16 @@ def test_what_it_costs_outside_the_engine_is_added_once():
     assert ends[1] - ends[0] == pytest.approx(0.01, rel=0.05)
 
 
+@pytest.mark.parametrize(("num_others", "waited_s"), [(0, 0.0), (1, 0.25), (3, 0.5), (27, 0.9)])
+def test_a_request_waits_longer_the_more_others_are_open(num_others, waited_s):
+    replica = Replica(make_engine(), make_step_times(1e-6).at_load(1.0, 0.0))
+    for _ in range(num_others):
+        replica.submit(Arrival(0.0, 16, 2))
+    last = replica.submit(Arrival(0.0, 16, 2))
+    replica.run_to_end()
+    assert last.ttft_s == pytest.approx(waited_s, abs=1e-4)
+
+
 def test_a_shared_prefix_is_computed_once_where_the_cache_is_on():
     replica = Replica(make_engine(prefix_caching=True), make_step_times())
     first = replica.submit(Arrival(0.0, 200, 4, prefix=7, num_prefix_tokens=160))
