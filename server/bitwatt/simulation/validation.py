@@ -198,7 +198,7 @@ async def compare_with_server(
     """Return what was predicted and what the server did at each rate, in requests a second.
 
     The rates take turns, six replays of each: a machine's speed changes with the minutes. So a
-    closed loop runs before each replay and after the last. A machine that took twice as long for
+    closed loop runs after each replay, and four before the first. A machine that took twice as long for
     the last four as was simulated gets half as many requests a second: one alone is of a moment.
     And a replay is predicted with step times that are as many times as long as the loops beside it
     took of what was simulated.
@@ -238,8 +238,9 @@ async def compare_with_server(
         return statistics.mean(of_loops) if of_loops else 1.0
 
     async with Callers(server, authorization=http.headers.get("Authorization")) as callers:
-        before = await measured_loop()
-        slow = [slowness([before], STEADY)]
+        loops = [await measured_loop() for _ in range(_RATE_LOOPS)]
+        slow = [slowness([loop], STEADY) for loop in loops]
+        before = loops[-1]
         for turn in range(_TURNS):
             for of_rate in of_rates:
                 rate = of_rate.requests_per_s / statistics.mean(slow[-_RATE_LOOPS:])

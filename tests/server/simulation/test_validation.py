@@ -90,11 +90,11 @@ async def test_a_server_that_does_what_is_simulated_is_predicted_to_the_letter(c
 
 
 async def test_a_replay_is_predicted_at_the_pace_of_the_loops_beside_it(compare):
-    paces = [2.25, 1.75, 1.25, 1.75, 1.25, 1.75, 0.75]
+    paces = [2.75, 1.5, 2.0, 2.25, 1.75, 1.25, 1.75, 1.25, 1.75, 0.75]
     one, replayed = await compare([0.0] * 6, slower=[2.0, *[1.5] * 4, 1.25], paces=paces)
     assert [replay.pace for replay in one.replays] == pytest.approx([2.0, *[1.5] * 4, 1.25])
     assert list(one.errors.values()) == pytest.approx([0.0] * 4, abs=1e-9)
-    rates = [20 / fmean(paces[max(0, turn - 3) : turn + 1]) for turn in range(6)]
+    rates = [20 / fmean(paces[turn : turn + 4]) for turn in range(6)]
     assert [replay.requests_per_s for replay in one.replays] == pytest.approx(rates)
     assert [len(times) for times in replayed] == [max(20, round(2 * rate)) for rate in rates]
     planned = one.as_json()["planned_errors"]
