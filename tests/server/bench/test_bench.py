@@ -87,9 +87,10 @@ def test_the_twin_is_measured_beside_each_library() -> None:
     result = bench_dense(
         preset="700M",
         num_layers=1,
-        repeats=2,
+        repeats=1,
         num_threads=1,
         read_bytes=1 << 22,
+        prompt_tokens=64,
         report=lines.append,
     )
     works = {"decode_1", "decode_8", "decode_32", "prefill"}
@@ -109,12 +110,17 @@ def test_the_twin_is_measured_beside_each_library() -> None:
 def test_scales_of_groups_are_measured_beside_those_of_rows() -> None:
     lines: list[str] = []
     results = bench_groups(
-        num_layers=1, num_threads=1, repeats=2, read_bytes=1 << 22, report=lines.append
+        num_layers=1,
+        num_threads=1,
+        repeats=1,
+        read_bytes=1 << 22,
+        prompt_tokens=64,
+        report=lines.append,
     )
     assert [result["preset"] for result in results] == ["Bonsai 1.7B", "Bonsai 4B"]
     for result in results:
         assert result["models"].keys() == {"groups of 128", "rows"}
-        assert result["to_rows"]["prefill"]["n"] == 2
+        assert result["to_rows"]["prefill"]["n"] == 1
         # 1/64 of a byte a weight more, of 2 bits: a scale of 16 bits to each 128.
         assert 1.05 < result["to_rows"]["weights_bytes"] < 1.07
     assert any("groups of 128 to rows" in line for line in lines)
