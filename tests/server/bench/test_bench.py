@@ -88,7 +88,7 @@ def test_the_twin_is_measured_beside_each_library() -> None:
     result = bench_dense(
         preset="700M",
         num_layers=1,
-        repeats=1,
+        repeats=2,
         num_threads=1,
         read_bytes=1 << 22,
         prompt_tokens=64,
@@ -113,7 +113,7 @@ def test_scales_of_groups_are_measured_beside_those_of_rows() -> None:
     results = bench_groups(
         num_layers=1,
         num_threads=1,
-        repeats=1,
+        repeats=2,
         read_bytes=1 << 22,
         prompt_tokens=64,
         report=lines.append,
@@ -121,7 +121,7 @@ def test_scales_of_groups_are_measured_beside_those_of_rows() -> None:
     assert [result["preset"] for result in results] == ["Bonsai 1.7B", "Bonsai 4B"]
     for result in results:
         assert result["models"].keys() == {"groups of 128", "rows"}
-        assert result["to_rows"]["prefill"]["n"] == 1
+        assert result["to_rows"]["prefill"]["n"] == 2
         # 1/64 of a byte a weight more, of 2 bits: a scale of 16 bits to each 128.
         assert 1.05 < result["to_rows"]["weights_bytes"] < 1.07
     assert any("groups of 128 to rows" in line for line in lines)
