@@ -44,10 +44,12 @@ wheel: .venv/.installed-dev
 clean:
 	rm -rf .venv build dist
 
+# What Python brings of pip takes half as long again to install the rest.
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
 		"bitwatt needs Python 3.11 to 3.13; set PYTHON=, this one is " + sys.version)'
 	$(PYTHON) -m venv .venv
+	$@ -m pip install --quiet --disable-pip-version-check --upgrade pip
 
 # Touched only when the list differs from the one of the last install.
 .venv/.modules: .venv/bin/python always

@@ -25,10 +25,19 @@ __all__ = ["ModelProcess", "bench_cpu", "bench_dense", "bench_groups"]
 
 # By name: what is asked of a model, and of how many sequences or tokens.
 _Works = Mapping[str, tuple[str, int]]
-_WORK: _Works = {"decode_1": ("decode", 1), "decode_8": ("decode", 8), "prefill": ("prefill", 512)}
-_DENSE_WORK: _Works = {**_WORK, "decode_32": ("decode", 32)}
+_WORK = ("decode_1", "decode_8", "prefill")
+_DENSE_WORK = (*_WORK, "decode_32")
 
 _SHORT_CONTEXT_TOKENS = 16  # a library's linears have none, and 32 prompts would take minutes
+
+
+def _works(names: Iterable[str], prompt_tokens: int) -> _Works:
+    """Return what these names ask for; decode_8 is a step of 8 sequences."""
+    return {
+        name: (kind, int(batch) if batch else prompt_tokens)
+        for name in names
+        for kind, _, batch in [name.partition("_")]
+    }
 
 
 def _print_to_stderr(line: str) -> None:
@@ -43,6 +52,7 @@ def bench_cpu(
     num_threads: int | None = None,
     cpu_isa: str | None = None,
     read_bytes: int = 1 << 28,
+    prompt_tokens: int = 512,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
     """Return each model's decode, prefill and memory, and the ternary ones' ratios to the twin.
@@ -52,6 +62,7 @@ def bench_cpu(
     num_threads  CPU threads of each model; None takes all the process may use
     cpu_isa      instruction set of the kernels; None takes the fastest that runs
     read_bytes   what the rate of memory is measured on; far more than the caches hold
+    prompt_tokens  of a prefill, 512 at most
     report       takes a line as each figure is known
     """
     num_layers = num_layers or PRESETS[preset].num_layers
@@ -59,7 +70,8 @@ def bench_cpu(
     int8_head = replace(ternary, head_bits=8)
     twin = replace(ternary, weights="dense")
     configs = {"ternary": ternary, "ternary, int8 head": int8_head, "16-bit": twin}
-    models, rounds, figures = _take_turns(configs, _WORK, repeats, report)
+    works = _works(_WORK, prompt_tokens)
+    models, rounds, figures = _take_turns(configs, works, repeats, report)
     to_twin = {
         name: _ratios(models[name], models["16-bit"], rounds[name], rounds["16-bit"])
         for name in ("ternary", "ternary, int8 head")
@@ -85,6 +97,7 @@ def bench_dense(
     num_threads: int | None = None,
     cpu_isa: str | None = None,
     read_bytes: int = 1 << 28,
+    prompt_tokens: int = 512,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> dict[str, Any]:
     """Return figures of the 16-bit twin and of libraries' linears, and the ratios of their speeds.
@@ -97,7 +110,9 @@ def bench_dense(
     configs: dict[str, ChildConfig | DenseConfig] = {"16-bit": twin}
     for library in libraries():
         configs[library] = DenseConfig(preset, num_layers, library, num_threads, read_bytes)
-    models, rounds, figures = _take_turns(configs, _DENSE_WORK, repeats, report)
+    models, rounds, figures = _take_turns(
+        configs, _works(_DENSE_WORK, prompt_tokens), repeats, report
+    )
     ratios = {
         name: {
             work: asdict(_pairwise(rounds[name][work], rounds["16-bit"][work]))
@@ -125,6 +140,7 @@ def bench_groups(
     cpu_isa: str | None = None,
     repeats: int = 5,
     read_bytes: int = 1 << 28,
+    prompt_tokens: int = 512,
     report: Callable[[str], None] = _print_to_stderr,
 ) -> list[dict[str, Any]]:
     """Return figures of Bonsai's shapes with a scale to each group of 128 weights and to each row.
@@ -133,13 +149,14 @@ def bench_groups(
     head are ternary. Parameters as bench_cpu's.
     """
     results = []
+    works = _works(_WORK, prompt_tokens)
     for preset in ("Bonsai 1.7B", "Bonsai 4B"):
         layers = num_layers or PRESETS[preset].num_layers
         rows = ChildConfig(preset, layers, "ternary", 16, num_threads, cpu_isa, read_bytes)
         rows = replace(rows, has_ternary_head=True)
         configs = {"groups of 128": replace(rows, group=128), "rows": rows}
         report(f"{preset}, a scale to")
-        models, rounds, figures = _take_turns(configs, _WORK, repeats, report)
+        models, rounds, figures = _take_turns(configs, works, repeats, report)
         ratios = _ratios(
             models["groups of 128"], models["rows"], rounds["groups of 128"], rounds["rows"]
         )
@@ -275,7 +292,7 @@ def _ratios(model: Model, other: Model, ours: _Rounds, theirs: _Rounds) -> dict[
     return ratios
 
 
-def _multiples(ratios: Mapping[str, Any], works: _Works) -> str:
+def _multiples(ratios: Mapping[str, Any], works: Iterable[str]) -> str:
     return ", ".join(f"{work} {ratios[work]['median']:.2f}x" for work in works)
 
 

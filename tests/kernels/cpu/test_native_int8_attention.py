@@ -48,20 +48,24 @@ def test_attention_over_codes_is_near_the_reference(
     )
 
 
-@pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("num_heads", [1, 3, 4])
 def test_a_query_attends_over_codes_the_same_in_any_chunk_and_on_any_number_of_threads(
-    native, num_heads, num_threads
+    native, num_heads
 ):
-    backend = make_native(instruction_set=native.instruction_set, num_threads=num_threads)
     length = 600
     layout, num_blocks = make_layout([length], [length])
     cache = make_cache(layout, num_blocks, 1, 64)
     queries = torch.randn(length, num_heads, 64)
     whole = attend(native, queries, cache, layout)
+    backends = [
+        make_native(instruction_set=native.instruction_set, num_threads=num_threads)
+        for num_threads in (1, 3)
+    ]
     for first, last in [(0, 1), (16, 17), (255, 256), (256, 257), (100, 130), (511, 600)]:
         chunk = replace(make_layout([last], [last - first])[0], block_tables=layout.block_tables)
-        assert torch.equal(attend(backend, queries[first:last], cache, chunk), whole[first:last])
+        for backend in backends:
+            attended = attend(backend, queries[first:last], cache, chunk)
+            assert torch.equal(attended, whole[first:last]), backend.num_threads
 
 
 @pytest.mark.parametrize("head_dim", [20, 128])

@@ -27,25 +27,28 @@ STEPS = {
 
 
 @pytest.mark.parametrize("group", [None, 64])
-@pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("step", STEPS)
 def test_layers_are_their_operations_on_any_number_of_threads(
-    native: NativeBackend, step: str, num_threads: int, group: int | None
+    native: NativeBackend, step: str, group: int | None
 ) -> None:
-    backend = make_native(instruction_set=native.instruction_set, num_threads=num_threads)
-    weights = [make_layer(backend, **SIZES, group=group, seed=20 * i) for i in range(3)]
-    layers = backend.prepare_layers(weights)
+    weights = [make_layer(native, **SIZES, group=group, seed=20 * i) for i in range(3)]
     layout, num_blocks = make_layout(*STEPS[step])
     rope = rope_table(1024, 64, 5e5)
-    caches = torch.stack([make_cache(num_blocks, 2, 64, torch.bfloat16, seed=i) for i in range(3)])
-    expected_caches = caches.clone()
+    empty = torch.stack([make_cache(num_blocks, 2, 64, torch.bfloat16, seed=i) for i in range(3)])
+    expected_caches = empty.clone()
     h = torch.randn(len(layout.positions), 192).bfloat16()
     expected = LayersByOperations.ternary_layers(
         native, h, tuple(weights), rope, expected_caches, layout
     )
-    for _ in range(5):  # the same step again writes the same cache
-        assert torch.equal(backend.ternary_layers(h, layers, rope, caches, layout), expected)
-    assert torch.equal(caches, expected_caches)
+    for num_threads in (1, 2, 3, 7):
+        backend = make_native(instruction_set=native.instruction_set, num_threads=num_threads)
+        own = [make_layer(backend, **SIZES, group=group, seed=20 * i) for i in range(3)]
+        layers = backend.prepare_layers(own)
+        caches = empty.clone()
+        for _ in range(5):  # the same step again writes the same cache
+            computed = backend.ternary_layers(h, layers, rope, caches, layout)
+            assert torch.equal(computed, expected), num_threads
+        assert torch.equal(caches, expected_caches), num_threads
 
 
 def test_a_layer_whose_parts_do_not_fit_is_refused(native: NativeBackend) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from bitwatt.bench import attention
 from bitwatt.bench.attention import bench_attention
 from bitwatt.bench.cpu import ModelProcess, bench_cpu, bench_dense, bench_groups
 from bitwatt.bench.dense_child import DenseConfig, libraries
@@ -90,6 +91,7 @@ def test_the_twin_is_measured_beside_each_library() -> None:
         repeats=2,
         num_threads=1,
         read_bytes=1 << 22,
+        prompt_tokens=64,
         report=lines.append,
     )
     works = {"decode_1", "decode_8", "decode_32", "prefill"}
@@ -109,7 +111,12 @@ def test_the_twin_is_measured_beside_each_library() -> None:
 def test_scales_of_groups_are_measured_beside_those_of_rows() -> None:
     lines: list[str] = []
     results = bench_groups(
-        num_layers=1, num_threads=1, repeats=2, read_bytes=1 << 22, report=lines.append
+        num_layers=1,
+        num_threads=1,
+        repeats=2,
+        read_bytes=1 << 22,
+        prompt_tokens=64,
+        report=lines.append,
     )
     assert [result["preset"] for result in results] == ["Bonsai 1.7B", "Bonsai 4B"]
     for result in results:
@@ -122,7 +129,10 @@ def test_scales_of_groups_are_measured_beside_those_of_rows() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TEST_ALL, reason="starts two models: BITWATT_TEST_ALL=1 runs it")
-def test_attention_over_both_caches_is_measured_by_itself_and_in_models() -> None:
+def test_attention_over_both_caches_is_measured_by_itself_and_in_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_CACHED_TOKENS", 1200)  # two caches, not 109
     lines: list[str] = []
     result = bench_attention(
         presets=("700M",),
