@@ -198,10 +198,10 @@ async def compare_with_server(
     """Return what was predicted and what the server did at each rate, in requests a second.
 
     The rates take turns, six replays of each: a machine's speed changes with the minutes. So a
-    closed loop runs after each replay, and four before the first. A machine that took twice as long for
-    the last four as was simulated gets half as many requests a second: one alone is of a moment.
-    And a replay is predicted with step times that are as many times as long as the loops beside it
-    took of what was simulated.
+    closed loop runs after each replay, and four before the first. A machine that took twice as long
+    for the last four as was simulated gets half as many requests a second: one alone is of a
+    moment. And a replay is predicted with step times that are as many times as long as the loops
+    beside it took of what was simulated.
 
     rates    of a machine at the pace of the step times
     seconds  that requests arrive at each rate, in all
