@@ -33,6 +33,7 @@ TOGETHER = {
         "end_to_end/test_serve.py",
         "end_to_end/test_serve_gguf.py",
         "end_to_end/test_structured_output.py",
+        "end_to_end/test_termination.py",
         "end_to_end/test_tools.py",
     ],
     "transformers' models, of 4 s to import": [
