@@ -29,6 +29,7 @@ TOGETHER = {
         "end_to_end/test_answers.py",
         "end_to_end/test_likelihoods.py",
         "end_to_end/test_page.py",
+        *([] if TEST_ALL else ["end_to_end/test_random_requests.py"]),
         "end_to_end/test_readme.py",
         "end_to_end/test_serve.py",
         "end_to_end/test_serve_gguf.py",

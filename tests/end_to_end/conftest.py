@@ -124,7 +124,7 @@ def stop_server(server: Server) -> int:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The embedded pair, shared by the tests that leave it as they found it."""
-    server = start_server()
+    server = start_server("--allow-priority")  # which random requests ask for
     yield server
     assert stop_server(server) == 0
 

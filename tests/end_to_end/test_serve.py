@@ -145,7 +145,7 @@ def test_32_streams_at_once_get_the_text_each_gets_alone(server: Server) -> None
 
 
 def test_where_the_16_bit_baseline_differs_under_load_it_is_a_near_tie(server: Server) -> None:
-    load = make_load(32)
+    load = make_load(32 if TEST_ALL else 16)
 
     async def logprobs_of(client: AsyncOpenAI, settings: dict) -> list[tuple[str, dict]]:
         answer = await client.completions.create(model="builtin-twin", logprobs=5, **settings)
@@ -169,7 +169,7 @@ def test_where_the_16_bit_baseline_differs_under_load_it_is_a_near_tie(server: S
         other = theirs[differing][0]
         # bfloat16 carries 8 bits: logits of about 10 differ by up to 0.06 when rounded otherwise.
         assert abs(top[token] - top[other]) < 0.13
-    assert num_same > 16
+    assert num_same > len(load) / 2
 
 
 def first_difference(a: list[str], b: list[str]) -> int | None:
