@@ -16,7 +16,7 @@ from tests.extent import TEST_ALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
-NUM_CASES = 200 if TEST_ALL else 40
+NUM_CASES = 200 if TEST_ALL else 20
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 NAME = {"type": "string", "maxLength": 12}
 

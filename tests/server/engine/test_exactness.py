@@ -148,8 +148,8 @@ class Case:
     truth: dict[str, list[int]]
 
 
-MANY = 200 if TEST_ALL else 80
-FEW = 40 if TEST_ALL else 20  # plain torch takes some 10 ms a step here
+MANY = 200 if TEST_ALL else 50
+FEW = 40 if TEST_ALL else 12  # plain torch takes some 10 ms a step here
 
 
 @pytest.fixture(
