@@ -151,7 +151,8 @@ def servers_of_one() -> Iterator[list[Server]]:
 def own_server(servers_of_one: list[Server]) -> Server:
     """The embedded ternary model, to be mistreated: its engine killed, if it serves again after.
 
-    A test gets the server of the one before, unless that ended it. Its twin would take 3 s to start.
+    A test gets the server of the one before, unless that ended it. Its twin would take 3 s to
+    start.
     """
     if not servers_of_one or servers_of_one[-1].process.poll() is not None:
         servers_of_one.append(start_server("--no-compare"))

@@ -205,7 +205,7 @@ def wait_idle(server: Server, model: str) -> None:
 
 
 def test_killed_engine_fails_its_streams_and_comes_back(request: pytest.FixtureRequest) -> None:
-    """Both engines of a pair die under BITWATT_TEST_ALL=1; test_soak.py kills a pair's at any rate."""
+    """Both of a pair under BITWATT_TEST_ALL=1; test_soak.py kills a pair's at any rate."""
     server: Server = request.getfixturevalue("own_pair" if TEST_ALL else "own_server")
     models = MODELS if TEST_ALL else MODELS[:1]
     client = make_client(server)
