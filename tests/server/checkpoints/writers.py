@@ -43,7 +43,6 @@ def _transformers() -> Any:
         warnings.simplefilter(
             "ignore", DeprecationWarning
         )  # of torch.jit, which torch.compile imports
-        import transformers.initialization
         import transformers.integrations.bitnet
     transformers.utils.logging.disable_progress_bar()
     return transformers
@@ -70,10 +69,12 @@ def sizes(**changes: Any) -> dict[str, Any]:
 def random_model(family: Family, seed: int, **changes: Any) -> Any:
     """Return a float32 model with weights wide enough for its logits to differ."""
     transformers = _transformers()
+    from transformers.initialization import no_init_weights
+
     config_class = getattr(transformers, f"{_CLASSES[family]}Config")
     model_class = getattr(transformers, f"{_CLASSES[family]}ForCausalLM")
     # Every parameter is drawn below: what transformers would draw first takes a third of the time.
-    with transformers.initialization.no_init_weights():
+    with no_init_weights():
         model = model_class(config_class(**sizes(**changes))).eval()
     model.tie_weights()
     generator = torch.Generator().manual_seed(seed)

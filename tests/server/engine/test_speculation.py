@@ -111,7 +111,7 @@ class Case:
     scope="module",
     params=[
         f"native-ternary-bfloat16-{200 if TEST_ALL else 64}",
-        f"torch-ternary-bfloat16-{24 if TEST_ALL else 10}",
+        f"torch-ternary-bfloat16-{24 if TEST_ALL else 16}",
         f"native-dense-bfloat16-{48 if TEST_ALL else 32}",
         f"native-ternary-int8-{200 if TEST_ALL else 32}",
     ],
