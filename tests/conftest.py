@@ -29,10 +29,12 @@ TOGETHER = {
         "end_to_end/test_answers.py",
         "end_to_end/test_likelihoods.py",
         "end_to_end/test_page.py",
+        *([] if TEST_ALL else ["end_to_end/test_random_requests.py"]),
         "end_to_end/test_readme.py",
         "end_to_end/test_serve.py",
         "end_to_end/test_serve_gguf.py",
         "end_to_end/test_structured_output.py",
+        "end_to_end/test_termination.py",
         "end_to_end/test_tools.py",
     ],
     "transformers' models, of 4 s to import": [

@@ -31,6 +31,7 @@ from bitwatt.text.processor import TextProcessor
 from deploy.grafana.comparison import COMPARISON
 from deploy.grafana.generate import DASHBOARDS
 from tests.deploy.queries import PROMETHEUS, panel_queries, rules
+from tests.extent import TEST_ALL
 from tests.fakes import FakeEngine, make_info, make_model, make_settings, run_server
 from tests.server.api.node import evaluate
 
@@ -59,7 +60,7 @@ LOADED = {query.expr for query in QUERIES if query.idle != "absent"}
 LOADED |= {rule["expr"] for rule in rules("rules.yml")}
 HOME = COMPARISON.rows[0]
 SPEED = next(query.expr for query in QUERIES if query.legend == "times")
-NUM_TURNS = 4
+NUM_TURNS = 4 if TEST_ALL else 2
 NUM_TOKENS = 384
 NUM_REQUESTS = {"builtin": 3, "builtin-twin": 1}  # in a turn: uneven traffic
 

@@ -31,7 +31,7 @@ _BODIES: dict[str, type[Body]] = {
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }
-_MODELS = ["builtin", "builtin", "builtin", "builtin-fp16"]
+_MODELS = ["builtin", "builtin", "builtin", "builtin-twin"]
 
 # Spellings of JSON, or nearly, that json.dumps doesn't write: they stand as strings until the end.
 _MARK = "\u0000as it stands: "
@@ -308,7 +308,7 @@ _QUERIES = st.one_of(
     st.text("abc=&%;+[]1", max_size=20).map("?".__add__),
 )
 _NAMES = st.sampled_from(
-    ["builtin", "builtin-fp16", "gpt-4", "%2e%2e%2f", "a/b/c", "%00", "%ff", "..", "x" * 2000]
+    ["builtin", "builtin-twin", "gpt-4", "%2e%2e%2f", "a/b/c", "%00", "%ff", "..", "x" * 2000]
 )
 
 

@@ -63,10 +63,14 @@ NOT_RUN = {
     "python -m bitwatt.training sizes": "takes hours: test_sizes.py trains a little",
 }
 
-# The default is what was held out of the standard library: a minute.
-SHORT_TEXT = [] if TEST_ALL else ["--text", str(ROOT / "server/bitwatt/processors.py")]
+# The default is the pair, and what was held out of the standard library: a minute. The tables of a
+# pair are tests/server/evaluation/test_perplexity.py's affair.
+LESS = [
+    *("--text", str(ROOT / "server/bitwatt/processors.py")),
+    str(ROOT / "server/bitwatt/builtin/fp16"),
+]
 QUICKLY = {
-    "bitwatt eval": ["--every", "100", "--num-threads", "1", *SHORT_TEXT],
+    "bitwatt eval": ["--every", "100", "--num-threads", "1", *([] if TEST_ALL else LESS)],
     "bitwatt plan": [
         *("--measure-seconds", "0.2", "--max-num-seqs", "4", "--simulated-requests", "100"),
         *("--prompt-tokens", "32", "--answer-tokens", "8-16"),

@@ -17,6 +17,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from tests.end_to_end.conftest import Server, start_server
+from tests.extent import TEST_ALL
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +145,7 @@ def test_32_streams_at_once_get_the_text_each_gets_alone(server: Server) -> None
 
 
 def test_where_the_16_bit_baseline_differs_under_load_it_is_a_near_tie(server: Server) -> None:
-    load = make_load(32)
+    load = make_load(32 if TEST_ALL else 16)
 
     async def logprobs_of(client: AsyncOpenAI, settings: dict) -> list[tuple[str, dict]]:
         answer = await client.completions.create(model="builtin-twin", logprobs=5, **settings)
@@ -168,7 +169,7 @@ def test_where_the_16_bit_baseline_differs_under_load_it_is_a_near_tie(server: S
         other = theirs[differing][0]
         # bfloat16 carries 8 bits: logits of about 10 differ by up to 0.06 when rounded otherwise.
         assert abs(top[token] - top[other]) < 0.13
-    assert num_same > 16
+    assert num_same > len(load) / 2
 
 
 def first_difference(a: list[str], b: list[str]) -> int | None:
@@ -203,16 +204,18 @@ def wait_idle(server: Server, model: str) -> None:
     raise AssertionError({name: server.metric(name, model_name=model) for name in names})
 
 
-def test_killed_engine_fails_its_streams_and_comes_back(own_pair: Server) -> None:
-    server = own_pair
+def test_killed_engine_fails_its_streams_and_comes_back(request: pytest.FixtureRequest) -> None:
+    """Both of a pair under BITWATT_TEST_ALL=1; test_soak.py kills a pair's at any rate."""
+    server: Server = request.getfixturevalue("own_pair" if TEST_ALL else "own_server")
+    models = MODELS if TEST_ALL else MODELS[:1]
     client = make_client(server)
     engines = server.engine_ids()
-    assert len(engines) == 2
+    assert len(engines) == len(models)
     # 7200 tokens a stream, and none ends it early: about a second of work, killed at its start.
     endless = {"n": 8, "max_tokens": 900, "extra_body": {"ignore_eos": True}}
     streams = [
         client.completions.create(model=model, prompt="x", stream=True, **endless)
-        for model in MODELS
+        for model in models
     ]
     for stream in streams:
         next(iter(stream))
@@ -224,7 +227,7 @@ def test_killed_engine_fails_its_streams_and_comes_back(own_pair: Server) -> Non
     assert httpx.get(f"{server.url}/ready", timeout=60).status_code == 503
     assert server.process.poll() is None
     server.wait_ready(30)
-    for model in MODELS:
+    for model in models:
         answer = client.completions.create(model=model, prompt="x", max_tokens=4, temperature=0)
         assert answer.choices[0].text
     assert not set(server.engine_ids()) & set(engines)
@@ -281,56 +284,3 @@ def test_a_port_in_use_is_a_clear_error() -> None:
         port = str(taken.getsockname()[1])
         with pytest.raises(AssertionError, match=rf"port {port}: Address already in use.*--port"):
             start_server("--port", port)
-
-
-def test_two_interrupts_end_a_server_with_an_open_stream_and_without_a_traceback(
-    own_server: Server,
-) -> None:
-    body = {"model": "builtin", "prompt": "a", "max_tokens": 900, "stream": True}
-    asked = body | {"ignore_eos": True}
-    url = f"{own_server.url}/v1/completions"
-    with httpx.stream("POST", url, json=asked, timeout=60) as answer:
-        next(answer.iter_lines())
-        own_server.process.send_signal(signal.SIGINT)
-        while not own_server.logged("Shutting down"):  # of two signals at once one is told
-            time.sleep(0.01)
-        own_server.process.send_signal(signal.SIGINT)
-        assert own_server.process.wait(timeout=20) == 130
-    own_server.reader.join(timeout=10)
-    assert "Traceback" not in "".join(own_server.log)
-
-
-@pytest.mark.anyio
-async def test_a_server_that_is_told_to_end_lets_32_streams_finish(own_server: Server) -> None:
-    """Each has begun when SIGTERM comes, and each gets all its tokens, its usage and its end."""
-    num_streams, num_tokens = 32, 160
-    begun = asyncio.Semaphore(0)
-
-    async def read(client: httpx.AsyncClient, seed: int) -> list[str]:
-        body = {"model": "builtin", "prompt": "def ", "max_tokens": num_tokens, "seed": seed}
-        options = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
-        lines = []
-        async with client.stream("POST", "/v1/completions", json=body | options) as answer:
-            async for line in answer.aiter_lines():
-                if not lines:
-                    begun.release()
-                lines.append(line)
-        return [line for line in lines if line]
-
-    limits = httpx.Limits(max_connections=num_streams)
-    async with httpx.AsyncClient(base_url=own_server.url, timeout=60, limits=limits) as client:
-        streams = [asyncio.create_task(read(client, seed)) for seed in range(num_streams)]
-        for _ in streams:
-            await begun.acquire()
-        assert not all(stream.done() for stream in streams)
-        own_server.process.send_signal(signal.SIGTERM)
-        answers = await asyncio.gather(*streams)
-    for lines in answers:
-        *_, usage, done = lines
-        assert done == "data: [DONE]"
-        assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == num_tokens
-        last = json.loads(lines[-3].removeprefix("data: "))
-        assert last["choices"][0]["finish_reason"] == "length"
-    assert own_server.process.wait(timeout=40) == 0
-    own_server.reader.join(timeout=10)
-    assert "Traceback" not in "".join(own_server.log)

@@ -15,8 +15,8 @@ from bitwatt.model.transformer import Transformer
 __all__ = ["random_model"]
 
 # Values drawn once and repeated, from another start in each tensor: a copy costs less than a
-# draw. Odd, so that the rows of a matrix differ.
-_POOL_SIZE = (1 << 22) + 1
+# draw. As many as the embedding has, up to this; odd, so that the rows of a matrix differ.
+_MAX_POOL_SIZE = (1 << 22) + 1
 
 
 class _RandomSource:
@@ -40,9 +40,10 @@ class _RandomSource:
         self._device = device
         self._starts = Random(seed)  # noqa: S311
         generator = torch.Generator(device).manual_seed(seed)
-        drawn = torch.randint(len(VALID_BYTES), (_POOL_SIZE,), generator=generator, device=device)
+        self._size = min(_MAX_POOL_SIZE, config.vocab_size * config.hidden_size | 1)
+        drawn = torch.randint(len(VALID_BYTES), (self._size,), generator=generator, device=device)
         self._bytes = torch.tensor(VALID_BYTES, dtype=torch.uint8, device=device)[drawn]
-        normal = torch.randn(_POOL_SIZE, generator=generator, device=device)
+        normal = torch.randn(self._size, generator=generator, device=device)
         self._normal = (normal * 0.02).bfloat16()
 
     def dense(self, _name: str, /, *shape: int, fits: torch.dtype) -> Tensor:  # noqa: ARG002
@@ -70,9 +71,11 @@ class _RandomSource:
         return TernaryWeight(codes, scales)
 
     def _fill(self, pool: Tensor, rows: int, columns: int) -> Tensor:
-        start = self._starts.randrange(_POOL_SIZE)
-        num_copies = -(-(start + rows * columns) // _POOL_SIZE)
-        return pool.repeat(num_copies)[start : start + rows * columns].view(rows, columns)
+        start = self._starts.randrange(self._size)
+        end = start + rows * columns
+        if end <= self._size:
+            return pool[start:end].clone().view(rows, columns)
+        return pool.repeat(-(-end // self._size))[start:end].view(rows, columns)
 
 
 def random_model(

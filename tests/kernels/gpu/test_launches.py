@@ -38,6 +38,9 @@ SHAPE_2B4T = replace(
     num_kv_heads=1,
     head_dim=32,
     max_model_len=512,
+    vocab_size=1024,
+    bos_token_id=0,
+    eos_token_ids=(1,),
 )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 import pytest
@@ -696,7 +697,9 @@ async def test_colours_mean_models_and_nothing_else():
 
 
 @pytest.mark.needs_program("chromium")
-@pytest.mark.parametrize("make", [make_pair_app, make_app], ids=["pair", "single"])
+@pytest.mark.parametrize(
+    "make", [partial(make_pair_app, delays_s=(0.001, 0.002)), make_app], ids=["pair", "single"]
+)
 async def test_axe_finds_nothing_that_bars_people_from_the_page(make):
     app = make(usd_per_hour=2, first_measurement=False)
     async with run_server(app) as url, open_page(url) as (page, _):

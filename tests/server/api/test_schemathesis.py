@@ -14,7 +14,7 @@ from tests.fakes import FakeEngine, make_app, make_info, run_server
 pytestmark = [pytest.mark.anyio, pytest.mark.slow(400)]
 
 # Of an operation and phase. The embedded model answers what the fake one does by the same routes.
-NUM_EXAMPLES = int(os.environ.get("BITWATT_NUM_EXAMPLES", 100 if TEST_ALL else 10))
+NUM_EXAMPLES = int(os.environ.get("BITWATT_NUM_EXAMPLES", 100 if TEST_ALL else 5))
 # The phase of coverage tries every value at a bound, and every kind of wrong one, of every field.
 PHASES = "examples,coverage,fuzzing,stateful" if TEST_ALL else "examples,fuzzing,stateful"
 NUM_EXAMPLES_OF_MODEL = int(os.environ.get("BITWATT_NUM_EXAMPLES", 30))

@@ -3,7 +3,8 @@
 import json
 import re
 import shutil
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,19 @@ def write(folder: Path, kind: str, rule: str = "row", embedding: str | None = No
         shutil.copyfile(builtin.TERNARY / name, folder / name)
 
 
+@pytest.fixture(scope="module")
+def written_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give the folder that write makes of its arguments, to be read alone."""
+
+    @cache
+    def folder(*arguments: str) -> Path:
+        path = tmp_path_factory.mktemp("source") / "source"
+        write(path, *arguments)
+        return path
+
+    return folder
+
+
 def export(source: Path, destination: Path, target: GgufTarget, **options: Any) -> Written:
     return convert_to_gguf(
         source,
@@ -94,16 +108,15 @@ def assert_same(source: Path, written: Path) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_family_comes_back_bit_for_bit(tmp_path, kind, target):
-    source, written = tmp_path / "source", tmp_path / "x.gguf"
-    write(source, kind)
+def test_every_family_comes_back_bit_for_bit(tmp_path, written_once, kind, target):
+    source, written = written_once(kind), tmp_path / "x.gguf"
     assert export(source, written, target).notices == []
     if kind not in ("llama3", "yarn"):  # whose frequencies are written in float32
         assert_same(source, written)
     else:
         logits = [logits_of(load(path, "dense")) for path in (source, written)]
         torch.testing.assert_close(*logits, rtol=0, atol=1e-3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "x.gguf"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
 
 
 @pytest.mark.parametrize("rule", ["128 weights", "64 weights"])
@@ -144,10 +157,9 @@ def stored_as(path: Path) -> set[str]:
 )
 @pytest.mark.parametrize("kind", ["qwen3", "tied"])
 def test_ternary_embeddings_and_heads_stay_packed_and_come_back_bit_for_bit(
-    tmp_path, kind, target, rule, embedding
+    tmp_path, written_once, kind, target, rule, embedding
 ):
-    source, written = tmp_path / "source", tmp_path / "x.gguf"
-    write(source, kind, rule, embedding)
+    source, written = written_once(kind, rule, embedding), tmp_path / "x.gguf"
     assert export(source, written, target).notices == []
     assert stored_as(written) == {target.removeprefix("gguf-").upper()}
     assert all(map(torch.equal, vocabulary(source), vocabulary(written)))
@@ -161,9 +173,10 @@ def test_ternary_embeddings_and_heads_stay_packed_and_come_back_bit_for_bit(
     assert tensors[0] == tensors[1]
 
 
-def test_an_embedding_that_blocks_can_not_hold_is_written_as_floats_and_said_to_be(tmp_path):
-    source, written = tmp_path / "source", tmp_path / "x.gguf"
-    write(source, "tied", "row", "128 weights")
+def test_an_embedding_that_blocks_can_not_hold_is_written_as_floats_and_said_to_be(
+    tmp_path, written_once
+):
+    source, written = written_once("tied", "row", "128 weights"), tmp_path / "x.gguf"
     [notice] = export(source, written, "gguf-tq2_0").notices
     assert "embed_tokens has a scale to each 128 weights" in notice
     assert notice.endswith("it is written as floats")
@@ -183,10 +196,9 @@ def test_a_folder_keeps_each_value_of_a_packed_embedding(tmp_path, embedding):
     assert all(map(torch.equal, vocabulary(source), vocabulary(again)))
 
 
-def test_a_file_is_exported_in_the_other_format_and_back(tmp_path):
-    write(tmp_path / "source", "llama")
+def test_a_file_is_exported_in_the_other_format_and_back(tmp_path, written_once):
     first, second, third = (tmp_path / f"{name}.gguf" for name in "abc")
-    export(tmp_path / "source", first, "gguf-tq2_0")
+    export(written_once("llama"), first, "gguf-tq2_0")
     export(first, second, "gguf-q2_0")
     export(second, third, "gguf-tq2_0")
     assert_same(first, second)
@@ -200,15 +212,15 @@ def test_a_file_is_exported_in_the_other_format_and_back(tmp_path):
     assert keys == expected_keys
 
 
-def test_the_gguf_package_reads_the_same_weights_and_keys(tmp_path):
-    write(tmp_path / "source", "qwen3")
-    export(tmp_path / "source", tmp_path / "x.gguf", "gguf-tq2_0")
+def test_the_gguf_package_reads_the_same_weights_and_keys(tmp_path, written_once):
+    source = written_once("qwen3")
+    export(source, tmp_path / "x.gguf", "gguf-tq2_0")
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     stored = {t.name: t for t in reader.tensors}
     linear = stored["blk.1.ffn_down.weight"]
     assert linear.tensor_type == gguf.GGMLQuantizationType.TQ2_0
     values = torch.from_numpy(gguf.dequantize(linear.data, linear.tensor_type).copy())
-    tensors = load_file(tmp_path / "source" / "model.safetensors")
+    tensors = load_file(source / "model.safetensors")
     assert torch.equal(values, tensors["model.layers.1.mlp.down_proj.weight"].float())
     assert stored["blk.0.attn_q_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
     fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -219,7 +231,7 @@ def test_the_gguf_package_reads_the_same_weights_and_keys(tmp_path):
     assert len(fields["tokenizer.ggml.tokens"]) == SIZES["vocab_size"]
     assert fields["tokenizer.ggml.token_type"][:3] == [3, 3, 3]
     assert fields["tokenizer.ggml.token_type"][-1] == 5
-    template = read_tokenizer_files(tmp_path / "source").templates["default"]
+    template = read_tokenizer_files(source).templates["default"]
     assert fields["tokenizer.chat_template"] == template
 
 

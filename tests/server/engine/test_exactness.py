@@ -148,7 +148,7 @@ class Case:
     truth: dict[str, list[int]]
 
 
-MANY = 200 if TEST_ALL else 80
+MANY = 200 if TEST_ALL else 50
 FEW = 40 if TEST_ALL else 20  # plain torch takes some 10 ms a step here
 
 

@@ -230,7 +230,7 @@ HOSTILE = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=100 if TEST_ALL else 20,
+    max_examples=100 if TEST_ALL else 10,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

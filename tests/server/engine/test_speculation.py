@@ -110,10 +110,10 @@ class Case:
 @pytest.fixture(
     scope="module",
     params=[
-        f"native-ternary-bfloat16-{200 if TEST_ALL else 96}",
+        f"native-ternary-bfloat16-{200 if TEST_ALL else 64}",
         f"torch-ternary-bfloat16-{24 if TEST_ALL else 16}",
-        "native-dense-bfloat16-48",
-        f"native-ternary-int8-{200 if TEST_ALL else 48}",
+        f"native-dense-bfloat16-{48 if TEST_ALL else 32}",
+        f"native-ternary-int8-{200 if TEST_ALL else 32}",
     ],
 )
 def case(request: pytest.FixtureRequest) -> Case:

@@ -229,7 +229,7 @@ OPERATIONS = st.lists(
 
 @pytest.mark.slow(30 if TEST_ALL else 10)
 @settings(
-    max_examples=3000 if TEST_ALL else 500,
+    max_examples=3000 if TEST_ALL else 300,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
