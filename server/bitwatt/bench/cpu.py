@@ -25,19 +25,14 @@ __all__ = ["ModelProcess", "bench_cpu", "bench_dense", "bench_groups"]
 
 # By name: what is asked of a model, and of how many sequences or tokens.
 _Works = Mapping[str, tuple[str, int]]
-_WORK = ("decode_1", "decode_8", "prefill")
-_DENSE_WORK = (*_WORK, "decode_32")
+_WORK: _Works = {"decode_1": ("decode", 1), "decode_8": ("decode", 8), "prefill": ("prefill", 512)}
+_DENSE_WORK: _Works = {**_WORK, "decode_32": ("decode", 32)}
 
 _SHORT_CONTEXT_TOKENS = 16  # a library's linears have none, and 32 prompts would take minutes
 
 
-def _works(names: Iterable[str], prompt_tokens: int) -> _Works:
-    """Return what these names ask for; decode_8 is a step of 8 sequences."""
-    return {
-        name: (kind, int(batch) if batch else prompt_tokens)
-        for name in names
-        for kind, _, batch in [name.partition("_")]
-    }
+def _with_prompts(works: _Works, num_tokens: int) -> _Works:
+    return {**works, "prefill": ("prefill", num_tokens)}
 
 
 def _print_to_stderr(line: str) -> None:
@@ -70,7 +65,7 @@ def bench_cpu(
     int8_head = replace(ternary, head_bits=8)
     twin = replace(ternary, weights="dense")
     configs = {"ternary": ternary, "ternary, int8 head": int8_head, "16-bit": twin}
-    works = _works(_WORK, prompt_tokens)
+    works = _with_prompts(_WORK, prompt_tokens)
     models, rounds, figures = _take_turns(configs, works, repeats, report)
     to_twin = {
         name: _ratios(models[name], models["16-bit"], rounds[name], rounds["16-bit"])
@@ -111,7 +106,7 @@ def bench_dense(
     for library in libraries():
         configs[library] = DenseConfig(preset, num_layers, library, num_threads, read_bytes)
     models, rounds, figures = _take_turns(
-        configs, _works(_DENSE_WORK, prompt_tokens), repeats, report
+        configs, _with_prompts(_DENSE_WORK, prompt_tokens), repeats, report
     )
     ratios = {
         name: {
@@ -149,7 +144,7 @@ def bench_groups(
     head are ternary. Parameters as bench_cpu's.
     """
     results = []
-    works = _works(_WORK, prompt_tokens)
+    works = _with_prompts(_WORK, prompt_tokens)
     for preset in ("Bonsai 1.7B", "Bonsai 4B"):
         layers = num_layers or PRESETS[preset].num_layers
         rows = ChildConfig(preset, layers, "ternary", 16, num_threads, cpu_isa, read_bytes)
@@ -292,7 +287,7 @@ def _ratios(model: Model, other: Model, ours: _Rounds, theirs: _Rounds) -> dict[
     return ratios
 
 
-def _multiples(ratios: Mapping[str, Any], works: Iterable[str]) -> str:
+def _multiples(ratios: Mapping[str, Any], works: _Works) -> str:
     return ", ".join(f"{work} {ratios[work]['median']:.2f}x" for work in works)
 
 
