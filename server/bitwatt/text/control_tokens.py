@@ -54,6 +54,7 @@ class ControlTokens:
         }
         self._any_token = _one_of(token.content for token in added.values())
         self._control_token = _one_of(self._ids)
+        self._opening = re.compile(rf"\s*(?:{self._control_token.pattern})")
         firsts = sorted({content[0] for content in self._ids if content})
         self._first = _one_of(firsts)
         self._stand_ins = dict(zip(firsts, map(chr, _STAND_INS), strict=False))
@@ -122,12 +123,13 @@ class ControlTokens:
     def _marker(self, marks: "_Marks", spare_opening: bool) -> Callable[[str], str]:
         """Return what marks a text.
 
-        spare_opening  leaves a control token at its very beginning whole, with the mark behind it,
-                       for templates that ask what a message starts with
+        spare_opening  leaves a control token that nothing but white space precedes whole, with the
+                       mark behind it, for templates that ask what a message starts with or whether
+                       there is something before a token
         """
 
         def mark(text: str) -> str:
-            opening = self._control_token.match(text) if spare_opening else None
+            opening = self._opening.match(text) if spare_opening else None
             start = opening.end() if opening else 0
             head = text[:start] + marks.end if opening else ""
             return head + self._first.sub(rf"{marks.start}\g<0>", text[start:])

@@ -128,6 +128,16 @@ def test_templates_see_messages_as_they_were_written(content):
     )
 
 
+def test_a_template_may_ask_whether_something_stands_before_a_token():
+    """Nothing but a line break did, and the message was refused: the mark stood there."""
+    written = ["\n</think>", " \n<|im_end|>", ""]
+    messages = [*user("q"), *({"role": "assistant", "content": text} for text in written)]
+    guarded, open_ = (codec_of("qwen 3", allow=allow) for allow in (False, True))
+    ids, open_ids = (codec.encode_chat(messages) for codec in (guarded, open_))
+    assert guarded.decode(ids) == open_.decode(open_ids)
+    assert len(directing("qwen 3", ids)) == len(directing("qwen 3", open_ids)) - 1
+
+
 def test_tools_names_and_keys_are_the_callers_too():
     codec = _codec(
         "{{ tools | tojson }}{{ messages }}{{ tools | tojson(ensure_ascii=true) }}<|eot_id|>"
