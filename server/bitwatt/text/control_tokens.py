@@ -12,6 +12,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer, normalizers
@@ -54,7 +55,8 @@ class ControlTokens:
         }
         self._any_token = _one_of(token.content for token in added.values())
         self._control_token = _one_of(self._ids)
-        self._opening = re.compile(rf"\s*(?:{self._control_token.pattern})")
+        self._opening = re.compile(rf"\A\s*(?:{self._control_token.pattern})")
+        self._run = re.compile(rf"(?:\s*(?:{self._control_token.pattern}))+")
         firsts = sorted({content[0] for content in self._ids if content})
         self._first = _one_of(firsts)
         self._stand_ins = dict(zip(firsts, map(chr, _STAND_INS), strict=False))
@@ -77,13 +79,24 @@ class ControlTokens:
             return []
         marks = _Marks(written)
         tokens_written = [m.group() for w in written for m in self._control_token.finditer(w)]
-        for spare_opening in (True, False):
-            copy = marks.read(render(_map_texts(messages, self._marker(marks, spare_opening))))
+
+        def marked_copy(spared: re.Pattern[str] | None, *, keep: bool = True) -> _Marked:
+            return marks.read(render(_map_texts(messages, self._marker(marks, spared, keep=keep))))
+
+        for spared in (self._opening, None):
+            copy = marked_copy(spared)
             marked = _align(copy, text)
             if marked is not None:
                 return list(self._written(marked))
             if not tokens_written and self._trusted(copy) == self._trusted(_Marked(text, [], [])):
                 return []  # the template looks at how a message begins, ends or is long
+        marked = _align(marked_copy(self._run), text)
+        if marked is not None:
+            # The template looks at what is between a message's tokens. Those that no longer stand
+            # before their mark are gone if it writes the same tokens without all of them.
+            marked = self._with_runs(marked, written)
+            if self._trusted(marked) == self._trusted(marked_copy(self._run, keep=False)):
+                return list(self._written(marked))
         raise InvalidRequestError(
             f"messages hold {shorten(tokens_written[0]) if tokens_written else 'parts'} of this "
             "model's control tokens where its chat template looks at them; leave them out",
@@ -120,21 +133,45 @@ class ControlTokens:
                     param="messages",
                 )
 
-    def _marker(self, marks: "_Marks", spare_opening: bool) -> Callable[[str], str]:
+    def _marker(
+        self, marks: "_Marks", spared: re.Pattern[str] | None, *, keep: bool
+    ) -> Callable[[str], str]:
         """Return what marks a text.
 
-        spare_opening  leaves a control token that nothing but white space precedes whole, with the
-                       mark behind it, for templates that ask what a message starts with or whether
-                       there is something before a token
+        spared  what stays whole, with the mark behind it, for templates that ask what a message
+                starts with, or whether there is something before a token or between two
+        keep    leave it there; otherwise put nothing in place of it
         """
 
         def mark(text: str) -> str:
-            opening = self._opening.match(text) if spare_opening else None
-            start = opening.end() if opening else 0
-            head = text[:start] + marks.end if opening else ""
-            return head + self._first.sub(rf"{marks.start}\g<0>", text[start:])
+            pieces, done = [], 0
+            for match in spared.finditer(text) if spared else ():
+                pieces.append(self._first.sub(rf"{marks.start}\g<0>", text[done : match.start()]))
+                if keep:
+                    pieces += [match.group(), marks.end]
+                done = match.end()
+            pieces.append(self._first.sub(rf"{marks.start}\g<0>", text[done:]))
+            return "".join(pieces)
 
         return mark
+
+    def _with_runs(self, marked: "_Marked", written: Iterable[str]) -> "_Marked":
+        """Return with an end behind each token of a written run that is before the run's mark."""
+        runs = {
+            tuple(token.group() for token in self._control_token.finditer(run.group()))[::-1]
+            for text in written
+            for run in self._run.finditer(text)
+        }
+        longest = max(map(len, runs), default=0)
+        found = list(self._any_token.finditer(marked.text))
+        at_end = {token.end(): number for number, token in enumerate(found)}
+        ends: list[int] = []
+        for end in marked.ends:
+            num_before = at_end.get(end, -1) + 1
+            before = found[max(0, num_before - longest) : num_before][::-1]
+            in_common = max(_num_equal(before, run) for run in runs)
+            ends += (token.end() for token in before[:in_common])
+        return _Marked(marked.text, marked.starts, ends)
 
     def _written(self, marked: "_Marked") -> Iterator[Span]:
         """Yield the spans of control tokens that have a mark."""
@@ -246,6 +283,12 @@ def _align(marked: _Marked, text: str) -> _Marked | None:
         [solid[solid_before[start]] for start in marked.starts],
         [solid[solid_before[end] - 1] + 1 for end in marked.ends],
     )
+
+
+def _num_equal(found: Sequence[re.Match[str]], tokens: Sequence[str]) -> int:
+    """Return how many of the first ones are the same."""
+    pairs = zip(found, tokens, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0].group() == pair[1], pairs))
 
 
 def _is_named(token: str, literals: str, listed: Collection[str] | None) -> bool:

@@ -82,7 +82,11 @@ def test_no_control_token_comes_of_what_callers_write(name, roles, data):
         [{"role": role, "content": content} for role, content in zip(roles, texts, strict=True)]
         for texts in (contents, harmless)
     )
-    ids = codec_of(name).encode_chat(written)
+    try:
+        ids = codec_of(name).encode_chat(written)
+    except InvalidRequestError:  # Qwen's template looks closely at those that mark thoughts
+        assert "think" in "".join(contents)
+        return
     if "think" not in "".join(contents) and "tool_response" not in "".join(contents):
         # Qwen's template does write other tokens around what those two mark.
         assert directing(name, ids) == directing(name, codec_of(name).encode_chat(expected))
@@ -138,6 +142,42 @@ def test_a_template_may_ask_whether_something_stands_before_a_token():
     assert len(directing("qwen 3", ids)) == len(directing("qwen 3", open_ids)) - 1
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<think>\n\n</think>\n\nCalling",
+        "<think></think>",
+        "<think>\n\n</think>\n\n<|im_end|>x",
+        "first\n<think>\n</think>\n\nCalling",
+        "<think><think>\n</think>b<|im_start|>",
+    ],
+)
+@pytest.mark.parametrize("role", ["tool", "user", "assistant"])
+def test_a_template_may_ask_whether_something_stands_between_two_tokens(content, role):
+    """Qwen 3's drops an empty thought before a tool's answer; a mark within made it one to keep."""
+    guarded, open_ = (codec_of("qwen 3", allow=allow) for allow in (False, True))
+    messages, harmless = (
+        [*user("q"), {"role": "assistant", "content": said}, {"role": role, "content": "12"}]
+        for said in (content, "Calling")
+    )
+    ids = guarded.encode_chat(messages)
+    assert guarded.decode(ids) == open_.decode(open_.encode_chat(messages))
+    assert directing("qwen 3", ids) == directing("qwen 3", guarded.encode_chat(harmless))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content[:13] if '<|eot_id|> <|eot_id|>' in messages[0].content }}",
+        "{{ messages[0].content[:21] }}",
+        "{{ messages[0].content[:5] }}eot_id|>",
+    ],
+)
+def test_a_token_that_leaves_its_run_and_its_mark_behind_is_refused(template):
+    with pytest.raises(InvalidRequestError, match="leave them out"):
+        _codec(template).encode_chat(user("a, <|eot_id|> <|eot_id|>, more"))
+
+
 def test_tools_names_and_keys_are_the_callers_too():
     codec = _codec(
         "{{ tools | tojson }}{{ messages }}{{ tools | tojson(ensure_ascii=true) }}<|eot_id|>"
@@ -157,9 +197,11 @@ def test_no_mark_of_ours_is_taken_from_a_caller(content):
 
 
 def test_where_who_wrote_it_cant_be_told_it_is_refused():
-    codec = _codec("{{ messages[0].content[:5] }}<|eot_id|>")
+    codec = _codec("{{ messages[0].content[:15] }}<|eot_id|>")
     with pytest.raises(InvalidRequestError, match=r"'<\|eot_id\|>'.*leave them out"):
-        codec.encode_chat(user("abc<|eot_id|>"))
+        codec.encode_chat(user("abc<|eot_id|> and more"))
+    codec = _codec("{{ messages[0].content[:5] }}<|eot_id|>")
+    assert codec.encode_chat(user("abc<|eot_id|>")) == [*_encode("abc<|"), _id("<|eot_id|>")]
     assert codec.encode_chat(user("abc<<<")) == [*_encode("abc<<"), _id("<|eot_id|>")]
 
 
