@@ -91,7 +91,7 @@ async def test_a_server_that_does_what_is_simulated_is_predicted_to_the_letter(c
 
 async def test_a_replay_is_predicted_at_the_pace_of_the_loops_beside_it(compare):
     paces = [2.75, 1.5, 2.0, 2.25, 1.75, 1.25, 1.75, 1.25, 1.75, 0.75]
-    one, replayed = await compare([0.0] * 6, slower=[2.0, *[1.5] * 4, 1.25], paces=paces)
+    one, replayed = await compare([], slower=[2.0, *[1.5] * 4, 1.25], paces=paces, meter=None)
     assert [replay.pace for replay in one.replays] == pytest.approx([2.0, *[1.5] * 4, 1.25])
     assert list(one.errors.values()) == pytest.approx([0.0] * 4, abs=1e-9)
     rates = [20 / fmean(paces[turn : turn + 4]) for turn in range(6)]
@@ -108,7 +108,7 @@ async def test_what_the_machine_does_within_a_replay_is_predicted(compare):
     """Between the loops a slow second made requests queue that nothing had predicted."""
     values = [1.0, 1.0, 3.0, 1.5] * 250
     meter = SimpleNamespace(paces=lambda: Paces(1000.0, tuple(values)))
-    one, _ = await compare([0.0] * 6, meter=meter)
+    one, _ = await compare([0.0] * 18, meter=meter)
     assert list(one.errors.values()) == pytest.approx([0.0] * 4, abs=1e-9)
     assert all(1.3 < replay.pace < 2.0 for replay in one.replays)
     assert validation._errors(one.planned, one.measured)["ttft_p95_s"] < -0.2
@@ -125,6 +125,19 @@ async def test_a_replay_that_other_programs_disturb_is_made_again_twice_at_most(
     assert [replayed[0], replayed[2], replayed[3]] == [replayed[1], replayed[3], replayed[4]]
     assert len(set(map(tuple, replayed))) == 6
     assert one.as_json()["replays"][1]["others"] == 0.1
+
+
+async def test_a_replay_at_another_pace_than_its_rate_s_is_made_again_twice_at_most(compare):
+    """Near what a server bears one that is a tenth slower is full, whatever the rate says."""
+    # The loops': replays are at 1.25, 1.5 and 1.5 of rates made for 1, 1.125 and 1.25, the next at
+    # 1.5 of one made for 1.375.
+    paces, slower = [*[1.0] * 4, *[1.5] * 9], [1.25, *[1.5] * 8]
+    one, replayed = await compare([0.0] * 9, slower=slower, paces=paces)
+    assert [replay.pace for replay in one.replays] == pytest.approx([1.5] * 6)
+    rates = [20 / pace for pace in [1.25, *[1.5] * 5]]
+    assert [replay.requests_per_s for replay in one.replays] == pytest.approx(rates)
+    assert len(replayed) == 9
+    assert list(one.errors.values()) == pytest.approx([0.0] * 4, abs=1e-9)
 
 
 async def test_what_others_take_is_unknown_of_a_server_that_is_no_child(compare):
