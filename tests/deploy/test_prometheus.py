@@ -38,7 +38,7 @@ from tests.server.api.node import evaluate
 pytestmark = [
     pytest.mark.needs_program("prometheus"),
     pytest.mark.needs_program("promtool"),
-    pytest.mark.slow,
+    pytest.mark.slow(50),
 ]
 
 SCRAPE_S = 0.5

@@ -15,8 +15,6 @@ from threading import Thread
 import httpx
 import pytest
 
-from tests.extent import TEST_ALL
-
 
 @dataclass
 class Server:
@@ -77,7 +75,7 @@ def start_server(
 
     has_all_cores  of the machine, as without BITWATT_NUM_THREADS
     """
-    share = {} if has_all_cores or TEST_ALL else {"BITWATT_NUM_THREADS": "1"}
+    share = {} if has_all_cores else {"BITWATT_NUM_THREADS": "1"}
     command = [python, "-m", "bitwatt", "serve", "--port", "0", *flags]
     if max_open_files is not None:
         command = ["sh", "-c", f'ulimit -n {max_open_files}; exec "$@"', "sh", *command]

@@ -4,9 +4,10 @@ import asyncio
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from io import BytesIO
 from threading import Event, Thread
 from typing import Any
@@ -95,17 +96,59 @@ def check(response: HTTPResponse, body: bytes, request: RandomRequest) -> None:
         json.loads(body)
 
 
-async def stream(client: httpx.AsyncClient, index: int) -> list[Any]:
+class Asker:
+    """Has AT_ONCE requests open, and begins the next as soon as one of them has ended.
+
+    statuses  of the answers
+    faults    requests whose answer no server may give, with what is wrong
+    """
+
+    def __init__(self, port: int) -> None:
+        self.statuses: Counter[int] = Counter()
+        self.faults: list[tuple[RandomRequest, Exception]] = []
+        self._port = port
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def begin(self, requests: list[RandomRequest]) -> None:
+        """Return once the last of them has begun."""
+        for request in requests:
+            await self._wait_until_fewer_than(AT_ONCE)
+            self._open.add(asyncio.create_task(self._ask(request)))
+
+    async def end(self) -> None:
+        """Return once all have ended."""
+        await self._wait_until_fewer_than(1)
+
+    async def _wait_until_fewer_than(self, number: int) -> None:
+        while len(self._open) >= number:
+            _, self._open = await asyncio.wait(self._open, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _ask(self, request: RandomRequest) -> None:
+        try:
+            answer = await answer_to(self._port, request)
+            if answer is not None:
+                response, body = answer
+                self.statuses[response.status] += 1
+                check(response, body, request)
+        except Exception as error:
+            self.faults.append((request, error))
+
+
+async def stream(port: int, index: int) -> list[Any]:
     """Return all that a stream of a completion brings: texts, tokens, log-probabilities, ends."""
     asked = {"model": "builtin", "prompt": f"def function_{index}(", "seed": index, "logprobs": 1}
     asked |= {"max_tokens": 48, "stream": True} | STREAMS[index]
+    headers = (("Content-Type", "application/json"),)
+    request = RandomRequest("POST", "/v1/completions", headers, json.dumps(asked).encode(), False)
+    answer = await answer_to(port, request)
+    assert answer is not None
+    response, body = answer
+    assert response.status == 200, body
     brought = []
-    async with client.stream("POST", "/v1/completions", json=asked) as response:
-        assert response.status_code == 200, await response.aread()
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
-                [choice] = json.loads(line.removeprefix("data: "))["choices"]
-                brought.append(choice)
+    for line in body.splitlines():
+        if line.startswith(b"data: {"):
+            [choice] = json.loads(line.removeprefix(b"data: "))["choices"]
+            brought.append(choice)
     return merged(brought)
 
 
@@ -121,18 +164,17 @@ def merged(choices: list[dict[str, Any]]) -> list[Any]:
     ]
 
 
-async def streams_alone(url: str) -> list[list[Any]]:
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
-        return [await stream(client, index) for index in range(len(STREAMS))]
+async def streams_alone(port: int) -> list[list[Any]]:
+    return [await stream(port, index) for index in range(len(STREAMS))]
 
 
 class Streams:
     """Runs every stream over and over, and keeps each that differs from what it is alone."""
 
-    def __init__(self, url: str, alone: list[list[Any]]) -> None:
+    def __init__(self, port: int, alone: list[list[Any]]) -> None:
         self.num_ended = [0] * len(alone)
         self.differing: list[object] = []
-        self._url = url
+        self._port = port
         self._alone = alone
         self._is_over = Event()
 
@@ -147,16 +189,15 @@ class Streams:
             thread.join()
 
     async def _run(self) -> None:
-        async with httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT_S) as client:
-            await asyncio.gather(*(self._repeat(client, i) for i in range(len(self._alone))))
+        await asyncio.gather(*(self._repeat(index) for index in range(len(self._alone))))
 
-    async def _repeat(self, client: httpx.AsyncClient, index: int) -> None:
+    async def _repeat(self, index: int) -> None:
         while not self._is_over.is_set():
             try:
-                brought = await stream(client, index)
+                brought = await stream(self._port, index)
                 if brought != self._alone[index]:
                     self.differing.append((index, brought))
-            except (AssertionError, httpx.HTTPError, KeyError) as error:
+            except (AssertionError, HTTPException, KeyError, OSError) as error:
                 self.differing.append((index, error))
             self.num_ended[index] += 1
             await asyncio.sleep(PAUSE_S)
@@ -213,10 +254,10 @@ def test_no_request_fails_the_server_or_changes_a_stream_beside_it(shaken: Serve
     server = shaken
     port = int(server.url.rsplit(":", 1)[1])
     engines = server.engine_ids()
-    alone = asyncio.run(streams_alone(server.url))
-    streams = Streams(server.url, alone)
+    alone = asyncio.run(streams_alone(port))
+    streams = Streams(port, alone)
     paths = httpx.get(f"{server.url}/openapi.json", timeout=60).json()["paths"]
-    statuses: dict[int, int] = {}
+    asker = Asker(port)
 
     @settings(
         max_examples=NUM_REQUESTS // AT_ONCE,
@@ -226,21 +267,17 @@ def test_no_request_fails_the_server_or_changes_a_stream_beside_it(shaken: Serve
     )
     @given(st.lists(random_requests(paths), min_size=AT_ONCE, max_size=AT_ONCE))
     def send(requests: list[RandomRequest]) -> None:
-        async def all_at_once() -> list[tuple[HTTPResponse, bytes] | None]:
-            return await asyncio.gather(*(answer_to(port, request) for request in requests))
-
-        for request, answer in zip(requests, runner.run(all_at_once()), strict=True):
-            if answer is not None:
-                response, body = answer
-                statuses[response.status] = statuses.get(response.status, 0) + 1
-                check(response, body, request)
+        runner.run(asker.begin(requests))
+        assert asker.faults == []
 
     with asyncio.Runner() as runner, streams.running():
         send()
+        runner.run(asker.end())
+    assert asker.faults == []
     assert streams.differing == []
     assert all(streams.num_ended)
     assert server.engine_ids() == engines
-    assert statuses[200] > NUM_REQUESTS / 10, statuses
+    assert asker.statuses[200] > NUM_REQUESTS / 10, asker.statuses
     check_counters(wait_idle(server))
     assert not any(" ERROR " in line for line in server.log)
-    print(statuses, sum(streams.num_ended), "streams")
+    print(asker.statuses, sum(streams.num_ended), "streams")

@@ -121,7 +121,7 @@ def generate(folder: Path, *settings: dict[str, Any]) -> list[dict[str, Any]]:
     return answers
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60 if TEST_ALL else 20)
 def test_engine_on_triton_kernels_gives_the_references_tokens(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     persistent = [{"backend": "triton", "persistent_step": True}] if TEST_ALL else []

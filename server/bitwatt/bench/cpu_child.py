@@ -127,6 +127,7 @@ class _Child:
         self.options = options
         self.core = _make_core(model, config, options)
         gc.collect()
+        gc.freeze()  # as an engine process does; what it ends with isn't looked through either
         memory = model.memory()
         linear_bytes = memory.packed_weights_bytes + memory.other_weights_bytes
         head_bytes = config.vocab_size * config.hidden_size * options.head_bits // 8

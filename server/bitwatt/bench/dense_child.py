@@ -5,6 +5,7 @@ scheduling, so the twin, which does all of it, is measured against less work tha
 layers' weights stand for all, taken in turns; they are many times what the caches hold.
 """
 
+import gc
 import json
 import sys
 import time
@@ -113,6 +114,7 @@ class _Child:
 def main() -> None:
     """Make the weights of the JSON given as the only argument, and answer until the input ends."""
     child = _Child(DenseConfig(**json.loads(sys.argv[1])))
+    gc.freeze()
     print(json.dumps(asdict(child.model)), flush=True)
     for line in sys.stdin:
         kind, count = line.split()

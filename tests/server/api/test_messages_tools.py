@@ -360,6 +360,9 @@ def turns_of(role, **block):
         ),
         ({"messages": [*HELLO, {"role": "assistant", "content": [USE] * 129}, *HELLO]}, "128"),
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "budget_tokens"),
+        ({"output_config": {"format": {"type": None, "schema": {}}}}, "format type is None"),
+        ({"output_config": {"format": {"type": "text"}}}, "format type is 'text'"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "format schema is None"),
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])

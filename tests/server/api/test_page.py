@@ -25,7 +25,11 @@ from tests.fakes import (
 )
 from tests.server.api.browser import PageClock, ask, barriers_in_every_look, open_page, run_load
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.usefixtures("one_browser")]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow(120),
+    pytest.mark.usefixtures("one_browser"),
+]
 
 REPLY = "the quick brown fox jumps over the lazy dog, and the dog sleeps on in the sun"
 DENSE_MEMORY = MemoryUse(

@@ -81,7 +81,7 @@ def test_a_model_that_could_not_be_made_leaves_no_process_behind() -> None:
     gc.collect()  # a pipe left open would warn, which fails a test
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)
 @pytest.mark.skipif(not TEST_ALL, reason="starts four processes: BITWATT_TEST_ALL=1 runs it")
 def test_the_twin_is_measured_beside_each_library() -> None:
     lines: list[str] = []

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
 
 from bitwatt.api.schemas.chat import MAX_MESSAGES, ChatTemplateKwargs
 from bitwatt.api.schemas.common import Body, Bounded, ModelName, SamplingBody, StopStrings, whole
@@ -18,16 +26,35 @@ from bitwatt.api.schemas.message_turns import (
     check_tools,
     text_of,
 )
-from bitwatt.api.schemas.parameters import MESSAGES, MESSAGES_COUNT, OUTPUT_CONFIG, THINKING
+from bitwatt.api.schemas.parameters import (
+    MESSAGES,
+    MESSAGES_COUNT,
+    OUTPUT_CONFIG,
+    THINKING,
+    refuse,
+)
 from bitwatt.api.schemas.tools import MAX_TOOLS
-from bitwatt.serving.response_format import check_schema
+from bitwatt.errors import shorten
 from bitwatt.serving.sampling_params import check_max_tokens
 from bitwatt.text.chat_template import EFFORT, SWITCHES
 
 __all__ = ["CountTokensBody", "MessagesBody", "OutputConfig", "Thinking"]
 
+
+def _check_format(given: dict[str, Any]) -> dict[str, Any]:
+    kind, schema = given.get("type"), given.get("schema")
+    if kind != "json_schema":
+        told = f"output_config.format type is {shorten(kind)}; it is json_schema"
+        raise refuse(told, "output_config.format")
+    if not isinstance(schema, dict):
+        told = f"output_config.format schema is {shorten(schema)}; it is an object"
+        raise refuse(told, "output_config.format")
+    return given
+
+
 OutputFormat = Annotated[
     dict[str, Any],
+    AfterValidator(_check_format),
     WithJsonSchema(
         {
             "type": "object",
@@ -210,8 +237,7 @@ class CountTokensBody(_Conversation, Body):
 
 def _response_format(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return chat's word for the format."""
-    if given.get("type") != "json_schema":
-        return {"type": given.get("type")}
-    check_schema("output_config.format", given.get("schema"))
-    schema = {"name": "output", "schema": given.get("schema")}
-    return {"type": "json_schema", "json_schema": schema}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "output", "schema": given["schema"]},
+    }
