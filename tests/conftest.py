@@ -59,6 +59,23 @@ STAND_INS = {"chromium": ["chromium-headless-shell"]}
 UNITS = {f"tests/{path}": unit for unit, paths in TOGETHER.items() for path in paths}
 
 
+def share_cores() -> None:
+    """Give a worker its share of the cores, before torch is loaded and in its child processes.
+
+    Two workers whose OpenMP regions both want two cores spin for each other; where a test asks for
+    two threads, they sleep.
+    """
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if workers is not None:
+        share = max(1, (os.cpu_count() or 1) // int(workers))
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+# In no hook: where a test is named by its path, conftest.py beside it loads torch before the first.
+share_cores()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return two workers a core: many a test waits for a restart or a page.
@@ -69,17 +86,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure() -> None:
-    """Give a worker its share of the cores, before torch is loaded and in its child processes.
-
-    Two workers whose OpenMP regions both want two cores spin for each other; where a test asks for
-    two threads, they sleep. No test asks the real hub for a model.
-    """
+    """No test asks the real hub for a model."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
-    if workers is not None:
-        share = max(1, (os.cpu_count() or 1) // int(workers))
-        os.environ.setdefault("OMP_NUM_THREADS", str(share))
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Every HTTP client, of thousands, would read all of the authorities again, for 25 ms. None of
     # the tests' uses one.
     ssl.create_default_context = cache(ssl.create_default_context)
