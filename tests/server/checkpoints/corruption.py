@@ -225,7 +225,9 @@ def _set_bytes(random: Random, data: bytes) -> bytes:
 
 def _cut(random: Random, data: bytes) -> bytes:
     begin, end = sorted(random.choices(range(len(data) + 1), k=2))
-    return random.choice([data[:begin], data[:begin] + data[end:], data[:end] + data[begin:]])
+    before, behind = slice(begin), slice(end, None)
+    pieces = random.choice([[before], [before, behind], [slice(end), slice(begin, None)]])
+    return b"".join(data[piece] for piece in pieces)
 
 
 def _set_number(random: Random, data: bytes) -> bytes:
