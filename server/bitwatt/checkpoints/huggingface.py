@@ -161,7 +161,7 @@ class HuggingFaceCheckpoint:
             scale_name = f"{name}.weight_scale"
             scale = self._scale(scale_name, is_inverse=quantization.is_inverse)
         self._check_sums(scale_name, scale, scale * in_features, fits)
-        self._notice_if_zero(weight_name, is_zero=not bool(values.any()))
+        self._notice_if_zero(weight_name, is_zero=not any(values.aminmax()))
         try:
             codes = pack(F.pad(values, (0, -in_features % IN_FEATURES_MULTIPLE)))
         except KernelError as error:
@@ -198,7 +198,7 @@ class HuggingFaceCheckpoint:
             raise self._error(name, NOT_EXACT)
         largest = largest_sums(packed, shape[1]).abs().max()
         self._check_sums(name, packed.scales.abs().max(), largest, fits)
-        self._notice_if_zero(name, is_zero=not bool(weight.any()))
+        self._notice_if_zero(name, is_zero=not any(weight.aminmax()))
         return packed
 
     def _why_mlx_is_dense(self, tensors: MlxTensors) -> str | None:
