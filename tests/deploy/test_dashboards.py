@@ -22,6 +22,11 @@ from tests.deploy.queries import (
 )
 
 QUERIES = panel_queries()
+# Grafana's ids of units; a rate of tokens has none of its own.
+UNITS = {
+    *("none", "short", "percentunit", "bool_yes_no", "s", "reqps", "cps", "ops"),
+    *("bytes", "mbytes", "joule", "watt", "massg", "currencyUSD"),
+}
 
 
 def test_the_files_are_what_the_generator_writes():
@@ -105,7 +110,7 @@ def test_panels_say_their_unit_and_use_the_variables(dashboard: Dashboard):
     given = {variable.name for variable in dashboard.variables}
     given |= {"datasource", "__rate_interval", "__range"}
     for panel in dashboard.panels:
-        assert panel.unit, panel.title
+        assert panel.unit in UNITS, panel.title
         assert panel.description, panel.title
         for query in panel.queries:
             used = set(re.findall(r"\$(\w+)", query.expr))

@@ -9,28 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitwatt.api.schemas.chat import ChatBody, Message
+from bitwatt.api.schemas.chat import Message
 from bitwatt.api.schemas.common import Body
-from bitwatt.api.schemas.completions import CompletionBody
-from bitwatt.api.schemas.embeddings import EmbeddingBody
-from bitwatt.api.schemas.messages import CountTokensBody, MessagesBody
-from bitwatt.api.schemas.responses import ResponsesBody
-from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
 from bitwatt.serving.sampling_params import BOUNDS
 from hypothesis import strategies as st
 
+from tests.bodies import BODY_TYPES
+
 __all__ = ["RandomRequest", "random_requests"]
 
-_BODIES: dict[str, type[Body]] = {
-    "/v1/completions": CompletionBody,
-    "/v1/chat/completions": ChatBody,
-    "/v1/responses": ResponsesBody,
-    "/v1/messages": MessagesBody,
-    "/v1/messages/count_tokens": CountTokensBody,
-    "/v1/embeddings": EmbeddingBody,
-    "/tokenize": TokenizeBody,
-    "/detokenize": DetokenizeBody,
-}
 _MODELS = ["builtin", "builtin", "builtin", "builtin-twin"]
 
 # Spellings of JSON, or nearly, that json.dumps doesn't write: they stand as strings until the end.
@@ -323,7 +310,7 @@ def random_requests(paths: Mapping[str, Mapping[str, Any]]) -> st.SearchStrategy
         for method in methods
         if method in ("get", "post")
     ]
-    assert {path for method, path in wanted if method == "POST"} == set(_BODIES)
+    assert {path for method, path in wanted if method == "POST"} == set(BODY_TYPES)
     posts = [
         st.builds(
             lambda path, kind, headers, body, is_dropped: RandomRequest(
@@ -332,7 +319,7 @@ def random_requests(paths: Mapping[str, Mapping[str, Any]]) -> st.SearchStrategy
             st.just(path),
             _CONTENT_TYPES,
             _HEADERS,
-            _bodies_of(_BODIES[path]),
+            _bodies_of(BODY_TYPES[path]),
             st.sampled_from([False] * 9 + [True]),
         )
         for method, path in wanted

@@ -3,15 +3,14 @@
 import re
 
 import pytest
-from bitwatt.api.schemas.chat import ChatBody, Message
+from bitwatt.api.schemas.chat import Message
 from bitwatt.api.schemas.common import StreamOptions
-from bitwatt.api.schemas.completions import CompletionBody
-from bitwatt.api.schemas.tokenize import DetokenizeBody, TokenizeBody
 from bitwatt.checkpoints.gguf_config import ARCHITECTURES
 from bitwatt.documentation import DOCS, PAGES, rendered
 from bitwatt.model.families import FAMILIES
 from bitwatt.settings import ServeSettings
 
+from tests.bodies import BODY_TYPES
 from tests.fakes import make_app
 
 API = (DOCS / "api.md").read_text()
@@ -53,9 +52,7 @@ def test_every_family_is_on_the_page_by_each_of_its_names():
     assert sorted(named) == sorted(ARCHITECTURES), "general.architecture of docs/models.md"
 
 
-@pytest.mark.parametrize(
-    "body", [CompletionBody, ChatBody, Message, StreamOptions, TokenizeBody, DetokenizeBody]
-)
+@pytest.mark.parametrize("body", [*BODY_TYPES.values(), Message, StreamOptions])
 def test_every_field_says_what_it_means_and_is_on_the_page(body):
     for name, schema in body.model_json_schema()["properties"].items():
         assert schema.get("description"), name

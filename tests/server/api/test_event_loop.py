@@ -7,31 +7,23 @@ which a busy event loop gives away every 5 ms, and there were five hops a reques
 import anyio.to_thread
 import pytest
 
+from tests.bodies import REQUESTS
 from tests.fakes import FakeEngine, make_app, make_client
 
 pytestmark = pytest.mark.anyio
 
-SAID = [{"role": "user", "content": "a"}]
 CALLS = [
+    *(
+        ("GET", path.replace("{name}", "tiny"), None)
+        for path, methods in make_app().openapi()["paths"].items()
+        if "get" in methods
+    ),
     ("GET", "/", None),
-    ("GET", "/health", None),
-    ("GET", "/ready", None),
-    ("GET", "/metrics", None),
     ("GET", "/openapi.json", None),
-    ("GET", "/v1/models", None),
-    ("GET", "/v1/models/tiny", None),
-    ("GET", "/bitwatt/v1/comparison", None),
     ("GET", "/nowhere", None),
-    ("POST", "/v1/completions", {"prompt": "a", "max_tokens": 3}),
+    *(("POST", path, body) for path, body in REQUESTS.items()),
     ("POST", "/v1/completions", {"prompt": "a", "max_tokens": 3, "stream": True}),
     ("POST", "/v1/completions", {"prompt": "a", "max_tokens": -1}),
-    ("POST", "/v1/chat/completions", {"messages": SAID, "max_tokens": 3}),
-    ("POST", "/v1/responses", {"input": "a", "max_output_tokens": 3}),
-    ("POST", "/v1/messages", {"messages": SAID, "max_tokens": 3}),
-    ("POST", "/v1/messages/count_tokens", {"messages": SAID}),
-    ("POST", "/v1/embeddings", {"input": "a"}),
-    ("POST", "/tokenize", {"prompt": "a"}),
-    ("POST", "/detokenize", {"tokens": [5]}),
 ]
 
 

@@ -34,26 +34,19 @@ from openai.types.chat import (
 from openai.types.responses import function_tool_param, response_create_params
 from openai.types.shared_params import function_definition
 
+from tests.bodies import BODY_TYPES, REQUESTS
 from tests.fakes import make_app, make_client
 
 pytestmark = pytest.mark.anyio
 
 HELLO = [{"role": "user", "content": "hello"}]
+MORE = {
+    "/v1/messages": {"max_tokens": 9, "tool_choice": {"type": "auto"}},
+    "/v1/messages/count_tokens": {"tool_choice": {"type": "auto"}},
+}
 ROUTES = {
-    "/v1/chat/completions": (parameters.CHAT, {"model": "tiny", "messages": HELLO}),
-    "/v1/completions": (parameters.COMPLETIONS, {"model": "tiny", "prompt": "a"}),
-    "/tokenize": (parameters.TOKENIZE, {"model": "tiny", "messages": HELLO}),
-    "/v1/responses": (parameters.RESPONSES, {"model": "tiny", "input": "a"}),
-    "/v1/messages": (
-        parameters.MESSAGES,
-        {"model": "tiny", "messages": HELLO, "max_tokens": 9, "tool_choice": {"type": "auto"}},
-    ),
-    "/v1/messages/count_tokens": (
-        parameters.MESSAGES_COUNT,
-        {"model": "tiny", "messages": HELLO, "tool_choice": {"type": "auto"}},
-    ),
-    "/v1/embeddings": (parameters.EMBEDDINGS, {"model": "tiny", "input": "a"}),
-    "/detokenize": (parameters.DETOKENIZE, {"model": "tiny", "tokens": [5]}),
+    path: (body.parameters, {"model": "tiny"} | REQUESTS[path] | MORE.get(path, {}))
+    for path, body in BODY_TYPES.items()
 }
 WORKING = {
     "max_tokens": 3,
