@@ -27,6 +27,7 @@ from bitwatt.bench_command import BenchSettings, run_bench_command
 from bitwatt.chat_command import ChatSettings, run_chat
 from bitwatt.commands import CompareSettings, TuneSettings, run_compare, run_tune
 from bitwatt.completion import Shell, completion_script
+from bitwatt.engine.environment import engine_environment
 from bitwatt.fleets import FleetSettings, run_fleet
 from bitwatt.gpus import why_no_gpu
 from bitwatt.knobs import Settings, knobs_of, new_cli_source
@@ -257,8 +258,10 @@ def _shows_a_key(args: Sequence[str]) -> bool:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; leave with status 2 where it is wrong."""
-    # To look for garbage among what a process ends with takes 0.3 s once it has loaded torch.
-    atexit.register(gc.freeze)
+    if args is None:
+        # To look for garbage among what a process ends with takes 0.3 s once it has loaded torch.
+        atexit.register(gc.freeze)
+        os.environ.update(engine_environment())  # inspect and eval load torch here
     given = list(sys.argv[1:] if args is None else args)
     if given[:1] == ["help"]:
         given = [*given[1:], "--help"]

@@ -1,6 +1,8 @@
 """The command line and its settings."""
 
+import ast
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from bitwatt import __version__, builtin, cli, gpus, mistakes
 from bitwatt.application import models_to_serve
 from bitwatt.cli import COMMANDS, main
 from bitwatt.commands import CompareSettings, TuneSettings
+from bitwatt.engine.environment import engine_environment
 from bitwatt.engine.messages import EngineConfig
 from bitwatt.knobs import knobs_of
 from bitwatt.quantities import read_bytes, written_bytes
@@ -751,3 +754,26 @@ def test_train_needs_an_end_and_goes_on_with_a_run_only_where_told_to(capsys, tm
     status, _, error = run(capsys, "train", str(tmp_path), "--tokens", "1m")
     assert status == 1
     assert "has a run; go on with --resume" in error
+
+
+def test_what_a_command_computes_leaves_the_processors_to_others_while_it_waits():
+    code = (
+        "import os, sys; sys.argv = ['bitwatt', '--version']\n"
+        "from bitwatt.cli import main\n"
+        "try: main()\n"
+        "finally: print({**os.environ}, file=sys.stderr)"
+    )
+    told = {}
+    for given in ({}, {"GOMP_SPINCOUNT": "7"}):
+        environment = {k: v for k, v in os.environ.items() if k not in engine_environment({})}
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | given,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        told[len(given)] = ast.literal_eval(result.stderr)
+    assert engine_environment({}).items() <= told[0].items()
+    assert told[1]["GOMP_SPINCOUNT"] == "7"
+    assert "OMP_WAIT_POLICY" not in told[1]
