@@ -12,7 +12,6 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer, normalizers
@@ -56,7 +55,8 @@ class ControlTokens:
         self._any_token = _one_of(token.content for token in added.values())
         self._control_token = _one_of(self._ids)
         self._opening = re.compile(rf"\A\s*(?:{self._control_token.pattern})")
-        self._run = re.compile(rf"(?:\s*(?:{self._control_token.pattern}))+")
+        a_token = f"(?:{self._control_token.pattern})"
+        self._run = re.compile(rf"{a_token}(?:\s*{a_token})*")
         firsts = sorted({content[0] for content in self._ids if content})
         self._first = _one_of(firsts)
         self._stand_ins = dict(zip(firsts, map(chr, _STAND_INS), strict=False))
@@ -156,21 +156,29 @@ class ControlTokens:
         return mark
 
     def _with_runs(self, marked: "_Marked", written: Iterable[str]) -> "_Marked":
-        """Return with an end behind each token of a written run that is before the run's mark."""
-        runs = {
-            tuple(token.group() for token in self._control_token.finditer(run.group()))[::-1]
-            for text in written
-            for run in self._run.finditer(text)
-        }
-        longest = max(map(len, runs), default=0)
+        """Return with an end behind each token of a written run that is before the run's mark.
+
+        The time it takes is proportional to the texts: callers choose how many there are.
+        """
+        backwards: dict[str, Any] = {}  # the runs from their last tokens on, as a tree
+        for text in written:
+            for run in self._run.finditer(text):
+                node = backwards
+                for token in reversed(self._control_token.findall(run.group())):
+                    node = node.setdefault(token, {})
         found = list(self._any_token.finditer(marked.text))
         at_end = {token.end(): number for number, token in enumerate(found)}
         ends: list[int] = []
-        for end in marked.ends:
-            num_before = at_end.get(end, -1) + 1
-            before = found[max(0, num_before - longest) : num_before][::-1]
-            in_common = max(_num_equal(before, run) for run in runs)
-            ends += (token.end() for token in before[:in_common])
+        behind = 0  # the mark before, which no run goes beyond
+        for end in sorted(set(marked.ends)):
+            node, number, following = backwards, at_end.get(end, -1), end
+            while number >= 0 and found[number].start() >= behind:
+                token = found[number]
+                if token.group() not in node or marked.text[token.end() : following].strip():
+                    break
+                ends.append(token.end())
+                node, number, following = node[token.group()], number - 1, token.start()
+            behind = end
         return _Marked(marked.text, marked.starts, ends)
 
     def _written(self, marked: "_Marked") -> Iterator[Span]:
@@ -283,12 +291,6 @@ def _align(marked: _Marked, text: str) -> _Marked | None:
         [solid[solid_before[start]] for start in marked.starts],
         [solid[solid_before[end] - 1] + 1 for end in marked.ends],
     )
-
-
-def _num_equal(found: Sequence[re.Match[str]], tokens: Sequence[str]) -> int:
-    """Return how many of the first ones are the same."""
-    pairs = zip(found, tokens, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0].group() == pair[1], pairs))
 
 
 def _is_named(token: str, literals: str, listed: Collection[str] | None) -> bool:

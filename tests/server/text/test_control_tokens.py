@@ -178,6 +178,23 @@ def test_a_token_that_leaves_its_run_and_its_mark_behind_is_refused(template):
         _codec(template).encode_chat(user("a, <|eot_id|> <|eot_id|>, more"))
 
 
+@pytest.mark.parametrize(
+    "more",
+    [" " * 300_000, "<think>x" * 20_000 + "<think>" * 20_000, "</think> " * 30_000],
+    ids=["white space", "runs beside a long one", "a long run"],
+)
+def test_what_stands_between_two_tokens_is_found_in_long_messages_too(more):
+    """Not in time that grows with the square: one caller would stop all others."""
+    guarded, open_ = (codec_of("qwen 3", allow=allow) for allow in (False, True))
+    thought = {"role": "assistant", "content": "<think>\n\n</think>\n\nCalling"}
+    messages = [*user(more), thought, {"role": "tool", "content": more}]
+    ids = guarded.encode_chat(messages)
+    assert guarded.decode(ids) == open_.decode(open_.encode_chat(messages))
+    assert directing("qwen 3", ids) == directing(
+        "qwen 3", guarded.encode_chat([*user("q"), thought, {"role": "tool", "content": "r"}])
+    )
+
+
 def test_tools_names_and_keys_are_the_callers_too():
     codec = _codec(
         "{{ tools | tojson }}{{ messages }}{{ tools | tojson(ensure_ascii=true) }}<|eot_id|>"
